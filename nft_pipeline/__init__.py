@@ -1,0 +1,57 @@
+"""Reward guidance for diffusion models that can be dialled at inference time.
+
+    from nft_pipeline import DiffusionNFTPipeline
+    pipe = DiffusionNFTPipeline.from_pretrained("shapes", nft_adapter="shapes-warm")
+    image = pipe("a circle left of a cross", nft_strength=1.0).images[0]
+
+Names are imported when first used: `import nft_pipeline` loads neither torch nor diffusers nor transformers. The
+maths is in `nft_pipeline.guidance`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adapter import Adapter as Adapter
+    from .adapter import AdapterConfig as AdapterConfig
+    from .adapter import AdapterError as AdapterError
+    from .adapter import read_adapter as read_adapter
+    from .adapter import write_adapter as write_adapter
+    from .alpha_head import AlphaHead as AlphaHead
+    from .alpha_head import AlphaHeadConfig as AlphaHeadConfig
+    from .engine import GuidanceError as GuidanceError
+    from .families import FamilyError as FamilyError
+    from .pipeline import DiffusionNFTPipeline as DiffusionNFTPipeline
+    from .stats import NFTStats as NFTStats
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Adapter": "adapter",
+    "AdapterConfig": "adapter",
+    "AdapterError": "adapter",
+    "AlphaHead": "alpha_head",
+    "AlphaHeadConfig": "alpha_head",
+    "DiffusionNFTPipeline": "pipeline",
+    "FamilyError": "families",
+    "GuidanceError": "engine",
+    "NFTStats": "stats",
+    "read_adapter": "adapter",
+    "write_adapter": "adapter",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,105 @@
+"""`diffusion-nft info ADAPTER`: what an adapter is, from its own config and tensors; no base model is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nft_pipeline.adapter import Adapter
+
+HELP = """\
+Say what an adapter is: which kind, for which base model, trained on which reward, how strong, under which licence.
+Reads the adapter alone (a few MB); the base model is not loaded. Look here first when an adapter will not load or does
+too much or too little."""
+
+KINDS = {
+    "positive": "positive (LoRA is v_plus, with an alpha head)",
+    "policy": "policy (LoRA is v_theta, alpha already inside)",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `diffusion-nft info`."""
+    parser.add_argument(
+        "adapter",
+        metavar="ADAPTER",
+        help="a folder, a shipped name (shapes-warm, shapes-follow) or a Hub id (user/name)",
+    )
+    parser.add_argument(
+        "--revision",
+        metavar="REV",
+        help="Hub only: branch, tag or commit (default: the newest of the main branch). Give a commit when a result "
+        "has to be reproducible",
+    )
+    parser.add_argument(
+        "--subfolder",
+        metavar="NAME",
+        help="folder inside the source that holds the adapter (default: the source itself). Give it when one "
+        "repository holds several adapters",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts (default: a table)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the adapter and print the table."""
+    from nft_pipeline.adapter import read_adapter
+
+    adapter = read_adapter(args.adapter, revision=args.revision, subfolder=args.subfolder)
+    if args.json:
+        print(json.dumps(adapter.config.to_dict() | sizes(adapter), indent=2))
+        return 0
+    rows = list(table(adapter))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+    return 0
+
+
+def sizes(adapter: Adapter) -> dict[str, int]:
+    """Counts read from the tensors: `lora_layers`, `lora_parameters`, `alpha_head_parameters` (0 without a head)."""
+    head = adapter.head.parameters() if adapter.head is not None else ()
+    return {
+        "lora_layers": sum(key.endswith(".lora_A.weight") for key in adapter.lora),
+        "lora_parameters": sum(tensor.numel() for tensor in adapter.lora.values()),
+        "alpha_head_parameters": sum(parameter.numel() for parameter in head),
+    }
+
+
+def table(adapter: Adapter) -> Iterator[tuple[str, str]]:
+    """The rows of the table, label and text."""
+    config, count = adapter.config, sizes(adapter)
+    base = config.base_model
+    yield "name", config.name
+    yield "kind", KINDS[config.kind]
+    yield "base model", base.id + (f" at {base.revision}" if base.revision else "")
+    yield "fingerprint", base.fingerprint
+    yield "denoiser", f"{config.denoiser} ({config.component}, predicts {config.prediction})"
+    yield "beta, tilt", f"{config.beta:g}, {config.tilt:g} (tilt = 2/beta: what strength 1 means)"
+    yield "strength", f"{config.strength:g} recommended, so a tilt of {config.tilt * config.strength:g}; 0 is the base"
+    for key, value in _flat(config.reward):
+        yield f"reward {key}", value
+    if config.base_rate is not None:
+        yield "base rate", f"{config.base_rate:.3f} (mean alpha under the base model)"
+    yield "LoRA", f"rank {config.rank}, {count['lora_layers']} layers, {count['lora_parameters']:,} parameters"
+    if adapter.head is not None:
+        head = adapter.head.config
+        sees = "sees the prompt" if head.text_dim is not None else "does not see the prompt"
+        yield "alpha head", f"{count['alpha_head_parameters']:,} parameters, reads {head.tap!r}, {sees}"
+    height, width = config.resolution
+    yield "made at", f"{height} x {width} px (height x width), guidance scale {config.guidance_scale:g}"
+    for key, value in _flat(config.training):
+        yield f"training {key}", value
+    yield "licence", config.licence
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested mappings as dotted names; long values cut, the whole is in --json."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+            continue
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        yield f"{prefix}{key}", text if len(text) <= 100 else f"{text[:97]}..."

@@ -1,0 +1,305 @@
+"""`diffusion-nft sample`: the same prompts and the same noise at several strengths, side by side in one picture."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nft_pipeline.grid import labelled_grid
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from nft_pipeline.stats import NFTStats
+
+HELP = """\
+Draw prompts at several strengths into one labelled PNG: a row per prompt and seed, a column per strength. Every column
+starts from the same noise, so what differs along a row is guidance and nothing else.
+
+  diffusion-nft sample "a circle left of a cross"
+  diffusion-nft sample "a ring" "two squares" --strengths 0 1 2 4 --law odds --out odds.png"""
+
+LAWS = ("nft", "odds")
+SMALL = 256  # pictures up to this many pixels wide are enlarged in the grid
+CELL = 160  # ... to about this many
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `diffusion-nft sample`."""
+    what = parser.add_argument_group("what to draw")
+    what.add_argument(
+        "prompts", nargs="+", metavar="PROMPT", help="one or more prompts, each in quotes, before options"
+    )
+    what.add_argument(
+        "--model",
+        default="shapes",
+        metavar="NAME",
+        help="base model: the shipped 'shapes', a diffusers folder or a Hub id (default: %(default)s). It must be the "
+        "one the adapter was trained on",
+    )
+    what.add_argument(
+        "--adapter",
+        default="shapes-warm",
+        metavar="NAME",
+        help="adapter: a shipped name, a folder or a Hub id (default: %(default)s)",
+    )
+    what.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2, 3],
+        metavar="N",
+        help="seeds of the starting noise, a row each (default: 0 1 2 3). More rows tell a real effect from luck; with "
+        "several prompts one seed is often enough",
+    )
+
+    how = parser.add_argument_group("guidance")
+    how.add_argument(
+        "--strengths",
+        type=float,
+        nargs="+",
+        default=[0.0, 0.5, 1.0, 2.0],
+        metavar="S",
+        help="a column each: 0 is the base model, 1 what the adapter's author meant, negative pushes away from the "
+        "reward (default: 0 0.5 1 2; useful range -2 to 4). Raise it when the effect is too weak, lower it when "
+        "colours burn or pictures look alike",
+    )
+    how.add_argument(
+        "--law",
+        choices=LAWS,
+        default="nft",
+        help="how strength becomes push (default: %(default)s, linear in strength). Try odds for strengths above 2: it "
+        "never overshoots the liked pictures. Adapters of kind 'policy' have nft only",
+    )
+    how.add_argument(
+        "--interval",
+        type=float,
+        nargs=2,
+        default=[0.0, 1.0],
+        metavar=("LOW", "HIGH"),
+        help="noise levels at which to guide, from 0 (picture) to 1 (pure noise) (default: 0 1). LOW 0.2 keeps "
+        "guidance away from fine texture and spares the second forwards there; HIGH 0.8 leaves the layout "
+        "to the base model",
+    )
+    how.add_argument(
+        "--cfg",
+        type=float,
+        metavar="SCALE",
+        help="classifier-free guidance scale of the base pipeline, 1 is off (default: what the model sets, 1 for "
+        "shapes). It doubles the cost of a step; begin with the scale `diffusion-nft info` gives for the adapter",
+    )
+
+    cost = parser.add_argument_group("cost")
+    cost.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="denoising steps, at least 1 (default: what the model sets, 20 for shapes). Fewer is faster and rougher; "
+        "raise it if strong guidance leaves artefacts",
+    )
+    cost.add_argument(
+        "--batch",
+        type=int,
+        default=8,
+        metavar="N",
+        help="pictures drawn at once, at least 1 (default: %(default)s). Reduce to 4, 2, 1 if you run out of memory",
+    )
+    cost.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1, mps (default: auto, a GPU if there is one). Give cpu if the GPU is busy",
+    )
+    cost.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the weights (default: auto, bfloat16 on GPUs that have it, else float32). Take float32 to compare "
+        "numbers between machines",
+    )
+
+    out = parser.add_argument_group("output")
+    out.add_argument(
+        "--out", type=Path, default=Path("grid.png"), metavar="FILE", help="the PNG to write (default: %(default)s)"
+    )
+    out.add_argument(
+        "--scale",
+        type=int,
+        metavar="N",
+        help=f"whole factor by which the grid enlarges pictures (default: about {CELL} px for pictures up to {SMALL} "
+        "px, none above)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw, write the grid, print what guidance did at each strength."""
+    check(args)
+    import torch
+
+    from nft_pipeline.atomic import atomic_write_bytes
+    from nft_pipeline.pipeline import DiffusionNFTPipeline
+
+    device = pick_device(args.device)
+    dtype = pick_dtype(args.dtype, device)
+    pipe = DiffusionNFTPipeline.from_pretrained(args.model, nft_adapter=args.adapter, dtype=dtype).to(device)
+    rows = [(prompt, seed) for prompt in args.prompts for seed in args.seeds]
+    print(f"{len(rows)} rows x {len(args.strengths)} strengths on {device}, {str(dtype).removeprefix('torch.')}")
+    with torch.inference_mode():
+        columns, stats = draw(pipe, rows, args)
+    pictures = [list(row) for row in zip(*columns, strict=True)]
+    grid = labelled_grid(
+        pictures,
+        row_labels(args.prompts, args.seeds),
+        [f"strength {strength:g}" for strength in args.strengths],
+        scale=args.scale if args.scale is not None else scale_for(pictures[0][0].width),
+        title=title(args),
+    )
+    buffer = io.BytesIO()
+    grid.save(buffer, format="PNG")
+    atomic_write_bytes(args.out, buffer.getvalue())
+    print(stats_table(args.strengths, stats))
+    print(f"wrote {args.out} ({grid.width} x {grid.height} px)")
+    return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what would fail only after the sampling.
+
+    Raises:
+        ValueError: not a PNG, no steps, an empty batch, a scale below 1.
+    """
+    if args.out.suffix.lower() != ".png":
+        raise ValueError(f"--out is {str(args.out)!r}; the grid is a PNG, so give a name that ends in .png")
+    for name in ("steps", "batch", "scale"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; expected a whole number of at least 1")
+
+
+def draw(
+    pipe: Any, rows: Sequence[tuple[str, int]], args: argparse.Namespace
+) -> tuple[list[list[Image]], list[list[NFTStats]]]:
+    """Pictures and stats by strength.
+
+    Args:
+        pipe: the guided pipeline.
+        rows: (prompt, seed) of each row.
+        args: the parsed options.
+
+    Returns:
+        columns[strength][row], and for each strength the stats of its batches.
+    """
+    import torch
+    from tqdm import tqdm
+
+    stock: dict[str, Any] = {"guidance_scale": args.cfg, "num_inference_steps": args.steps}
+    stock = {name: value for name, value in stock.items() if value is not None}
+    pipe.set_progress_bar_config(disable=True)
+    columns: list[list[Image]] = []
+    stats: list[list[NFTStats]] = []
+    with tqdm(total=len(rows) * len(args.strengths), unit="picture") as bar:
+        for strength in args.strengths:
+            bar.set_description(f"strength {strength:g}")
+            columns.append([])
+            stats.append([])
+            for start in range(0, len(rows), args.batch):
+                batch = rows[start : start + args.batch]
+                result = pipe(
+                    prompt=[prompt for prompt, _ in batch],
+                    # On the CPU whatever the device, so that a seed is the same noise everywhere.
+                    generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in batch],
+                    nft_strength=strength,
+                    nft_law=args.law,
+                    nft_interval=tuple(args.interval),
+                    **stock,
+                )
+                columns[-1].extend(result.images)
+                if pipe.nft_stats is not None:
+                    stats[-1].append(pipe.nft_stats)
+                bar.update(len(batch))
+    return columns, stats
+
+
+def stats_table(strengths: Sequence[float], stats: Sequence[Sequence[NFTStats]]) -> str:
+    """What guidance did, a line a strength.
+
+    Args:
+        strengths: one per line.
+        stats: for each strength the stats of its batches; may be empty.
+    """
+    lines = ["strength  alpha first -> last step  mean scale  mean push  largest push  denoiser forwards a step"]
+    for strength, batches in zip(strengths, stats, strict=True):
+        if not batches or not batches[0].steps:
+            lines.append(f"{strength:8g}  {'-':>25}  {'-':>10}  {'-':>9}  {'-':>12}  {'-':>25}")
+            continue
+        import torch
+
+        alpha = torch.cat([batch.alpha for batch in batches], dim=1).mean(dim=1)
+        scale = torch.cat([batch.scale for batch in batches], dim=1)
+        push = torch.cat([batch.push for batch in batches], dim=1)
+        read = alpha[~alpha.isnan()]
+        seen = f"{read[0].item():.3f} -> {read[-1].item():.3f}" if len(read) else "not read"
+        forwards = sum(batch.forwards for batch in batches) / sum(batch.steps for batch in batches)
+        lines.append(
+            f"{strength:8g}  {seen:>25}  {scale.mean().item():10.3f}  {push.mean().item():9.3f}  "
+            f"{push.max().item():12.3f}  {forwards:25.2f}"
+        )
+    return "\n".join(lines)
+
+
+def row_labels(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """A label a row: prompt, seed or both, whichever differs between rows."""
+    if len(prompts) == 1:
+        return [f"seed {seed}" for seed in seeds]
+    if len(seeds) == 1:
+        return list(prompts)
+    return [f"{prompt}\nseed {seed}" for prompt in prompts for seed in seeds]
+
+
+def title(args: argparse.Namespace) -> str:
+    """The prompt if there is but one, and what the pictures were made with."""
+    made_with = f"{_last_part(args.model)} + {_last_part(args.adapter)}, {args.law} law"
+    return f"{args.prompts[0]}  ({made_with})" if len(args.prompts) == 1 else made_with
+
+
+def scale_for(width: int) -> int:
+    """The whole factor that brings a small picture to about `CELL` pixels; 1 for large ones."""
+    return max(1, CELL // width) if width <= SMALL else 1
+
+
+def pick_device(name: str) -> str:
+    """The device asked for, or with "auto" the first of cuda, mps, cpu that is there.
+
+    Raises:
+        ValueError: the device is unknown or not there.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"--device is {name!r}, which cannot be used here ({reason}); leave it out, or give cpu"
+        ) from error
+    return name
+
+
+def pick_dtype(name: str, device: str) -> Any:
+    """The torch dtype asked for; with "auto" bfloat16 where the GPU computes in it, else float32."""
+    import torch
+
+    if name != "auto":
+        return getattr(torch, name)
+    fast = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _last_part(source: str) -> str:
+    # A model may be a folder; its path is nobody's business in a picture that gets shared.
+    return source.replace("\\", "/").rstrip("/").rpartition("/")[2]

@@ -1,0 +1,179 @@
+"""env, info and sample, run as a person runs them, on a tiny model with random weights."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import platform
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from helpers.tiny import tiny_adapter, tiny_pipe
+from nft_pipeline import guidance
+from nft_pipeline.adapter import write_adapter
+from nft_pipeline.cli import main
+from nft_pipeline.commands import sample
+from nft_pipeline.stats import NFTStats
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A base model and an adapter for it, on disk."""
+    folder = tmp_path_factory.mktemp("tiny")
+    pipe = tiny_pipe()
+    pipe.save_pretrained(folder / "model")
+    defaults = {"num_inference_steps": 2, "guidance_scale": 1.0, "max_sequence_length": 4}
+    (folder / "model" / "call_defaults.json").write_text(json.dumps(defaults))
+    write_adapter(folder / "adapter", tiny_adapter(pipe.transformer))
+    return str(folder / "model"), str(folder / "adapter")
+
+
+def test_env_gives_versions_and_device_and_nothing_private(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env"]) == 0
+    shown = capsys.readouterr().out
+    assert platform.python_version() in shown
+    assert torch.__version__ in shown
+    assert "bfloat16" in shown
+    private = {str(Path.home()), str(Path.cwd()), platform.node(), torch.__file__}
+    private |= {f"/{getpass.getuser()}", "/site-packages"}
+    assert not [text for text in private if text and text in shown]
+
+
+def test_env_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["torch"] == torch.__version__
+    assert {"python", "diffusers", "device", "bfloat16", "scipy (train)"} <= facts.keys()
+
+
+def test_info_shows_what_the_adapter_is(folders: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", folders[1]]) == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "positive (LoRA is v_plus",
+        "tiny/sd3",
+        "SD3Transformer2DModel",
+        "1, 2 (tilt = 2/beta",
+        "rank 2",
+        "apache-2.0",
+    ):
+        assert text in shown
+    assert "reads 'norm_out', sees the prompt" in shown
+    assert "8 x 8 px" in shown
+
+
+def test_info_as_json(folders: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", folders[1], "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kind"] == "positive"
+    assert facts["tilt"] == 2.0
+    assert facts["lora_layers"] > 0
+    assert facts["alpha_head_parameters"] > 0
+
+
+def test_info_of_nothing_is_one_clean_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("diffusion-nft: error: ")
+    assert "Traceback" not in err
+
+
+def test_sample_writes_a_grid_and_says_what_guidance_did(
+    folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "grid.png"
+    command = ["sample", "a ring", "two rings", "--seeds", "0", "1", "--strengths", "-1", "0", "1", "--batch", "3"]
+    command += ["--model", folders[0], "--adapter", folders[1], "--device", "cpu", "--law", "odds", "--out", str(out)]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    assert lines[0] == "4 rows x 3 strengths on cpu, float32"
+    table = [line.split() for line in lines[2:5]]
+    assert [row[0] for row in table] == ["-1", "0", "1"]
+    assert float(table[0][-2]) > 0  # the largest push
+    assert float(table[1][-2]) == 0
+    assert float(table[2][-2]) > 0
+    assert [row[-1] for row in table] == ["2.00", "1.00", "2.00"]  # two forwards a step, one at strength 0
+    with Image.open(out) as grid:
+        assert grid.format == "PNG"
+        assert f"({grid.width} x {grid.height} px)" in lines[-1]
+        # 8 px pictures enlarged 20 times: 3 columns of 160 and the labels.
+        assert grid.width > 3 * 160
+        assert grid.height > 4 * 160
+        assert np.asarray(grid).std() > 10
+
+
+def test_a_picture_depends_on_seed_and_prompt_but_not_on_the_batch(folders: tuple[str, str]) -> None:
+    from nft_pipeline import DiffusionNFTPipeline
+
+    pipe = DiffusionNFTPipeline.from_pretrained(folders[0], nft_adapter=folders[1])
+    rows = [("a ring", 0), ("a ring", 1), ("two rings", 0)]
+    drawn = []
+    for batch in (1, 2):
+        args = Namespace(cfg=None, steps=None, batch=batch, strengths=[0.0, 1.0], law="nft", interval=[0.0, 1.0])
+        columns, stats = sample.draw(pipe, rows, args)
+        assert [len(batches) for batches in stats] == [4 - batch, 4 - batch]
+        drawn.append(np.stack([np.stack([np.asarray(p, dtype=int) for p in column]) for column in columns]))
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1
+    assert (drawn[0][0, 0] != drawn[0][0, 1]).any()
+    assert (drawn[0][0] != drawn[0][1]).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "grid.jpg"], "ends in .png"),
+        (["--steps", "0"], "--steps is 0"),
+        (["--batch", "0"], "--batch is 0"),
+        (["--scale", "-1"], "--scale is -1"),
+        (["--device", "nosuch"], "--device is 'nosuch', which cannot be used here"),
+        (["--model", "./nosuch"], "nosuch"),
+    ],
+)
+def test_sample_refuses_before_it_draws(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "a ring", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_stats_table_reads_like_the_stats() -> None:
+    ones = torch.ones(3, 2)
+    stats = NFTStats(
+        ones, torch.tensor([[0.2, 0.4], [0.5, 0.5], [0.9, 0.7]]), ones * 2, ones / 4, torch.tensor([2, 2, 1])
+    )
+    unread = NFTStats(ones, ones * float("nan"), ones * 0, ones * 0, torch.tensor([1, 1, 1]))
+    _, guided, base, nothing = sample.stats_table([1.0, 0.0, 3.0], [[stats, stats], [unread], []]).splitlines()
+    assert guided.split() == ["1", "0.300", "->", "0.800", "2.000", "0.250", "0.250", "1.67"]
+    assert base.split() == ["0", "not", "read", "0.000", "0.000", "0.000", "1.00"]
+    assert nothing.split() == ["3", "-", "-", "-", "-", "-"]
+
+
+def test_row_labels_name_what_differs() -> None:
+    assert sample.row_labels(["a ring"], [3, 4]) == ["seed 3", "seed 4"]
+    assert sample.row_labels(["a ring", "a cross"], [0]) == ["a ring", "a cross"]
+    assert sample.row_labels(["a", "b"], [0, 1]) == ["a\nseed 0", "a\nseed 1", "b\nseed 0", "b\nseed 1"]
+
+
+def test_the_title_holds_no_path() -> None:
+    args = Namespace(prompts=["a ring"], model="some/where/model/", adapter="C:\\adapters\\warm", law="nft")
+    assert sample.title(args) == "a ring  (model + warm, nft law)"
+    assert sample.title(Namespace(**{**vars(args), "prompts": ["a", "b"]})) == "model + warm, nft law"
+
+
+@pytest.mark.parametrize(("width", "scale"), [(8, 20), (64, 2), (128, 1), (256, 1), (1024, 1)])
+def test_small_pictures_are_enlarged(width: int, scale: int) -> None:
+    assert sample.scale_for(width) == scale
+
+
+def test_the_laws_offered_are_the_laws_there_are() -> None:
+    assert tuple(guidance.LAWS) == sample.LAWS
+
+
+def test_negative_strengths_are_numbers_not_options() -> None:
+    parser = ArgumentParser()
+    sample.add_arguments(parser)
+    assert parser.parse_args(["x", "--strengths", "-2", "-0.5", "1e1"]).strengths == [-2.0, -0.5, 10.0]
