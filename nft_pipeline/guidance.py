@@ -1,0 +1,440 @@
+"""The maths of reward guidance. Torch and nothing else; every other module calls these few lines.
+
+    v = v_old + s (v_plus - v_old)        nft law (the default):  s = tilt * alpha(x_t, c, t),  tilt = 2 / beta
+                                          odds law (exact):       s = rho alpha / (1 + rho alpha),  rho = exp(tilt) - 1
+
+Symbols, here and everywhere in this package:
+
+    t        noise level in [0, 1]; x_t = (1 - t) x_0 + t eps, so t = 0 is the picture and t = 1 is noise
+    y        eps - x_0, the velocity target
+    r        reward in [0, 1], read as p(o = 1 | x_0, c): the probability that the picture is liked
+    v_old    E[y | x_t], the base model's velocity
+    alpha    E[r | x_t], the probability that this noisy state ends in a liked picture
+    v_plus   E[r y | x_t] / E[r | x_t], the velocity of the pictures weighted by r
+    Delta    alpha (v_plus - v_old) = Cov(r, y | x_t) = -(t / (1 - t)) grad alpha
+    beta     DiffusionNFT's inverse strength; tilt (lambda) = 2 / beta is the strength in natural units:
+             tilt = ln 3 multiplies the odds of a liked picture by three
+
+The same formulas hold for models that predict noise, x_0 or VP velocity: at one (x_t, t) each of these is the same
+affine map of any other in both branches, so the RAW outputs can be combined. `M1` to `M10` below are the statements of
+docs/theory.md, each checked against exact sums in tests/maths. DiffusionNFT: arXiv:2509.16117.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LAWS = ("nft", "odds")
+
+
+def combine(v_old: Tensor, v_lora: Tensor, scale: float | Tensor) -> Tensor:
+    """Guided output `v_old + scale (v_lora - v_old)`.
+
+    Computed in float32 (float64 stays float64) because the difference of two half-precision outputs loses most of its
+    digits; cast back to `v_old.dtype` at the end.
+
+    Args:
+        v_old: base output, shape (B, ...), any prediction type (M9).
+        v_lora: output with the LoRA on, same shape.
+        scale: 0 is the base, bit for bit (a Python 0 returns `v_old` itself); 1 is `v_lora`. A number, or a Tensor of
+            shape () or (B,) for one scale a sample. A Tensor's values are trusted: a check would stall a GPU each step.
+
+    Raises:
+        ValueError: shapes differ, a non-floating dtype, a scale of the wrong shape, or a non-finite Python scale.
+    """
+    _same_shape(v_old=v_old, v_lora=v_lora)
+    if not isinstance(scale, Tensor):
+        scale = _finite("scale", scale, "0 is the base, 1 is the LoRA")
+        if scale == 0:
+            return v_old
+    work = _work_dtype(v_old, v_lora)
+    s = _per_sample("scale", scale, v_old, work)
+    guided = v_old.to(work) + s * (v_lora.to(work) - v_old.to(work))
+    # x + 0 (y - x) is not x when x is -0.0 or y is not finite: keep "0 is the base, bit for bit" sample by sample too.
+    return torch.where(s == 0, v_old, guided.to(v_old.dtype))
+
+
+def law_scale(alpha: float | Tensor, tilt: float | Tensor, law: str = "nft") -> Tensor:
+    """Scale `s` of a positive adapter, per sample: how far to go from v_old towards, or past, v_plus.
+
+        nft:   s = tilt alpha                      M4, the score of p_old exp(tilt alpha) at each t
+        odds:  s = rho alpha / (1 + rho alpha)     M10, rho = exp(tilt) - 1; exact, and never past v_plus
+
+    Args:
+        alpha: probabilities in [0, 1], any shape, usually (B,).
+        tilt: 0 is off, 1 to 4 is usual, negative seeks what the reward dislikes. A number or a Tensor that broadcasts.
+            The odds law takes infinities: +inf gives 1 wherever alpha > 0, -inf gives -alpha / (1 - alpha).
+        law: one of `LAWS`.
+
+    Returns:
+        s with the broadcast shape, float32 or wider.
+
+    Raises:
+        ValueError: unknown law, alpha outside [0, 1], tilt NaN (or infinite under "nft"), or a scale too large to
+            represent (alpha = 1 at a very negative tilt: nothing disliked passes through that state).
+    """
+    if law not in LAWS:
+        raise ValueError(_unknown("law", law, LAWS))
+    a = torch.as_tensor(alpha)
+    a = a.to(_work_dtype(a))
+    _in_unit("alpha", a, "it is a probability: pass the head's sigmoid output, not its logits")
+    a = a.clamp(0, 1)
+    lam = torch.as_tensor(tilt, dtype=a.dtype, device=a.device)
+    if law == "nft":
+        if not bool(lam.isfinite().all()):
+            raise ValueError(
+                f'tilt must be finite under law="nft", got {tilt}. Only law="odds" has a limit at infinity.'
+            )
+        return lam * a
+    if bool(lam.isnan().any()):
+        raise ValueError(f"tilt is NaN (got {tilt}). Pass a number; 0 switches guidance off.")
+    # Numerator and denominator are both divided by max(1, exp(tilt)): nothing overflows and nothing cancels.
+    s = torch.sign(lam) * a * -torch.expm1(-lam.abs()) / _odds_weight(a, lam)
+    s = torch.where((a == 0) | (lam == 0), torch.zeros_like(s), s)
+    if not bool(s.isfinite().all()):
+        raise ValueError(
+            f'law="odds" has no finite scale at alpha = {float(a.max()):g} with tilt = {tilt}: a state that surely '
+            "ends well has no disliked side to go to. Use a tilt of -20 or above, or clamp alpha below 1."
+        )
+    return s
+
+
+def policy_scale(tilt: float, tilt_train: float) -> float:
+    """Scale `s = tilt / tilt_train` of a policy adapter, whose v_theta holds v_old + tilt_train Delta already.
+
+    Multiplying by alpha here would count it twice. Args: tilt, the one wanted (finite; 0 is the base); tilt_train > 0,
+    2 / beta of an offline training or `accumulated_tilt` of an online one. Source: arXiv:2508.21016 (RLG).
+
+    Raises:
+        ValueError: tilt not finite, or tilt_train not finite and positive.
+    """
+    return _finite("tilt", tilt, "0 is the base") / _positive("tilt_train", tilt_train, "2 / beta of the training")
+
+
+def tilt_from_beta(beta: float) -> float:
+    """Tilt `2 / beta` (M4). Raises ValueError unless beta is finite and positive."""
+    return 2.0 / _positive("beta", beta, "2 / beta is the tilt; for no guidance use strength 0, not a huge beta")
+
+
+def beta_from_tilt(tilt: float) -> float:
+    """Beta `2 / tilt` (M4). Raises ValueError unless tilt is finite and positive: no beta stands for 0 or below."""
+    return 2.0 / _positive("tilt", tilt, "only a positive tilt has a beta; say tilts of 0 and below as a strength")
+
+
+def tilt_from_strength(strength: float, recommended_tilt: float) -> float:
+    """Tilt `strength * recommended_tilt`: strength 0 is the base, 1 as its author shipped the adapter, below 0 away.
+
+    Raises:
+        ValueError: strength not finite, or recommended_tilt not finite and positive.
+    """
+    recommended = _positive("recommended_tilt", recommended_tilt, "the adapter's tilt at strength 1")
+    return _finite("strength", strength, "0 is the base, 1 the adapter as shipped") * recommended
+
+
+def promised_rate(rate: float, tilt: float) -> float:
+    """What a 0/1 reward's rate must become: `p e^tilt / (1 - p + p e^tilt)`, the odds multiplied by e^tilt (M10).
+
+    For 0/1 rewards the odds law IS the exponential tilt, so one promise serves both. Infinite tilts give the limits.
+
+    Args:
+        rate: p, the share of liked pictures without guidance, in [0, 1].
+        tilt: any number, infinities included.
+
+    Raises:
+        ValueError: rate outside [0, 1] or tilt NaN.
+    """
+    p = torch.tensor(float(rate), dtype=torch.float64)
+    _in_unit("rate", p, "it is the share of liked pictures without guidance")
+    liked = p * torch.exp(_tilt_tensor(tilt, p).clamp(max=0))
+    total = _odds_weight(p, _tilt_tensor(tilt, p))
+    return float(liked / total) if float(total) > 0 else float(p)  # nothing to seek, or nothing but it: unchanged
+
+
+def promised_mean(rewards: Sequence[float] | Tensor, tilt: float) -> float:
+    """What a graded reward's mean must become under the odds law: `E[r (1 + rho r)] / (1 + rho E[r])` (M10).
+
+    Expectations under p_old, here the mean over the given samples. For 0/1 rewards this equals `promised_rate`.
+
+    Args:
+        rewards: one reward in [0, 1] for each unguided sample; a sequence or a Tensor of any shape, not empty.
+        tilt: any number, infinities included.
+
+    Raises:
+        ValueError: no rewards, a reward outside [0, 1], or tilt NaN.
+    """
+    r = torch.as_tensor(rewards).detach().cpu().to(torch.float64)  # on the CPU first: MPS has no float64
+    if r.numel() == 0:
+        raise ValueError("promised_mean got no rewards. Score at least one unguided sample first.")
+    _in_unit("rewards", r, "map the raw scores to probabilities first")
+    weight = _odds_weight(r, _tilt_tensor(tilt, r))
+    return float((weight * r).sum() / weight.sum()) if float(weight.sum()) > 0 else float(r.mean())
+
+
+def in_interval(noise_level: float | Tensor, interval: tuple[float, float]) -> Tensor:
+    """Bool Tensor: is each noise level inside the closed interval? Guidance is off outside it (and costs nothing).
+
+    Args:
+        noise_level: t in [0, 1], any shape; 1 is the first step, pure noise.
+        interval: (low, high) with 0 <= low <= high <= 1; (0, 1) is everywhere. High noise decides composition, low
+            noise decides texture.
+
+    Raises:
+        ValueError: an ill-formed interval, or a noise level outside [0, 1] (a scheduler's 0..1000 timestep, or NaN).
+    """
+    try:
+        low, high = (float(edge) for edge in interval)
+    except (TypeError, ValueError):
+        raise ValueError(f"interval must be two numbers (low, high), got {interval!r}. (0, 1) is everywhere.") from None
+    if not 0 <= low <= high <= 1:
+        raise ValueError(
+            f"interval needs 0 <= low <= high <= 1, got ({low:g}, {high:g}). Edges are noise levels: 0 is the picture, "
+            "1 is pure noise; (0, 1) is everywhere."
+        )
+    t = torch.as_tensor(noise_level)
+    _in_unit("noise_level", t, "divide a scheduler's timestep by its number of training steps (usually 1000)")
+    t = t.clamp(0, 1)
+    return (t >= low) & (t <= high)
+
+
+def anchor_kappa(eta0: float, eta1: float) -> float:
+    """Weight `kappa = eta1 / eta0` of the pull to v_ref in `||v - target||^2 + kappa ||v - v_ref||^2` (M7).
+
+    Args:
+        eta0: the tilt the anchored training converges to (M8), > 0; infinity means no anchor (kappa = 0).
+        eta1: the tilt added each round, 2 / beta, > 0 and finite.
+
+    Raises:
+        ValueError: either is out of range.
+    """
+    return _positive("eta1", eta1, "2 / beta, the tilt added each round") / _eta0(eta0)
+
+
+def anchor_weight(eta0: float, eta1: float) -> float:
+    """Weight `w = eta0 / (eta0 + eta1) = 1 / (1 + kappa)` of the target in the anchored optimum (M7).
+
+    Args and Raises: those of `anchor_kappa`.
+    """
+    return 1.0 / (1.0 + anchor_kappa(eta0, eta1))
+
+
+def accumulated_tilt(eta1: float, rounds: int, eta0: float | None = None) -> float:
+    """Tilt L_K reached after K online rounds, from `L_0 = 0, L_{k+1} = w (L_k + eta1)` (M8).
+
+    No anchor: `K eta1`, without bound. Anchored: `eta0 (1 - w^K)`, which tends to eta0 whatever eta1 is.
+
+    Args:
+        eta1: tilt added each round, 2 / beta, > 0.
+        rounds: K >= 0.
+        eta0: limit set by the anchor, > 0; None or infinity for no anchor.
+
+    Raises:
+        ValueError: eta1 or eta0 out of range, or rounds negative or no integer.
+    """
+    step = _positive("eta1", eta1, "2 / beta, the tilt added each round")
+    if not isinstance(rounds, int) or rounds < 0:
+        raise ValueError(f"rounds must be a whole number, 0 or more, got {rounds!r}. It counts finished rounds.")
+    if eta0 is None or math.isinf(_eta0(eta0)):
+        return rounds * step
+    return -eta0 * math.expm1(-rounds * math.log1p(step / eta0))
+
+
+def regression_target(v_old: Tensor, y: Tensor, r: Tensor, tilt: float, baseline: float | Tensor) -> Tensor:
+    """Target `v_old + tilt (r - b)(y - v_old)` whose conditional mean is v_old + tilt Delta (M6).
+
+    b = 1/2 is DiffusionNFT's loss (M5). b = alpha(x_t) is unbiased if EITHER v_old = E[y | x_t] OR alpha is exact, and
+    varies far less at low noise.
+
+    Args:
+        v_old, y: old model's velocity and eps - x_0, both (B, ...).
+        r: rewards in [0, 1], (B,).
+        tilt: 2 / beta, finite.
+        baseline: b, a number or (B,), in [0, 1].
+
+    Returns:
+        The target, float32 or wider; v_old carries no gradient.
+
+    Raises:
+        ValueError: shapes that do not fit, r or baseline outside [0, 1], tilt not finite.
+    """
+    _same_shape(v_old=v_old, y=y)
+    lam, work = _finite("tilt", tilt, "2 / beta"), _work_dtype(v_old, y)
+    old = v_old.detach().to(work)
+    r_, b_ = (_unit_per_sample(name, value, old) for name, value in (("r", r), ("baseline", baseline)))
+    return old + lam * (r_ - b_) * (y.to(work) - old)
+
+
+def anchored_target(target: Tensor, v_ref: Tensor, weight: float) -> Tensor:
+    """Optimum `w target + (1 - w) v_ref` of the anchored step (M7), w = `anchor_weight(eta0, eta1)` in [0, 1].
+
+    Raises:
+        ValueError: shapes differ, or weight outside [0, 1].
+    """
+    _same_shape(target=target, v_ref=v_ref)
+    _in_unit("weight", torch.tensor(float(weight)), "use anchor_weight(eta0, eta1); 1 means no anchor")
+    return weight * target + (1.0 - weight) * v_ref
+
+
+def nft_loss(v_theta: Tensor, v_old: Tensor, y: Tensor, r: Tensor, beta: float) -> Tensor:
+    """DiffusionNFT's two-branch loss in velocity space, the left side of Lemma M5:
+
+        r ||v^+ - y||^2 + (1 - r) ||v^- - y||^2,   v^+- = v_old +- beta (v_theta - v_old)
+
+    and equal, up to a constant and the factor beta^2, to regression on `regression_target(..., 2 / beta, 1 / 2)`.
+
+    Args:
+        v_theta, v_old, y: trained velocity, old velocity (no gradient flows into it), eps - x_0; all (B, ...).
+        r: rewards in [0, 1], (B,).
+        beta: > 0.
+
+    Returns:
+        Loss per sample, (B,): the mean over the other dimensions, float32 or wider.
+
+    Raises:
+        ValueError: shapes that do not fit, r outside [0, 1], beta not finite and positive.
+    """
+    _same_shape(v_theta=v_theta, v_old=v_old, y=y)
+    beta, work = _positive("beta", beta, "2 / beta is the tilt"), _work_dtype(v_theta, v_old, y)
+    v, old, y = v_theta.to(work), v_old.detach().to(work), y.to(work)
+    liked = _unit_per_sample("r", r, v)
+    loss = liked * (old + beta * (v - old) - y) ** 2 + (1 - liked) * (old - beta * (v - old) - y) ** 2
+    return _sample_mean(loss)
+
+
+def paper_loss(
+    v_theta: Tensor,
+    v_old: Tensor,
+    x_t: Tensor,
+    x_0: Tensor,
+    t: Tensor,
+    r: Tensor,
+    beta: float,
+    adv_clip_max: float = 5.0,
+    weight_floor: float = 1e-5,
+) -> Tensor:
+    """DiffusionNFT's loss as its authors train it (arXiv:2509.16117): in x_0 space, each branch self-normalised.
+
+        adv_clip_max (r L^+ / beta + (1 - r) L^- / beta),   L^+- = mean((x0hat^+- - x_0)^2) / m^+-
+        x0hat^+- = x_t - t v^+-,   m^+- = max(mean|x0hat^+- - x_0|, weight_floor) without gradient
+        v^+ = beta v_theta + (1 - beta) v_old,   v^- = (1 + beta) v_old - beta v_theta
+
+    With equal m the optimum is M4's, exactly. m is nearly equal where many pictures could have given x_t in many
+    dimensions; where few could, the optimum keeps its direction and misses its size (docs/theory.md has numbers).
+
+    Args:
+        v_theta, v_old: trained and old velocity (no gradient flows into the latter), (B, ...).
+        x_t, x_0: noisy and clean sample, same shape.
+        t: noise level in [0, 1], (B,) or ().
+        r: rewards in [0, 1], (B,); the authors use 0.5 + A / (2 adv_clip_max), A the clipped advantage.
+        beta: > 0; the authors use 1.0 and 0.1.
+        adv_clip_max: their clip of the advantage, > 0. Only a constant factor here.
+        weight_floor: smallest m, > 0.
+
+    Returns:
+        Loss per sample, (B,), float32 or wider.
+
+    Raises:
+        ValueError: shapes that do not fit, r or t outside [0, 1], another argument not finite and positive.
+    """
+    _same_shape(v_theta=v_theta, v_old=v_old, x_t=x_t, x_0=x_0)
+    beta = _positive("beta", beta, "2 / beta is the tilt")
+    factor = _positive("adv_clip_max", adv_clip_max, "the authors use 5")
+    floor = _positive("weight_floor", weight_floor, "the authors use 1e-5")
+    work = _work_dtype(v_theta, v_old, x_t, x_0)
+    v, old, x_t, x_0 = v_theta.to(work), v_old.detach().to(work), x_t.to(work), x_0.to(work)
+    noise, liked = _unit_per_sample("t", t, v), _unit_per_sample("r", r, v).flatten()
+
+    def branch(velocity: Tensor) -> Tensor:
+        error = x_t - noise * velocity - x_0
+        return _sample_mean(error**2) / _sample_mean(error.detach().abs()).clamp(min=floor)
+
+    plus = branch(beta * v + (1 - beta) * old)
+    minus = branch((1 + beta) * old - beta * v)
+    return factor * (liked * plus + (1 - liked) * minus) / beta
+
+
+def _odds_weight(r: Tensor, tilt: Tensor) -> Tensor:
+    """`(1 + rho r) / max(1, e^tilt)`: the odds law's weight of a reward, scaled so that no tilt overflows."""
+    return (1 - r) * torch.exp((-tilt).clamp(max=0)) + r * torch.exp(tilt.clamp(max=0))
+
+
+def _tilt_tensor(tilt: float, like: Tensor) -> Tensor:
+    if math.isnan(tilt):
+        raise ValueError("tilt is NaN. Pass a number; 0 switches guidance off.")
+    return torch.tensor(float(tilt), dtype=like.dtype)
+
+
+def _work_dtype(*tensors: Tensor) -> torch.dtype:
+    """The widest dtype among the tensors, float32 at least."""
+    work = torch.float32
+    for tensor in tensors:
+        work = torch.promote_types(work, tensor.dtype)
+    return work
+
+
+def _sample_mean(x: Tensor) -> Tensor:
+    """Mean over everything but the batch: (B, ...) -> (B,)."""
+    return x.reshape(x.shape[0], -1).mean(dim=1)
+
+
+def _per_sample(name: str, value: float | Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A number, () or (B,) as a Tensor that broadcasts over (B, ...)."""
+    tensor = torch.as_tensor(value, dtype=dtype, device=like.device)
+    if tensor.ndim == 0:
+        return tensor
+    if tensor.ndim != 1 or like.ndim == 0 or tensor.shape[0] != like.shape[0]:
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)} for a batch of shape {tuple(like.shape)}. Expected a number, "
+            f"shape () or ({like.shape[0] if like.ndim else 1},): one value a sample."
+        )
+    return tensor.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _unit_per_sample(name: str, value: float | Tensor, like: Tensor) -> Tensor:
+    tensor = _per_sample(name, value, like, like.dtype)
+    _in_unit(name, tensor, "it is a probability or a noise level; map other scales first")
+    return tensor
+
+
+def _same_shape(**tensors: Tensor) -> None:
+    if len({tuple(tensor.shape) for tensor in tensors.values()}) > 1:
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+        raise ValueError(f"shapes differ: {shapes}. All must be alike: pass the same batch through both branches.")
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} has dtype {tensor.dtype}, expected a floating dtype. Convert it with .float().")
+
+
+def _in_unit(name: str, value: Tensor, advice: str) -> None:
+    slack = 1e-6  # a mean of probabilities, or 1000 / 1000 in float32, may miss the edge by rounding
+    wrong = value[~((value >= -slack) & (value <= 1 + slack))]  # NaN fails both comparisons
+    if wrong.numel():
+        raise ValueError(f"{name} must lie in [0, 1], got {float(wrong.flatten()[0]):g}: {advice}.")
+
+
+def _finite(name: str, value: float, meaning: str) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value} ({meaning}).")
+    return float(value)
+
+
+def _positive(name: str, value: float, meaning: str) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a finite number above 0, got {value} ({meaning}).")
+    return float(value)
+
+
+def _eta0(eta0: float) -> float:
+    if not eta0 > 0:
+        raise ValueError(f"eta0 must be above 0, got {eta0}: it is the tilt that anchored training converges to.")
+    return float(eta0)
+
+
+def _unknown(kind: str, value: object, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"unknown {kind} {value!r}.{hint} Known: {', '.join(map(repr, known))}."
