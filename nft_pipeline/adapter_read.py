@@ -1,0 +1,280 @@
+"""Reading an adapter: find the folder, check everything, build it; or say every fault at once.
+
+A source is the name of an adapter that ships with the package, a folder, or a repository on the Hub, in that order.
+Nothing but safetensors and JSON is opened.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from .adapter_config import AdapterConfig, AdapterError, parse_json
+from .adapter_content import Adapter, head_faults, lora_faults
+from .alpha_head import AlphaHead, AlphaHeadConfig
+from .atomic import settle
+from .models import ADAPTERS, shipped_adapter
+from .strict_files import read_safetensors, tensor_faults
+
+CONFIG_FILE = "nft_config.json"
+LORA_FILE = "pytorch_lora_weights.safetensors"
+HEAD_FOLDER = "alpha_head"
+HEAD_CONFIG_FILE = "alpha_head/config.json"
+HEAD_FILE = "alpha_head/diffusion_pytorch_model.safetensors"
+LORA_METADATA_KEY = "lora_adapter_metadata"  # diffusers' name for the header entry that carries r and lora_alpha
+
+MAX_LORA_BYTES = 16 * 2**30
+MAX_HEAD_BYTES = 2 * 2**30
+MAX_HEAD_LAYERS = 64
+HUB_PATTERNS = ("*.safetensors", "*.json", "*.md", "*.png")
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_READ_TRIES = 5
+
+
+def read_adapter(
+    source: str | os.PathLike[str], *, revision: str | None = None, subfolder: str | None = None
+) -> Adapter:
+    """Read an adapter and check all of it.
+
+    Args:
+        source: name of a shipped adapter ("shapes-warm"), a folder, or a Hub id ("someone/sd35m-nft-ocr"). A plain
+            name means the shipped adapter; write "./name" for a folder of that name. A path object is always a folder.
+        revision: branch, tag or commit on the Hub; only with a Hub id.
+        subfolder: folder inside the source that holds the adapter.
+
+    Returns:
+        The adapter, on the CPU; tensors in the dtype they were saved in.
+
+    Raises:
+        AdapterError: the source cannot be found, or the adapter has faults; all of them are in the one error.
+    """
+    folder = locate(source, revision=revision, subfolder=subfolder)
+    for _ in range(_READ_TRIES):
+        folder = settle(folder)
+        before = _identity(folder)
+        try:
+            adapter = _read_folder(folder, shown=f'the adapter "{os.fspath(source)}"')
+        except AdapterError:
+            if _identity(folder) == before:
+                raise
+            continue
+        if _identity(folder) == before:
+            return adapter
+    raise AdapterError(f"the adapter {folder} is being written over and over while it is read; try again later")
+
+
+def locate(source: str | os.PathLike[str], *, revision: str | None = None, subfolder: str | None = None) -> Path:
+    """The folder of an adapter on this machine, fetched from the Hub if need be. Arguments as for `read_adapter`."""
+    inner = _inner_folder(subfolder)
+    text = os.fspath(source)
+    if not text or "\0" in text:
+        raise AdapterError(f"the adapter's source is {text!r}, expected a shipped name, a folder or a Hub id")
+    if isinstance(source, str) and "/" not in text and os.sep not in text:
+        shipped = shipped_adapter(text)
+        if shipped is not None:
+            return _folder_inside(shipped, inner, revision)
+    path = settle(os.path.expanduser(text))
+    if os.path.isdir(path):  # unlike Path.is_dir, False for names no disk would take
+        return _folder_inside(path, inner, revision)
+    if os.path.exists(path):
+        raise AdapterError(
+            f"{text} is a file, expected the adapter's folder", advice=f"Give the folder that holds {CONFIG_FILE}."
+        )
+    if isinstance(source, str) and _HUB_ID.fullmatch(text) and ".." not in text:
+        return _folder_inside(_fetch(text, revision, inner), inner, None)
+    near = difflib.get_close_matches(text, ADAPTERS, n=1)
+    raise AdapterError(
+        f'there is no adapter "{text}"' + (f'; did you mean "{near[0]}"?' if near else ""),
+        [
+            f"no folder {path.absolute()}",
+            f'not the name of an adapter that ships with this package, and not a Hub id either: "{text}" is not of '
+            'the form "owner/name"'
+            if isinstance(source, str)
+            else "a path object is not looked up on the Hub; give a text for that",
+        ],
+        f'Give a folder, a Hub id such as "someone/sd35m-nft-ocr", or a shipped name: {", ".join(ADAPTERS)}.',
+    )
+
+
+def _inner_folder(subfolder: str | None) -> str:
+    """The subfolder as a clean relative path, "" for none."""
+    if subfolder is None:
+        return ""
+    parts = PurePosixPath(subfolder).parts
+    if "\\" in subfolder or ":" in subfolder or subfolder.startswith(("/", "~")) or ".." in parts or not parts:
+        raise AdapterError(f"subfolder is {subfolder!r}, expected a folder inside the source, such as 'adapters/warm'")
+    return "/".join(parts)
+
+
+def _folder_inside(folder: Path, inner: str, revision: str | None) -> Path:
+    if revision is not None:
+        raise AdapterError(
+            f"revision is {revision!r} but {folder} is a folder on this machine; revisions are for the Hub"
+        )
+    if inner and not (folder / inner).is_dir():
+        raise AdapterError(f"there is no folder {inner} in {folder}; found {_listing(folder)}")
+    return folder / inner
+
+
+def _fetch(repo: str, revision: str | None, inner: str) -> Path:
+    """The repository's snapshot in the local Hub cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    patterns = [f"{inner}/{pattern}" if inner else pattern for pattern in HUB_PATTERNS]
+    what = f'the adapter "{repo}" is no folder here and could not be fetched from the Hub'
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except GatedRepoError as error:
+        fault = "the repository is gated"
+        advice = f"Accept its terms on https://huggingface.co/{repo} and log in with `hf auth login`."
+        cause: Exception = error
+    except RepositoryNotFoundError as error:
+        fault = "there is no such repository, or it is private"
+        advice = "Check the spelling; for a private one log in with `hf auth login`. A folder must exist as written."
+        cause = error
+    except RevisionNotFoundError as error:
+        fault = f"the repository has no revision {revision!r}"
+        advice = "Give a branch, tag or commit that its page lists, or leave revision out."
+        cause = error
+    except LocalEntryNotFoundError as error:
+        answer = error.__cause__
+        if isinstance(answer, HfHubHTTPError):
+            reason = f"the Hub answered with error {answer.response.status_code}"
+        else:
+            reason = "the Hub cannot be reached (or HF_HUB_OFFLINE is set)"
+        fault = f"{reason} and there is no whole copy in the local cache"
+        advice = "Try again, online, to fetch it once, or give a folder."
+        cause = error
+    except (HfHubHTTPError, OSError) as error:
+        fault = f"the download failed: {str(error) or type(error).__name__}"
+        advice = "Try again; what was fetched is kept."
+        cause = error
+    raise AdapterError(what, [fault], advice) from cause
+
+
+def _identity(folder: Path) -> tuple[int, int, int] | None:
+    """Changes when a writer puts another folder under the same name."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return shown or "nothing"
+
+
+def _read_folder(folder: Path, shown: str) -> Adapter:
+    where = f"{shown} in {folder}"
+    if not (folder / CONFIG_FILE).is_file():
+        advice = f"An adapter's folder holds {CONFIG_FILE} and {LORA_FILE}."
+        if (folder / "adapter_config.json").is_file():
+            advice += (
+                " This looks like a peft folder: it does not say its kind and beta, and its scale is not baked in."
+            )
+        raise AdapterError(f"{where} has no {CONFIG_FILE}; found {_listing(folder)}", advice=advice)
+    faults: list[str] = []
+    config = _collect(faults, lambda: AdapterConfig.from_json((folder / CONFIG_FILE).read_bytes()))
+    lora = _collect(faults, lambda: read_safetensors(folder / LORA_FILE, LORA_FILE, MAX_LORA_BYTES))
+    head = _read_head(folder, faults) if (folder / HEAD_FOLDER).exists() else None
+    if config is not None and lora is not None:
+        found = _scale_faults(lora.header, config) + lora_faults(lora.tensors, config)
+        faults += [f"{LORA_FILE}: {fault}" for fault in found]
+    if config is not None and (head is not None or not (folder / HEAD_FOLDER).exists()):
+        faults += head_faults(head, config)
+    if faults or config is None or lora is None:
+        raise AdapterError(f"{where} has faults", faults)
+    return Adapter(config, lora.tensors, head)
+
+
+def _collect(faults: list[str], read: Any) -> Any:
+    """What `read` returns; None if it raises, its faults added to the report."""
+    try:
+        return read()
+    except AdapterError as error:
+        faults.extend(error.faults or [str(error)])
+    except OSError as error:
+        faults.append(f"{error.filename}: cannot be read: {error.strerror or error}")
+    return None
+
+
+def _scale_faults(header: dict[str, str], config: AdapterConfig) -> list[str]:
+    """Is the LoRA's scale baked in, and does the header say so to diffusers?"""
+    if header.get("format") != "pt":
+        return [f'the header\'s format is {header.get("format")!r}, expected "pt"']
+    if LORA_METADATA_KEY not in header:
+        return [f"the header has no {LORA_METADATA_KEY}: the LoRA's scale is not recorded, expected r and lora_alpha"]
+    try:
+        said = parse_json(header[LORA_METADATA_KEY], f"{LORA_METADATA_KEY} in the header")
+    except AdapterError as error:
+        return [str(error)]
+    said = {key.removeprefix(f"{config.component}."): value for key, value in said.items()}
+    rank, alpha = said.get("r"), said.get("lora_alpha")
+    faults = []
+    if rank != config.rank:
+        faults.append(f"the header says r = {rank!r}, the config rank = {config.rank}")
+    if alpha != rank:
+        faults.append(
+            f"lora_alpha is {alpha!r} and r is {rank!r}: the LoRA's scale is not baked into lora_B, expected "
+            "lora_alpha == r; multiply lora_B by lora_alpha / r and set lora_alpha = r, as "
+            "nft_pipeline.keys.lora_from_peft does"
+        )
+    for key in ("rank_pattern", "alpha_pattern", "use_dora", "use_rslora"):
+        if said.get(key):
+            faults.append(f"the header sets {key} = {json.dumps(said[key])[:60]}, expected a plain LoRA without it")
+    return faults
+
+
+def _read_head(folder: Path, faults: list[str]) -> AlphaHead | None:
+    """The head; None if it has faults, which are added to the report."""
+    found: list[str] = []
+    config = _collect(found, lambda: _head_config(folder / HEAD_CONFIG_FILE))
+    file = _collect(found, lambda: read_safetensors(folder / HEAD_FILE, HEAD_FILE, MAX_HEAD_BYTES))
+    if config is not None and file is not None:
+        with torch.device("meta"):  # shapes only: an absurd config must not fill the memory
+            expected = {key: tuple(tensor.shape) for key, tensor in AlphaHead(config).state_dict().items()}
+        shapes = {key: tuple(tensor.shape) for key, tensor in file.tensors.items()}
+        found += [f"{HEAD_FILE}: {key} is missing" for key in expected if key not in shapes]
+        found += [f"{HEAD_FILE}: {key} is unexpected" for key in shapes if key not in expected]
+        found += [
+            f"{HEAD_FILE}: {key} has shape {shapes[key]}, expected {shape} from {HEAD_CONFIG_FILE}"
+            for key, shape in expected.items()
+            if key in shapes and shapes[key] != shape
+        ]
+        found += [f"{HEAD_FILE}: {fault}" for fault in tensor_faults(file.tensors)]
+    faults += found
+    if found:
+        return None
+    with torch.random.fork_rng(devices=[]):  # reading must not move the caller's random numbers
+        head = AlphaHead(config)
+    head.load_state_dict(file.tensors, assign=True)
+    return head.eval().requires_grad_(False)
+
+
+def _head_config(path: Path) -> AlphaHeadConfig:
+    if not path.is_file():
+        raise AdapterError(f"{HEAD_CONFIG_FILE} is missing")
+    values = parse_json(path.read_bytes(), HEAD_CONFIG_FILE)
+    try:
+        config = AlphaHeadConfig.from_dict(values)
+    except (ValueError, TypeError) as error:
+        raise AdapterError(f"{HEAD_CONFIG_FILE}: {error}") from None
+    if config.layers > MAX_HEAD_LAYERS:
+        raise AdapterError(f"{HEAD_CONFIG_FILE}: layers is {config.layers}, expected at most {MAX_HEAD_LAYERS}")
+    return config

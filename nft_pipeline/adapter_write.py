@@ -1,0 +1,165 @@
+"""Writing an adapter: the folder of DESIGN section 4, put in place in one step.
+
+    pytorch_lora_weights.safetensors   the LoRA, diffusers keys, lora_alpha == rank in the header
+    alpha_head/                        config.json, diffusion_pytorch_model.safetensors (positive adapters)
+    nft_config.json
+    comfyui/<name>.safetensors         all of it in one file, for ComfyUI's models/loras
+    README.md, samples/, plots/, ...   what the caller adds
+
+The single file carries the LoRA with an `.alpha` per layer, the head's tensors under "alpha_head.", and in its header
+nft_config.json under "diffusion_nft" and alpha_head/config.json under "diffusion_nft_alpha_head".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from torch import Tensor
+
+from .adapter_config import AdapterConfig, AdapterError
+from .adapter_content import Adapter
+from .adapter_read import CONFIG_FILE, HEAD_CONFIG_FILE, HEAD_FILE, HEAD_FOLDER, LORA_FILE, LORA_METADATA_KEY
+from .atomic import atomic_folder, settle
+from .keys import head_to_comfyui, lora_modules, lora_to_comfyui
+from .strict_files import safetensors_bytes
+
+COMFYUI_FOLDER = "comfyui"
+CONFIG_HEADER_KEY = "diffusion_nft"
+HEAD_CONFIG_HEADER_KEY = "diffusion_nft_alpha_head"
+# Beside the contract's own names, what may stand in an adapter's folder and is replaced with it.
+_CARD_NAMES = {"README.md", "samples", "plots"}
+
+
+def write_adapter(
+    folder: str | os.PathLike[str], adapter: Adapter, extra_files: Mapping[str, bytes] | None = None
+) -> Path:
+    """Write an adapter's folder, replacing an older one whole: whoever looks finds the old one or the new one.
+
+    Args:
+        folder: where; made when missing. An adapter that stands there is replaced with everything in its folder.
+            A folder that is no adapter, or holds files this write would not put back, is refused.
+        adapter: checked in full before anything is written.
+        extra_files: further files by relative path, such as {"README.md": ..., "samples/0.png": ...}.
+
+    Returns:
+        The folder.
+
+    Raises:
+        AdapterError: the adapter has faults, a path leaves the folder, something else stands there, or the disk
+            failed. The old folder is then unchanged.
+    """
+    extras = dict(extra_files or {})
+    target = Path(folder)
+    adapter.check(f'the adapter "{adapter.config.name}" was not written: it')
+    faults = [fault for name, data in extras.items() for fault in _extra_faults(name, data)]
+    if faults:
+        raise AdapterError("the adapter was not written: its extra files have faults", faults)
+    try:
+        _check_target(settle(target), extras)
+        with atomic_folder(target) as new:
+            for name, data in {**_files(adapter), **extras}.items():
+                path = new / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+    except OSError as error:
+        raise AdapterError(
+            f"the adapter could not be written to {target}: {error.strerror or error}; what stood there is unchanged",
+            advice="Free some space or choose a folder you may write to, then write it again.",
+        ) from error
+    return target
+
+
+def _files(adapter: Adapter) -> dict[str, bytes]:
+    """Every file of the contract, by relative path."""
+    config = adapter.config
+    lora = {key: _plain(tensor) for key, tensor in adapter.lora.items()}
+    said = {
+        "r": config.rank,
+        "lora_alpha": config.rank,
+        "target_modules": lora_modules(lora),
+    }
+    header = {"format": "pt", LORA_METADATA_KEY: _json({f"{config.component}.{key}": said[key] for key in said})}
+    files = {
+        LORA_FILE: safetensors_bytes(lora, header),
+        CONFIG_FILE: config.to_json().encode(),
+    }
+    single, single_header = lora_to_comfyui(lora, config.rank), _comfyui_header(config)
+    if adapter.head is not None:
+        state = {key: _plain(tensor) for key, tensor in adapter.head.state_dict().items()}
+        head_config = _json(adapter.head.config.to_dict())
+        files[HEAD_CONFIG_FILE] = head_config.encode()
+        files[HEAD_FILE] = safetensors_bytes(state, {"format": "pt"})
+        single |= head_to_comfyui(state)
+        single_header[HEAD_CONFIG_HEADER_KEY] = head_config
+    files[f"{COMFYUI_FOLDER}/{config.name}.safetensors"] = safetensors_bytes(single, single_header)
+    return files
+
+
+def _comfyui_header(config: AdapterConfig) -> dict[str, str]:
+    """Texts only: a safetensors header is a flat table of texts. modelspec.* is what model managers read."""
+    height, width = config.resolution
+    return {
+        "format": "pt",
+        CONFIG_HEADER_KEY: config.to_json(),
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{config.denoiser}/lora",
+        "modelspec.title": config.name,
+        "modelspec.description": str(config.reward["description"]),
+        "modelspec.license": config.licence,
+        "modelspec.resolution": f"{width}x{height}",
+        "ss_base_model_version": config.base_model.id,
+        "ss_network_dim": str(config.rank),
+        "ss_network_alpha": str(config.rank),
+    }
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """On the CPU, contiguous, sharing memory with nothing: safetensors refuses tensors that overlap."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _extra_faults(name: str, data: object) -> list[str]:
+    """May this file stand in an adapter's folder under this name?"""
+    if not isinstance(data, bytes | bytearray | memoryview):
+        return [f"{name!r} holds {type(data).__name__}, expected bytes"]
+    parts = name.split("/") if isinstance(name, str) else []
+    if (
+        not parts
+        or any(part in ("", ".", "..") for part in parts)
+        or any(character in name for character in '\\:\0*?"<>|')
+        or parts[0] == ".git"
+    ):
+        return [f"{name!r} is no path inside the folder, expected one such as 'samples/0.png'"]
+    ours = {LORA_FILE, CONFIG_FILE, HEAD_FOLDER, COMFYUI_FOLDER}
+    if parts[0].casefold() in {own.casefold() for own in ours}:
+        return [f"{name!r} is a name the adapter itself uses; choose another"]
+    return []
+
+
+def _check_target(target: Path, extras: Mapping[str, bytes]) -> None:
+    """Replacing deletes what is there, so it must be an adapter and nothing of the person's own."""
+    if not target.is_dir():
+        return
+    found = {path.name for path in target.iterdir()}
+    if not found:
+        return
+    if CONFIG_FILE not in found:
+        raise AdapterError(
+            f"{target} exists and is no adapter (it has no {CONFIG_FILE}); writing there would delete what it holds",
+            advice="Choose a new or empty folder.",
+        )
+    ours = {LORA_FILE, CONFIG_FILE, HEAD_FOLDER, COMFYUI_FOLDER} | _CARD_NAMES
+    ours |= {PurePosixPath(name).parts[0] for name in extras}
+    foreign = sorted(found - ours)
+    if foreign:
+        raise AdapterError(
+            f"{target} also holds {', '.join(foreign[:8])}; replacing the adapter would delete them",
+            advice="Move them elsewhere, or write to a new folder.",
+        )
