@@ -1,0 +1,195 @@
+"""Putting an adapter's LoRA beside a denoiser's weights, switching it, and taking it out without a trace.
+
+The LoRA is injected through diffusers and peft under a name of its own and left out of the active set, so whoever else
+uses the denoiser sees no change. peft's own switches are not used: `enable_adapters` would also switch other people's
+LoRAs and turns `requires_grad` on. A switch is two attributes a layer, set and put back.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+from .adapter_base import check_lora_modules
+from .adapter_config import AdapterError
+from .families import unwrap_compiled
+
+if TYPE_CHECKING:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+
+def tuner_layers(denoiser: nn.Module) -> dict[str, BaseTunerLayer]:
+    """All layers that peft has wrapped, by name, whoever asked for it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: module for name, module in denoiser.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def adapter_names(denoiser: nn.Module) -> set[str]:
+    """The names of all LoRAs on a denoiser."""
+    return {name for layer in tuner_layers(denoiser).values() for name in layer._get_available_adapters()}
+
+
+def inject_lora(denoiser: nn.Module, lora: Mapping[str, Tensor], component: str, *, pipe: Any = None) -> str:
+    """Put the LoRA on the denoiser, inactive; returns the adapter name it got ("nft" if that is free).
+
+    Active adapters, their scales and every requires_grad stay as they are. `pipe` lets diffusers take CPU offloading
+    off and on again around the injection.
+
+    Raises:
+        AdapterError: a LoRA key without a layer, or layers left without their LoRA; the denoiser is as before.
+    """
+    denoiser = unwrap_compiled(denoiser)
+    expected = check_lora_modules(lora, denoiser, component)
+    taken = adapter_names(denoiser) | set(getattr(denoiser, "peft_config", ()))
+    name = next(n for n in ("nft", *(f"nft_{i}" for i in range(2, len(taken) + 3))) if n not in taken)
+    wanted_gradients = [(parameter, parameter.requires_grad) for parameter in denoiser.parameters()]
+    active = {id(layer): list(layer.active_adapters) for layer in tuner_layers(denoiser).values()}
+    try:
+        with warnings.catch_warnings():
+            # peft warns about a second adapter as such; having one beside the user's own is the point here.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            denoiser.load_lora_adapter(dict(lora), prefix=component, adapter_name=name, _pipeline=pipe)  # type: ignore[operator]
+        layers = tuner_layers(denoiser).values()
+        carrying = [layer for layer in layers if name in layer._get_available_adapters()]
+        if len(carrying) != expected:
+            raise AdapterError(
+                f"the adapter has {expected} LoRA layers but only {len(carrying)} of them arrived on "
+                f"{type(denoiser).__name__}. Report this with the versions of diffusers and peft."
+            )
+    except BaseException:
+        _put_back(denoiser, active)
+        remove_lora(denoiser, name)
+        raise
+    finally:
+        for parameter, requires_grad in wanted_gradients:
+            parameter.requires_grad_(requires_grad)
+    _put_back(denoiser, active)
+    for layer in carrying:
+        layer.set_requires_grad(name, False)
+        if id(layer) not in active:  # wrapped just now, and in training mode, as new modules are
+            layer.train(layer.get_base_layer().training)  # type: ignore[attr-defined]
+    return name
+
+
+def remove_lora(denoiser: nn.Module, name: str) -> None:
+    """Take the LoRA out. Layers without any other LoRA become the very modules they were before peft wrapped them.
+
+    Raises:
+        AdapterError: the LoRA is fused into the weights.
+    """
+    denoiser = unwrap_compiled(denoiser)
+    layers = tuner_layers(denoiser)
+    _refuse_fused(name, [layer for layer in layers.values() if name in layer.merged_adapters])
+    for path, layer in layers.items():
+        # Out of the active set first: deleting an active adapter makes peft activate another one.
+        layer._active_adapter = [other for other in layer.active_adapters if other != name]
+        layer.delete_adapter(name)
+        if not layer._get_available_adapters():
+            _replace(denoiser, path, layer.base_layer)  # type: ignore[attr-defined]
+    configs = getattr(denoiser, "peft_config", {})
+    configs.pop(name, None)
+    if not tuner_layers(denoiser):
+        # What peft and diffusers leave on a model that has carried a LoRA.
+        for attribute in ("peft_config", "_hf_peft_config_loaded"):
+            denoiser.__dict__.pop(attribute, None)
+
+
+@contextmanager
+def without_wrappers(denoiser: nn.Module) -> Iterator[None]:
+    """The denoiser with its original layers in their places, for saving: its state dict has the stock keys."""
+    denoiser = unwrap_compiled(denoiser)
+    layers = tuner_layers(denoiser)
+    for path, layer in layers.items():
+        _replace(denoiser, path, layer.get_base_layer())
+    try:
+        yield
+    finally:
+        for path, layer in layers.items():
+            _replace(denoiser, path, layer)  # type: ignore[arg-type]
+
+
+class LoraSwitch:
+    """Turns one LoRA on and off for single forwards; what else is active stays active.
+
+    Made anew for each call of the pipeline: the user may have loaded or unloaded LoRAs in between.
+
+    Raises:
+        AdapterError: the LoRA is gone, or something is fused into a layer that carries it (peft would ignore the LoRA
+            there, or v_old would contain it).
+    """
+
+    def __init__(self, denoiser: nn.Module, name: str, expected: int) -> None:
+        self.name = name
+        layers = tuner_layers(denoiser).values()
+        self._layers = [layer for layer in layers if name in layer._get_available_adapters()]
+        if len(self._layers) != expected:
+            raise AdapterError(
+                f"the nft LoRA is on {len(self._layers)} layers of {type(denoiser).__name__}, expected {expected}: "
+                "LoRAs were unloaded or deleted since. Call load_nft_adapter again."
+            )
+        _refuse_fused(name, [layer for layer in self._layers if layer.merged])
+        self._saved: list[tuple[Any, Any, bool, float]] = []
+
+    def off(self) -> None:
+        """For the base pass: v_old, with the user's own LoRAs as they were."""
+        self._save()
+        for layer, active, _, _ in self._saved:
+            if self.name in active:
+                _set(layer, _active_adapter=[other for other in layer.active_adapters if other != self.name])
+
+    def on(self, call_scale: float = 1.0) -> None:
+        """For the second pass. `call_scale` is what diffusers will multiply every active LoRA's scale by in the
+        forward: it is meant for the user's LoRAs, so ours is divided by it beforehand."""
+        self._save()
+        for layer, _, disabled, _ in self._saved:
+            if disabled:  # the user's own LoRAs are switched off, and stay off
+                _set(layer, _active_adapter=[self.name], _disable_adapters=False)
+            else:
+                others = [other for other in layer.active_adapters if other != self.name]
+                _set(layer, _active_adapter=[*others, self.name])
+            layer.scaling[self.name] = layer.lora_alpha[self.name] / layer.r[self.name] / call_scale
+
+    def restore(self) -> None:
+        """Everything as before `off`; does nothing where there is nothing to put back."""
+        for layer, active, disabled, scaling in self._saved:
+            if layer._active_adapter is not active:
+                _set(layer, _active_adapter=active, _disable_adapters=disabled)
+                layer.scaling[self.name] = scaling
+        self._saved = []
+
+    def _save(self) -> None:
+        if not self._saved:
+            name, layers = self.name, cast(list[Any], self._layers)
+            self._saved = [(i, i._active_adapter, i._disable_adapters, i.scaling[name]) for i in layers]
+
+
+def _set(layer: Any, **attributes: Any) -> None:
+    """As setattr, without nn.Module's search among parameters and buffers: this runs for every layer at every step."""
+    for name, value in attributes.items():
+        object.__setattr__(layer, name, value)
+
+
+def _put_back(denoiser: nn.Module, active: Mapping[int, list[str]]) -> None:
+    """Active sets as before an injection; newly wrapped layers get the one the model as a whole had."""
+    everywhere = next(iter(active.values()), [])
+    for layer in tuner_layers(denoiser).values():
+        layer._active_adapter = list(active.get(id(layer), everywhere))
+
+
+def _refuse_fused(name: str, layers: list[BaseTunerLayer]) -> None:
+    if layers:
+        fused = sorted({adapter for layer in layers for adapter in layer.merged_adapters})
+        raise AdapterError(
+            f"LoRA {', '.join(fused)} is fused into {len(layers)} layers that carry {name}; guidance needs them apart. "
+            "Call unfuse_lora() on the pipeline first."
+        )
+
+
+def _replace(denoiser: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(denoiser.get_submodule(parent), child, module)
