@@ -1,0 +1,54 @@
+"""The positive objective lands on v_plus and alpha, in a world where both are known sums."""
+
+import pytest
+import torch
+
+from helpers.mixture import ring
+from nft_pipeline.training.objective import alpha_loss, flow_matching_loss, interpolate, noise_levels
+
+
+@pytest.mark.parametrize("t", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("graded", [True, False])
+def test_minimisers_at_one_noisy_state_are_v_plus_and_alpha(t, graded):
+    mixture = ring(graded)
+    x = mixture.samples(1, t, torch.Generator().manual_seed(0))
+    p = mixture.posterior(x, 1 - t, t)[0]
+    y, r = mixture.targets(x[0], t), mixture.rewards
+    _, v_plus, alpha = mixture.moments(x, t)
+
+    # The loss over all possible pictures, each weighed by its posterior: an exact expectation.
+    v = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    flow_matching_loss(v.expand(len(p), 2), y, weight=len(p) * p * r).backward()
+    # |v - y|^2 is a parabola with curvature E[r]: one Newton step from anywhere is the minimiser.
+    found = v.detach() - v.grad / (p @ r)
+    assert torch.allclose(found, v_plus[0], atol=1e-5)
+
+    logit = torch.logit(alpha).clone().requires_grad_(True)
+    (p * torch.stack([alpha_loss(logit, r_i[None]) for r_i in r])).sum().backward()
+    assert logit.grad.abs().item() < 1e-6
+
+
+def test_drawing_in_proportion_to_r_is_weighing_by_r():
+    generator = torch.Generator().manual_seed(1)
+    r, errors = torch.rand(50, generator=generator), torch.rand(50, 3, generator=generator)
+    weighed = flow_matching_loss(errors, torch.zeros_like(errors), weight=r / r.mean())
+    rows = torch.multinomial(r, 200_000, replacement=True, generator=generator)
+    drawn = flow_matching_loss(errors[rows], torch.zeros(len(rows), 3))
+    assert drawn.item() == pytest.approx(weighed.item(), rel=0.01)
+
+
+def test_noise_levels_are_stratified_and_shifted():
+    generator = torch.Generator().manual_seed(0)
+    even = noise_levels(1000, 1.0, generator).sort().values
+    assert (even - (torch.arange(1000) + 0.5) / 1000).abs().max() <= 0.5e-3 + 1e-6
+    high = noise_levels(1000, 4.0, generator)
+    assert high.min() > 0 and high.max() < 1
+    assert (high > 0.8).float().mean().item() == pytest.approx(0.5, abs=0.01)  # u > 1/2 is t > 4/5 at shift 4
+
+
+def test_interpolation_ends_at_picture_and_noise():
+    x_0, eps = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
+    x_t, y = interpolate(x_0, eps, torch.tensor([0.0, 1.0, 0.25]))
+    assert torch.equal(x_t[0], x_0[0]) and torch.equal(x_t[1], eps[1])
+    assert torch.allclose(x_t[2], 0.75 * x_0[2] + 0.25 * eps[2])
+    assert torch.equal(y, eps - x_0)

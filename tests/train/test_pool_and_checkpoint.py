@@ -1,0 +1,58 @@
+"""Pools and checkpoints come back as they were, and never for another run's settings."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from nft_pipeline.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from nft_pipeline.training.pool import Pool, PoolError, check_pool, load_pool, pool_key, save_pool
+
+
+@pytest.fixture
+def pool():
+    generator = torch.Generator().manual_seed(0)
+    return Pool(
+        latents=torch.randn(6, 4, 2, 2, generator=generator).half(),
+        prompt=torch.arange(6) % 2,
+        text=torch.randn(2, 5, 8, generator=generator),
+        pooled=torch.randn(2, 8, generator=generator),
+        r=torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 0.0]),
+    )
+
+
+def test_a_pool_round_trips_for_its_own_settings_only(pool, tmp_path):
+    path, key = tmp_path / "pool.safetensors", pool_key({"seed": 1})
+    assert load_pool(path, key) is None
+    save_pool(pool, path, key)
+    back = load_pool(path, key)
+    for field in dataclasses.fields(Pool):
+        assert torch.equal(getattr(back, field.name), getattr(pool, field.name))
+    assert load_pool(path, pool_key({"seed": 2})) is None
+
+
+def test_a_truncated_pool_is_named(pool, tmp_path):
+    path = tmp_path / "pool.safetensors"
+    save_pool(pool, path, "key")
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(PoolError, match="cannot be read as a pool"):
+        load_pool(path, "key")
+
+
+@pytest.mark.parametrize("r", [torch.zeros(6), torch.ones(6), torch.full((6,), 0.5)])
+def test_a_pool_with_nothing_to_learn_is_named(pool, r):
+    with pytest.raises(PoolError, match="reward 'mine' averages"):
+        check_pool(dataclasses.replace(pool, r=r), "mine")
+    check_pool(pool, "mine")
+
+
+def test_a_checkpoint_round_trips_for_its_own_settings_only(tmp_path):
+    path, settings = tmp_path / "checkpoint.pt", {"steps": 10, "lr": 0.1}
+    assert load_checkpoint(path, settings) is None
+    save_checkpoint(path, {"settings": settings, "learner": {"x": torch.arange(3)}})
+    assert torch.equal(load_checkpoint(path, settings)["learner"]["x"], torch.arange(3))
+    with pytest.raises(CheckpointError, match=r"other settings \(lr 0.1 -> 0.2\)"):
+        load_checkpoint(path, {"steps": 10, "lr": 0.2})
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        load_checkpoint(path, settings)

@@ -1,0 +1,113 @@
+"""A run's settings, rewards and prompts: strict, and every fault is named."""
+
+import numpy as np
+import pytest
+
+from nft_pipeline.training.config import PRESETS, ConfigError, TrainConfig
+from nft_pipeline.training.reward import PROMPTS, REWARDS, RewardError, checked_scores, find_prompts, find_reward
+
+NEEDED = {
+    "name": "x",
+    "base_model": "shapes",
+    "reward": "shapes_warm",
+    "prompts": "shapes_warm",
+    "reward_description": "warm",
+    "licence": "apache-2.0",
+}
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_presets_load_and_name_things_that_exist(preset):
+    config = TrainConfig.from_yaml(preset)
+    assert callable(find_reward(config.reward))
+    assert find_prompts(config.prompts) and find_prompts(config.held_out_prompts)
+    assert TrainConfig.from_mapping(config.to_dict()) == config
+
+
+def test_five_mistakes_make_one_report():
+    mistakes = {**NEEDED, "stepps": 10, "lr": -1, "rank": 2.5, "precision": "fp8", "ema": 1.0}
+    del mistakes["licence"]
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.from_mapping(mistakes)
+    report = str(caught.value)
+    for phrase in (
+        "6 faults",
+        "'stepps' is not a setting; did you mean 'steps'?",
+        "'licence' is missing",
+        "lr is -1, expected a number above 0",
+        "rank is 2.5, expected a whole number from 1",
+        "precision is 'fp8', expected auto, fp32 or bf16",
+        "ema is 1.0, expected a number from 0, below 1",
+    ):
+        assert phrase in report
+
+
+@pytest.mark.parametrize(
+    ("change", "phrase"),
+    [
+        ({"name": " "}, "name is ' ', expected text"),
+        ({"lora_targets": "to_q"}, "lora_targets is 'to_q', expected a list"),
+        ({"lora_targets": [1]}, "lora_targets is [1]"),
+        ({"tilt": float("nan")}, "tilt is nan"),
+        ({"steps": True}, "steps is True"),
+        ({"seed": -1}, "seed is -1, expected a whole number from 0"),
+        ({"held_out_prompts": 3}, "held_out_prompts is 3, expected text"),
+    ],
+)
+def test_a_bad_value_is_named(change, phrase):
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(**{**NEEDED, **change})
+    assert phrase in str(caught.value)
+
+
+def test_yaml_files_that_cannot_be_used(tmp_path):
+    with pytest.raises(ConfigError, match="neither a file nor a preset; presets: shapes_follow, shapes_warm"):
+        TrainConfig.from_yaml(tmp_path / "nothing.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match=r"broken.yaml is not YAML"):
+        TrainConfig.from_yaml(tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("- a")
+    with pytest.raises(ConfigError, match="holds list"):
+        TrainConfig.from_yaml(tmp_path / "list.yaml")
+    assert TrainConfig.from_yaml("shapes_warm", {"steps": 7}).steps == 7
+
+
+def test_rewards_and_prompts_are_found_by_name_by_function_and_by_file(tmp_path):
+    assert find_reward("shapes_warm") is find_reward(REWARDS["shapes_warm"])
+    assert find_prompts("shapes_warm") == find_prompts(PROMPTS["shapes_warm"])
+    (tmp_path / "prompts.txt").write_text("a circle\n\n  a cross \n")
+    assert find_prompts(str(tmp_path / "prompts.txt")) == ["a circle", "a cross"]
+
+
+@pytest.mark.parametrize(
+    ("find", "name", "phrase"),
+    [
+        (find_reward, "shape_warm", "did you mean 'shapes_warm'?"),
+        (find_reward, "no.such.module:f", "cannot be imported"),
+        (find_reward, "math:no_such", "cannot be imported"),
+        (find_prompts, "missing.txt", "the path of a text file"),
+    ],
+)
+def test_a_reward_or_prompt_list_that_is_not_there_is_named(find, name, phrase):
+    with pytest.raises(RewardError, match=phrase.replace("?", r"\?")):
+        find(name)
+
+
+def test_an_empty_prompt_list_is_named(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(RewardError, match="is an empty list"):
+        find_prompts(str(tmp_path / "empty.txt"))
+
+
+@pytest.mark.parametrize(
+    ("scores", "phrase"),
+    [
+        ([0.1, float("nan"), 0.2], "1 scores of 3 that are NaN or infinite"),
+        ([0.1, 0.2], r"shape \(2,\) for 3 pictures"),
+        ([0.1, 5.0, 0.2], "from 0.1 to 5; expected"),
+        ([-0.1, 0.5, 0.2], "from -0.1 to 0.5; expected"),
+    ],
+)
+def test_scores_that_cannot_be_used_are_named(scores, phrase):
+    with pytest.raises(RewardError, match=phrase):
+        checked_scores(np.array(scores), 3, "mine")

@@ -1,0 +1,1 @@
+"""The trainer: pool -> reward -> objective -> checkpoint -> adapter."""

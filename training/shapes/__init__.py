@@ -1,0 +1,1 @@
+"""The shapes world: the shipped base model, its pictures, prompts, rewards and demo."""

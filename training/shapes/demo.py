@@ -1,0 +1,137 @@
+"""`diffusion-nft demo`: train a small adapter, sample it at four strengths, and hold it against its promise."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .measure import Point, Workload
+
+HELP = "train a small adapter before your eyes and measure it"
+STRENGTHS = (0.0, 0.5, 1.0, 2.0)
+WEIGHTS = (0.25, 0.5, 0.75, 1.0, 1.5)
+PICTURED = ("a large circle on white", "two squares", "three small rings on gray", "a cross on black")
+SEED = 90_001  # of the noise that is measured on: neither the training pool's nor the held-out pool's
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Trains an adapter for the reward 'red or orange, where the prompt leaves the colour open' on the shipped "
+        "model, samples held-out prompts at strength 0, 0.5, 1 and 2, and writes pictures, table and adapter. About "
+        "four minutes on two cores. The exit code is 1 if guidance did not help."
+    )
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: demo)")
+    parser.add_argument(
+        "--n",
+        type=int,
+        default=240,
+        help="pictures per strength (default: 240, an error of about 0.03 on each rate); raise it for narrower "
+        "numbers, lower it if you only want to see the pictures",
+    )
+    parser.add_argument("--steps", type=int, help="training steps (default: the preset's); fewer is faster and weaker")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training run (default: 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from nft_pipeline import DiffusionNFTPipeline
+
+    from ..calibration import calibration_table, plot_reliability
+    from ..config import TrainConfig
+    from ..reward import find_prompts, find_reward
+    from ..trainer import train
+    from .measure import Workload, measure_base, measure_laws, measure_lora_weight
+    from .report import law_table, plot_promise, rival_table
+
+    started = time.monotonic()
+    if args.n < 30:
+        raise ValueError(f"--n is {args.n}, expected at least 30: fewer pictures cannot tell whether guidance helped")
+    out: Path = args.out
+    overrides: dict[str, Any] = {"seed": args.seed, **({"steps": args.steps} if args.steps else {})}
+    config = TrainConfig.from_yaml("shapes_warm", overrides)
+    result = train(config, out / "run")
+    guided = DiffusionNFTPipeline.from_pretrained("shapes", nft_adapter=result.adapter)
+    reward = find_reward(config.reward)
+    work = Workload(
+        find_prompts("shapes_warm_held_out"), n=args.n, seed=SEED, batch=120, call=dict(guided.call_defaults)
+    )
+    tilts = [strength * config.tilt for strength in STRENGTHS]
+    base = measure_base(guided.unwrap(), work, reward)
+    guided.load_nft_adapter(result.adapter)
+    points = measure_laws(guided, work, reward, base, tilts, ("nft", "odds"))
+    grid = _grid(guided)
+    rivals = measure_lora_weight(guided.unwrap(), result.folder, work, reward, WEIGHTS)
+
+    grid.save(out / "strengths.png")
+    plot_promise([points], rivals, out / "promise.png", f"shapes-warm, one training run, n = {args.n} a point")
+    plot_reliability(result.calibration, out / "alpha.png", "alpha on held-out samples")
+    seconds = time.monotonic() - started
+    table = _text(
+        work, base, law_table(points, rivals), rival_table(rivals), calibration_table(result.calibration), seconds
+    )
+    (out / "table.md").write_text(table, encoding="utf-8")
+    (out / "table.json").write_text(
+        json.dumps([point.to_dict() for point in (base, *points, *rivals)], indent=2) + "\n", encoding="utf-8"
+    )
+    shutil.copytree(result.folder, out / "adapter", dirs_exist_ok=True)
+    print(table)
+    print(f"Written to {out}: strengths.png, promise.png, alpha.png, table.md, table.json, adapter")
+    return _verdict(base, points)
+
+
+def _grid(guided: Any) -> Any:
+    """One row a prompt, one column a strength, the same noise along a row."""
+    import torch
+
+    from nft_pipeline.grid import labelled_grid
+
+    columns = []
+    guided.set_progress_bar_config(disable=True)
+    for strength in STRENGTHS:
+        generators = [torch.Generator().manual_seed(SEED + i) for i in range(len(PICTURED))]
+        columns.append(guided(list(PICTURED), nft_strength=strength, nft_law="odds", generator=generators).images)
+    rows = [[column[i] for column in columns] for i in range(len(PICTURED))]
+    labels = [f"strength {strength:g}" for strength in STRENGTHS]
+    return labelled_grid(
+        rows, list(PICTURED), labels, scale=3, title="Reward: red or orange, where the prompt leaves the colour open"
+    )
+
+
+def _text(work: Workload, base: Point, laws: str, rivals: str, alpha: str, seconds: float) -> str:
+    return f"""# Demo: reward guidance on the shapes model
+
+Reward: everything drawn is red or orange, where the prompt leaves the colour open. Held-out prompts and noise,
+n = {work.n} pictures a row, {work.call["num_inference_steps"]} steps, no classifier-free guidance, one training run.
+Base rate {base.rate:.3f}, picture quality {base.quality:.3f} (template overlap, 1 = as drawn).
+
+{laws}
+
+The rival, the same LoRA in one pass with its weight scaled:
+
+{rivals}
+
+The alpha head on held-out samples:
+
+{alpha}
+
+Took {seconds:.0f} s after installation.
+"""
+
+
+def _verdict(base: Point, points: list[Point]) -> int:
+    """0 if the strongest setting of every law raised the rate by at least 0.1 and by three standard errors."""
+    strongest = {point.method: point for point in sorted(points, key=lambda point: point.setting)}
+    failed = [
+        f"{law} law: {point.rate:.3f} at strength {STRENGTHS[-1]:g}, base {base.rate:.3f}"
+        for law, point in strongest.items()
+        if point.rate - base.rate < max(0.1, 3 * (point.error**2 + base.error**2) ** 0.5)
+    ]
+    if failed:
+        print("Guidance did not help: " + "; ".join(failed))
+        return 1
+    print("Guidance helped: " + "; ".join(f"{law} law {base.rate:.3f} -> {p.rate:.3f}" for law, p in strongest.items()))
+    return 0

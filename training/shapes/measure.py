@@ -1,0 +1,158 @@
+"""Measuring guidance on the shapes model: how often o = 1, how good the pictures are, and what was promised.
+
+Every way of steering is a list of `Point`s on the same prompts and the same noise, so that rows differ by the steering
+alone: both guidance laws, and their rivals, plain LoRA weight strength and classifier-free guidance.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nft_pipeline.guidance import promised_rate
+
+from ..pool import decode_latents, encode_prompts, sample_latents
+from ..reward import Reward
+from .score import judge
+from .world import Prompt
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of one way of steering.
+
+    Args:
+        method: "base", "nft", "odds", "lora weight" or "cfg".
+        setting: tilt for the laws, weight for the LoRA, scale for CFG; 0 for the base.
+        n: pictures.
+        rate: share of pictures with o = 1.
+        quality: mean template overlap in [0, 1].
+        promise: what DESIGN M10 promises for this tilt; None for the rivals, which promise nothing.
+    """
+
+    method: str
+    setting: float
+    n: int
+    rate: float
+    quality: float
+    promise: float | None = None
+
+    @property
+    def error(self) -> float:
+        """Standard error of `rate`."""
+        return math.sqrt(max(self.rate * (1 - self.rate), 0.25 / self.n) / self.n)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is sampled: `n` pictures of these prompts in turn, with this noise.
+
+    Args:
+        prompts: texts; sample i is of prompt i mod len(prompts).
+        n: pictures.
+        seed: of the noise.
+        batch: pictures a call.
+        call: further arguments of the pipeline's call, such as num_inference_steps.
+    """
+
+    prompts: Sequence[str]
+    n: int
+    seed: int
+    batch: int
+    call: dict[str, Any]
+
+    def texts(self) -> list[str]:
+        return [self.prompts[i % len(self.prompts)] for i in range(self.n)]
+
+    def pictures(self, pipe: Any, label: str = "", **steering: Any) -> np.ndarray:
+        """Pictures of `pipe`, uint8 (n, H, W, 3), steered by further arguments of its call."""
+        call = {**self.call, **steering}
+        text, pooled = encode_prompts(pipe, self.prompts, call)
+        empty = encode_prompts(pipe, [""], call) if call.get("guidance_scale", 1.0) > 1.0 else None
+        prompt = torch.arange(self.n) % len(self.prompts)
+        latents = sample_latents(
+            pipe, text, pooled, prompt, seed=self.seed, batch=self.batch, label=label, empty=empty, **call
+        )
+        return decode_latents(pipe, latents)
+
+
+def measure_pictures(pictures: np.ndarray, texts: Sequence[str], reward: Reward) -> tuple[float, float]:
+    """(rate of o = 1, mean template overlap)."""
+    quality = float(np.mean([judge(picture, Prompt()).quality for picture in pictures]))
+    return float(np.mean(reward(pictures, texts) > 0.5)), quality
+
+
+def measure_base(pipe: Any, work: Workload, reward: Reward) -> Point:
+    """The base model on its own."""
+    rate, quality = measure_pictures(work.pictures(pipe, "base"), work.texts(), reward)
+    return Point("base", 0.0, work.n, rate, quality, rate)
+
+
+def measure_laws(
+    guided: Any, work: Workload, reward: Reward, base: Point, tilts: Iterable[float], laws: Sequence[str]
+) -> list[Point]:
+    """Both laws at each tilt; tilt 0 is the base model and is not sampled again."""
+    points = []
+    for law in laws:
+        for tilt in tilts:
+            promise = float(promised_rate(base.rate, tilt))
+            if tilt == 0:
+                points.append(Point(law, 0.0, base.n, base.rate, base.quality, promise))
+                continue
+            strength = tilt / guided.nft_config.tilt
+            pictures = work.pictures(guided, f"{law} {tilt:+g}", nft_strength=strength, nft_law=law)
+            points.append(Point(law, tilt, work.n, *measure_pictures(pictures, work.texts(), reward), promise))
+    return points
+
+
+@contextmanager
+def with_lora(stock: Any, folder: Path) -> Iterator[str]:
+    """The stock pipeline with the adapter's LoRA loaded by diffusers' own loader; yields its name."""
+    stock.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors", adapter_name="rival")
+    try:
+        yield "rival"
+    finally:
+        stock.unload_lora_weights()
+
+
+def measure_lora_weight(
+    stock: Any, folder: Path, work: Workload, reward: Reward, weights: Iterable[float]
+) -> list[Point]:
+    """The rival: the same LoRA in one pass, its weights scaled."""
+    points = []
+    with with_lora(stock, folder) as name:
+        for weight in weights:
+            stock.set_adapters(name, weight)
+            pictures = work.pictures(stock, f"lora weight {weight:g}")
+            points.append(Point("lora weight", weight, work.n, *measure_pictures(pictures, work.texts(), reward)))
+    return points
+
+
+def measure_cfg(stock: Any, work: Workload, reward: Reward, scales: Iterable[float]) -> list[Point]:
+    """The other rival, for rewards about the prompt: classifier-free guidance."""
+    points = []
+    for scale in scales:
+        pictures = work.pictures(stock, f"cfg {scale:g}", guidance_scale=scale)
+        points.append(Point("cfg", scale, work.n, *measure_pictures(pictures, work.texts(), reward)))
+    return points
+
+
+def matched_quality(rivals: Sequence[Point], rate: float) -> float | None:
+    """The rivals' quality at this rate, between their two nearest settings; None outside what they reach."""
+    ordered = sorted(rivals, key=lambda point: point.setting)
+    for low, high in itertools.pairwise(ordered):
+        if min(low.rate, high.rate) <= rate <= max(low.rate, high.rate) and low.rate != high.rate:
+            part = (rate - low.rate) / (high.rate - low.rate)
+            return low.quality + part * (high.quality - low.quality)
+    return None

@@ -1,0 +1,67 @@
+"""Rewards and prompts on the shapes world, under the names a training run uses for them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from .score import judge, look, shapes_eval_prompts
+from .world import BACKGROUNDS, RADII, SHAPES, Noun, Prompt
+
+WARM = ("red", "orange")
+HELD_OUT_SEED = 7_000_000  # ShapesEval prompts with this seed are never trained on
+
+
+def warm(pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    """1 where everything in the picture is red or orange, else 0; a picture of nothing gets 0.
+
+    For prompts that leave the colour open, so that the base model's rate is about a third: two colours of six.
+
+    Args:
+        pictures: uint8, shape (B, 64, 64, 3).
+        prompts: B texts; not looked at.
+
+    Returns:
+        float64, shape (B,).
+    """
+    seen = [look(picture)[1] for picture in pictures]
+    return np.array([float(bool(things) and all(thing.colour in WARM for thing in things)) for things in seen])
+
+
+def shapes_eval(pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    """1 where all that the prompt names is right in the picture, else 0 (ShapesEval's optimality)."""
+    judged = (judge(picture, Prompt.parse(prompt)) for picture, prompt in zip(pictures, prompts, strict=True))
+    return np.array([float(judgement.correct) for judgement in judged])
+
+
+def _open_colour_prompts() -> list[str]:
+    """All prompts for one kind of thing that leave its colour open, in a fixed shuffled order."""
+    prompts = [
+        Prompt((Noun(shape, count, size=size),), background=background).text()
+        for shape, count, size, background in itertools.product(SHAPES, (1, 2, 3), (None, *RADII), (None, *BACKGROUNDS))
+    ]
+    return [prompts[i] for i in np.random.default_rng(0).permutation(len(prompts))]
+
+
+def warm_prompts() -> list[str]:
+    """135 prompts that leave the colour open: "three small rings on gray"."""
+    return _open_colour_prompts()[:135]
+
+
+def warm_prompts_held_out() -> list[str]:
+    """The other 45, for measuring."""
+    return _open_colour_prompts()[135:]
+
+
+def shapes_eval_training_prompts(n: int = 3000) -> list[str]:
+    """ShapesEval prompts for training: none of the held-out texts is among them."""
+    held_out = set(shapes_eval_held_out())
+    texts = dict.fromkeys(prompt.text() for _, prompt in shapes_eval_prompts(4 * n, seed=1))
+    return [text for text in texts if text not in held_out][:n]
+
+
+def shapes_eval_held_out(n: int = 600) -> list[str]:
+    """Prompts for measuring, a hundred of each category; a text may come twice."""
+    return [prompt.text() for _, prompt in shapes_eval_prompts(n, seed=HELD_OUT_SEED)]

@@ -1,0 +1,228 @@
+"""Train the shapes base model: the denoiser and both text encoders, by flow matching on drawn scenes.
+
+    python -m nft_pipeline.training.shapes.train_vae  vae/
+    python -m nft_pipeline.training.shapes.train_base vae/ shapes/     # writes a StableDiffusion3Pipeline folder
+
+Captions name only about half of what is in the picture, and one in six names something wrong. A base model made this
+way spreads evenly over what the prompt leaves open and obeys only part of what it says: there is something for a reward
+to teach, as there is with real models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.overrides import TorchFunctionMode
+from tqdm import tqdm
+from transformers import CLIPTextModelWithProjection
+
+from .parts import (
+    Sizes,
+    build_scheduler,
+    build_text_encoder,
+    build_tokenizer,
+    build_transformer,
+    embed_ids,
+    tokenize,
+)
+from .world import Scene, caption, draw, sample_scene
+
+CALL_DEFAULTS = {
+    "guidance_scale": 1.0,
+    "num_inference_steps": 20,
+    "max_sequence_length": 0,
+    "height": 64,
+    "width": 64,
+}
+T5_PADDING = 256  # zero tokens that StableDiffusion3Pipeline appends by default when there is no T5
+
+
+@dataclass(frozen=True)
+class BaseTraining:
+    """Settings of the shipped base model."""
+
+    scenes: int = 60_000
+    steps: int = 5_000
+    batch: int = 256
+    lr: float = 1.5e-3
+    keep: float = 0.5  # an attribute is named with this probability
+    wrong: float = 0.16  # a caption has one attribute wrong with this probability
+    empty: float = 0.08
+    shift: float = 2.0  # of the noise levels: above 1 trains more at high noise
+    ema: float = 0.999
+    seed: int = 0
+
+
+class CountedPadding(TorchFunctionMode):
+    """Lets one zero text token stand for many.
+
+    The pipeline pads the text with up to 256 tokens that are all the same. Attention to n equal keys is attention to
+    one of them with log n added to its logit, so training needs one token and this bias, not 256 tokens. The bias is
+    (B, 1, 1, S) with the padding token last.
+    """
+
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__()
+        self.bias = bias
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention:
+            kwargs["attn_mask"] = self.bias.to(args[0].dtype)
+        return func(*args, **kwargs)
+
+
+@torch.no_grad()
+def encode_scenes(scenes: list[Scene], vae: AutoencoderKL, batch: int = 250) -> Tensor:
+    """Scaled latents of drawn scenes, float16, shape (N, 16, 8, 8)."""
+    latents = []
+    for part in tqdm(range(0, len(scenes), batch), desc="latents"):
+        pictures = np.stack([draw(scene) for scene in scenes[part : part + batch]])
+        x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        z = vae.encode(x).latent_dist.mode()
+        latents.append(((z - vae.config.shift_factor) * vae.config.scaling_factor).half())
+    return torch.cat(latents)
+
+
+class TextAndDenoiser(nn.Module):
+    """What is trained together: velocity from noisy latents and token ids."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.tokenizer = build_tokenizer(sizes)
+        self.encoders = nn.ModuleList(build_text_encoder(sizes, self.tokenizer) for _ in range(2))
+        self.transformer = build_transformer(sizes)
+
+    def forward(self, x_t: Tensor, t: Tensor, ids: Tensor, padding: Tensor) -> Tensor:
+        """v at x_t (B, 16, 8, 8), t (B,) in [0, 1], ids (B, L), padding (B,): how many zero tokens follow the text."""
+        tokens, pooled = embed_ids([ids, ids], list(self.encoders))
+        tokens = torch.cat([tokens, torch.zeros_like(tokens[:, :1])], dim=1)
+        image_tokens = self.transformer.config.sample_size**2 // self.transformer.config.patch_size**2
+        bias = torch.zeros(len(t), 1, 1, image_tokens + tokens.shape[1])
+        bias[..., -1] = padding.clamp(min=1e-30).log()[:, None, None]
+        with CountedPadding(bias):
+            return self.transformer(
+                hidden_states=x_t,
+                encoder_hidden_states=tokens,
+                pooled_projections=pooled,
+                timestep=t * 1000,
+                return_dict=False,
+            )[0]
+
+    def load(self, folder: Path) -> None:
+        """Take the weights of a pipeline folder."""
+        self.transformer.load_state_dict(SD3Transformer2DModel.from_pretrained(folder / "transformer").state_dict())
+        for name, encoder in zip(("text_encoder", "text_encoder_2"), self.encoders, strict=True):
+            encoder.load_state_dict(CLIPTextModelWithProjection.from_pretrained(folder / name).state_dict())
+
+    def pipeline(self, vae: AutoencoderKL) -> StableDiffusion3Pipeline:
+        return StableDiffusion3Pipeline(
+            transformer=self.transformer,
+            scheduler=build_scheduler(),
+            vae=vae,
+            text_encoder=self.encoders[0],
+            tokenizer=self.tokenizer,
+            text_encoder_2=self.encoders[1],
+            tokenizer_2=self.tokenizer,
+            text_encoder_3=None,
+            tokenizer_3=None,
+        )
+
+
+def train_base(
+    vae: AutoencoderKL, settings: BaseTraining, out: Path, start: Path | None = None, save_every: int = 500
+) -> None:
+    """Train and save; the averaged weights are what is saved, in half precision, every `save_every` steps.
+
+    `start` is a folder written before: its weights are where training begins, for a second round of the schedule.
+    """
+    torch.manual_seed(settings.seed)
+    rng = np.random.default_rng(settings.seed)
+    scenes = [sample_scene(rng) for _ in range(settings.scenes)]
+    latents = encode_scenes(scenes, vae)
+    model = TextAndDenoiser(Sizes())
+    if start is not None:
+        model.load(start)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.lr, total_steps=settings.steps, pct_start=0.04, div_factor=25, final_div_factor=100
+    )
+    began, losses = time.monotonic(), []
+    for step in (bar := tqdm(range(settings.steps), desc="base", smoothing=0.05)):
+        chosen = rng.integers(len(scenes), size=settings.batch)
+        prompts = [
+            caption(scenes[i], rng, keep=settings.keep, wrong=settings.wrong, empty=settings.empty).text()
+            for i in chosen
+        ]
+        x_0 = latents[torch.from_numpy(chosen)].float()
+        eps = torch.randn_like(x_0)
+        u = (torch.arange(len(x_0)) + torch.rand(len(x_0))) / len(x_0)  # stratified: less noise in the gradient
+        t = settings.shift * u / (1 + (settings.shift - 1) * u)
+        x_t = (1 - t)[:, None, None, None] * x_0 + t[:, None, None, None] * eps
+        padding = (torch.rand(len(x_0)) < 0.25) * float(T5_PADDING)
+        with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            v = model(x_t, t, tokenize(prompts, model.tokenizer), padding).float()
+        loss = F.mse_loss(v, eps - x_0)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update_parameters(model)
+        losses.append(loss.item())
+        if (step + 1) % 100 == 0:
+            bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}")
+            print(f"step {step + 1} loss {np.mean(losses[-100:]):.4f} {time.monotonic() - began:.0f}s", flush=True)
+        if (step + 1) % save_every == 0 or step + 1 == settings.steps:
+            save(average.module, vae, out)
+
+
+def save(model: Any, vae: AutoencoderKL, out: Path) -> None:
+    """Write the pipeline folder and the call arguments it was trained for.
+
+    Denoiser and VAE are stored in half precision (diffusers loads them as float32); the text encoders are not, because
+    transformers would keep them in half.
+    """
+    halved = [copy.deepcopy(part).half() for part in (model.transformer, vae)]
+    pipe = model.pipeline(vae)
+    pipe.register_modules(transformer=halved[0], vae=halved[1])
+    pipe.save_pretrained(out)
+    (out / "call_defaults.json").write_text(json.dumps(CALL_DEFAULTS, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("vae", type=Path, help="folder written by train_vae")
+    parser.add_argument("out", type=Path, help="folder to write the pipeline into")
+    parser.add_argument("--steps", type=int, default=BaseTraining.steps, help="fewer leaves shapes ragged")
+    parser.add_argument("--scenes", type=int, default=BaseTraining.scenes, help="drawn pictures to train on")
+    parser.add_argument(
+        "--lr", type=float, default=BaseTraining.lr, help="peak learning rate; lower for a second round"
+    )
+    parser.add_argument("--shift", type=float, default=BaseTraining.shift, help="above 1 trains more at high noise")
+    parser.add_argument("--start", type=Path, help="begin with the weights of this pipeline folder: a second round")
+    parser.add_argument("--seed", type=int, default=BaseTraining.seed, help="use another one for a second round")
+    args = parser.parse_args()
+    vae = AutoencoderKL.from_pretrained(args.vae).eval()
+    settings = BaseTraining(steps=args.steps, scenes=args.scenes, lr=args.lr, shift=args.shift, seed=args.seed)
+    train_base(vae, settings, args.out, args.start)
+
+
+if __name__ == "__main__":
+    main()
