@@ -34,7 +34,7 @@ class TrainConfig:
     tilt: float = 2.0
 
     pool_size: int = 4096
-    pool_steps: int = 20
+    pool_steps: int = 14
     pool_batch: int = 256
     held_out_size: int = 768
     guidance_scale: float = 1.0

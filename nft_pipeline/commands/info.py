@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "adapter",
         metavar="ADAPTER",
-        help="a folder, a shipped name (shapes-warm, shapes-follow) or a Hub id (user/name)",
+        help="a folder, a shipped name (shapes-warm) or a Hub id (user/name)",
     )
     parser.add_argument(
         "--revision",

@@ -22,6 +22,7 @@ from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import read_adapter
 from nft_pipeline.training.calibration import Calibration, plot_reliability
 from nft_pipeline.training.config import TrainConfig
+from nft_pipeline.training.precision import choose_precision
 from nft_pipeline.training.reward import find_prompts, find_reward
 from nft_pipeline.training.shapes.measure import (
     Point,
@@ -35,7 +36,7 @@ from nft_pipeline.training.shapes.report import markdown, plot_promise
 from nft_pipeline.training.trainer import train
 
 TILTS = (-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 4.0)
-WEIGHTS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+WEIGHTS = (0.25, 0.5, 0.75, 1.0, 1.5)
 NOISE_SEED = 80_001
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -56,11 +57,13 @@ def one_run(seed: int, n: int, work: Path) -> dict:
         (folder / "trained.json").write_text(json.dumps(trained))
     reward, guided = find_reward(config.reward), DiffusionNFTPipeline.from_pretrained("shapes")
     prompts = find_prompts("shapes_warm_held_out")
-    load = Workload(prompts, n=n, seed=NOISE_SEED + seed, batch=207, call=dict(guided.call_defaults))
+    dtype, _ = choose_precision("auto", torch.device("cpu"))
+    call = dict(guided.call_defaults)
+    load = Workload(prompts, n=n, seed=NOISE_SEED + seed, batch=207, call=call, dtype=dtype)
     base = measure_base(guided.unwrap(), load, reward)
     guided.load_nft_adapter(read_adapter(folder / "adapter"))
     points = measure_laws(guided, load, reward, base, TILTS, ("odds", "nft"))
-    rivals = measure_lora_weight(guided.unwrap(), folder / "adapter", load, reward, WEIGHTS)
+    rivals = measure_lora_weight(guided.unwrap(), folder / "adapter", load, reward, base, WEIGHTS)
     measured = {
         "seed": seed,
         "base": base.to_dict(),
@@ -73,7 +76,9 @@ def one_run(seed: int, n: int, work: Path) -> dict:
 
 
 def spread(values: list[float]) -> str:
-    """Mean, lowest and highest."""
+    """Mean, lowest and highest; of one run, its value."""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
     return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
@@ -119,7 +124,7 @@ def report(runs: list[dict], n: int) -> str:
                 spread([p.rate for r in rivals for p in r if p.setting == w]),
                 spread([p.quality for r in rivals for p in r if p.setting == w]),
             ]
-            for w in WEIGHTS
+            for w in (0.0, *WEIGHTS)
         ],
     )
     levels = [c["noise_level"] for c in runs[0]["calibration"]]
@@ -136,13 +141,14 @@ def report(runs: list[dict], n: int) -> str:
             for i, t in enumerate(levels)
         ],
     )
-    device = f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    _, precision = choose_precision("auto", torch.device("cpu"))
+    device = f"{platform.machine()} CPU, {precision.partition(':')[0]}, torch {torch.__version__}"
     return f"""# Promise and measurement on the shapes model
 
 Made by `tests/benchmarks/tilt.py` on {date.today().isoformat()} ({device}).
 Reward "shapes_warm": everything drawn is red or orange, where the prompt leaves the colour open. {len(runs)} training
 runs, each with its own pool, seed and adapter; every row has n = {n} pictures a run of held-out prompts and noise,
-20 steps, no classifier-free guidance, float32. Entries are the mean over the runs with the lowest and highest.
+14 steps, no classifier-free guidance. Entries are the mean over the runs with the lowest and highest.
 The standard error of one run's rate is at most {0.5 / n**0.5:.3f}.
 
 Base model: P(o=1) {spread([run["base"]["rate"] for run in runs])}, quality {base_quality:.3f} (overlap with drawn
@@ -174,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/tilt"), help="folder for pools, adapters, measurements")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds (default: 0 1 2)")
-    parser.add_argument("--n", type=int, default=1035, help="pictures a point, a multiple of 45 (default: 1035)")
+    parser.add_argument("--n", type=int, default=1035, help="pictures a point, a multiple of 15 (default: 1035)")
     parser.add_argument("--no-report", action="store_true", help="train and measure only")
     args = parser.parse_args()
     runs = [one_run(seed, args.n, args.work) for seed in args.seeds]

@@ -65,7 +65,7 @@ def test_a_source_that_is_nothing_names_both_attempts(tmp_path: Path, monkeypatc
         f"no folder {tmp_path / 'shapes-wram'}",
         "not the name of an adapter that ships",
         'not a Hub id either: "shapes-wram" is not of the form "owner/name"',
-        "shapes-warm, shapes-follow",
+        "shapes-warm",
     ):
         assert phrase in str(caught.value)
 

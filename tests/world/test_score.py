@@ -107,6 +107,6 @@ def test_shapes_eval_reward_judges_each_picture_against_its_own_prompt():
 
 def test_held_out_prompts_are_held_out():
     assert not set(warm_prompts()) & set(warm_prompts_held_out())
-    assert len(warm_prompts()) == 135 and len(warm_prompts_held_out()) == 45
+    assert len(warm_prompts()) == 45 and len(warm_prompts_held_out()) == 15
     assert not set(shapes_eval_training_prompts()) & set(shapes_eval_held_out())
     assert [category for category, _ in shapes_eval_prompts(12, seed=0)] == [*CATEGORIES, *CATEGORIES]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 HELP = "train a small adapter before your eyes and measure it"
 STRENGTHS = (0.0, 0.5, 1.0, 2.0)
 WEIGHTS = (0.25, 0.5, 0.75, 1.0, 1.5)
-PICTURED = ("a large circle on white", "two squares", "three small rings on gray", "a cross on black")
+PICTURED = ("a square on white", "a large cross on white", "a large ring", "a large triangle on white")
 SEED = 90_001  # of the noise that is measured on: neither the training pool's nor the held-out pool's
 
 
@@ -23,14 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Trains an adapter for the reward 'red or orange, where the prompt leaves the colour open' on the shipped "
         "model, samples held-out prompts at strength 0, 0.5, 1 and 2, and writes pictures, table and adapter. About "
-        "four minutes on two cores. The exit code is 1 if guidance did not help."
+        "five minutes on two cores. The exit code is 1 if guidance did not help."
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: demo)")
     parser.add_argument(
         "--n",
         type=int,
-        default=240,
-        help="pictures per strength (default: 240, an error of about 0.03 on each rate); raise it for narrower "
+        default=180,
+        help="pictures per strength (default: 180, an error of about 0.04 on each rate); raise it for narrower "
         "numbers, lower it if you only want to see the pictures",
     )
     parser.add_argument("--steps", type=int, help="training steps (default: the preset's); fewer is faster and weaker")
@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..calibration import calibration_table, plot_reliability
     from ..config import TrainConfig
+    from ..precision import choose_precision
     from ..reward import find_prompts, find_reward
     from ..trainer import train
     from .measure import Workload, measure_base, measure_laws, measure_lora_weight
@@ -56,15 +57,15 @@ def run(args: argparse.Namespace) -> int:
     result = train(config, out / "run")
     guided = DiffusionNFTPipeline.from_pretrained("shapes", nft_adapter=result.adapter)
     reward = find_reward(config.reward)
-    work = Workload(
-        find_prompts("shapes_warm_held_out"), n=args.n, seed=SEED, batch=120, call=dict(guided.call_defaults)
-    )
+    dtype, _ = choose_precision("auto", guided.transformer.device)
+    held_out, call = find_prompts("shapes_warm_held_out"), dict(guided.call_defaults)
+    work = Workload(held_out, n=args.n, seed=SEED, batch=120, call=call, dtype=dtype)
     tilts = [strength * config.tilt for strength in STRENGTHS]
     base = measure_base(guided.unwrap(), work, reward)
     guided.load_nft_adapter(result.adapter)
     points = measure_laws(guided, work, reward, base, tilts, ("nft", "odds"))
     grid = _grid(guided)
-    rivals = measure_lora_weight(guided.unwrap(), result.folder, work, reward, WEIGHTS)
+    rivals = measure_lora_weight(guided.unwrap(), result.folder, work, reward, base, WEIGHTS)
 
     grid.save(out / "strengths.png")
     plot_promise([points], rivals, out / "promise.png", f"shapes-warm, one training run, n = {args.n} a point")
@@ -123,15 +124,13 @@ Took {seconds:.0f} s after installation.
 
 
 def _verdict(base: Point, points: list[Point]) -> int:
-    """0 if the strongest setting of every law raised the rate by at least 0.1 and by three standard errors."""
-    strongest = {point.method: point for point in sorted(points, key=lambda point: point.setting)}
-    failed = [
-        f"{law} law: {point.rate:.3f} at strength {STRENGTHS[-1]:g}, base {base.rate:.3f}"
-        for law, point in strongest.items()
-        if point.rate - base.rate < max(0.1, 3 * (point.error**2 + base.error**2) ** 0.5)
-    ]
-    if failed:
-        print("Guidance did not help: " + "; ".join(failed))
-        return 1
-    print("Guidance helped: " + "; ".join(f"{law} law {base.rate:.3f} -> {p.rate:.3f}" for law, p in strongest.items()))
-    return 0
+    """0 if the odds law's strongest setting raised the rate by at least 0.1 and by three standard errors, else 1.
+
+    The odds law alone decides: the nft law overcooks at the strongest setting, and the table shows where.
+    """
+    strongest = max((point for point in points if point.method == "odds"), key=lambda point: point.setting)
+    needed = max(0.1, 3 * (strongest.error**2 + base.error**2) ** 0.5)
+    helped = strongest.rate - base.rate >= needed
+    words = f"odds law, P(o=1) {base.rate:.3f} -> {strongest.rate:.3f} at strength {STRENGTHS[-1]:g}"
+    print(f"Guidance helped: {words}" if helped else f"Guidance did not help: {words}; expected {needed:.3f} more")
+    return 0 if helped else 1

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg", type=float, default=1.0, help="classifier-free guidance scale; 1 is without (default)")
     parser.add_argument("--n", type=int, default=600, help="pictures per strength (default: 600, a hundred a category)")
     parser.add_argument(
-        "--steps", type=int, default=20, help="denoising steps (default: 20); below 10 shapes get ragged"
+        "--steps", type=int, default=14, help="denoising steps (default: 14); below 10 shapes get ragged"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     parser.add_argument("--out", type=Path, help="also write the scores to this JSON file")
@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     from nft_pipeline import DiffusionNFTPipeline
 
+    from ..precision import choose_precision
     from .measure import Workload
     from .rewards import HELD_OUT_SEED
     from .score import CATEGORIES, shapes_eval_prompts
@@ -56,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
     pipe = DiffusionNFTPipeline.from_pretrained(args.model, nft_adapter=args.adapter)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     call: dict[str, Any] = {**pipe.call_defaults, "num_inference_steps": args.steps, "guidance_scale": args.cfg}
-    work = Workload(texts, n=args.n, seed=args.seed, batch=128, call=call)
+    dtype, _ = choose_precision("auto", pipe.transformer.device)
+    work = Workload(texts, n=args.n, seed=args.seed, batch=128, call=call, dtype=dtype)
     results: dict[str, dict[str, Any]] = {}
     for strength in args.strengths if args.adapter else [0.0]:
         steering = {"nft_strength": strength, "nft_law": args.law} if args.adapter else {}

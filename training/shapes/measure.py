@@ -1,7 +1,7 @@
 """Measuring guidance on the shapes model: how often o = 1, how good the pictures are, and what was promised.
 
 Every way of steering is a list of `Point`s on the same prompts and the same noise, so that rows differ by the steering
-alone: both guidance laws, and their rivals, plain LoRA weight strength and classifier-free guidance.
+alone: both guidance laws, and the rival, plain LoRA weight strength.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from nft_pipeline.guidance import promised_rate
 
 from ..pool import decode_latents, encode_prompts, sample_latents
+from ..precision import autocast
 from ..reward import Reward
 from .score import judge
 from .world import Prompt
@@ -30,8 +31,8 @@ class Point:
     """One setting of one way of steering.
 
     Args:
-        method: "base", "nft", "odds", "lora weight" or "cfg".
-        setting: tilt for the laws, weight for the LoRA, scale for CFG; 0 for the base.
+        method: "base", "nft", "odds" or "lora weight".
+        setting: tilt for the laws, weight for the LoRA; 0 for the base.
         n: pictures.
         rate: share of pictures with o = 1.
         quality: mean template overlap in [0, 1].
@@ -64,6 +65,7 @@ class Workload:
         seed: of the noise.
         batch: pictures a call.
         call: further arguments of the pipeline's call, such as num_inference_steps.
+        dtype: bf16 samples under autocast.
     """
 
     prompts: Sequence[str]
@@ -71,6 +73,7 @@ class Workload:
     seed: int
     batch: int
     call: dict[str, Any]
+    dtype: torch.dtype = torch.float32
 
     def texts(self) -> list[str]:
         return [self.prompts[i % len(self.prompts)] for i in range(self.n)]
@@ -81,10 +84,11 @@ class Workload:
         text, pooled = encode_prompts(pipe, self.prompts, call)
         empty = encode_prompts(pipe, [""], call) if call.get("guidance_scale", 1.0) > 1.0 else None
         prompt = torch.arange(self.n) % len(self.prompts)
-        latents = sample_latents(
-            pipe, text, pooled, prompt, seed=self.seed, batch=self.batch, label=label, empty=empty, **call
-        )
-        return decode_latents(pipe, latents)
+        with autocast(pipe.transformer.device, self.dtype):
+            latents = sample_latents(
+                pipe, text, pooled, prompt, seed=self.seed, batch=self.batch, label=label, empty=empty, **call
+            )
+            return decode_latents(pipe, latents.to(pipe.transformer.device))
 
 
 def measure_pictures(pictures: np.ndarray, texts: Sequence[str], reward: Reward) -> tuple[float, float]:
@@ -127,24 +131,15 @@ def with_lora(stock: Any, folder: Path) -> Iterator[str]:
 
 
 def measure_lora_weight(
-    stock: Any, folder: Path, work: Workload, reward: Reward, weights: Iterable[float]
+    stock: Any, folder: Path, work: Workload, reward: Reward, base: Point, weights: Iterable[float]
 ) -> list[Point]:
-    """The rival: the same LoRA in one pass, its weights scaled."""
-    points = []
+    """The rival: the same LoRA in one pass, its weights scaled. Weight 0 is the base, not sampled again."""
+    points = [Point("lora weight", 0.0, base.n, base.rate, base.quality)]
     with with_lora(stock, folder) as name:
         for weight in weights:
             stock.set_adapters(name, weight)
             pictures = work.pictures(stock, f"lora weight {weight:g}")
             points.append(Point("lora weight", weight, work.n, *measure_pictures(pictures, work.texts(), reward)))
-    return points
-
-
-def measure_cfg(stock: Any, work: Workload, reward: Reward, scales: Iterable[float]) -> list[Point]:
-    """The other rival, for rewards about the prompt: classifier-free guidance."""
-    points = []
-    for scale in scales:
-        pictures = work.pictures(stock, f"cfg {scale:g}", guidance_scale=scale)
-        points.append(Point("cfg", scale, work.n, *measure_pictures(pictures, work.texts(), reward)))
     return points
 
 

@@ -12,8 +12,8 @@ from nft_pipeline.guidance import promised_rate
 
 from .measure import Point, matched_quality
 
-COLOURS = {"nft": "#d1653c", "odds": "#2f6fde", "lora weight": "#7a7a80", "cfg": "#4c9a62"}
-MARKS = {"nft": "s", "odds": "o", "lora weight": "^", "cfg": "D"}
+COLOURS = {"nft": "#d1653c", "odds": "#2f6fde", "lora weight": "#7a7a80"}
+MARKS = {"nft": "s", "odds": "o", "lora weight": "^"}
 
 
 def law_table(points: Sequence[Point], rivals: Sequence[Point]) -> str:

@@ -37,22 +37,22 @@ def shapes_eval(pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
 
 
 def _open_colour_prompts() -> list[str]:
-    """All prompts for one kind of thing that leave its colour open, in a fixed shuffled order."""
+    """All prompts for one thing that leave its colour open, in a fixed shuffled order."""
     prompts = [
-        Prompt((Noun(shape, count, size=size),), background=background).text()
-        for shape, count, size, background in itertools.product(SHAPES, (1, 2, 3), (None, *RADII), (None, *BACKGROUNDS))
+        Prompt((Noun(shape, size=size),), background=background).text()
+        for shape, size, background in itertools.product(SHAPES, (None, *RADII), (None, *BACKGROUNDS))
     ]
     return [prompts[i] for i in np.random.default_rng(0).permutation(len(prompts))]
 
 
 def warm_prompts() -> list[str]:
-    """135 prompts that leave the colour open: "three small rings on gray"."""
-    return _open_colour_prompts()[:135]
+    """45 prompts that leave the colour open: "a small ring on gray"."""
+    return _open_colour_prompts()[:45]
 
 
 def warm_prompts_held_out() -> list[str]:
-    """The other 45, for measuring."""
-    return _open_colour_prompts()[135:]
+    """The other 15, for measuring."""
+    return _open_colour_prompts()[45:]
 
 
 def shapes_eval_training_prompts(n: int = 3000) -> list[str]:

@@ -1,0 +1,52 @@
+"""What the demo and the benchmarks conclude from their points."""
+
+import pytest
+
+from nft_pipeline.training.shapes.demo import _verdict
+from nft_pipeline.training.shapes.measure import Point, Workload, matched_quality
+from nft_pipeline.training.shapes.report import law_table, plot_promise, rival_table
+
+
+def points(*rows):
+    return [Point(method, setting, n, rate, quality, promise) for method, setting, n, rate, quality, promise in rows]
+
+
+RIVALS = points(("lora weight", 0.5, 100, 0.4, 0.9, None), ("lora weight", 1.0, 100, 0.8, 0.7, None))
+
+
+def test_a_rival_is_compared_at_the_same_rate():
+    assert matched_quality(RIVALS, 0.6) == pytest.approx(0.8)
+    assert matched_quality(RIVALS[::-1], 0.4) == pytest.approx(0.9)
+    assert matched_quality(RIVALS, 0.9) is None and matched_quality([], 0.5) is None
+
+
+def test_the_standard_error_is_never_zero():
+    assert Point("base", 0.0, 400, 0.5, 0.9).error == pytest.approx(0.025)
+    assert Point("base", 0.0, 400, 1.0, 0.9).error > 0
+
+
+def test_the_demo_says_yes_only_if_the_odds_law_helped(capsys):
+    base = Point("base", 0.0, 240, 0.33, 0.9, 0.33)
+    good = points(
+        ("odds", 1.0, 240, 0.35, 0.9, 0.5), ("odds", 4.0, 240, 0.9, 0.9, 0.9), ("nft", 4.0, 240, 0.3, 0.9, 0.9)
+    )
+    assert _verdict(base, good) == 0 and "Guidance helped: odds law, P(o=1) 0.330 -> 0.900" in capsys.readouterr().out
+    weak = points(
+        ("odds", 1.0, 240, 0.9, 0.9, 0.9), ("odds", 4.0, 240, 0.42, 0.9, 0.9), ("nft", 4.0, 240, 0.9, 0.9, 0.9)
+    )
+    assert _verdict(base, weak) == 1
+    assert "did not help: odds law, P(o=1) 0.330 -> 0.420 at strength 2; expected 0.1" in capsys.readouterr().out
+
+
+def test_tables_and_plot_hold_promise_measurement_and_rival(tmp_path):
+    laws = points(("odds", 0.0, 100, 0.3, 0.9, 0.3), ("odds", 2.0, 100, 0.6, 0.85, 0.76))
+    table = law_table(laws, RIVALS)
+    assert "| odds | +2 | 0.760 | 0.600 ± 0.049 | -0.160 | 0.850 | 0.800 |" in table
+    assert "out of its reach" in table and "lora weight | 0.5 | 0.400" in rival_table(RIVALS)
+    plot_promise([laws], RIVALS, tmp_path / "plot.png", "title")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_a_workload_goes_round_its_prompts():
+    work = Workload(["a", "b", "c"], n=5, seed=0, batch=2, call={})
+    assert work.texts() == ["a", "b", "c", "a", "b"]
