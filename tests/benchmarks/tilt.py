@@ -146,10 +146,11 @@ def report(runs: list[dict], n: int) -> str:
     return f"""# Promise and measurement on the shapes model
 
 Made by `tests/benchmarks/tilt.py` on {date.today().isoformat()} ({device}).
-Reward "shapes_warm": everything drawn is red or orange, where the prompt leaves the colour open. {len(runs)} training
-runs, each with its own pool, seed and adapter; every row has n = {n} pictures a run of held-out prompts and noise,
-14 steps, no classifier-free guidance. Entries are the mean over the runs with the lowest and highest.
-The standard error of one run's rate is at most {0.5 / n**0.5:.3f}.
+Reward "shapes_warm": everything drawn is red or orange, where the prompt leaves the colour open.
+Training runs: {len(runs)}, each with its own pool, seed and adapter; every row has n = {n} pictures a run of held-out
+prompts and noise, 14 steps, no classifier-free guidance. Entries are the mean over the runs, with the lowest and
+highest in brackets if there are several. The standard error of one run's
+rate is at most {0.5 / n**0.5:.3f}.
 
 Base model: P(o=1) {spread([run["base"]["rate"] for run in runs])}, quality {base_quality:.3f} (overlap with drawn
 templates, 1 = as drawn).
@@ -191,7 +192,9 @@ def main() -> None:
     measured.mkdir(parents=True, exist_ok=True)
     points = [[Point(**point) for point in run["points"]] for run in runs]
     rivals = [Point(**point) for run in runs for point in run["rivals"]]
-    plot_promise(points, rivals, pictures / "tilt.png", f"shapes-warm, {len(runs)} training runs, n = {args.n} a point")
+    plot_promise(
+        points, rivals, pictures / "tilt.png", f"shapes-warm, training runs: {len(runs)}, n = {args.n} a point"
+    )
     calibration = [Calibration(**{**c, "bins": tuple(map(tuple, c["bins"]))}) for c in runs[0]["calibration"]]
     plot_reliability(calibration, pictures / "alpha_reliability.png", "alpha on held-out samples, first run")
     text = report(runs, args.n)

@@ -150,7 +150,8 @@ def build_optimizers(model: TextAndDenoiser, lr: float) -> list[torch.optim.Opti
     With AdamW alone a million pictures taught backgrounds and places but hardly colours and shapes.
     """
     inside = [*model.transformer.transformer_blocks.parameters()]
-    inside += [p for encoder in model.encoders for p in encoder.text_model.encoder.parameters()]
+    for encoder in model.encoders:
+        inside += [p for name, p in encoder.named_parameters() if name.startswith("text_model.encoder.")]
     matrices = [parameter for parameter in inside if parameter.ndim == 2]
     chosen = {id(parameter) for parameter in matrices}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
@@ -208,8 +209,9 @@ def train_base(
         model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for stepped in (*optimizers, *schedules):
-            stepped.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         average.update_parameters(model)
         losses.append(loss.item())
         if (step + 1) % 100 == 0:
@@ -248,6 +250,8 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="begin with the weights of this pipeline folder: a second round")
     parser.add_argument("--seed", type=int, default=BaseTraining.seed, help="use another one for a second round")
     args = parser.parse_args()
+    if args.distil > 1 and args.start is None:
+        parser.error("--distil needs --start: the model whose guided output is learned")
     vae = AutoencoderKL.from_pretrained(args.vae).eval()
     settings = BaseTraining(
         steps=args.steps, scenes=args.scenes, lr=args.lr, shift=args.shift, distil=args.distil, seed=args.seed
