@@ -10,6 +10,7 @@ import difflib
 import json
 import os
 import re
+import time
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,7 +35,8 @@ MAX_HEAD_BYTES = 2 * 2**30
 MAX_HEAD_LAYERS = 64
 HUB_PATTERNS = ("*.safetensors", "*.json", "*.md", "*.png")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-_READ_TRIES = 5
+_READ_TRIES = 7
+_FIRST_PAUSE = 0.05  # seconds, doubled from try to try: a writer that is at it gets time to finish
 
 
 def read_adapter(
@@ -55,7 +57,9 @@ def read_adapter(
         AdapterError: the source cannot be found, or the adapter has faults; all of them are in the one error.
     """
     folder = locate(source, revision=revision, subfolder=subfolder)
-    for _ in range(_READ_TRIES):
+    for attempt in range(_READ_TRIES):
+        if attempt:
+            time.sleep(_FIRST_PAUSE * 2 ** (attempt - 1))
         folder = settle(folder)
         before = _identity(folder)
         try:
