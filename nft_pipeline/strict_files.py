@@ -51,7 +51,8 @@ def read_safetensors(path: Path, shown: str, max_bytes: int) -> TensorFile:
         raise AdapterError(f"{shown} cannot be read: {error.strerror or error}") from error
     header = _header(data, shown)
     try:
-        return TensorFile(safetensors.torch.load(data), header)
+        # In the order of their names: safetensors gives them in another order each time, and reports should not differ.
+        return TensorFile(dict(sorted(safetensors.torch.load(data).items())), header)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise AdapterError(f"{shown} is damaged ({error}); {_DOWNLOAD_AGAIN}") from error
 
