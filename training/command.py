@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "run",
-        help="a YAML file, or a preset: shapes_warm (four minutes on two cores), shapes_follow (six). To make "
+        help="a YAML file, or a preset: shapes_warm (four minutes on two cores), shapes_follow. To make "
         "your own, copy a preset from training/presets; every line says when to change it",
     )
     parser.add_argument(

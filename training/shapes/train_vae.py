@@ -1,4 +1,4 @@
-"""Train the VAE of the shapes model on drawn scenes (about eight minutes on two cores)."""
+"""Train the VAE of the shapes model on drawn scenes (a quarter of an hour on two shared cores)."""
 
 from __future__ import annotations
 
