@@ -10,9 +10,9 @@ Around each forward of the denoiser the engine
    section 3), and stops here where s is 0;
 4. switches the LoRA on, runs the module's forward once more on the same inputs, combines in fp32, switches back.
 
-Under classifier-free guidance the batch is [unconditional, conditional]. Both halves are guided, with one s a sample,
-found on the conditional half: then guidance and classifier-free guidance commute, and alpha is not amplified by the
-guidance scale.
+Under classifier-free guidance the batch is [unconditional, conditional], or the two come one after the other, the
+conditional call first. Both are guided, with one s a sample, found on the conditional rows: then guidance and
+classifier-free guidance commute, and alpha is not amplified by the guidance scale.
 
 Hooks are the mechanism because they survive CPU offloading, which replaces `module.forward`, and because the module
 keeps its class and config. Source of the maths: `nft_pipeline.guidance`; DiffusionNFT, arXiv:2509.16117.
@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from . import guidance
-from .families import Inputs, bind_inputs, family_of, output_tensor, replace_output, unwrap_compiled
+from .families import Inputs, as_tokens, bind_inputs, family_of, output_tensor, replace_output, unwrap_compiled
 from .injection import LoraSwitch
 from .keys import lora_modules
 from .stats import NFTStats, StatsRecorder
@@ -168,7 +168,8 @@ class NFTEngine:
         adapter: the adapter; its head moves to the denoiser's device.
         lora_name: the name the LoRA was injected under.
         settings: tilt, law and interval.
-        doubled: says, at the time of a forward, whether the batch is [unconditional, conditional].
+        scheduler: the pipeline's; says what noise level a timestep is where the denoiser's family needs to be told.
+        doubled: says, at the time of a forward, whether classifier-free guidance is on.
 
     Raises:
         FamilyError: the denoiser's class is not known.
@@ -183,9 +184,11 @@ class NFTEngine:
         lora_name: str,
         settings: GuidanceSettings,
         *,
+        scheduler: Any = None,
         doubled: Callable[[], bool] = lambda: False,
     ) -> None:
         self.denoiser = unwrap_compiled(denoiser)
+        self._scheduler = scheduler
         self.adapter = adapter
         self.settings = settings
         self._family = family_of(self.denoiser)
@@ -197,6 +200,7 @@ class NFTEngine:
         self._call: _Call | None = None
         self._tokens: Tensor | None = None
         self._scale: Tensor | None = None  # of the step's main call, for its auxiliary ones
+        self._main: tuple[Tensor, Tensor] | None = None  # x_t and t of the step's main call
 
     def install(self) -> None:
         """Add the hooks. Raises GuidanceError if another engine's are there: the push would be applied twice."""
@@ -218,6 +222,7 @@ class NFTEngine:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._main = self._scale = None
         self._end_call()
 
     def __enter__(self) -> NFTEngine:
@@ -238,22 +243,33 @@ class NFTEngine:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._switch.off()
         inputs = bind_inputs(module, args, kwargs)
-        auxiliary = self._family.is_auxiliary(inputs)
-        batch = inputs[self._family.state].shape[0]
-        repeats = 2 if self._doubled() and not auxiliary else 1
-        samples = slice(batch - batch // repeats, batch)
-        noise_level = self._family.noise_level(inputs)[samples]
+        family, state = self._family, inputs[self._family.state]
+        noise_level = family.noise_level(inputs, self._scheduler)
+        auxiliary = family.is_auxiliary(inputs) or self._is_second_of_step(state, noise_level)
+        repeats = 2 if family.batched_cfg and self._doubled() and not auxiliary else 1
+        samples = slice(state.shape[0] - state.shape[0] // repeats, state.shape[0])
+        noise_level = noise_level[samples]
         inside = None
         if self.settings.interval != (0.0, 1.0):
             inside = guidance.in_interval(noise_level, self.settings.interval)
         guided = self.settings.tilt != 0 and (inside is None or bool(inside.any()))
         self._call = _Call(inputs, samples, repeats, noise_level, inside, auxiliary, guided)
 
+    def _is_second_of_step(self, state: Tensor, noise_level: Tensor) -> bool:
+        """Whether this call is at the very x_t and t of the main one, as the unconditional call of a pipeline is that
+        makes two. Any other call is remembered as a step's main one."""
+        if not self._family.batched_cfg and self._main is not None:
+            x_t, t = self._main
+            if x_t is state and torch.equal(t, noise_level):
+                return True
+        self._main = (state, noise_level)
+        return False
+
     def _read_tokens(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = self._call
         # Only in the base pass: with the LoRA on, the tokens are not those the head was trained on.
         if call is not None and call.guided and self._tokens is None:
-            self._tokens = args[0] if args else next(iter(kwargs.values()))
+            self._tokens = as_tokens(args[0] if args else next(iter(kwargs.values())))
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         try:

@@ -23,7 +23,7 @@ from nft_pipeline.injection import remove_lora
 from .calibration import Calibration, calibrate, calibration_table
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainConfig
-from .learner import ADAPTER, Learner
+from .learner import ADAPTER, Learner, TrainingError
 from .pool import Pool, check_pool, load_pool, pool_key, sample_pool, save_pool
 from .precision import choose_precision
 from .reward import find_prompts, find_reward
@@ -60,6 +60,7 @@ def train(config: TrainConfig, out: Path, *, say: Callable[[str], None] = print,
     dtype, reason = choose_precision(config.precision, where)
     seconds: dict[str, float] = {}
     guided = DiffusionNFTPipeline.from_pretrained(config.base_model)
+    _check_trainable(guided.unwrap(), config.base_model)
     call = {"num_inference_steps": config.pool_steps, "guidance_scale": config.guidance_scale}
     call |= {key: value for key, value in guided.call_defaults.items() if key not in call}
     edge = guided.transformer.config.sample_size * guided.vae_scale_factor
@@ -93,6 +94,16 @@ def train(config: TrainConfig, out: Path, *, say: Callable[[str], None] = print,
     (out / "checkpoint.pt").unlink(missing_ok=True)
     say(f"adapter written to {folder}")
     return TrainResult(adapter, folder, calibration, seconds)
+
+
+def _check_trainable(pipe: Any, name: str) -> None:
+    """The engine guides more families than the trainer can sample and differentiate so far."""
+    denoiser = type(getattr(pipe, "transformer", None)).__name__
+    if denoiser != "SD3Transformer2DModel":
+        raise TrainingError(
+            f"base_model {name!r} is a {type(pipe).__name__}; the trainer supports StableDiffusion3Pipeline so far. "
+            "Set base_model to one; adapters trained elsewhere for other families can be used for sampling."
+        )
 
 
 def _pool(

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from helpers.zoo import CASES
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import read_adapter
 from nft_pipeline.training import trainer
@@ -122,3 +123,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_name(whole, monkeypatch):
         learner.lora_parameters[-1].fill_(float("nan"))
     with pytest.raises(TrainingError, match="a loss is not finite at step 1"):
         learner.step(pool)
+
+
+def test_a_base_model_of_another_family_is_refused_by_name(tmp_path):
+    CASES["FluxPipeline"].pipe().save_pretrained(tmp_path / "flux")
+    with pytest.raises(TrainingError, match="is a FluxPipeline; the trainer supports StableDiffusion3Pipeline so far"):
+        run(tmp_path / "run", base_model=str(tmp_path / "flux"))
+    assert list((tmp_path / "run").iterdir()) == []
