@@ -29,6 +29,8 @@ from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 from transformers import CLIPTextModelWithProjection
 
+from ..precision import autocast, choose_precision
+from .muon import Muon
 from .parts import (
     Sizes,
     build_scheduler,
@@ -156,7 +158,7 @@ def build_optimizers(model: TextAndDenoiser, lr: float) -> list[torch.optim.Opti
     chosen = {id(parameter) for parameter in matrices}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=lr, weight_decay=0.01),
         torch.optim.AdamW(rest, lr=lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True),
     ]
 
@@ -169,6 +171,7 @@ def train_base(
     `start` is a folder written before: its weights are where training begins, for a second round of the schedule.
     """
     torch.manual_seed(settings.seed)
+    dtype, _ = choose_precision("auto", torch.device("cpu"))
     rng = np.random.default_rng(settings.seed)
     scenes = [sample_scene(rng) for _ in range(settings.scenes)]
     latents = encode_scenes(scenes, vae)
@@ -198,7 +201,7 @@ def train_base(
         x_t = (1 - t)[:, None, None, None] * x_0 + t[:, None, None, None] * eps
         padding = (torch.rand(len(x_0)) < 0.25) * float(T5_PADDING)
         ids, y = tokenize(prompts, model.tokenizer), eps - x_0
-        with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with autocast(x_t.device, dtype), sdpa_kernel(SDPBackend.MATH):
             if teacher is not None:
                 with torch.no_grad():
                     v_cond = teacher(x_t, t, ids, padding).float()

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..precision import autocast, choose_precision
 from .parts import Sizes, build_vae
 from .world import draw, sample_scene
 
@@ -32,6 +33,7 @@ def train_vae(steps: int, batch: int = 32, lr: float = 2e-3, seed: int = 0) -> A
     and standard deviation 1 / 1.5305, which makes the scaled ones standard.
     """
     torch.manual_seed(seed)
+    dtype, _ = choose_precision("auto", torch.device("cpu"))
     rng = np.random.default_rng(seed)
     vae = build_vae(Sizes())
     mean, std = vae.config.shift_factor, 1.0 / vae.config.scaling_factor
@@ -44,7 +46,7 @@ def train_vae(steps: int, batch: int = 32, lr: float = 2e-3, seed: int = 0) -> A
     start, bar = time.monotonic(), tqdm(range(steps), desc="vae", smoothing=0.05)
     for step in bar:
         x = drawn_batch(rng, batch)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast(x.device, dtype):
             z = vae.encode(x).latent_dist.mode().float()
             y = vae.decode(z + LATENT_NOISE * torch.randn_like(z)).sample.float()
         moments = (z.mean((0, 2, 3)) - mean).square().mean() + (z.std((0, 2, 3)) - std).square().mean()
