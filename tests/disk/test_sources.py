@@ -73,7 +73,11 @@ def test_a_source_that_is_nothing_names_both_attempts(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     "source", ["./nothing", "/no/where", "a/b/c", "../x", "some one/x", "x" * 5000, "~nobody-here/x/y"]
 )
-def test_what_cannot_be_a_hub_id_is_not_asked_for(source: str) -> None:
+def test_what_cannot_be_a_hub_id_is_not_asked_for(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(
+        tmp_path / "here"
+    )  # what lies around the checkout, a folder ../x say, is not this test's business
     with pytest.raises(AdapterError, match=r"no folder .*\n.*not a Hub id either"):
         read_adapter(source)
 
