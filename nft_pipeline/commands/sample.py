@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps",
         type=int,
         metavar="N",
-        help="denoising steps, at least 1 (default: what the model sets, 20 for shapes). Fewer is faster and rougher; "
+        help="denoising steps, at least 1 (default: what the model sets, 14 for shapes). Fewer is faster and rougher; "
         "raise it if strong guidance leaves artefacts",
     )
     cost.add_argument(
