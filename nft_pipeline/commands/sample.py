@@ -89,7 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="SCALE",
         help="classifier-free guidance scale of the base pipeline, 1 is off (default: what the model sets, 1 for "
-        "shapes). It doubles the cost of a step; begin with the scale `diffusion-nft info` gives for the adapter",
+        "shapes). It doubles the cost of a step; begin with the scale `diffusion-nft info` gives for the adapter. "
+        "FLUX.1 and Qwen-Image read it as the guidance they were distilled with, which costs nothing",
     )
 
     cost = parser.add_argument_group("cost")
