@@ -31,15 +31,17 @@ CALL: dict[str, Any] = {
 }
 
 
-def tiny_transformer(*, seed: int = 0, layers: int = 2, heads: int = 2, head_dim: int = 8) -> SD3Transformer2DModel:
-    """A random denoiser of two blocks, 8 x 8 latents of 4 channels, 16 image tokens."""
+def tiny_transformer(
+    *, seed: int = 0, layers: int = 2, heads: int = 2, head_dim: int = 8, channels: int = 4
+) -> SD3Transformer2DModel:
+    """A random denoiser of two blocks, 8 x 8 latents, 16 image tokens."""
     torch.manual_seed(seed)
     width = heads * head_dim
     return SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
-        in_channels=4,
-        out_channels=4,
+        in_channels=channels,
+        out_channels=channels,
         num_layers=layers,
         attention_head_dim=head_dim,
         num_attention_heads=heads,

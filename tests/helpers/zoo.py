@@ -64,13 +64,13 @@ def denoiser_of(pipe: Any) -> nn.Module:
     return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
 
-def _vae() -> diffusers.AutoencoderKL:
+def _vae(channels: int = 4) -> diffusers.AutoencoderKL:
     torch.manual_seed(0)
     return diffusers.AutoencoderKL(
         block_out_channels=(4,),
         down_block_types=("DownEncoderBlock2D",),
         up_block_types=("UpDecoderBlock2D",),
-        latent_channels=4,
+        latent_channels=channels,
         norm_num_groups=1,
         shift_factor=0.06,
         scaling_factor=1.5,
@@ -113,6 +113,17 @@ def _stable_diffusion(cls: Any, scheduler: Callable[[], Any] = _ddim) -> Any:
     )
 
 
+def _stable_diffusion_control_net() -> Any:
+    pipe = _stable_diffusion(diffusers.StableDiffusionPipeline)
+    torch.manual_seed(3)
+    control_net = diffusers.ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4,))
+    for block in control_net.controlnet_down_blocks:  # these start at zero, and a ControlNet would do nothing
+        torch.nn.init.normal_(block.weight)
+    return diffusers.StableDiffusionControlNetPipeline(
+        **pipe.components, controlnet=control_net.eval(), requires_safety_checker=False
+    )
+
+
 def _sdxl(cls: Any) -> Any:
     unet = _unet(
         addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + WIDTH
@@ -131,9 +142,9 @@ def _sdxl(cls: Any) -> Any:
 
 def _sd3(cls: Any) -> Any:
     return cls(
-        transformer=tiny_transformer(),
+        transformer=tiny_transformer(channels=16),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(),
+        vae=_vae(16),
         text_encoder=None,
         tokenizer=None,
         text_encoder_2=None,
@@ -204,17 +215,33 @@ def _picture(indices: list[int]) -> dict[str, Any]:
     return {"image": rows(indices, 3, 8, 8, seed=6).sigmoid(), "strength": 1.0}
 
 
-def _batched(*, pooled: bool, picture: bool = False, size: bool = True) -> dict[str, Any]:
-    """Arguments of pipelines that double the batch under classifier-free guidance."""
+def _inpainted(indices: list[int]) -> dict[str, Any]:
+    mask = torch.zeros(len(indices), 1, 8, 8)
+    mask[..., 4:] = 1.0
+    return {**_picture(indices), "mask_image": mask}
+
+
+def _control_net(indices: list[int]) -> dict[str, Any]:
+    return {"image": rows(indices, 3, 8, 8, seed=6).sigmoid(), "controlnet_conditioning_scale": 0.7}
+
+
+def _batched(
+    *,
+    pooled: bool,
+    more: Callable[[list[int]], dict[str, Any]] = lambda indices: {},
+    size: bool = True,
+    channels: int = 4,
+) -> dict[str, Any]:
+    """Arguments of pipelines that double the batch under classifier-free guidance; `more` are the call's own."""
     return {
         "conditions": lambda indices: {
             **_embeds(indices, pooled=pooled),
             "guidance_scale": 1.0,
-            **(_picture(indices) if picture else {}),
+            **more(indices),
             **(_size() if size else {}),
         },
         "cfg": lambda indices: {**_embeds(indices, pooled=pooled, negative=True), "guidance_scale": 4.0},
-        "start": None if picture else (4, 8, 8),
+        "start": None if "strength" in more([0]) else (channels, 8, 8),
     }
 
 
@@ -235,25 +262,47 @@ CASES: dict[str, Case] = {
     ),
     "StableDiffusionImg2ImgPipeline": Case(
         lambda: _stable_diffusion(diffusers.StableDiffusionImg2ImgPipeline),
-        **_batched(pooled=False, picture=True, size=False),
+        **_batched(pooled=False, more=_picture, size=False),
         **_UNET,
+    ),
+    "StableDiffusionInpaintPipeline": Case(
+        lambda: _stable_diffusion(diffusers.StableDiffusionInpaintPipeline),
+        **_batched(pooled=False, more=_inpainted),
+        **_UNET,
+    ),
+    "StableDiffusionControlNetPipeline": Case(
+        _stable_diffusion_control_net, **_batched(pooled=False, more=_control_net), **_UNET
     ),
     "StableDiffusionXLPipeline": Case(
         lambda: _sdxl(diffusers.StableDiffusionXLPipeline), **_batched(pooled=True), **_UNET
     ),
     "StableDiffusionXLImg2ImgPipeline": Case(
         lambda: _sdxl(diffusers.StableDiffusionXLImg2ImgPipeline),
-        **_batched(pooled=True, picture=True, size=False),
+        **_batched(pooled=True, more=_picture, size=False),
         **_UNET,
     ),
-    "StableDiffusion3Pipeline": Case(lambda: _sd3(diffusers.StableDiffusion3Pipeline), **_batched(pooled=True)),
+    "StableDiffusionXLInpaintPipeline": Case(
+        lambda: _sdxl(diffusers.StableDiffusionXLInpaintPipeline), **_batched(pooled=True, more=_inpainted), **_UNET
+    ),
+    "StableDiffusion3Pipeline": Case(
+        lambda: _sd3(diffusers.StableDiffusion3Pipeline), **_batched(pooled=True, channels=16)
+    ),
     "StableDiffusion3Img2ImgPipeline": Case(
-        lambda: _sd3(diffusers.StableDiffusion3Img2ImgPipeline), **_batched(pooled=True, picture=True)
+        lambda: _sd3(diffusers.StableDiffusion3Img2ImgPipeline), **_batched(pooled=True, channels=16, more=_picture)
+    ),
+    "StableDiffusion3InpaintPipeline": Case(
+        lambda: _sd3(diffusers.StableDiffusion3InpaintPipeline), **_batched(pooled=True, channels=16, more=_inpainted)
     ),
     "FluxPipeline": Case(lambda: _flux(diffusers.FluxPipeline), start=(16, 16), **_FLUX_CALL),
     "FluxImg2ImgPipeline": Case(
         lambda: _flux(diffusers.FluxImg2ImgPipeline),
         conditions=lambda indices: {**_FLUX_CALL["conditions"](indices), **_picture(indices)},
+        cfg=_FLUX_CALL["cfg"],
+        start=None,
+    ),
+    "FluxInpaintPipeline": Case(
+        lambda: _flux(diffusers.FluxInpaintPipeline),
+        conditions=lambda indices: {**_FLUX_CALL["conditions"](indices), **_inpainted(indices)},
         cfg=_FLUX_CALL["cfg"],
         start=None,
     ),
