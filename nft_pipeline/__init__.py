@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from .adapter import write_adapter as write_adapter
     from .alpha_head import AlphaHead as AlphaHead
     from .alpha_head import AlphaHeadConfig as AlphaHeadConfig
-    from .engine import GuidanceError as GuidanceError
     from .families import FamilyError as FamilyError
     from .pipeline import DiffusionNFTPipeline as DiffusionNFTPipeline
+    from .settings import GuidanceError as GuidanceError
     from .stats import NFTStats as NFTStats
 
 __version__ = "0.1.0"
@@ -36,7 +36,7 @@ _HOME = {
     "AlphaHeadConfig": "alpha_head",
     "DiffusionNFTPipeline": "pipeline",
     "FamilyError": "families",
-    "GuidanceError": "engine",
+    "GuidanceError": "settings",
     "NFTStats": "stats",
     "read_adapter": "adapter",
     "write_adapter": "adapter",

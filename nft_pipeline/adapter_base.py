@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from .adapter_config import AdapterConfig, AdapterError
-from .keys import lora_key, lora_modules, strip_injected
+from .keys import component_lora, lora_key, lora_modules, strip_injected
 
 
 def fingerprint(denoiser: nn.Module) -> str:
@@ -53,7 +53,7 @@ def check_base(config: AdapterConfig, denoiser: nn.Module, lora: Mapping[str, Te
         f"the loaded model is{_origin(loaded)} {type(loaded).__name__}, {found}",
     ]
     if lora is not None:
-        names = lora_modules(lora)
+        names = lora_modules(component_lora(lora, config.component))
         matched = sum(not _module_faults(module, lora, config.component, loaded) for module in names)
         faults.append(f"{matched} of {len(names)} LoRA layers match")
     raise AdapterError(
@@ -67,7 +67,7 @@ def check_lora_modules(lora: Mapping[str, Tensor], denoiser: nn.Module, componen
     """Raise unless every layer of the LoRA finds its module in the denoiser, with the right shapes.
 
     Args:
-        lora: diffusers-keyed, see `nft_pipeline.keys`.
+        lora: diffusers-keyed, see `nft_pipeline.keys`; keys of this component only.
         denoiser: the module that `component` names, with or without LoRAs injected.
         component: the first part of the keys.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .adapter_config import AdapterConfig, AdapterError
 from .alpha_head import AlphaHead
-from .keys import lora_key, split_lora_key
+from .keys import SECOND, lora_key, split_lora_key
 from .strict_files import tensor_faults
 
 
@@ -22,11 +22,14 @@ class Adapter:
         lora: tensors under diffusers keys "<component>.<module>.lora_A.weight" (rank, in) and "... lora_B.weight"
             (out, rank), scale baked into B (lora_alpha == rank).
         head: alpha(x_t, c, t); None for policy adapters.
+        old: a LoRA that belongs to v_old: on in the base pass, off in the second; keys as in `lora`. Checkpoints of
+            online training may have one. None, the usual case, for a v_old that is the base model itself.
     """
 
     config: AdapterConfig
     lora: Mapping[str, Tensor]
     head: AlphaHead | None = None
+    old: Mapping[str, Tensor] | None = None
 
     def check(self, shown: str = "the adapter") -> None:
         """Do the parts belong together?
@@ -48,10 +51,11 @@ def lora_faults(lora: Mapping[str, Tensor], config: AdapterConfig) -> list[str]:
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in lora.items():
         part = split_lora_key(key)
-        if part is None or part[0] != config.component:
+        if part is None or part[0] not in (config.component, config.component + SECOND):
             faults.append(_foreign_key(key, config.component))
         else:
-            layers.setdefault(part[1], {})[part[2]] = tensor
+            module = part[1] if part[0] == config.component else f"{part[0]}.{part[1]}"
+            layers.setdefault(module, {})[part[2]] = tensor
     if not layers:
         faults.insert(
             0,

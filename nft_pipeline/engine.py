@@ -1,4 +1,4 @@
-"""Reward guidance as torch hooks on a denoiser: one more forward with the LoRA on, combined with the base's output.
+"""Reward guidance as torch hooks on a denoiser: more forwards with LoRAs on, combined with the base's output.
 
     v = v_old + s (v_lora - v_old)
 
@@ -10,9 +10,14 @@ Around each forward of the denoiser the engine
    section 3), and stops here where s is 0;
 4. switches the LoRA on, runs the module's forward once more on the same inputs, combines in fp32, switches back.
 
+With several adapters step 4 is done for each and the pushes are added. The other modes spend the forwards otherwise:
+"batched" runs them as one forward of a larger batch in which each row has its own LoRA scale, "single" runs one forward
+whose LoRA scale is s itself, from the alpha of the step before. A policy adapter at strength 1 is one forward in any
+mode: the LoRA on.
+
 Under classifier-free guidance the batch is [unconditional, conditional], or the two come one after the other, the
-conditional call first. Both are guided, with one s a sample, found on the conditional rows: then guidance and
-classifier-free guidance commute, and alpha is not amplified by the guidance scale.
+conditional call first. With guide="both" both are guided, with one s a sample, found on the conditional rows: then
+guidance and classifier-free guidance commute, and alpha is not amplified by the guidance scale.
 
 Hooks are the mechanism because they survive CPU offloading, which replaces `module.forward`, and because the module
 keeps its class and config. Source of the maths: `nft_pipeline.guidance`; DiffusionNFT, arXiv:2509.16117.
@@ -20,187 +25,93 @@ keeps its class and config. Source of the maths: `nft_pipeline.guidance`; Diffus
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import guidance
-from .families import Inputs, as_tokens, bind_inputs, family_of, output_tensor, replace_output, unwrap_compiled
+from .caching import branch_context, check_cache
+from .families import Inputs, bind_inputs, family_of, output_tensor, replace_output, unwrap_compiled
 from .injection import LoraSwitch
-from .keys import lora_modules
+from .rows import RowScale, add_rows, take_rows
+from .settings import GuidanceError, GuidanceSettings
 from .stats import NFTStats, StatsRecorder
-
-if TYPE_CHECKING:
-    from .adapter import Adapter
-    from .adapter_config import AdapterConfig
+from .terms import Term, find_tap
 
 
-class GuidanceError(ValueError):
-    """Guidance was asked for in a way that cannot be done, or found something it must not work with."""
+@dataclass
+class Trace:
+    """What lives as long as a call of the pipeline: the record, and the alpha of the step before by adapter name.
 
-
-@dataclass(frozen=True)
-class GuidanceSettings:
-    """How far to go, by which law, and where along the path.
-
-    Args:
-        tilt: lambda = 2 / beta; 0 is the base, negative goes away from the reward.
-        law: "nft", linear in the tilt, or "odds", exact and never past v_plus (positive adapters only).
-        interval: closed range of noise levels t in [0, 1] that are guided; 1 is pure noise.
+    A pipeline with two denoisers, one for high and one for low noise, has one trace and two engines.
     """
 
-    tilt: float
-    law: str = "nft"
-    interval: tuple[float, float] = (0.0, 1.0)
-
-    @classmethod
-    def for_adapter(
-        cls,
-        config: AdapterConfig,
-        *,
-        strength: float | None = None,
-        beta: float | None = None,
-        law: str | None = None,
-        interval: Sequence[float] | None = None,
-    ) -> GuidanceSettings:
-        """Settings from what a person asked for; None means the default.
-
-        Args:
-            config: of the adapter in use.
-            strength: 0 is the base, 1 (default) as the author shipped it; any finite number, linear in the tilt.
-            beta: an absolute beta instead of a strength, tilt = 2 / beta.
-            law: "nft" (default) or "odds".
-            interval: (low, high) with 0 <= low <= high <= 1, default (0, 1).
-
-        Raises:
-            GuidanceError: a value out of range, both strength and beta, or the odds law with a policy adapter.
-        """
-        if strength is not None and beta is not None:
-            raise GuidanceError(
-                f"nft_strength={strength} and nft_beta={beta} were both given, but they set the same thing "
-                f"(beta = {2 / config.tilt:g} is strength 1 here). Give one of them."
-            )
-        law = "nft" if law is None else law
-        if law not in guidance.LAWS:
-            close = difflib.get_close_matches(str(law), guidance.LAWS, n=1)
-            hint = f' Did you mean "{close[0]}"?' if close else ""
-            raise GuidanceError(f"nft_law is {law!r}, expected one of {', '.join(map(repr, guidance.LAWS))}.{hint}")
-        if law == "odds" and config.kind != "positive":
-            raise GuidanceError(
-                f'nft_law="odds" needs a positive adapter, which has an alpha head; {config.name!r} is a {config.kind} '
-                'adapter, whose alpha is inside its weights. Use nft_law="nft".'
-            )
-        return cls(_tilt(config, strength, beta), law, _interval((0.0, 1.0) if interval is None else interval))
-
-
-def _tilt(config: AdapterConfig, strength: float | None, beta: float | None) -> float:
-    if beta is not None:
-        if not _is_number(beta) or not math.isfinite(beta) or beta <= 0:
-            raise GuidanceError(
-                f"nft_beta is {beta!r}, expected a finite number above 0 (tilt = 2 / beta). For no guidance or a "
-                "negative one use nft_strength, 0 or below."
-            )
-        return guidance.tilt_from_beta(float(beta))
-    strength = 1.0 if strength is None else strength
-    if not _is_number(strength) or not math.isfinite(strength):
-        raise GuidanceError(
-            f"nft_strength is {strength!r}, expected a finite number: 0 is the base model, 1 the adapter as shipped."
-        )
-    return guidance.tilt_from_strength(float(strength), config.tilt)
-
-
-def _interval(interval: Sequence[float]) -> tuple[float, float]:
-    pair = tuple(interval) if isinstance(interval, Sequence) and not isinstance(interval, str) else ()
-    if len(pair) != 2 or not all(_is_number(t) for t in pair) or not 0 <= pair[0] <= pair[1] <= 1:
-        raise GuidanceError(
-            f"nft_interval is {interval!r}, expected (low, high) with 0 <= low <= high <= 1, in noise level: 1 is pure "
-            "noise, where sampling starts, 0 the finished picture."
-        )
-    return float(pair[0]), float(pair[1])
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def find_tap(denoiser: nn.Module, adapter: Adapter) -> nn.Module | None:
-    """The module whose input the adapter's alpha head reads; None for an adapter without a head.
-
-    Raises:
-        GuidanceError: the denoiser has no such module.
-    """
-    if adapter.head is None:
-        return None
-    name = adapter.head.config.tap
-    try:
-        return unwrap_compiled(denoiser).get_submodule(name)
-    except AttributeError:
-        raise GuidanceError(
-            f"the alpha head of {adapter.config.name!r} reads the module {name!r}, which {type(denoiser).__name__} "
-            "does not have. The adapter was made for another base model."
-        ) from None
+    recorder: StatsRecorder = field(default_factory=StatsRecorder)
+    alphas: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
 class _Call:
-    """One forward of the denoiser, between its two hooks. Samples are the conditional rows of the batch."""
+    """One forward of the denoiser, between its two hooks."""
 
     inputs: Inputs
-    samples: slice
-    repeats: int  # rows of the batch that belong to one sample: 2 under classifier-free guidance
-    noise_level: Tensor
-    inside: Tensor | None  # which samples are in the interval; None for all
+    rows: int
+    samples: slice  # the conditional rows, one a sample
+    guided: slice  # the rows that are pushed; empty for an unconditional call that is to be left alone
+    repeats: int  # guided rows that belong to one sample
+    noise_level: Tensor  # (samples,)
+    factor: Tensor  # what tilts are multiplied by, (samples,)
     auxiliary: bool
-    guided: bool
+    terms: list[int]  # those whose tilt is not 0
+    way: str = "off"  # "off", "on" (known to be v_lora itself), or a mode
 
 
 class NFTEngine:
     """Guides one denoiser while installed; a context manager.
 
     Args:
-        denoiser: a module of a known family (`nft_pipeline.families`), with the adapter's LoRA injected.
-        adapter: the adapter; its head moves to the denoiser's device.
-        lora_name: the name the LoRA was injected under.
-        settings: tilt, law and interval.
+        denoiser: a module of a known family (`nft_pipeline.families`), with the adapters' LoRAs injected.
+        terms: the adapters at work, at least one. Their tilts may be changed between forwards.
+        settings: law, interval, schedule, guided rows, cap and mode.
         scheduler: the pipeline's; says what noise level a timestep is where the denoiser's family needs to be told.
         doubled: says, at the time of a forward, whether classifier-free guidance is on.
+        trace: to be shared by the engines of one call; a new one by default.
 
     Raises:
         FamilyError: the denoiser's class is not known.
-        AdapterError: the LoRA is gone, incomplete or fused.
-        GuidanceError: the head's tap is missing, or (on install) the denoiser is being guided already.
+        AdapterError: a LoRA is gone, incomplete or fused.
+        GuidanceError: a head's tap is missing, a cache is on that mixes passes up, or (on install) the denoiser is
+            being guided already.
     """
 
     def __init__(
         self,
         denoiser: nn.Module,
-        adapter: Adapter,
-        lora_name: str,
+        terms: Sequence[Term],
         settings: GuidanceSettings,
         *,
         scheduler: Any = None,
         doubled: Callable[[], bool] = lambda: False,
+        trace: Trace | None = None,
     ) -> None:
         self.denoiser = unwrap_compiled(denoiser)
-        self._scheduler = scheduler
-        self.adapter = adapter
-        self.settings = settings
+        self.terms, self.settings = list(terms), settings
+        self.trace = trace or Trace()
+        check_cache(self.denoiser)
+        self._scheduler, self._doubled = scheduler, doubled
         self._family = family_of(self.denoiser)
-        self._tap = find_tap(self.denoiser, adapter)
-        self._switch = LoraSwitch(self.denoiser, lora_name, len(lora_modules(adapter.lora)))
-        self._doubled = doubled
+        self._switch = LoraSwitch(self.denoiser, {name: n for term in terms for name, n in term.layers.items()})
+        self._taps = [find_tap(self.denoiser, term.adapter) for term in self.terms]
         self._hooks: list[Any] = []
-        self._recorder = StatsRecorder()
+        self._row_scales: dict[str, RowScale] = {}
         self._call: _Call | None = None
-        self._tokens: Tensor | None = None
-        self._scale: Tensor | None = None  # of the step's main call, for its auxiliary ones
-        self._main: tuple[Tensor, Tensor] | None = None  # x_t and t of the step's main call
+        self._scales: list[Tensor] | None = None  # of the step's main call, for its auxiliary ones
+        self._main: tuple[Any, Tensor] | None = None  # x_t and t of the step's main call
 
     def install(self) -> None:
         """Add the hooks. Raises GuidanceError if another engine's are there: the push would be applied twice."""
@@ -210,19 +121,23 @@ class NFTEngine:
                 "this denoiser is being guided by another call that has not ended, so the push would be applied twice. "
                 "Run the calls one after the other, or load the model a second time."
             )
+        taps = [term.listen(tap) for term, tap in zip(self.terms, self._taps, strict=True) if tap is not None]
+        if self.settings.mode != "two_pass":
+            names = [name for term in self.terms for name in term.layers]
+            self._row_scales = {name: RowScale(name, self._switch.outputs(name)) for name in names}
         self._hooks = [
             self.denoiser.register_forward_pre_hook(self._before, with_kwargs=True),
             self.denoiser.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+            *taps,
+            *self._row_scales.values(),
         ]
-        if self._tap is not None:
-            self._hooks.append(self._tap.register_forward_pre_hook(self._read_tokens, with_kwargs=True))
 
     def remove(self) -> None:
         """Take the hooks off and put every switch back, also after a KeyboardInterrupt inside a forward."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
-        self._main = self._scale = None
+        self._hooks, self._row_scales = [], {}
+        self._main = self._scales = None
         self._end_call()
 
     def __enter__(self) -> NFTEngine:
@@ -236,26 +151,65 @@ class NFTEngine:
 
     def stats(self) -> NFTStats:
         """What has been done since the engine was made."""
-        return self._recorder.stats()
+        return self.trace.recorder.stats()
 
-    # The hooks, in the order they run.
+    # The two hooks on the denoiser.
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._switch.off()
-        inputs = bind_inputs(module, args, kwargs)
-        family, state = self._family, inputs[self._family.state]
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._only()
+        for term in self.terms:
+            term.forget()
+        call = self._call = self._read_call(bind_inputs(module, args, kwargs))
+        if call.way == "on":
+            self._only(self.terms[call.terms[0]], call=call)
+        elif call.way == "single":
+            self._scales = self._single_scales(call)
+            self._scale_rows(call, self._scales)
+        elif call.way == "batched":
+            self._indicate_rows(call)
+            return (), add_rows(call.inputs, self._family, call.rows, call.guided, len(call.terms))
+        return None
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        try:
+            call = self._call
+            if output is None or call is None:  # the base pass raised; only the switches are left to put back
+                return None
+            if call.way in ("two_pass", "batched"):
+                return self._guide(call, module, output)
+            alphas = self._keep_alphas(call) if self.settings.mode == "single" else None
+            if call.way == "single":
+                self._record(call, alphas, self._scales or [], math.nan, passes=1)
+            else:  # one pass, of v_old or of v_lora
+                known = [torch.full_like(call.noise_level, float(call.way == "on"))] * len(call.terms)
+                scales = self._of_all_terms(call, known)
+                self._record(call, alphas, scales, math.nan if call.way == "on" else 0.0, passes=1)
+            return None  # the module's own output, bit for bit
+        finally:
+            self._end_call()
+
+    # Reading a call.
+
+    def _read_call(self, inputs: Inputs) -> _Call:
+        family, settings = self._family, self.settings
+        state = inputs[family.state]
+        rows = state.shape[0]
         noise_level = family.noise_level(inputs, self._scheduler)
-        auxiliary = family.is_auxiliary(inputs) or self._is_second_of_step(state, noise_level)
+        second = self._is_second_of_step(state, noise_level)
+        auxiliary = second or family.is_auxiliary(inputs)
         repeats = 2 if family.batched_cfg and self._doubled() and not auxiliary else 1
-        samples = slice(state.shape[0] - state.shape[0] // repeats, state.shape[0])
+        samples = slice(rows - rows // repeats, rows)
         noise_level = noise_level[samples]
-        inside = None
-        if self.settings.interval != (0.0, 1.0):
-            inside = guidance.in_interval(noise_level, self.settings.interval)
-        guided = self.settings.tilt != 0 and (inside is None or bool(inside.any()))
-        self._call = _Call(inputs, samples, repeats, noise_level, inside, auxiliary, guided)
+        guided = slice(0, rows)
+        if settings.guide == "cond":
+            guided, repeats = (slice(0, 0) if second else samples), 1
+        factor = settings.multiplier(noise_level)
+        terms = [k for k, term in enumerate(self.terms) if term.tilt != 0]
+        call = _Call(inputs, rows, samples, guided, repeats, noise_level, factor, auxiliary, terms)
+        call.way = self._way(call)
+        return call
 
-    def _is_second_of_step(self, state: Tensor, noise_level: Tensor) -> bool:
+    def _is_second_of_step(self, state: Any, noise_level: Tensor) -> bool:
         """Whether this call is at the very x_t and t of the main one, as the unconditional call of a pipeline is that
         makes two. Any other call is remembered as a step's main one."""
         if not self._family.batched_cfg and self._main is not None:
@@ -265,76 +219,142 @@ class NFTEngine:
         self._main = (state, noise_level)
         return False
 
-    def _read_tokens(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = self._call
-        # Only in the base pass: with the LoRA on, the tokens are not those the head was trained on.
-        if call is not None and call.guided and self._tokens is None:
-            self._tokens = as_tokens(args[0] if args else next(iter(kwargs.values())))
+    def _way(self, call: _Call) -> str:
+        """How this forward is to be guided, as far as it can be known before it."""
+        everywhere = self.settings.interval == (0.0, 1.0) and self.settings.schedule is None
+        if call.guided.start == call.guided.stop or not call.terms or not (everywhere or bool(call.factor.any())):
+            return "off"
+        term = self.terms[call.terms[0]]
+        known = len(call.terms) == 1 and not term.needs_alpha and self.settings.cap is None
+        known = known and call.guided == slice(0, call.rows)
+        if known and bool((term.scale(None, call.factor, self.settings) == 1).all()):
+            return "on"
+        return self.settings.mode
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        try:
-            if output is None or self._call is None:  # the base pass raised; only the switches are left to put back
-                return None
-            return self._guide(self._call, module, args, kwargs, output)
-        finally:
-            self._end_call()
+    # Two passes, one after the other or in one batch.
 
-    def _guide(self, call: _Call, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        alpha, scale = self._find_scale(call)
-        if not call.guided or not bool(scale.any()):
-            self._record(call, alpha, scale, torch.zeros_like(scale), passes=1)
-            return None  # the base's own output, bit for bit
-        self._switch.on(self._call_scale(call.inputs))
-        v_old = output_tensor(output)
-        v_lora = output_tensor(module.forward(*args, **kwargs))
-        push = (v_lora[call.samples].float() - v_old[call.samples].float()).flatten(1).norm(dim=1) * scale.abs()
-        push = push / v_old[call.samples].float().flatten(1).norm(dim=1).clamp(min=1e-12)
-        self._record(call, alpha, scale, push, passes=2)
-        return replace_output(output, guidance.combine(v_old, v_lora, scale.repeat(call.repeats)))
-
-    def _find_scale(self, call: _Call) -> tuple[Tensor, Tensor]:
-        """alpha (NaN where nobody asked) and s, both of shape (samples,)."""
-        alpha = torch.full_like(call.noise_level, math.nan)
-        if not call.guided:
-            return alpha, torch.zeros_like(alpha)
-        config = self.adapter.config
-        if call.auxiliary and self._scale is not None:
-            scale = self._scale
-        elif config.kind == "policy":
-            scale = torch.full_like(alpha, guidance.policy_scale(self.settings.tilt, config.tilt))
+    def _guide(self, call: _Call, module: nn.Module, output: Any) -> Any:
+        all_rows = output_tensor(output)
+        v_old = all_rows[: call.rows]
+        alphas, scales = self._find_scales(call)
+        terms = [k for k in call.terms if bool(scales[k].any())]
+        if call.way == "batched":
+            parts = dict(zip(call.terms, all_rows[call.rows :].chunk(len(call.terms)), strict=True))
+            v_loras = [parts[k] for k in terms]
+        elif not terms:
+            self._record(call, alphas, scales, 0.0, passes=1)
+            return None
         else:
-            alpha = self._read_alpha(call)
-            scale = guidance.law_scale(alpha, self.settings.tilt, self.settings.law)
-        if call.inside is not None:
-            scale = torch.where(call.inside, scale, torch.zeros_like(scale))
-        self._scale = scale
-        return alpha, scale
+            v_loras = [self._lora_pass(call, module, self.terms[k]) for k in terms]
+        push = self._push(call, v_old, v_loras, [scales[k] for k in terms])
+        if self.settings.cap is not None and not call.auxiliary:
+            shorten = (self.settings.cap / push.clamp(min=1e-12)).clamp(max=1.0)
+            scales, push = [scale * shorten for scale in scales], push * shorten
+        if not call.auxiliary:
+            self._scales = scales
+        self._record(call, alphas, scales, push, passes=1 if call.way == "batched" else 1 + len(terms))
+        repeated = [scales[k].repeat(call.repeats) for k in terms]
+        guided = guidance.combine_all(v_old[call.guided], v_loras, repeated)
+        if call.guided.start:
+            guided = torch.cat([v_old[: call.guided.start], guided])
+        return replace_output(output, guided)
 
-    def _read_alpha(self, call: _Call) -> Tensor:
-        head, tokens = self.adapter.head, self._tokens
-        if head is None:
-            raise GuidanceError(
-                f"adapter {self.adapter.config.name!r} is positive but has no alpha head, so its scale is unknown. "
-                "Load the whole adapter folder, with alpha_head/ in it."
-            )
-        if tokens is None:
-            raise GuidanceError(
-                f"the module {head.config.tap!r}, which the alpha head of {self.adapter.config.name!r} reads, did not "
-                f"run at noise level {_rounded(call.noise_level)}, so alpha is unknown. Switch caching "
-                "of the denoiser off."
-            )
-        head = head.to(tokens.device)
-        text = None
-        if head.config.text_dim is not None and self._family.text is not None:
-            text = call.inputs[self._family.text][call.samples]
-        alpha = head.alpha(tokens[call.samples], call.noise_level, text)
-        if not bool(alpha.isfinite().all()):
-            raise GuidanceError(
-                f"the alpha head of {self.adapter.config.name!r} gave {_rounded(alpha)} at noise level "
-                f"{_rounded(call.noise_level)}, expected probabilities: the model's own features overflowed, or the "
-                "head is damaged. Check that strength 0 gives a picture; if it does, download the adapter again."
-            )
-        return alpha
+    def _lora_pass(self, call: _Call, module: nn.Module, term: Term) -> Tensor:
+        inputs = call.inputs
+        if call.guided.start:
+            inputs = take_rows(inputs, self._family, call.rows, call.guided)
+        self._only(term, call=call)
+        with branch_context(module, term.lora_name):
+            return output_tensor(module.forward(**inputs))
+
+    def _find_scales(self, call: _Call) -> tuple[list[Tensor | None] | None, list[Tensor]]:
+        """alpha (None where nobody asked) and s of each term, both of shape (samples,)."""
+        if call.auxiliary and self._scales is not None:
+            return None, self._scales
+        alphas = {k: self._alpha(call, self.terms[k]) for k in call.terms if self.terms[k].needs_alpha}
+        found = [self.terms[k].scale(alphas.get(k), call.factor, self.settings) for k in call.terms]
+        return [alphas.get(k) for k in range(len(self.terms))], self._of_all_terms(call, found)
+
+    def _of_all_terms(self, call: _Call, scales: list[Tensor]) -> list[Tensor]:
+        """Scales of the terms at work, with zeros for the others."""
+        found = dict(zip(call.terms, scales, strict=True))
+        return [found.get(k, torch.zeros_like(call.noise_level)) for k in range(len(self.terms))]
+
+    def _alpha(self, call: _Call, term: Term) -> Tensor:
+        text = None if self._family.text is None else call.inputs[self._family.text][call.samples]
+        return term.alpha(call.noise_level, call.samples, text)
+
+    def _push(self, call: _Call, v_old: Tensor, v_loras: list[Tensor], scales: list[Tensor]) -> Tensor:
+        """How far the samples' predicted pictures move, shape (samples,)."""
+        if not v_loras:
+            return torch.zeros_like(call.noise_level)
+        old, x_t = v_old[call.samples], call.inputs[self._family.state][call.samples]
+        among_guided = slice(call.samples.start - call.guided.start, None)
+        push = guidance.total_push(old, [v_lora[among_guided] for v_lora in v_loras], scales)
+        # Models that see more than x_t (a mask, a picture to edit) or predict more than its velocity (a variance)
+        # have it behind: the common part is x_t's own.
+        common = tuple(slice(0, min(sizes)) for sizes in zip(push.shape, x_t.shape, strict=True))
+        prediction, sign = self._family.output(self._scheduler)
+        return guidance.relative_push(push[common], old[common], x_t[common], call.noise_level, prediction, sign)
+
+    # Batched and single: scales of rows.
+
+    def _indicate_rows(self, call: _Call) -> None:
+        """The batch is [all rows, the guided rows with the first LoRA on, with the second, ...]."""
+        size, on = call.guided.stop - call.guided.start, {}
+        for i, k in enumerate(call.terms):
+            rows = torch.zeros(call.rows + len(call.terms) * size, device=call.noise_level.device)
+            rows[call.rows + i * size : call.rows + (i + 1) * size] = 1.0
+            on[k] = rows
+        self._scale_loras(call, on)
+
+    def _scale_rows(self, call: _Call, scales: list[Tensor]) -> None:
+        """Each LoRA at s on the guided rows, off on the others."""
+        on = {}
+        for k in call.terms:
+            on[k] = scales[k].new_zeros(call.rows)
+            on[k][call.guided] = scales[k].repeat(call.repeats)
+        self._scale_loras(call, on)
+
+    def _scale_loras(self, call: _Call, on: dict[int, Tensor]) -> None:
+        """Each term's LoRA at its own scale on each row, and v_old's at what is left of 1."""
+        names = {self.terms[k].lora_name: rows for k, rows in on.items()}
+        for k, rows in on.items():
+            old_name = self.terms[k].old_name
+            if old_name is not None:
+                names[old_name] = 1.0 - rows
+        self._switch.only(*names, call_scale=self._call_scale(call.inputs))
+        for name, rows in names.items():
+            self._row_scales[name].set(rows)
+
+    def _single_scales(self, call: _Call) -> list[Tensor]:
+        if call.auxiliary and self._scales is not None:
+            return self._scales
+        scales = []
+        for term in (self.terms[k] for k in call.terms):
+            alpha = None
+            if term.needs_alpha:
+                alpha = self.trace.alphas.get(term.name)
+                if alpha is None or alpha.shape != call.noise_level.shape:
+                    alpha = torch.full_like(call.noise_level, term.adapter.config.base_rate or 0.0)
+            scales.append(term.scale(alpha, call.factor, self.settings))
+        return self._of_all_terms(call, scales)
+
+    def _keep_alphas(self, call: _Call) -> list[Tensor | None]:
+        """What the heads say now, for the next step."""
+        alphas: list[Tensor | None] = [None] * len(self.terms)
+        for k in call.terms:
+            if self.terms[k].needs_alpha and not call.auxiliary:
+                alphas[k] = self.trace.alphas[self.terms[k].name] = self._alpha(call, self.terms[k])
+        return alphas
+
+    # Switches and records.
+
+    def _only(self, term: Term | None = None, *, call: _Call | None = None) -> None:
+        """The base pass, or one term's pass."""
+        others = [other.old_name for other in self.terms if other is not term and other.old_name is not None]
+        names = [*others, *([] if term is None else [term.lora_name])]
+        self._switch.only(*names, call_scale=1.0 if call is None else self._call_scale(call.inputs))
 
     def _call_scale(self, inputs: Inputs) -> float:
         name = self._family.lora_scale
@@ -346,16 +366,25 @@ class NFTEngine:
             )
         return float(scale)
 
-    def _record(self, call: _Call, alpha: Tensor, scale: Tensor, push: Tensor, passes: int) -> None:
-        if call.auxiliary and self._recorder.steps:
-            self._recorder.more_passes(passes)
-        else:
-            self._recorder.step(call.noise_level, alpha, scale, push, passes)
+    def _record(
+        self,
+        call: _Call,
+        alphas: list[Tensor | None] | None,
+        scales: list[Tensor],
+        push: Tensor | float,
+        passes: int,
+    ) -> None:
+        recorder = self.trace.recorder
+        if call.auxiliary and recorder.steps:
+            recorder.more_passes(passes)
+            return
+        nan = torch.full_like(call.noise_level, math.nan)
+        read = [nan if alpha is None else alpha for alpha in alphas or [None] * len(scales)]
+        pushes = push if isinstance(push, Tensor) else torch.full_like(call.noise_level, push)
+        recorder.step(call.noise_level, torch.stack(read), torch.stack(scales), pushes, passes)
 
     def _end_call(self) -> None:
-        self._call = self._tokens = None
+        self._call = None
+        for scale in self._row_scales.values():
+            scale.set(None)
         self._switch.restore()
-
-
-def _rounded(values: Tensor) -> list[float]:
-    return [round(value, 3) for value in values.flatten()[:4].tolist()]

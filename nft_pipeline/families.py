@@ -44,6 +44,8 @@ class Family:
         lora_targets: layers a LoRA is trained on by default, as peft name suffixes.
         batched_cfg: whether classifier-free guidance is one call of [unconditional, conditional] rows. If not, it is
             two calls at the same x_t, the conditional one first.
+        unbatched: names of the arguments whose Tensors have no dimension of rows.
+        row_lists: names of the arguments that are lists with one entry a row.
         is_auxiliary: whether a call is an extra one of the step before it (skip-layer guidance), at the same x_t and t.
             It has the conditional rows only, and is given the alpha already found for them.
     """
@@ -57,7 +59,16 @@ class Family:
     lora_scale: str
     lora_targets: tuple[str, ...]
     batched_cfg: bool = True
+    unbatched: tuple[str, ...] = ()
+    row_lists: tuple[str, ...] = ()
     is_auxiliary: Callable[[Inputs], bool] = lambda inputs: False
+
+    def output(self, scheduler: Any) -> tuple[str, float]:
+        """What the raw output is, and its sign. One UNet class predicts noise or velocity; its scheduler knows."""
+        said = getattr(getattr(scheduler, "config", None), "prediction_type", None)
+        if self.prediction == "flow" or said is None:
+            return self.prediction, 1.0
+        return {"v_prediction": "v"}.get(said, said), 1.0
 
 
 def _timestep(inputs: Inputs, state: str) -> Tensor:
@@ -125,6 +136,7 @@ _FLUX = Family(
     lora_scale="joint_attention_kwargs",
     lora_targets=_JOINT_ATTENTION,
     batched_cfg=False,
+    unbatched=("img_ids", "txt_ids"),
 )
 _QWEN_IMAGE = Family(
     denoiser="QwenImageTransformer2DModel",
@@ -136,6 +148,7 @@ _QWEN_IMAGE = Family(
     lora_scale="attention_kwargs",
     lora_targets=_JOINT_ATTENTION,
     batched_cfg=False,
+    row_lists=("img_shapes", "txt_seq_lens"),
 )
 _UNET = Family(  # Stable Diffusion 1 and 2 and SDXL; SD 2.1 predicts v, which nothing here depends on
     denoiser="UNet2DConditionModel",
@@ -178,9 +191,15 @@ def bind_inputs(denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
         FamilyError: the arguments do not fit the denoiser's forward.
     """
     try:
-        return dict(inspect.signature(type(denoiser).forward).bind(denoiser, *args, **kwargs).arguments)
+        signature = inspect.signature(type(denoiser).forward)
+        bound = dict(signature.bind(denoiser, *args, **kwargs).arguments)
     except TypeError as error:
         raise FamilyError(f"{type(denoiser).__name__} was called with arguments it does not take: {error}") from error
+    del bound[next(iter(signature.parameters))]  # self
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            bound.update(bound.pop(name, {}))
+    return bound
 
 
 def as_tokens(features: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .adapter_config import PREDICTIONS
+
 LAWS = ("nft", "odds")
 
 
@@ -47,16 +49,76 @@ def combine(v_old: Tensor, v_lora: Tensor, scale: float | Tensor) -> Tensor:
     Raises:
         ValueError: shapes differ, a non-floating dtype, a scale of the wrong shape, or a non-finite Python scale.
     """
-    _same_shape(v_old=v_old, v_lora=v_lora)
-    if not isinstance(scale, Tensor):
-        scale = _finite("scale", scale, "0 is the base, 1 is the LoRA")
-        if scale == 0:
-            return v_old
-    work = _work_dtype(v_old, v_lora)
-    s = _per_sample("scale", scale, v_old, work)
-    guided = v_old.to(work) + s * (v_lora.to(work) - v_old.to(work))
+    return combine_all(v_old, [v_lora], [scale])
+
+
+def combine_all(v_old: Tensor, v_loras: Sequence[Tensor], scales: Sequence[float | Tensor]) -> Tensor:
+    """Guided output of several adapters at once, `v_old + sum_k scale_k (v_lora_k - v_old)`; otherwise as `combine`.
+
+    The sum of the pushes is what a reward that adds the log-weights of all would ask for, to first order (M4).
+    """
+    if all(not isinstance(scale, Tensor) and scale == 0 for scale in scales):
+        return v_old
+    push = total_push(v_old, v_loras, scales)
+    guided = v_old.to(push.dtype) + push
+    untouched = torch.ones((), dtype=torch.bool, device=v_old.device)
+    for scale in scales:
+        untouched = untouched & (_per_sample("scale", scale, v_old, push.dtype) == 0)
     # x + 0 (y - x) is not x when x is -0.0 or y is not finite: keep "0 is the base, bit for bit" sample by sample too.
-    return torch.where(s == 0, v_old, guided.to(v_old.dtype))
+    return torch.where(untouched, v_old, guided.to(v_old.dtype))
+
+
+def total_push(v_old: Tensor, v_loras: Sequence[Tensor], scales: Sequence[float | Tensor]) -> Tensor:
+    """`sum_k scale_k (v_lora_k - v_old)`, in float32 or wider. Arguments as `combine_all`, at least one adapter."""
+    work = _work_dtype(v_old, *v_loras)
+    push = torch.zeros_like(v_old, dtype=work)
+    for v_lora, scale in zip(v_loras, scales, strict=True):
+        _same_shape(v_old=v_old, v_lora=v_lora)
+        if not isinstance(scale, Tensor):
+            scale = _finite("scale", scale, "0 is the base, 1 is the LoRA")
+        push = push + _per_sample("scale", scale, v_old, work) * (v_lora.to(work) - v_old.to(work))
+    return push
+
+
+def relative_push(
+    push: Tensor, v_old: Tensor, x_t: Tensor, t: float | Tensor, prediction: str = "flow", sign: float = 1.0
+) -> Tensor:
+    """How far guidance moves the predicted picture, as a fraction of its size: `||x0hat - x0hat_old|| / ||x0hat_old||`.
+
+    x_0 is the one space in which the push of a noise, an x_0, a VP velocity and a flow model is the same (M9 holds for
+    directions, not for lengths). Up to a common factor, with n = sqrt((1 - t)^2 + t^2):
+
+        flow      x0hat ~ x_t - t v                   moves by t push
+        epsilon   x0hat ~ n x_t - t eps               moves by t push       x_t the variance-preserving one
+        v         x0hat ~ (1 - t) x_t - t v           moves by t push
+        sample    x0hat = the output                  moves by push
+
+    Args:
+        push: s (v_lora - v_old) in the raw output's own space, shape (B, ...).
+        v_old: base output, same shape.
+        x_t: noisy input, same shape.
+        t: noise level in [0, 1], a number or (B,).
+        prediction: one of `PREDICTIONS`.
+        sign: -1 for a model whose output is the negative of that prediction.
+
+    Returns:
+        Shape (B,), float32 or wider, 0 and up.
+
+    Raises:
+        ValueError: shapes differ, or an unknown prediction.
+    """
+    _same_shape(push=push, v_old=v_old, x_t=x_t)
+    work = _work_dtype(push, v_old, x_t)
+    level = _per_sample("t", t, v_old, work)
+    output, x = sign * v_old.to(work), x_t.to(work)
+    if prediction == "sample":
+        picture, moved = output, push.to(work)
+    elif prediction in PREDICTIONS:
+        of_x_t = {"flow": torch.ones_like(level), "epsilon": torch.hypot(1 - level, level), "v": 1 - level}[prediction]
+        picture, moved = of_x_t * x - level * output, level * push.to(work)
+    else:
+        raise ValueError(_unknown("prediction", prediction, PREDICTIONS))
+    return moved.flatten(1).norm(dim=1) / picture.flatten(1).norm(dim=1).clamp(min=1e-12)
 
 
 def law_scale(alpha: float | Tensor, tilt: float | Tensor, law: str = "nft") -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -114,58 +114,72 @@ def without_wrappers(denoiser: nn.Module) -> Iterator[None]:
 
 
 class LoraSwitch:
-    """Turns one LoRA on and off for single forwards; what else is active stays active.
+    """Turns our LoRAs on and off for single forwards; what else is active stays active.
 
     Made anew for each call of the pipeline: the user may have loaded or unloaded LoRAs in between.
 
+    Args:
+        denoiser: carries the LoRAs.
+        expected: number of layers of each of our LoRAs, by the name it was injected under.
+
     Raises:
-        AdapterError: the LoRA is gone, or something is fused into a layer that carries it (peft would ignore the LoRA
+        AdapterError: a LoRA is gone, or something is fused into a layer that carries one (peft would ignore the LoRA
             there, or v_old would contain it).
     """
 
-    def __init__(self, denoiser: nn.Module, name: str, expected: int) -> None:
-        self.name = name
+    def __init__(self, denoiser: nn.Module, expected: Mapping[str, int]) -> None:
         layers = tuner_layers(denoiser).values()
-        self._layers = [layer for layer in layers if name in layer._get_available_adapters()]
-        if len(self._layers) != expected:
-            raise AdapterError(
-                f"the nft LoRA is on {len(self._layers)} layers of {type(denoiser).__name__}, expected {expected}: "
-                "LoRAs were unloaded or deleted since. Call load_nft_adapter again."
-            )
-        _refuse_fused(name, [layer for layer in self._layers if layer.merged])
-        self._saved: list[tuple[Any, Any, bool, float]] = []
+        self._names = frozenset(expected)
+        self._layers: dict[str, list[Any]] = {
+            name: [layer for layer in layers if name in layer._get_available_adapters()] for name in expected
+        }
+        for name, number in expected.items():
+            if len(self._layers[name]) != number:
+                raise AdapterError(
+                    f"the {name} LoRA is on {len(self._layers[name])} layers of {type(denoiser).__name__}, expected "
+                    f"{number}: LoRAs were unloaded or deleted since. Call load_nft_adapter again."
+                )
+            _refuse_fused(name, [layer for layer in self._layers[name] if layer.merged])
+        self._saved: dict[int, tuple[Any, Any, bool, dict[str, float]]] = {}
 
-    def off(self) -> None:
-        """For the base pass: v_old, with the user's own LoRAs as they were."""
-        self._save()
-        for layer, active, _, _ in self._saved:
-            if self.name in active:
-                _set(layer, _active_adapter=[other for other in layer.active_adapters if other != self.name])
+    def only(self, *names: str, call_scale: float = 1.0) -> None:
+        """Of our LoRAs these are on, the others off; none of them is the base pass, v_old.
 
-    def on(self, call_scale: float = 1.0) -> None:
-        """For the second pass. `call_scale` is what diffusers will multiply every active LoRA's scale by in the
-        forward: it is meant for the user's LoRAs, so ours is divided by it beforehand."""
+        `call_scale` is what diffusers will multiply every active LoRA's scale by in the forward: it is meant for the
+        user's LoRAs, so ours are divided by it beforehand.
+        """
         self._save()
-        for layer, _, disabled, _ in self._saved:
-            if disabled:  # the user's own LoRAs are switched off, and stay off
-                _set(layer, _active_adapter=[self.name], _disable_adapters=False)
-            else:
-                others = [other for other in layer.active_adapters if other != self.name]
-                _set(layer, _active_adapter=[*others, self.name])
-            layer.scaling[self.name] = layer.lora_alpha[self.name] / layer.r[self.name] / call_scale
+        for layer, active, disabled, _ in self._saved.values():
+            here = [name for name in names if name in layer.scaling]
+            if here and disabled:  # the user's own LoRAs are switched off, and stay off
+                _set(layer, _active_adapter=here, _disable_adapters=False)
+            elif here or not self._names.isdisjoint(layer.active_adapters) or layer._active_adapter is not active:
+                others = [other for other in _listed(active) if other not in self._names]
+                _set(layer, _active_adapter=[*others, *here], _disable_adapters=disabled)
+            for name in here:
+                layer.scaling[name] = layer.lora_alpha[name] / layer.r[name] / call_scale
 
     def restore(self) -> None:
-        """Everything as before `off`; does nothing where there is nothing to put back."""
-        for layer, active, disabled, scaling in self._saved:
+        """Everything as before the first `only`; does nothing where there is nothing to put back."""
+        for layer, active, disabled, scaling in self._saved.values():
             if layer._active_adapter is not active:
                 _set(layer, _active_adapter=active, _disable_adapters=disabled)
-                layer.scaling[self.name] = scaling
-        self._saved = []
+                layer.scaling.update(scaling)
+        self._saved = {}
+
+    def outputs(self, name: str) -> list[nn.Module]:
+        """The modules whose output is what this LoRA adds to a layer, up to its scale: its B matrices."""
+        return [layer.lora_B[name] for layer in self._layers[name]]
 
     def _save(self) -> None:
         if not self._saved:
-            name, layers = self.name, cast(list[Any], self._layers)
-            self._saved = [(i, i._active_adapter, i._disable_adapters, i.scaling[name]) for i in layers]
+            for layer in [layer for layers in self._layers.values() for layer in layers]:
+                ours = {name: value for name, value in layer.scaling.items() if name in self._names}
+                self._saved[id(layer)] = (layer, layer._active_adapter, layer._disable_adapters, ours)
+
+
+def _listed(active: str | list[str]) -> list[str]:
+    return [active] if isinstance(active, str) else active
 
 
 def _set(layer: Any, **attributes: Any) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from .adapter_config import AdapterError
 
 HEAD_PREFIX = "alpha_head."
+SECOND = "_2"  # what the name of a pipeline's second denoiser ends in: transformer_2 of Wan 2.2
 _PEFT_PREFIX = "base_model.model."
 _LORA_KEY = re.compile(r"(?P<path>[^.]+(?:\.[^.]+)+)\.lora_(?P<side>[AB])\.weight")
 _PEFT_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
@@ -44,6 +45,11 @@ def lora_modules(lora: Iterable[str]) -> list[str]:
     """The modules, without the component, that a diffusers-keyed LoRA changes; sorted, each once."""
     parts = (split_lora_key(key) for key in lora)
     return sorted({part[1] for part in parts if part is not None})
+
+
+def component_lora(lora: Mapping[str, Tensor], component: str) -> dict[str, Tensor]:
+    """The tensors of one part of the pipeline, out of a diffusers-keyed LoRA that may change several."""
+    return {key: tensor for key, tensor in lora.items() if key.startswith(f"{component}.")}
 
 
 def lora_from_peft(

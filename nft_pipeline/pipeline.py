@@ -6,67 +6,41 @@
     stock = pipe.unwrap()
 
 A guided pipeline is a copy of the stock pipeline object that shares all its components and whose class is a subclass of
-the stock class, made on the fly. Its call takes four more arguments and, while it runs, puts an engine on the denoiser.
-The stock pipeline object is never changed; the shared denoiser carries the adapter's LoRA, inactive, until `unwrap`.
+the stock class, made on the fly. Its call takes a few more arguments (`guided_call.py`) and, while it runs, puts an
+engine on the denoiser. The stock pipeline object is never changed; the shared denoiser carries the adapters' LoRAs,
+inactive, until `unwrap`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
-import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from .engine import GuidanceError, GuidanceSettings, NFTEngine, find_tap
-from .families import FAMILIES, Family, FamilyError, family_of
-from .injection import adapter_names, inject_lora, remove_lora, without_wrappers
+from .call_defaults import read_call_defaults, write_call_defaults
+from .guided_call import guided_class, refuse_without_adapter, run_guided
+from .injection import adapter_names, without_wrappers
+from .loading import LoadedAdapter, find_denoisers, load_adapter, unload_adapter
+from .settings import GuidanceError, tilts_of
 from .stats import NFTStats
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from .adapter import Adapter, AdapterConfig
+    from .engine import NFTEngine
 
-CALL_DEFAULTS = "call_defaults.json"
 ADAPTER_FOLDER = "nft_adapter"
+DEFAULT = "default"  # the name of an adapter that was given none
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
-
-# Shown in the signature; None stands for "not given" inside, so that an argument nobody gave is never complained about.
-_ARGUMENTS: dict[str, tuple[Any, str]] = {
-    "nft_strength": (1.0, "float"),
-    "nft_beta": (None, "float | None"),
-    "nft_law": ("nft", "str"),
-    "nft_interval": ((0.0, 1.0), "tuple[float, float]"),
-}
-_CALL_DOC = """Generate, guided by the reward of the loaded adapter. Takes what {stock} takes, and:
-
-Args:
-    nft_strength (`float`, defaults to 1.0):
-        How far to go: 0 is the base model bit for bit, 1 the adapter as its author shipped it, 2 twice the tilt;
-        negative seeks what the reward dislikes. Not a LoRA weight: it scales the difference of two outputs, not
-        weights. Too much looks burnt and uniform; see `nft_stats.push`.
-    nft_beta (`float`, *optional*):
-        DiffusionNFT's beta instead of a strength: tilt = 2 / beta, above 0; smaller is stronger.
-    nft_law (`str`, defaults to "nft"):
-        "nft": s = tilt * alpha, linear. "odds": s = rho alpha / (1 + rho alpha) with rho = exp(tilt) - 1, exact, and
-        never past what the LoRA alone would do; positive adapters only.
-    nft_interval (`tuple[float, float]`, defaults to (0.0, 1.0)):
-        Noise levels that are guided, 1 being pure noise: compositions are decided near 1, fine detail near 0. Outside
-        it a step costs one forward instead of two.
-
-Raises:
-    GuidanceError: one of these is out of range, contradicts another one, or was given without an adapter.
-    AdapterError: the adapter's LoRA was unloaded or fused by someone else.
-
-`nft_stats` holds what happened, also after an interrupt or an error. Below, the stock documentation.
-
-{doc}"""
 
 
 class DiffusionNFTPipeline:
@@ -75,8 +49,8 @@ class DiffusionNFTPipeline:
     # Set on the generated subclass and on the instance, see `from_pipe`.
     _nft_stock_class: ClassVar[Any]
     _nft_stock: Any
-    _nft_adapter: Adapter | None
-    _nft_name: str | None
+    _nft_loaded: dict[str, LoadedAdapter]
+    _nft_engines: list[NFTEngine]
     nft_stats: NFTStats | None
     call_defaults: dict[str, Any]
     scheduler: Any  # the stock pipeline's
@@ -88,14 +62,13 @@ class DiffusionNFTPipeline:
         )
 
     @classmethod
-    def from_pretrained(
-        cls, base: str | PathLike[str], nft_adapter: str | PathLike[str] | Adapter | None = None, **kwargs: Any
-    ) -> Any:
+    def from_pretrained(cls, base: str | PathLike[str], nft_adapter: Any = None, **kwargs: Any) -> Any:
         """Load a base model and, if given, an adapter.
 
         Args:
             base: a shipped model ("shapes"), a diffusers folder, or a Hub id.
-            nft_adapter: a shipped adapter ("shapes-warm"), a folder, a Hub id, or an `Adapter`.
+            nft_adapter: a shipped adapter ("shapes-warm"), a folder, a Hub id, or an `Adapter`; a dict of several by
+                the names they are to have.
             **kwargs: for diffusers, such as dtype=torch.bfloat16, device_map, variant.
 
         Returns:
@@ -118,7 +91,7 @@ class DiffusionNFTPipeline:
         return cls.from_pipe(pipe, nft_adapter)
 
     @classmethod
-    def from_pipe(cls, pipe: DiffusionPipeline | Any, nft_adapter: str | PathLike[str] | Adapter | None = None) -> Any:
+    def from_pipe(cls, pipe: DiffusionPipeline | Any, nft_adapter: Any = None) -> Any:
         """A guided pipeline over a pipeline you have. `pipe` keeps working as before and shares all components.
 
         (diffusers' own from_pipe is not used: it casts the shared modules to fp32.) `call_defaults.json` beside the
@@ -142,66 +115,117 @@ class DiffusionNFTPipeline:
         stock: Any = pipe._nft_stock if isinstance(pipe, DiffusionNFTPipeline) else pipe
         stock_class: Any = type(stock)
         guided = copy.copy(stock)
-        guided.__class__ = _guided_class(stock_class)
+        guided.__class__ = guided_class(stock_class, DiffusionNFTPipeline)
         guided._nft_stock = stock
-        guided._nft_adapter = guided._nft_name = guided.nft_stats = None
-        guided.call_defaults = _read_call_defaults(stock)
-        if nft_adapter is not None:
-            guided.load_nft_adapter(nft_adapter)
+        guided._nft_loaded, guided._nft_engines, guided.nft_stats = {}, [], None
+        guided.call_defaults = read_call_defaults(stock)
+        named = nft_adapter if isinstance(nft_adapter, Mapping) else {DEFAULT: nft_adapter}
+        try:
+            for name, source in named.items():
+                if source is not None:
+                    guided.load_nft_adapter(source, name=name)
+        except BaseException:
+            guided.unload_nft_adapter()
+            raise
         return guided
 
     @property
+    def nft_adapters(self) -> dict[str, Adapter]:
+        """The loaded adapters by name."""
+        return {name: loaded.adapter for name, loaded in self._nft_loaded.items()}
+
+    @property
     def nft_config(self) -> AdapterConfig | None:
-        """The loaded adapter's config, None without one."""
-        return None if self._nft_adapter is None else self._nft_adapter.config
+        """The loaded adapter's config, None without one.
+
+        Raises:
+            GuidanceError: several are loaded; `nft_adapters` has them all.
+        """
+        configs = [adapter.config for adapter in self.nft_adapters.values()]
+        if len(configs) > 1:
+            raise GuidanceError(
+                f"{len(configs)} adapters are loaded ({', '.join(self._nft_loaded)}), so there is no one config. Use "
+                "nft_adapters[name].config."
+            )
+        return configs[0] if configs else None
 
     def load_nft_adapter(
         self,
         source: str | PathLike[str] | Adapter,
         *,
+        name: str = DEFAULT,
         revision: str | None = None,
         subfolder: str | None = None,
     ) -> None:
-        """Load an adapter in the place of the present one, if any. It is checked first; on an error nothing changes.
+        """Load an adapter, in the place of the one of the same name, if any. It is checked first; on an error nothing
+        changes.
 
         Args:
             source: a shipped adapter's name, a folder, a Hub id, or an `Adapter`.
+            name: to call it by in nft_strength={name: ...} where several are loaded.
             revision, subfolder: of a Hub repository.
 
         Raises:
             AdapterError: the adapter is faulty, or made for another base model.
-            GuidanceError: its head reads a module the model does not have.
+            GuidanceError: its head reads a module the model does not have, or it does not go with those loaded.
             FamilyError: a denoiser this version cannot guide.
         """
-        from .adapter import Adapter, check_base, read_adapter
+        from .adapter import Adapter, read_adapter
 
         adapter = (
             source if isinstance(source, Adapter) else read_adapter(source, revision=revision, subfolder=subfolder)
         )
-        adapter.check(f'the adapter "{adapter.config.name}"')
-        denoiser = self._denoiser(adapter.config.component)
-        self._check_rows(family_of(denoiser))
-        check_base(adapter.config, denoiser, adapter.lora)
-        find_tap(denoiser, adapter)
-        name = inject_lora(denoiser, adapter.lora, adapter.config.component, pipe=self)
-        if name == self._nft_name:  # the name was free: someone has unloaded the old LoRA already
-            self._nft_adapter = self._nft_name = None
+        self._check_company(name, adapter)
+        loaded = load_adapter(self, self._nft_stock_class, adapter)
+        replaced = self._nft_loaded.get(name)
+        if replaced is not None:
+            kept = dict(replaced.injected())
+            if kept.items() & dict(loaded.injected()).items():  # the name was free: someone unloaded the old LoRA
+                replaced = None
         try:
-            self.unload_nft_adapter()
+            if replaced is not None:
+                unload_adapter(self, self._nft_stock_class, replaced)
         except BaseException:
-            remove_lora(denoiser, name)
+            unload_adapter(self, self._nft_stock_class, loaded)
             raise
-        self._nft_adapter, self._nft_name = adapter, name
+        self._nft_loaded[name] = loaded
 
-    def unload_nft_adapter(self) -> None:
-        """Take the adapter out of the denoiser; calls then behave as stock.
+    def unload_nft_adapter(self, name: str | None = None) -> None:
+        """Take an adapter out of the denoiser, or all; calls then behave as stock.
+
+        Args:
+            name: which one; None for all.
 
         Raises:
             AdapterError: the adapter's LoRA is fused into the weights.
+            GuidanceError: there is none of that name.
         """
-        if self._nft_adapter is not None and self._nft_name is not None:
-            remove_lora(self._denoiser(self._nft_adapter.config.component), self._nft_name)
-        self._nft_adapter = self._nft_name = None
+        if name is not None and name not in self._nft_loaded:
+            raise GuidanceError(
+                f"no adapter {name!r} is loaded, loaded are {', '.join(map(repr, self._nft_loaded)) or 'none'}."
+            )
+        for each in list(self._nft_loaded) if name is None else [name]:
+            unload_adapter(self, self._nft_stock_class, self._nft_loaded[each])
+            del self._nft_loaded[each]
+
+    def set_nft_strength(self, strength: float | Mapping[str, float]) -> None:
+        """Change the strength of the running call, from `callback_on_step_end`: the steps that follow have it.
+
+        Args:
+            strength: as the call's nft_strength.
+
+        Raises:
+            GuidanceError: no guided call is running, or a value out of range.
+        """
+        if not self._nft_engines:
+            raise GuidanceError(
+                "set_nft_strength changes a call that is running, and none is. Give nft_strength to the call, and use "
+                "this in its callback_on_step_end."
+            )
+        tilts = tilts_of({name: adapter.config for name, adapter in self.nft_adapters.items()}, strength)
+        for engine in self._nft_engines:
+            for term in engine.terms:
+                term.tilt = tilts[term.name]
 
     def unwrap(self) -> Any:
         """The stock pipeline this one was made of, the same object, after `unload_nft_adapter`."""
@@ -210,6 +234,8 @@ class DiffusionNFTPipeline:
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save a folder that stock diffusers loads as the base model, with the adapter in nft_adapter/ beside it.
+
+        Several adapters go to nft_adapter/<name>/.
 
         Args:
             save_directory: the folder.
@@ -227,16 +253,19 @@ class DiffusionNFTPipeline:
             )
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        if self.call_defaults:
-            (folder / CALL_DEFAULTS).write_text(json.dumps(self.call_defaults, indent=2) + "\n", encoding="utf-8")
+        write_call_defaults(folder, self.call_defaults)
         stock = self._as_stock()
-        if self._nft_adapter is None:
+        if not self._nft_loaded:
             stock.save_pretrained(save_directory, *args, **kwargs)
             return
         from .adapter import write_adapter
 
-        write_adapter(folder / ADAPTER_FOLDER, self._nft_adapter)
-        with without_wrappers(self._denoiser(self._nft_adapter.config.component)):
+        for name, adapter in self.nft_adapters.items():
+            write_adapter(folder / ADAPTER_FOLDER / (name if len(self._nft_loaded) > 1 else ""), adapter)
+        component = next(iter(self.nft_adapters.values())).config.component
+        with contextlib.ExitStack() as stack:
+            for denoiser in find_denoisers(self, self._nft_stock_class, component).values():
+                stack.enter_context(without_wrappers(denoiser))
             stock.save_pretrained(save_directory, *args, **kwargs)
 
     def to_json_string(self) -> str:
@@ -249,130 +278,30 @@ class DiffusionNFTPipeline:
         stock.__class__ = self._nft_stock_class
         return stock
 
-    def _denoiser(self, component: str) -> torch.nn.Module:
-        denoiser = getattr(self, component, None)
-        if not isinstance(denoiser, torch.nn.Module):
-            known = ", ".join(sorted({family.component for family in FAMILIES.values()}))
-            raise FamilyError(
-                f"{self._nft_stock_class.__name__} has no {component!r}, which the adapter is for; this version guides "
-                f"pipelines whose denoiser is called {known}. Load the base model the adapter names."
-            )
-        return denoiser
-
-    def _check_rows(self, family: Family) -> None:
-        """Raise unless it can be told, in a call, which rows of a batch belong to which sample."""
-        stock = self._nft_stock_class
-        if hasattr(stock, "do_perturbed_attention_guidance") or hasattr(stock, "image_guidance_scale"):
-            reason = "its perturbed-attention or image guidance adds rows of its own to the batch"
-        elif family.batched_cfg and not hasattr(stock, "do_classifier_free_guidance"):
-            reason = "it does not say whether a batch holds unconditional rows (no do_classifier_free_guidance)"
-        else:
-            return
-        raise FamilyError(
-            f"{stock.__name__} cannot be guided by this version: {reason}. Use the family's plain pipeline."
-        )
+    def _check_company(self, name: str, adapter: Adapter) -> None:
+        """Raise GuidanceError if the adapter cannot be used beside the others that are loaded."""
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
+            raise GuidanceError(f"the adapter's name is {name!r}, expected letters, digits, '_' and '-'.")
+        others = [loaded.adapter for other, loaded in self._nft_loaded.items() if other != name]
+        for other in others:
+            if other.old is not None or adapter.old is not None:
+                raise GuidanceError(
+                    "an adapter with a LoRA of v_old cannot be used with another one: each would have its own base. "
+                    "Unload the other one."
+                )
 
     def _other_loras(self) -> list[str]:
         modules = [module for module in self.__dict__.values() if isinstance(module, torch.nn.Module)]
-        return sorted({name for module in modules for name in adapter_names(module)} - {self._nft_name})
+        ours = {name for loaded in self._nft_loaded.values() for _, name in loaded.injected()}
+        return sorted({name for module in modules for name in adapter_names(module)} - ours)
 
     def _guided_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], nft: dict[str, Any]) -> Any:
-        stock_call: Callable[..., Any] = self._nft_stock_class.__call__
+        stock_call = self._nft_stock_class.__call__
         names = list(inspect.signature(stock_call).parameters)[1:]
         kwargs = {**{k: v for k, v in self.call_defaults.items() if k not in names[: len(args)]}, **kwargs}
-        if self._nft_adapter is None or self._nft_name is None:
-            given = [name for name, value in nft.items() if value is not None]
-            if given:
-                raise GuidanceError(
-                    f"{', '.join(given)} was given, but no adapter is loaded. Call load_nft_adapter(...) first, or "
-                    "leave it out to sample from the base model."
-                )
+        bound = functools.partial(stock_call, self, *args, **kwargs)
+        if not self._nft_loaded:
+            refuse_without_adapter(nft)
             self.nft_stats = None
-            return stock_call(self, *args, **kwargs)
-        config = self._nft_adapter.config
-        settings = GuidanceSettings.for_adapter(
-            config,
-            strength=nft["nft_strength"],
-            beta=nft["nft_beta"],
-            law=nft["nft_law"],
-            interval=nft["nft_interval"],
-        )
-        engine = NFTEngine(
-            self._denoiser(config.component),
-            self._nft_adapter,
-            self._nft_name,
-            settings,
-            scheduler=self.scheduler,
-            doubled=lambda: bool(getattr(self, "do_classifier_free_guidance", False)),
-        )
-        try:
-            with engine:
-                return stock_call(self, *args, **kwargs)
-        finally:
-            self.nft_stats = engine.stats()
-
-
-@functools.cache
-def _guided_class(stock: Any) -> type:
-    """`DiffusionNFT<Stock>`: the stock class with our methods in front and the stock constructor's signature."""
-
-    def __call__(
-        self: DiffusionNFTPipeline,
-        *args: Any,
-        nft_strength: float | None = None,
-        nft_beta: float | None = None,
-        nft_law: str | None = None,
-        nft_interval: Sequence[float] | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        nft = {
-            "nft_strength": nft_strength,
-            "nft_beta": nft_beta,
-            "nft_law": nft_law,
-            "nft_interval": nft_interval,
-        }
-        return self._guided_call(args, kwargs, nft)
-
-    stock_call: Any = stock.__call__
-    signature = inspect.signature(stock_call)
-    ours = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        for name, (default, annotation) in _ARGUMENTS.items()
-    ]
-    theirs = list(signature.parameters.values())
-    rest = [p for p in theirs if p.kind is inspect.Parameter.VAR_KEYWORD]
-    theirs = [p for p in theirs if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    __call__.__signature__ = signature.replace(parameters=[*theirs, *ours, *rest])  # type: ignore[attr-defined]
-    __call__.__doc__ = _CALL_DOC.format(stock=stock.__name__, doc=inspect.getdoc(stock_call) or "")
-    return type(
-        f"DiffusionNFT{stock.__name__}",
-        (DiffusionNFTPipeline, stock),
-        {
-            "__call__": __call__,
-            # diffusers reads the components' names off the constructor's signature.
-            "__init__": stock.__init__,
-            "__doc__": f"A {stock.__name__} with a reward dial; see DiffusionNFTPipeline.",
-            "__module__": __name__,
-            "_nft_stock_class": stock,
-        },
-    )
-
-
-def _read_call_defaults(stock: Any) -> dict[str, Any]:
-    """Stock call arguments from `call_defaults.json` in the folder the pipeline was loaded from."""
-    name_or_path = getattr(stock, "name_or_path", None)
-    path = Path(name_or_path or "") / CALL_DEFAULTS
-    if not name_or_path or not path.is_file():
-        return {}
-    try:
-        defaults = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise GuidanceError(f"{path} is no JSON: {error}. Mend it or delete it.") from error
-    known = list(inspect.signature(type(stock).__call__).parameters)[1:]
-    unknown = sorted(set(defaults) - set(known)) if isinstance(defaults, dict) else [type(defaults).__name__]
-    if unknown:
-        raise GuidanceError(
-            f"{path} has {unknown}, expected an object with arguments of {type(stock).__name__}'s call: {known}. Mend "
-            "it or delete it."
-        )
-    return defaults
+            return bound()
+        return run_guided(self, self._nft_loaded, bound, nft)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,18 +19,32 @@ class NFTStats:
 
     Args:
         noise_level: t in [0, 1].
-        alpha: what the head read; NaN where it was not asked (no head, strength 0, outside the interval).
-        scale: s in v_old + s (v_lora - v_old); 0 where there was no guidance.
-        push: ||s (v_lora - v_old)|| / ||v_old||, of the conditional rows under classifier-free guidance. 1 means that
-            guidance moves the prediction by as much as its own length: if pictures look burnt, look here first.
-        passes: forwards of the denoiser spent, int64, shape (steps,).
+        alphas: what each adapter's head read, shape (adapters, steps, samples); NaN where it was not asked (no head,
+            strength 0, outside the interval). In mode "single" it is used in the step after.
+        scales: s in v_old + s (v_lora - v_old), shape (adapters, steps, samples); 0 where there was no guidance.
+        push: how far guidance moved the predicted picture, as a fraction of its size, of the conditional rows under
+            classifier-free guidance (`guidance.relative_push`). 1 is as far as from the picture to nothing: if pictures
+            look burnt, look here first. NaN where one forward did all, so that v_old is not known.
+        passes: forwards of the denoiser spent, int64, shape (steps,). A batched one counts once.
+        adapters: names, in the order of `alphas` and `scales`.
     """
 
     noise_level: Tensor
-    alpha: Tensor
-    scale: Tensor
+    alphas: Tensor
+    scales: Tensor
     push: Tensor
     passes: Tensor
+    adapters: tuple[str, ...] = ("default",)
+
+    @property
+    def alpha(self) -> Tensor:
+        """`alphas` of the one adapter, shape (steps, samples). Raises ValueError if there were several."""
+        return self.alphas[self._only()]
+
+    @property
+    def scale(self) -> Tensor:
+        """`scales` of the one adapter, shape (steps, samples). Raises ValueError if there were several."""
+        return self.scales[self._only()]
 
     @property
     def steps(self) -> int:
@@ -41,25 +58,87 @@ class NFTStats:
 
     def summary(self) -> str:
         """A table, one line a step, samples averaged."""
+        names = [""] if len(self.adapters) == 1 else [f" {name}" for name in self.adapters]
+        columns = "".join(f"  {'alpha' + name:>5}  {'scale' + name:>6}" for name in names)
         lines = [
             f"{self.steps} steps, {self.noise_level.shape[1]} samples, {self.forwards} denoiser forwards",
-            "step  noise level  alpha   scale    push   forwards",
+            f"step  noise level{columns}    push   forwards",
         ]
         for i in range(self.steps):
-            alpha = self.alpha[i].mean().item()
-            lines.append(
-                f"{i:4d}  {self.noise_level[i].mean().item():11.3f}  {'  -  ' if alpha != alpha else f'{alpha:5.3f}'}  "
-                f"{self.scale[i].mean().item():6.3f}  {self.push[i].mean().item():6.3f}  {int(self.passes[i]):9d}"
-            )
+            cells = ""
+            for name, alpha, scale in zip(names, self.alphas[:, i].mean(1), self.scales[:, i].mean(1), strict=True):
+                wide = 5 + len(name)
+                cells += f"  {_number(alpha, 5):>{wide}}  {scale.item():{wide + 1}.3f}"
+            push = _number(self.push[i].mean(), 6)
+            lines.append(f"{i:4d}  {self.noise_level[i].mean().item():11.3f}{cells}  {push}  {int(self.passes[i]):9d}")
         return "\n".join(lines)
 
     __str__ = summary
 
+    def plot(self, path: str | PathLike[str] | None = None) -> Any:
+        """Alpha, scale and push over the noise level: the mean of the samples, and thin lines for the first 16.
+
+        Args:
+            path: where to save the picture (its ending names the format); None saves nothing.
+
+        Returns:
+            The matplotlib Figure.
+
+        Raises:
+            ImportError: matplotlib is missing; it comes with the extra "train".
+            ValueError: nothing was recorded.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("a plot needs matplotlib: pip install matplotlib, or diffusion-nft[train].") from error
+        if not self.steps:
+            raise ValueError("nothing was recorded, so there is nothing to plot. Run the pipeline first.")
+        figure = Figure(figsize=(10, 3.2), layout="constrained")
+        left, middle, right = figure.subplots(1, 3)
+        for k, name in enumerate(self.adapters):
+            _lines(left, self.noise_level, self.alphas[k], f"C{k}", name)
+            _lines(middle, self.noise_level, self.scales[k], f"C{k}", name)
+        _lines(right, self.noise_level, self.push, "black", "push")
+        left.set(ylabel="alpha", ylim=(-0.02, 1.02))
+        middle.set(ylabel="scale s")
+        right.set(ylabel="relative push of the predicted picture")
+        for axes in (left, middle, right):
+            axes.set(xlabel="noise level t", xlim=(1.02, -0.02))  # sampling goes from left to right
+            axes.grid(alpha=0.3)
+        if len(self.adapters) > 1:
+            middle.legend()
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+    def _only(self) -> int:
+        if len(self.adapters) > 1:
+            raise ValueError(
+                f"there were {len(self.adapters)} adapters ({', '.join(self.adapters)}), expected one. Use alphas[k] "
+                "and scales[k], k the place in `adapters`."
+            )
+        return 0
+
+
+def _number(value: Tensor, width: int) -> str:
+    return f"{value.item():{width}.3f}" if bool(value.isfinite()) else f"{'-':^{width}}"
+
+
+def _lines(axes: Any, noise_level: Tensor, values: Tensor, colour: str, label: str) -> None:
+    axes.plot(noise_level[:, :16], values[:, :16], color=colour, alpha=0.25, linewidth=0.7)
+    axes.plot(noise_level.mean(1), values.mean(1), color=colour, linewidth=2, label=label)
+
 
 class StatsRecorder:
-    """Collects the rows of an `NFTStats` on the device, so that recording never makes a GPU wait."""
+    """Collects the rows of an `NFTStats` on the device, so that recording never makes a GPU wait.
 
-    def __init__(self) -> None:
+    Args:
+        adapters: their names.
+    """
+
+    def __init__(self, adapters: Sequence[str] = ("default",)) -> None:
+        self._adapters = tuple(adapters)
         self._rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._passes: list[int] = []
 
@@ -68,9 +147,9 @@ class StatsRecorder:
         """Steps recorded so far."""
         return len(self._passes)
 
-    def step(self, noise_level: Tensor, alpha: Tensor, scale: Tensor, push: Tensor, passes: int) -> None:
-        """Add a step; the Tensors have shape (samples,)."""
-        row = (noise_level, alpha, scale, push)
+    def step(self, noise_level: Tensor, alphas: Tensor, scales: Tensor, push: Tensor, passes: int) -> None:
+        """Add a step; the Tensors have shape (samples,), alphas and scales (adapters, samples)."""
+        row = (noise_level, alphas, scales, push)
         self._rows.append(tuple(value.detach().float() for value in row))  # type: ignore[arg-type]
         self._passes.append(passes)
 
@@ -80,6 +159,16 @@ class StatsRecorder:
 
     def stats(self) -> NFTStats:
         """The record so far."""
-        columns = [torch.stack(list(column)).cpu() for column in zip(*self._rows, strict=True)]
-        noise_level, alpha, scale, push = columns or [torch.zeros(0, 0)] * 4
-        return NFTStats(noise_level, alpha, scale, push, torch.tensor(self._passes, dtype=torch.int64))
+        passes, count = torch.tensor(self._passes, dtype=torch.int64), len(self._adapters)
+        if not self._rows:
+            none, of_all = torch.zeros(0, 0), torch.zeros(count, 0, 0)
+            return NFTStats(none, of_all, of_all, none, passes, self._adapters)
+        noise_level, alphas, scales, push = (list(column) for column in zip(*self._rows, strict=True))
+        return NFTStats(
+            torch.stack(noise_level).cpu(),
+            torch.stack(alphas, 1).cpu(),
+            torch.stack(scales, 1).cpu(),
+            torch.stack(push).cpu(),
+            passes,
+            self._adapters,
+        )

@@ -57,7 +57,7 @@ class Learner:
         targets = config.lora_targets or list(self.family.lora_targets)
         lora = LoraConfig(r=config.rank, lora_alpha=config.rank, init_lora_weights="gaussian", target_modules=targets)
         denoiser.add_adapter(lora, adapter_name=ADAPTER)  # type: ignore[operator]
-        self.switch = LoraSwitch(denoiser, ADAPTER, expected=len(tuner_layers(denoiser)))
+        self.switch = LoraSwitch(denoiser, {ADAPTER: len(tuner_layers(denoiser))})
         self.head = AlphaHead(
             AlphaHeadConfig(
                 feature_dim=_tap_width(denoiser),
@@ -102,7 +102,7 @@ class Learner:
     @torch.no_grad()
     def base_tokens(self, x_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
         """What the head reads: tokens of the base pass."""
-        self.switch.off()
+        self.switch.only()
         try:
             with tapped(self.denoiser, self.head.config.tap) as tokens:
                 self.velocity(x_t, t, text, pooled)

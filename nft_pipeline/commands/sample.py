@@ -241,12 +241,13 @@ def stats_table(strengths: Sequence[float], stats: Sequence[Sequence[NFTStats]])
         alpha = torch.cat([batch.alpha for batch in batches], dim=1).mean(dim=1)
         scale = torch.cat([batch.scale for batch in batches], dim=1)
         push = torch.cat([batch.push for batch in batches], dim=1)
+        push = push[~push.isnan()]  # not known where one forward did all
+        pushes = (f"{push.mean().item():.3f}", f"{push.max().item():.3f}") if len(push) else ("-", "-")
         read = alpha[~alpha.isnan()]
         seen = f"{read[0].item():.3f} -> {read[-1].item():.3f}" if len(read) else "not read"
         forwards = sum(batch.forwards for batch in batches) / sum(batch.steps for batch in batches)
         lines.append(
-            f"{strength:8g}  {seen:>25}  {scale.mean().item():10.3f}  {push.mean().item():9.3f}  "
-            f"{push.max().item():12.3f}  {forwards:25.2f}"
+            f"{strength:8g}  {seen:>25}  {scale.mean().item():10.3f}  {pushes[0]:>9}  {pushes[1]:>12}  {forwards:25.2f}"
         )
     return "\n".join(lines)
 

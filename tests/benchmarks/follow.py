@@ -38,7 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     prompts = shapes_eval_prompts(args.n, seed=HELD_OUT_SEED)
     pipe = DiffusionNFTPipeline.from_pretrained("shapes", nft_adapter=args.adapter)
-    adapter, config = pipe._nft_adapter, pipe.nft_config
+    adapter, config = pipe.nft_adapters["default"], pipe.nft_config
     dtype, _ = choose_precision("auto", pipe.transformer.device)
     texts, call = [prompt.text() for _, prompt in prompts], dict(pipe.call_defaults)
     work = Workload(texts, n=args.n, seed=3, batch=150, call=call, dtype=dtype)

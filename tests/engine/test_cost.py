@@ -30,7 +30,7 @@ def test_forwards_a_step(kind: str, cfg: float, arguments: dict, passes: list[in
     pipe = tiny_pipe()
     guided = DiffusionNFTPipeline.from_pipe(pipe, tiny_adapter(pipe.transformer, kind=kind))
     with counted_forwards(pipe.transformer) as forwards:
-        sample(guided, num_inference_steps=STEPS, guidance_scale=cfg, **arguments)
+        sample(guided, num_inference_steps=STEPS, guidance_scale=cfg, **{"nft_strength": 0.75, **arguments})
     assert forwards == [sum(passes)]
     stats = guided.nft_stats
     assert stats.passes.tolist() == passes
@@ -39,6 +39,19 @@ def test_forwards_a_step(kind: str, cfg: float, arguments: dict, passes: list[in
     assert (stats.scale[off] == 0).all() and (stats.push[off] == 0).all() and stats.alpha[off].isnan().all()
     assert (stats.scale[~off] != 0).all() and (stats.push[~off] > 0).all()
     assert (stats.alpha[~off].isnan() == (kind == "policy")).all()
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+@pytest.mark.parametrize("mode", ["two_pass", "batched", "single"])
+def test_a_policy_at_strength_1_is_one_forward_with_the_lora_on(mode: str, cfg: float) -> None:
+    pipe = tiny_pipe()
+    guided = DiffusionNFTPipeline.from_pipe(pipe, tiny_adapter(pipe.transformer, kind="policy"))
+    with counted_forwards(pipe.transformer) as forwards:
+        sample(guided, num_inference_steps=STEPS, guidance_scale=cfg, nft_mode=mode, nft_interval=(0.6, 1.0))
+    assert forwards == [STEPS]
+    stats = guided.nft_stats
+    assert stats.scale.flatten().tolist() == [1.0, 1.0, 1.0, 0.0]
+    assert stats.push[:3].isnan().all() and stats.push[3] == 0, "v_old is not known where one forward was v_lora's"
 
 
 def test_no_second_pass_where_alpha_is_nought() -> None:

@@ -9,8 +9,10 @@ import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from helpers.tiny import TEXT_WIDTH, tiny_adapter, tiny_transformer
-from nft_pipeline.engine import GuidanceSettings, NFTEngine
+from nft_pipeline.engine import NFTEngine
 from nft_pipeline.injection import adapter_names, inject_lora, remove_lora
+from nft_pipeline.settings import GuidanceSettings
+from nft_pipeline.terms import Term
 
 
 def random_inputs(batch: int = 2) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def test_every_way_of_calling(doubled: bool) -> None:
     name = inject_lora(denoiser, adapter.lora, "transformer")
     inputs = random_inputs()
     plain = denoiser(**inputs).sample
-    engine = NFTEngine(denoiser, adapter, name, GuidanceSettings(3.0), doubled=lambda: doubled)
+    engine = NFTEngine(denoiser, [Term(adapter, name, 3.0)], GuidanceSettings(), doubled=lambda: doubled)
     with engine:
         named = denoiser(**inputs, return_dict=False)
         model_output = denoiser(**inputs)
@@ -54,7 +56,7 @@ def test_samples_at_different_noise_levels_are_in_or_out_of_the_interval_one_by_
     name = inject_lora(denoiser, adapter.lora, "transformer")
     inputs = {**random_inputs(3), "timestep": torch.tensor([900.0, 500.0, 100.0])}
     plain = denoiser(**inputs).sample
-    with NFTEngine(denoiser, adapter, name, GuidanceSettings(2.0, interval=(0.4, 0.6))) as engine:
+    with NFTEngine(denoiser, [Term(adapter, name, 2.0)], GuidanceSettings(interval=(0.4, 0.6))) as engine:
         guided = denoiser(**inputs).sample
     assert torch.equal(guided[0], plain[0]) and torch.equal(guided[2], plain[2])
     assert not torch.equal(guided[1], plain[1])

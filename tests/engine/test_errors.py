@@ -23,9 +23,11 @@ from helpers.tiny import (
 )
 from nft_pipeline.adapter import Adapter, AdapterError
 from nft_pipeline.alpha_head import AlphaHead
-from nft_pipeline.engine import GuidanceError, GuidanceSettings, NFTEngine
+from nft_pipeline.engine import NFTEngine
 from nft_pipeline.families import FamilyError, bind_inputs, family_of
 from nft_pipeline.pipeline import DiffusionNFTPipeline
+from nft_pipeline.settings import GuidanceError, GuidanceSettings
+from nft_pipeline.terms import Term
 
 BAD_ARGUMENTS = [
     ({"nft_strength": math.nan}, "nft_strength is nan, expected a finite number: 0 is the base model"),
@@ -139,15 +141,15 @@ def test_a_call_with_arguments_the_denoiser_does_not_take() -> None:
 def test_a_policy_without_a_head_cannot_pose_as_positive() -> None:
     pipe = tiny_pipe()
     guided = DiffusionNFTPipeline.from_pipe(pipe, tiny_adapter(pipe.transformer))
-    broken = dataclasses.replace(guided._nft_adapter, head=None)
-    engine = NFTEngine(pipe.transformer, broken, "nft", GuidanceSettings(1.0))
+    broken = dataclasses.replace(guided.nft_adapters["default"], head=None)
+    engine = NFTEngine(pipe.transformer, [Term(broken, "nft", 1.0)], GuidanceSettings())
     with engine, pytest.raises(GuidanceError, match="'tiny' is positive but has no alpha head"):
         sample(pipe)
 
 
 def test_a_head_that_gives_nan(guided: Any) -> None:
     before = state_of(guided.transformer)
-    bias = guided._nft_adapter.head.attention_out.bias
+    bias = guided.nft_adapters["default"].head.attention_out.bias
     with torch.no_grad():
         bias.fill_(math.nan)
     with pytest.raises(GuidanceError, match=r"the alpha head of 'tiny' gave \[nan\] at noise level \[1.0\]"):
@@ -160,7 +162,7 @@ def test_a_head_that_gives_nan(guided: Any) -> None:
 def test_a_tap_that_does_not_run() -> None:
     pipe = tiny_pipe()
     guided = DiffusionNFTPipeline.from_pipe(pipe, tiny_adapter(pipe.transformer))
-    engine = NFTEngine(pipe.transformer, guided._nft_adapter, "nft", GuidanceSettings(1.0))
+    engine = NFTEngine(pipe.transformer, [Term(guided.nft_adapters["default"], "nft", 1.0)], GuidanceSettings())
     # A cache that goes round the module looks the same to the engine: the module it listens at is never called.
     pipe.transformer.norm_out = copy.deepcopy(pipe.transformer.norm_out)
     message = r"the module 'norm_out', which the alpha head of 'tiny' reads, did not run at noise level \[1.0\]"
@@ -177,7 +179,7 @@ def test_loras_unloaded_behind_our_back() -> None:
         AdapterError, match=r"the nft LoRA is on 0 layers .*, expected 15: .*Call load_nft_adapter again"
     ):
         sample(guided)
-    guided.load_nft_adapter(guided._nft_adapter)
+    guided.load_nft_adapter(guided.nft_adapters["default"])
     assert torch.equal(sample(guided), expected)
 
 

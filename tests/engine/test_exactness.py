@@ -176,14 +176,15 @@ def test_skip_layer_guidance_gets_the_steps_alpha_and_is_guided_too() -> None:
     assert torch.equal(sample(guided, nft_strength=0, **slg), sample(pipe, **slg))
 
 
-def test_push_is_relative_to_the_models_own_output() -> None:
+def test_push_is_how_far_the_predicted_picture_moves() -> None:
     pipe = tiny_pipe()
     guided = DiffusionNFTPipeline.from_pipe(pipe, tiny_adapter(pipe.transformer, alpha=0.5))
     start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
     one: dict[str, Any] = {"num_inference_steps": 1, "latents": start}
     v_old, v_lora = sample(pipe, **one) - start, lora_on(**one) - start
     sample(guided, nft_strength=-2.0, **one)  # tilt -4, s = -2
-    expected = 2 * (v_lora - v_old).norm() / v_old.norm()
+    # One step goes from noise (t = 1) to t = 0, so what `sample` gave are the predicted pictures themselves: x_1 - v.
+    expected = 2 * (v_lora - v_old).norm() / (start + v_old).norm()
     assert guided.nft_stats.push.item() == pytest.approx(expected.item(), rel=1e-4)
 
 

@@ -15,6 +15,7 @@ from PIL.Image import Image
 
 from helpers.tiny import load_style, random_lora, sample, state_of, tiny_adapter, tiny_pipe
 from nft_pipeline import DiffusionNFTPipeline, NFTStats
+from nft_pipeline.guided_call import GUIDANCE_ARGUMENTS
 
 # Stock diffusers saves a Stable Diffusion 3 without its third text encoder, but loads it only when told so in the call.
 NO_T5 = {"text_encoder_3": None, "tokenizer_3": None}
@@ -46,15 +47,15 @@ def test_what_it_is(pipe: StableDiffusion3Pipeline, guided: Any) -> None:
 def test_help_shows_the_stock_arguments_and_ours(guided: Any) -> None:
     signature = inspect.signature(type(guided).__call__)
     stock = list(inspect.signature(StableDiffusion3Pipeline.__call__).parameters)
-    assert list(signature.parameters) == [*stock, "nft_strength", "nft_beta", "nft_law", "nft_interval"]
+    assert list(signature.parameters) == [*stock, *GUIDANCE_ARGUMENTS]
     defaults = {name: p.default for name, p in signature.parameters.items() if name.startswith("nft_")}
-    assert defaults == {"nft_strength": 1.0, "nft_beta": None, "nft_law": "nft", "nft_interval": (0.0, 1.0)}
+    assert defaults == {name: default for name, (default, _) in GUIDANCE_ARGUMENTS.items()}
     text = inspect.getdoc(type(guided).__call__) or ""
-    assert "nft_strength (`float`, defaults to 1.0)" in text and "num_inference_steps" in text
+    assert all(f"\n    {name} (`" in text for name in GUIDANCE_ARGUMENTS) and "num_inference_steps" in text
 
 
 def test_the_defaults_shown_are_the_defaults_used(guided: Any) -> None:
-    shown = sample(guided, nft_strength=1.0, nft_beta=None, nft_law="nft", nft_interval=(0.0, 1.0))
+    shown = sample(guided, **{name: default for name, (default, _) in GUIDANCE_ARGUMENTS.items()})
     assert torch.equal(sample(guided), shown)
     assert torch.equal(sample(guided, nft_beta=1.0), shown)  # the adapter's own: tilt 2
 
@@ -141,7 +142,7 @@ def test_the_callback_gets_the_guided_pipeline_and_may_change_latents(guided: An
 def test_bfloat16() -> None:
     pipe = tiny_pipe().to(torch.bfloat16)
     guided = DiffusionNFTPipeline.from_pipe(pipe, tiny_adapter(pipe.transformer))
-    assert guided._nft_adapter.head.queries.dtype == torch.float32
+    assert guided.nft_adapters["default"].head.queries.dtype == torch.float32
     base, result = sample(pipe), sample(guided)
     assert result.dtype == torch.bfloat16 and result.isfinite().all() and not torch.equal(result, base)
     assert torch.equal(sample(guided, nft_strength=0), base)

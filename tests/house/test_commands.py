@@ -143,12 +143,18 @@ def test_sample_refuses_before_it_draws(options: list[str], message: str, capsys
 def test_the_stats_table_reads_like_the_stats() -> None:
     ones = torch.ones(3, 2)
     stats = NFTStats(
-        ones, torch.tensor([[0.2, 0.4], [0.5, 0.5], [0.9, 0.7]]), ones * 2, ones / 4, torch.tensor([2, 2, 1])
+        ones, torch.tensor([[[0.2, 0.4], [0.5, 0.5], [0.9, 0.7]]]), ones[None] * 2, ones / 4, torch.tensor([2, 2, 1])
     )
-    unread = NFTStats(ones, ones * float("nan"), ones * 0, ones * 0, torch.tensor([1, 1, 1]))
-    _, guided, base, nothing = sample.stats_table([1.0, 0.0, 3.0], [[stats, stats], [unread], []]).splitlines()
+    nan, once = ones * float("nan"), torch.tensor([1, 1, 1])
+    unread, policy = (
+        NFTStats(ones, nan[None], ones[None] * 0, ones * 0, once),
+        NFTStats(ones, nan[None], ones[None], nan, once),
+    )
+    table = sample.stats_table([1.0, 0.0, 1.0, 3.0], [[stats, stats], [unread], [policy], []])
+    _, guided, base, on, nothing = table.splitlines()
     assert guided.split() == ["1", "0.300", "->", "0.800", "2.000", "0.250", "0.250", "1.67"]
     assert base.split() == ["0", "not", "read", "0.000", "0.000", "0.000", "1.00"]
+    assert on.split() == ["1", "not", "read", "1.000", "-", "-", "1.00"]
     assert nothing.split() == ["3", "-", "-", "-", "-", "-"]
 
 

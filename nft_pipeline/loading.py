@@ -1,0 +1,117 @@
+"""An adapter's LoRAs on the denoisers of a pipeline: put there checked, taken out without a trace.
+
+A pipeline has one denoiser, or two of one class, one for high and one for low noise (Wan 2.2: `transformer` and
+`transformer_2`); an adapter's keys say which of them it changes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from .families import FAMILIES, Family, FamilyError, family_of
+from .injection import inject_lora, remove_lora
+from .keys import SECOND, component_lora
+from .terms import find_tap
+
+if TYPE_CHECKING:
+    from .adapter import Adapter
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """An adapter and the names its LoRAs were injected under, by component; `old` those of v_old's LoRA, if any."""
+
+    adapter: Adapter
+    loras: Mapping[str, str]
+    old: Mapping[str, str]
+
+    def injected(self) -> Iterator[tuple[str, str]]:
+        """Every (component, name)."""
+        yield from (*self.loras.items(), *self.old.items())
+
+
+def load_adapter(pipe: Any, stock_class: type, adapter: Adapter) -> LoadedAdapter:
+    """Check an adapter against a pipeline's denoisers and inject its LoRAs, inactive. On an error nothing has changed.
+
+    Args:
+        pipe: the pipeline.
+        stock_class: diffusers' class of it, for errors and for what it says about its batches.
+        adapter: the adapter.
+
+    Raises:
+        AdapterError: the adapter is faulty, or made for another base model.
+        GuidanceError: its head reads a module the model does not have.
+        FamilyError: a pipeline or denoiser that cannot be guided.
+    """
+    from .adapter import check_base
+
+    adapter.check(f'the adapter "{adapter.config.name}"')
+    denoisers = find_denoisers(pipe, stock_class, adapter.config.component)
+    for denoiser in denoisers.values():
+        check_rows(stock_class, family_of(denoiser))
+        check_base(adapter.config, denoiser, adapter.lora)
+        find_tap(denoiser, adapter)
+    loras: dict[str, str] = {}
+    old: dict[str, str] = {}
+    try:
+        for component, denoiser in denoisers.items():
+            part = component_lora(adapter.lora, component)
+            if not part:
+                warnings.warn(
+                    f'the adapter "{adapter.config.name}" has no LoRA for {component}: steps that run on it stay those '
+                    "of the base model.",
+                    stacklevel=4,
+                )
+                continue
+            loras[component] = inject_lora(denoiser, part, component, pipe=pipe)
+            old_part = component_lora(adapter.old or {}, component)
+            if old_part:
+                old[component] = inject_lora(denoiser, old_part, component, pipe=pipe)
+    except BaseException:
+        for injected in (loras, old):
+            for component, name in injected.items():
+                remove_lora(denoisers[component], name)
+        raise
+    return LoadedAdapter(adapter, loras, old)
+
+
+def unload_adapter(pipe: Any, stock_class: type, loaded: LoadedAdapter) -> None:
+    """Take the LoRAs out. Raises AdapterError if one is fused into the weights."""
+    denoisers = find_denoisers(pipe, stock_class, loaded.adapter.config.component)
+    for component, name in loaded.injected():
+        remove_lora(denoisers[component], name)
+
+
+def find_denoisers(pipe: Any, stock_class: type, component: str) -> dict[str, nn.Module]:
+    """The pipeline's denoisers by component, the first one first.
+
+    Raises:
+        FamilyError: there is none of that name.
+    """
+    denoisers = {name: getattr(pipe, name, None) for name in (component, component + SECOND)}
+    found = {name: denoiser for name, denoiser in denoisers.items() if isinstance(denoiser, nn.Module)}
+    if component not in found:
+        known = ", ".join(sorted({family.component for family in FAMILIES.values()}))
+        raise FamilyError(
+            f"{stock_class.__name__} has no {component!r}, which the adapter is for; this version guides pipelines "
+            f"whose denoiser is called {known}. Load the base model the adapter names."
+        )
+    return found
+
+
+def check_rows(stock_class: Any, family: Family) -> None:
+    """Raise FamilyError unless it can be told, in a call, which rows of a batch belong to which sample."""
+    if hasattr(stock_class, "do_perturbed_attention_guidance") or hasattr(stock_class, "image_guidance_scale"):
+        reason = "its perturbed-attention or image guidance adds rows of its own to the batch"
+    elif family.batched_cfg and not hasattr(stock_class, "do_classifier_free_guidance"):
+        reason = "it does not say whether a batch holds unconditional rows (no do_classifier_free_guidance)"
+    else:
+        return
+    raise FamilyError(
+        f"{stock_class.__name__} cannot be guided by this version: {reason}. Use the family's plain pipeline."
+    )

@@ -1,0 +1,232 @@
+"""What a person may set about a guided call, checked in one place before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from . import guidance
+from .adapter_config import AdapterConfig
+
+MODES = ("two_pass", "batched", "single")
+GUIDE = ("both", "cond")
+
+Schedule = Callable[[float], float] | Sequence[tuple[float, float]]
+
+
+class GuidanceError(ValueError):
+    """Guidance was asked for in a way that cannot be done, or found something it must not work with."""
+
+
+@dataclass(frozen=True)
+class GuidanceSettings:
+    """By which law, where along the path, on which rows, how far at most, and at what cost.
+
+    Args:
+        law: "nft", linear in the tilt, or "odds", exact and never past v_plus (positive adapters only).
+        interval: closed range of noise levels t in [0, 1] that are guided; 1 is pure noise.
+        schedule: what the tilt is multiplied by at noise level t: a callable t -> number, or a curve of
+            (t, number) points, straight between them and level beyond the outermost. None is 1 everywhere.
+        guide: under classifier-free guidance, "both" guides the unconditional prediction too, with the conditional
+            one's alpha; "cond" only the conditional one, which the guidance scale then amplifies.
+        cap: the largest push allowed, as `guidance.relative_push` measures it: how far the predicted picture moves, as
+            a fraction of its size. A larger one is shortened to it, sample by sample. None is no limit.
+        mode: "two_pass", one more forward an adapter; "batched", the same forwards as one of a larger batch;
+            "single", one forward with the LoRA's weights scaled by s, alpha read in the step before.
+    """
+
+    law: str = "nft"
+    interval: tuple[float, float] = (0.0, 1.0)
+    schedule: Schedule | None = None
+    guide: str = "both"
+    cap: float | None = None
+    mode: str = "two_pass"
+
+    @classmethod
+    def of_call(
+        cls,
+        configs: Sequence[AdapterConfig],
+        *,
+        law: str | None = None,
+        interval: Sequence[float] | None = None,
+        schedule: Any = None,
+        guide: str | None = None,
+        cap: float | None = None,
+        mode: str | None = None,
+    ) -> GuidanceSettings:
+        """Settings from what a person asked for; None means the default.
+
+        Args:
+            configs: of the adapters in use.
+
+        Raises:
+            GuidanceError: a value out of range, or one that these adapters or another setting rule out.
+        """
+        law = _one_of("nft_law", "nft" if law is None else law, guidance.LAWS)
+        guide = _one_of("nft_guide", "both" if guide is None else guide, GUIDE)
+        mode = _one_of("nft_mode", "two_pass" if mode is None else mode, MODES)
+        if cap is not None and (not is_number(cap) or not math.isfinite(cap) or cap <= 0):
+            raise GuidanceError(
+                f"nft_cap is {cap!r}, expected a number above 0: the largest fraction by which guidance may move the "
+                "predicted picture, such as 0.3. For no limit leave it out."
+            )
+        if cap is not None and mode == "single":
+            raise GuidanceError(
+                'nft_cap needs the base model\'s own output to measure the push, and nft_mode="single" never computes '
+                'it. Use nft_mode="two_pass", or leave nft_cap out.'
+            )
+        for config in configs:
+            if law == "odds" and config.kind != "positive":
+                raise GuidanceError(
+                    f'nft_law="odds" needs a positive adapter, which has an alpha head; {config.name!r} is a '
+                    f'{config.kind} adapter, whose alpha is inside its weights. Use nft_law="nft".'
+                )
+            if mode == "single" and config.kind == "positive" and config.base_rate is None:
+                raise GuidanceError(
+                    f'nft_mode="single" begins with the base rate stored in the adapter, and {config.name!r} stores '
+                    'none (base_rate in nft_config.json). Use nft_mode="two_pass".'
+                )
+        return cls(
+            law,
+            _interval((0.0, 1.0) if interval is None else interval),
+            None if schedule is None else _schedule(schedule),
+            guide,
+            None if cap is None else float(cap),
+            mode,
+        )
+
+    def multiplier(self, noise_level: Tensor) -> Tensor:
+        """What the tilt is multiplied by at each noise level: the schedule inside the interval, 0 outside; fp32."""
+        factor = noise_level.new_ones(noise_level.shape)
+        if self.schedule is not None:
+            factor = factor.new_tensor([schedule_value(self.schedule, t) for t in noise_level.tolist()])
+        if self.interval != (0.0, 1.0):
+            factor = factor * guidance.in_interval(noise_level, self.interval)
+        return factor
+
+
+def tilt_of(config: AdapterConfig, strength: float | None = None, beta: float | None = None) -> float:
+    """The tilt lambda that a strength or a beta stands for.
+
+    Args:
+        config: the adapter's.
+        strength: 0 is the base, 1 (default) as the author shipped it; any finite number, linear in the tilt.
+        beta: an absolute beta instead of a strength, tilt = 2 / beta.
+
+    Raises:
+        GuidanceError: both were given, or a value out of range.
+    """
+    if strength is not None and beta is not None:
+        raise GuidanceError(
+            f"nft_strength={strength} and nft_beta={beta} were both given, but they set the same thing "
+            f"(beta = {2 / config.tilt:g} is strength 1 here). Give one of them."
+        )
+    if beta is not None:
+        if not is_number(beta) or not math.isfinite(beta) or beta <= 0:
+            raise GuidanceError(
+                f"nft_beta is {beta!r}, expected a finite number above 0 (tilt = 2 / beta). For no guidance or a "
+                "negative one use nft_strength, 0 or below."
+            )
+        return guidance.tilt_from_beta(float(beta))
+    strength = 1.0 if strength is None else strength
+    if not is_number(strength) or not math.isfinite(strength):
+        raise GuidanceError(
+            f"nft_strength is {strength!r}, expected a finite number: 0 is the base model, 1 the adapter as shipped."
+        )
+    return guidance.tilt_from_strength(float(strength), config.tilt)
+
+
+def tilts_of(configs: Mapping[str, AdapterConfig], strength: Any = None, beta: Any = None) -> dict[str, float]:
+    """A tilt for every loaded adapter.
+
+    Args:
+        configs: of the loaded adapters, by name.
+        strength: one number for all of them, or a mapping {name: strength}; adapters it does not name are at 0.
+        beta: the same for beta.
+
+    Raises:
+        GuidanceError: as `tilt_of`; or a name that is not loaded.
+    """
+    for argument, value in (("nft_strength", strength), ("nft_beta", beta)):
+        if isinstance(value, Mapping):
+            for name in value:
+                if name not in configs:
+                    close = difflib.get_close_matches(str(name), configs, n=1)
+                    hint = f' Did you mean "{close[0]}"?' if close else ""
+                    raise GuidanceError(
+                        f"{argument} names the adapter {name!r}, loaded are {', '.join(map(repr, configs))}.{hint}"
+                    )
+    if isinstance(strength, Mapping) and isinstance(beta, Mapping) and strength.keys() & beta.keys():
+        both = sorted(strength.keys() & beta.keys())[0]
+        tilt_of(configs[both], strength[both], beta[both])
+    tilts = {}
+    for name, config in configs.items():
+        own_strength = strength.get(name) if isinstance(strength, Mapping) else strength
+        own_beta = beta.get(name) if isinstance(beta, Mapping) else beta
+        unnamed = own_strength is None and own_beta is None and (strength is not None or beta is not None)
+        tilts[name] = 0.0 if unnamed else tilt_of(config, own_strength, own_beta)
+    return tilts
+
+
+def schedule_value(schedule: Schedule, t: float) -> float:
+    """The factor at noise level t in [0, 1].
+
+    Raises:
+        GuidanceError: a callable gave something that is no finite number.
+    """
+    if callable(schedule):
+        value = schedule(t)
+        if not is_number(value) or not math.isfinite(value):
+            raise GuidanceError(f"nft_schedule gave {value!r} at noise level {t:g}, expected a finite number.")
+        return float(value)
+    levels, factors = zip(*schedule, strict=True)
+    return float(np.interp(t, levels, factors))
+
+
+def is_number(value: Any) -> bool:
+    """A real number, and not a bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _one_of(name: str, value: Any, known: Sequence[str]) -> str:
+    if value not in known:
+        close = difflib.get_close_matches(str(value), known, n=1)
+        hint = f' Did you mean "{close[0]}"?' if close else ""
+        raise GuidanceError(f"{name} is {value!r}, expected one of {', '.join(map(repr, known))}.{hint}")
+    return str(value)
+
+
+def _interval(interval: Any) -> tuple[float, float]:
+    pair = tuple(interval) if isinstance(interval, Sequence) and not isinstance(interval, str) else ()
+    if len(pair) != 2 or not all(is_number(t) for t in pair) or not 0 <= pair[0] <= pair[1] <= 1:
+        raise GuidanceError(
+            f"nft_interval is {interval!r}, expected (low, high) with 0 <= low <= high <= 1, in noise level: 1 is pure "
+            "noise, where sampling starts, 0 the finished picture."
+        )
+    return float(pair[0]), float(pair[1])
+
+
+def _schedule(schedule: Any) -> Schedule:
+    if callable(schedule):
+        return schedule
+    points = list(schedule) if isinstance(schedule, Sequence) and not isinstance(schedule, str) else []
+    sound = [
+        isinstance(point, Sequence)
+        and len(point) == 2
+        and all(is_number(value) and math.isfinite(value) for value in point)
+        and 0 <= point[0] <= 1
+        for point in points
+    ]
+    levels = [point[0] for point in points] if all(sound) else []
+    if not points or not all(sound) or len(set(levels)) != len(levels):
+        raise GuidanceError(
+            f"nft_schedule is {schedule!r}, expected a callable t -> factor, or points (t, factor) with noise levels t "
+            "in [0, 1], no t twice, such as [(0.0, 0.2), (0.7, 1.0)]."
+        )
+    return sorted((float(t), float(factor)) for t, factor in points)
