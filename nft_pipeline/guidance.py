@@ -59,6 +59,23 @@ def combine(v_old: Tensor, v_lora: Tensor, scale: float | Tensor) -> Tensor:
     return torch.where(s == 0, v_old, guided.to(v_old.dtype))
 
 
+def relative_push(v_old: Tensor, v_lora: Tensor, scale: float | Tensor) -> Tensor:
+    """How far guidance moves each sample, in lengths of its own output: `||s (v_lora - v_old)|| / ||v_old||`.
+
+    Args: those of `combine`.
+
+    Returns:
+        Shape (B,), float32 or wider; 1 is a push as long as the output itself. A v_old of zeros counts as 1e-12 long.
+
+    Raises:
+        ValueError: shapes differ, a non-floating dtype, or a scale of the wrong shape.
+    """
+    _same_shape(v_old=v_old, v_lora=v_lora)
+    work = _work_dtype(v_old, v_lora)
+    push = _per_sample("scale", scale, v_old, work) * (v_lora.to(work) - v_old.to(work))
+    return push.flatten(1).norm(dim=1) / v_old.to(work).flatten(1).norm(dim=1).clamp(min=1e-12)
+
+
 def law_scale(alpha: float | Tensor, tilt: float | Tensor, law: str = "nft") -> Tensor:
     """Scale `s` of a positive adapter, per sample: how far to go from v_old towards, or past, v_plus.
 

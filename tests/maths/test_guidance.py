@@ -56,6 +56,15 @@ def test_float64_stays_float64():
     assert torch.equal(g.combine(v_old, v_lora, 0.1), v_old + 0.1 * (v_lora - v_old))
 
 
+def test_relative_push_is_the_length_of_the_push_over_that_of_the_output():
+    v_old, v_lora = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[3.0, 14.0], [1.0, 2.0]])
+    assert g.relative_push(v_old, v_lora, torch.tensor([0.5, -2.0])).tolist() == [1.0, 1.0]
+    assert g.relative_push(v_old, v_lora, 0).tolist() == [0.0, 0.0]
+    assert g.relative_push(v_old.bfloat16(), v_lora.bfloat16(), 1).dtype is torch.float32
+    with pytest.raises(ValueError, match="shapes differ"):
+        g.relative_push(v_old, v_lora[:1], 1)
+
+
 def test_combine_is_linear_in_the_scale():
     v_old, v_lora = random(5, 7).double(), random(5, 7, seed=1).double()
     step = g.combine(v_old, v_lora, 1.0) - v_old
