@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor
 
 import nft_pipeline
-from helpers.modular import MODULAR, Modular, missing_families, stock
+from helpers.modular import MODULAR, Modular, adapter_for, missing_families, stock
+from helpers.repository import ROOT
 from helpers.tiny import assert_same_state, random_lora, state_of, tiny_adapter, tiny_transformer
-from nft_pipeline.adapter import Adapter, AdapterError, write_adapter
+from helpers.zoo import denoiser_of
+from nft_pipeline.adapter import AdapterError, write_adapter
 from nft_pipeline.engine import GuidanceError
 from nft_pipeline.families import FAMILIES, FamilyError
 from nft_pipeline.guider import DiffusionNFTGuidance
@@ -41,10 +44,6 @@ def close(ours: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(ours, expected, atol=1e-5 * max(1.0, expected.abs().max().item()), rtol=0)
 
 
-def adapter_for(case: Modular, pipe: Any, *, kind: str | None = None, **kwargs: Any) -> Adapter:
-    return tiny_adapter(pipe.transformer, kind=kind or ("positive" if case.positive else "policy"), **kwargs)
-
-
 def guided(case: Modular, pipe: Any, *, kind: str | None = None, tilt: float = 2.0, **settings: Any) -> Any:
     """A guider in the place of the pipeline's, its adapter loaded."""
     guider = DiffusionNFTGuidance(**settings)
@@ -55,10 +54,10 @@ def guided(case: Modular, pipe: Any, *, kind: str | None = None, tilt: float = 2
 
 def load_ordinarily(pipe: Any, seed: int, name: str, active: list[str]) -> None:
     """What a user does with a LoRA of their own."""
-    pipe.transformer.load_lora_adapter(
-        random_lora(pipe.transformer, seed=seed), prefix="transformer", adapter_name=name
+    denoiser_of(pipe).load_lora_adapter(
+        random_lora(denoiser_of(pipe), seed=seed), prefix="transformer", adapter_name=name
     )
-    pipe.transformer.set_adapters(active)
+    denoiser_of(pipe).set_adapters(active)
 
 
 def styled(case: Modular, style: bool, guidance_scale: float) -> Any:
@@ -77,8 +76,16 @@ def lora_on(case: Modular, style: bool, guidance_scale: float, **call: Any) -> T
 def counter(case: Modular, pipe: Any) -> list[int]:
     """Counts real forwards of the denoiser, however they are reached."""
     count: list[int] = []
-    pipe.transformer.get_submodule(case.first_block).register_forward_pre_hook(lambda *_: count.append(1))
+    denoiser_of(pipe).get_submodule(case.first_block).register_forward_pre_hook(lambda *_: count.append(1))
     return count
+
+
+def test_the_page_lists_the_pipelines_tested_here() -> None:
+    page = (ROOT / "docs" / "modular.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| (\w+)ModularPipeline \| (\w+) \| (.+) \|$", page, re.MULTILINE)
+    kinds = {True: "positive, policy", False: "policy"}
+    tested = {(name, type(denoiser_of(c.pipe())).__name__, kinds[c.positive]) for name, c in MODULAR.items()}
+    assert set(listed) == tested
 
 
 # Exactness
@@ -111,7 +118,12 @@ def test_strength_0_of_a_positive_adapter_is_stock_with_all_that_the_stock_guide
     assert not torch.allclose(case.sample(pipe, [0, 1]), base, atol=1e-4)
 
 
-@every_pipeline
+@pytest.mark.parametrize(
+    # StableDiffusionXL's blocks switch every guider on again.
+    "case",
+    [case for name, case in MODULAR.items() if name != "StableDiffusionXL"],
+    ids=[name for name in MODULAR if name != "StableDiffusionXL"],
+)
 def test_disabled_is_the_base_without_either_guidance(case: Modular) -> None:
     pipe = case.pipe(stock(1.0))
     base = case.sample(pipe)
@@ -267,13 +279,13 @@ def test_qwen_image_keeps_the_norm_of_the_guided_conditional_prediction() -> Non
 @every_pipeline
 def test_the_denoiser_is_untouched_after_a_call_and_after_unloading(case: Modular) -> None:
     pipe = styled(case, True, 1.0)
-    expected, before = case.sample(pipe), state_of(pipe.transformer)
+    expected, before = case.sample(pipe), state_of(denoiser_of(pipe))
     guider = guided(case, pipe, guidance_scale=CFG)
-    loaded = state_of(pipe.transformer)
+    loaded = state_of(denoiser_of(pipe))
     case.sample(pipe)
-    assert_same_state(loaded, state_of(pipe.transformer))
+    assert_same_state(loaded, state_of(denoiser_of(pipe)))
     guider.unload_nft_adapter()
-    assert_same_state(before, state_of(pipe.transformer))
+    assert_same_state(before, state_of(denoiser_of(pipe)))
     pipe.update_components(guider=stock(1.0))
     assert torch.equal(case.sample(pipe), expected)
 
@@ -284,7 +296,7 @@ def test_the_denoiser_is_untouched_after_a_call_and_after_unloading(case: Modula
 def test_an_exception_in_a_forward_leaves_nothing_behind(case: Modular, error: Any, forward: int) -> None:
     pipe = styled(case, True, CFG)
     guider = guided(case, pipe, guidance_scale=CFG)
-    expected, before = case.sample(pipe), state_of(pipe.transformer)
+    expected, before = case.sample(pipe), state_of(denoiser_of(pipe))
     seen: list[int] = []
 
     def stop(*_: Any) -> None:
@@ -292,17 +304,17 @@ def test_an_exception_in_a_forward_leaves_nothing_behind(case: Modular, error: A
         if len(seen) == 4 + forward:  # in the second step
             raise error("stop")
 
-    hook = pipe.transformer.get_submodule(case.first_block).register_forward_pre_hook(stop)
+    hook = denoiser_of(pipe).get_submodule(case.first_block).register_forward_pre_hook(stop)
     with pytest.raises(error):
         case.sample(pipe)
     hook.remove()
     assert guider.nft_stats.steps == (1 if forward <= 2 else 2), "what happened until then"
     if error is RuntimeError:
-        assert_same_state(before, state_of(pipe.transformer))
+        assert_same_state(before, state_of(denoiser_of(pipe)))
     # An interrupt in a base pass goes past the hooks, which take themselves off when someone calls the denoiser next.
     pipe.update_components(guider=stock(CFG))
     case.sample(pipe)
-    assert_same_state(before, state_of(pipe.transformer))
+    assert_same_state(before, state_of(denoiser_of(pipe)))
     pipe.update_components(guider=guider)
     assert torch.equal(case.sample(pipe), expected)
 
@@ -315,7 +327,7 @@ def test_hooks_left_by_an_interrupt_do_not_guide_the_next_caller() -> None:
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    hook = pipe.transformer.norm_out.register_forward_hook(stop)
+    hook = denoiser_of(pipe).norm_out.register_forward_hook(stop)
     with pytest.raises(KeyboardInterrupt):
         SD3.sample(pipe)
     hook.remove()
@@ -365,10 +377,10 @@ def test_another_denoiser_than_the_adapters_is_refused_before_it_runs() -> None:
 def test_bad_settings_are_named_when_loading_and_when_set_later(settings: dict[str, Any], message: str) -> None:
     kind = settings.pop("kind", "positive")
     pipe = SD3.pipe()
-    before = state_of(pipe.transformer)
+    before = state_of(denoiser_of(pipe))
     with pytest.raises(GuidanceError, match=message):
         guided(SD3, pipe, kind=kind, **settings)
-    assert_same_state(before, state_of(pipe.transformer))
+    assert_same_state(before, state_of(denoiser_of(pipe)))
     guider = guided(SD3, pipe, kind=kind)
     for name, value in settings.items():
         setattr(guider, name, value)
@@ -381,35 +393,44 @@ def test_bad_settings_are_named_when_loading_and_when_set_later(settings: dict[s
 def test_loading_says_what_is_missing_and_changes_nothing() -> None:
     pipe = SD3.pipe()
     guider = guided(SD3, pipe, kind="policy")
-    expected, before = SD3.sample(pipe), state_of(pipe.transformer)
+    expected, before = SD3.sample(pipe), state_of(denoiser_of(pipe))
     good = adapter_for(SD3, pipe)
     with pytest.raises(GuidanceError, match="load_nft_adapter got no source"):
         guider.load_nft_adapter(pipe)
     with pytest.raises(GuidanceError, match=r"for the pipeline's 'unet', and this StableDiffusion3ModularPipeline has"):
-        lora = {key.replace("transformer.", "unet.", 1): value for key, value in good.lora.items()}
-        guider.load_nft_adapter(pipe, Adapter(replace(good.config, component="unet"), lora, good.head))
+        guider.load_nft_adapter(pipe, adapter_for(SD3, pipe, component="unet"))
     with pytest.raises(AdapterError, match="was made for another base model"):
         guider.load_nft_adapter(pipe, tiny_adapter(tiny_transformer(layers=1)))
     with pytest.raises(FamilyError, match="the denoiser is a Linear"):
         guider.load_nft_adapter(torch.nn.Linear(1, 1), good)
-    assert_same_state(before, state_of(pipe.transformer))
+    assert_same_state(before, state_of(denoiser_of(pipe)))
     assert torch.equal(SD3.sample(pipe), expected)
 
 
 def test_an_adapter_takes_the_place_of_the_one_before() -> None:
     pipe = SD3.pipe()
-    before = state_of(pipe.transformer)
+    before = state_of(denoiser_of(pipe))
     guider = guided(SD3, pipe, kind="policy")
     first = SD3.sample(pipe)
-    guider.load_nft_adapter(pipe.transformer, adapter_for(SD3, pipe, kind="policy", seed=8))
+    guider.load_nft_adapter(denoiser_of(pipe), adapter_for(SD3, pipe, kind="policy", seed=8))
     assert not torch.allclose(SD3.sample(pipe), first, atol=1e-4)
-    pipe.transformer.delete_adapters([guider._loaded.lora_name])  # as a user may, not knowing whose it is
+    denoiser_of(pipe).delete_adapters([guider._loaded.lora_name])  # as a user may, not knowing whose it is
     with pytest.raises(AdapterError, match="the nft LoRA is on 0 layers"):
         SD3.sample(pipe)
     guider.load_nft_adapter(pipe, adapter_for(SD3, pipe, kind="policy"))
     close(SD3.sample(pipe), first)
     guider.unload_nft_adapter()
-    assert_same_state(before, state_of(pipe.transformer))
+    assert_same_state(before, state_of(denoiser_of(pipe)))
+
+
+def test_a_unet_needs_the_pipeline_whose_scheduler_names_the_noise_level() -> None:
+    case = MODULAR["StableDiffusionXL"]
+    pipe = case.pipe()
+    guider = guided(case, pipe)
+    case.sample(pipe)
+    guider.load_nft_adapter(pipe.unet, adapter_for(case, pipe))
+    with pytest.raises(FamilyError, match="cannot tell the noise level of a timestep"):
+        case.sample(pipe)
 
 
 def test_the_scale_of_a_call_is_for_the_users_own_loras() -> None:

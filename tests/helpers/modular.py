@@ -9,17 +9,20 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.modular_pipelines.modular_pipeline import SequentialPipelineBlocks
 from diffusers.modular_pipelines.qwenimage.modular_blocks_qwenimage import QwenImageCoreDenoiseStep
 from diffusers.modular_pipelines.stable_diffusion_3.modular_blocks_stable_diffusion_3 import (
     StableDiffusion3T2ICoreDenoiseStep,
 )
+from diffusers.modular_pipelines.stable_diffusion_xl import modular_blocks_stable_diffusion_xl as sdxl
 from diffusers.modular_pipelines.wan.modular_blocks_wan import WanCoreDenoiseStep
 from diffusers.modular_pipelines.z_image.modular_blocks_z_image import ZImageCoreDenoiseStep
 from torch import Tensor, nn
 
-from helpers.tiny import tiny_transformer
-from helpers.zoo import WIDTH, WORDS, rows
-from nft_pipeline.families import FAMILIES, Family
+from helpers.tiny import random_head, random_lora, tiny_adapter, tiny_transformer
+from helpers.zoo import WIDTH, WORDS, denoiser_of, rows
+from nft_pipeline.adapter import Adapter
+from nft_pipeline.families import FAMILIES, Family, family_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,27 @@ class Modular:
         return pipe(**{"num_inference_steps": 3, **self.call(indices), **kwargs}, output="latents")
 
 
+def adapter_for(
+    case: Modular, pipe: Any, *, kind: str | None = None, tilt: float = 2.0, component: str | None = None, seed: int = 7
+) -> Adapter:
+    """A random adapter for a case's pipeline: a positive one where that can be."""
+    denoiser: Any = denoiser_of(pipe)
+    kind = kind or ("positive" if case.positive else "policy")
+    component = component or family_of(denoiser).component
+    lora = random_lora(denoiser, seed=seed, component=component)
+    head = None
+    if kind == "positive":
+        tap = "conv_norm_out" if hasattr(denoiser, "conv_norm_out") else "norm_out"
+        config: Any = denoiser.config
+        width = (
+            config.block_out_channels[0] if tap == "conv_norm_out" else denoiser.get_submodule("proj_out").in_features
+        )
+        head = random_head(width, text_dim=WIDTH)
+        head.config = replace(head.config, tap=tap)
+    config = tiny_adapter(denoiser, kind="policy", tilt=tilt).config
+    return Adapter(replace(config, kind=kind, component=component), lora, head)
+
+
 def stock(guidance_scale: float, **kwargs: Any) -> ClassifierFreeGuidance:
     """What diffusers has."""
     return ClassifierFreeGuidance(guidance_scale=guidance_scale, **kwargs)
@@ -61,6 +85,23 @@ def stock(guidance_scale: float, **kwargs: Any) -> ClassifierFreeGuidance:
 
 def _flow_match() -> Any:
     return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+def _unet() -> nn.Module:
+    torch.manual_seed(0)
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+    ).eval()
 
 
 def _qwen_image() -> nn.Module:
@@ -138,6 +179,23 @@ MODULAR: dict[str, Modular] = {
             "height": 64,
             "width": 64,
         },
+    ),
+    "StableDiffusionXL": Modular(
+        lambda: SequentialPipelineBlocks.from_blocks_dict(
+            {
+                "input": sdxl.StableDiffusionXLInputStep(),
+                "before_denoise": sdxl.StableDiffusionXLBeforeDenoiseStep(),
+                "denoise": sdxl.StableDiffusionXLDenoiseStep(),
+            }
+        ),
+        lambda: {"unet": _unet(), "scheduler": diffusers.EulerDiscreteScheduler()},
+        lambda indices: {
+            **_embeds(indices, "pooled"),
+            "latents": rows(indices, 4, 8, 8, seed=1),
+            "height": 64,
+            "width": 64,
+        },
+        first_block="down_blocks.0",
     ),
     "QwenImage": Modular(
         QwenImageCoreDenoiseStep,
