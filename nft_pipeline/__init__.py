@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .alpha_head import AlphaHead as AlphaHead
     from .alpha_head import AlphaHeadConfig as AlphaHeadConfig
     from .families import FamilyError as FamilyError
+    from .guider import DiffusionNFTGuidance as DiffusionNFTGuidance
     from .pipeline import DiffusionNFTPipeline as DiffusionNFTPipeline
     from .settings import GuidanceError as GuidanceError
     from .stats import NFTStats as NFTStats
@@ -34,6 +35,7 @@ _HOME = {
     "AdapterError": "adapter",
     "AlphaHead": "alpha_head",
     "AlphaHeadConfig": "alpha_head",
+    "DiffusionNFTGuidance": "guider",
     "DiffusionNFTPipeline": "pipeline",
     "FamilyError": "families",
     "GuidanceError": "settings",

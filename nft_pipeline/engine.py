@@ -79,7 +79,9 @@ class NFTEngine:
         terms: the adapters at work, at least one. Their tilts may be changed between forwards.
         settings: law, interval, schedule, guided rows, cap and mode.
         scheduler: the pipeline's; says what noise level a timestep is where the denoiser's family needs to be told.
-        doubled: says, at the time of a forward, whether classifier-free guidance is on.
+        doubled: says, at the time of a forward, whether its batch is [unconditional, conditional].
+        unconditional: says, at the time of a forward, whether it is the unconditional one of its step; None to find out
+            from what the family's pipelines do.
         trace: to be shared by the engines of one call; a new one by default.
 
     Raises:
@@ -97,13 +99,14 @@ class NFTEngine:
         *,
         scheduler: Any = None,
         doubled: Callable[[], bool] = lambda: False,
+        unconditional: Callable[[], bool] | None = None,
         trace: Trace | None = None,
     ) -> None:
         self.denoiser = unwrap_compiled(denoiser)
         self.terms, self.settings = list(terms), settings
         self.trace = trace or Trace()
         check_cache(self.denoiser)
-        self._scheduler, self._doubled = scheduler, doubled
+        self._scheduler, self._doubled, self._unconditional = scheduler, doubled, unconditional
         self._family = family_of(self.denoiser)
         self._switch = LoraSwitch(self.denoiser, {name: n for term in terms for name, n in term.layers.items()})
         self._taps = [find_tap(self.denoiser, term.adapter) for term in self.terms]
@@ -137,7 +140,6 @@ class NFTEngine:
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._row_scales = [], {}
-        self._main = self._scales = None
         self._end_call()
 
     def __enter__(self) -> NFTEngine:
@@ -155,7 +157,9 @@ class NFTEngine:
 
     # The two hooks on the denoiser.
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        if not self._hooks or kwargs is None:  # taken off by a hook before this one; torch then passes no kwargs
+            return None
         self._only()
         for term in self.terms:
             term.forget()
@@ -210,8 +214,10 @@ class NFTEngine:
         return call
 
     def _is_second_of_step(self, state: Any, noise_level: Tensor) -> bool:
-        """Whether this call is at the very x_t and t of the main one, as the unconditional call of a pipeline is that
-        makes two. Any other call is remembered as a step's main one."""
+        """Whether this is the unconditional call of a pipeline that makes two: the one at the very x_t and t of the
+        main one. Any other call is remembered as a step's main one."""
+        if self._unconditional is not None:
+            return self._unconditional()
         if not self._family.batched_cfg and self._main is not None:
             x_t, t = self._main
             if x_t is state and torch.equal(t, noise_level):

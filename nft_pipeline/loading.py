@@ -27,8 +27,8 @@ class LoadedAdapter:
     """An adapter and the names its LoRAs were injected under, by component; `old` those of v_old's LoRA, if any."""
 
     adapter: Adapter
-    loras: Mapping[str, str]
-    old: Mapping[str, str]
+    loras: dict[str, str]
+    old: dict[str, str]
 
     def injected(self) -> Iterator[tuple[str, str]]:
         """Every (component, name)."""
@@ -36,7 +36,8 @@ class LoadedAdapter:
 
 
 def load_adapter(pipe: Any, stock_class: type, adapter: Adapter) -> LoadedAdapter:
-    """Check an adapter against a pipeline's denoisers and inject its LoRAs, inactive. On an error nothing has changed.
+    """Check an adapter against a pipeline and its denoisers and inject its LoRAs, inactive. On an error nothing has
+    changed.
 
     Args:
         pipe: the pipeline.
@@ -48,41 +49,50 @@ def load_adapter(pipe: Any, stock_class: type, adapter: Adapter) -> LoadedAdapte
         GuidanceError: its head reads a module the model does not have.
         FamilyError: a pipeline or denoiser that cannot be guided.
     """
-    from .adapter import check_base
-
-    adapter.check(f'the adapter "{adapter.config.name}"')
     denoisers = find_denoisers(pipe, stock_class, adapter.config.component)
     for denoiser in denoisers.values():
         check_rows(stock_class, family_of(denoiser))
+    return load_into(denoisers, adapter, pipe=pipe)
+
+
+def load_into(denoisers: Mapping[str, nn.Module], adapter: Adapter, *, pipe: Any = None) -> LoadedAdapter:
+    """The same for denoisers by component, whatever runs them.
+
+    `pipe` lets diffusers take CPU offloading off and on again around the injection. Raises as `load_adapter`.
+    """
+    from .adapter import check_base
+
+    adapter.check(f'the adapter "{adapter.config.name}"')
+    for denoiser in denoisers.values():
+        family_of(denoiser)
         check_base(adapter.config, denoiser, adapter.lora)
         find_tap(denoiser, adapter)
-    loras: dict[str, str] = {}
-    old: dict[str, str] = {}
+    loaded = LoadedAdapter(adapter, {}, {})
     try:
         for component, denoiser in denoisers.items():
-            part = component_lora(adapter.lora, component)
-            if not part:
-                warnings.warn(
-                    f'the adapter "{adapter.config.name}" has no LoRA for {component}: steps that run on it stay those '
-                    "of the base model.",
-                    stacklevel=4,
-                )
-                continue
-            loras[component] = inject_lora(denoiser, part, component, pipe=pipe)
-            old_part = component_lora(adapter.old or {}, component)
-            if old_part:
-                old[component] = inject_lora(denoiser, old_part, component, pipe=pipe)
+            for lora, names in ((adapter.lora, loaded.loras), (adapter.old or {}, loaded.old)):
+                part = component_lora(lora, component)
+                if part:
+                    names[component] = inject_lora(denoiser, part, component, pipe=pipe)
     except BaseException:
-        for injected in (loras, old):
-            for component, name in injected.items():
-                remove_lora(denoisers[component], name)
+        unload_from(denoisers, loaded)
         raise
-    return LoadedAdapter(adapter, loras, old)
+    for component in denoisers.keys() - loaded.loras.keys():
+        warnings.warn(
+            f'the adapter "{adapter.config.name}" has no LoRA for {component}: steps that run on it stay those of the '
+            "base model.",
+            stacklevel=4,
+        )
+    return loaded
 
 
 def unload_adapter(pipe: Any, stock_class: type, loaded: LoadedAdapter) -> None:
     """Take the LoRAs out. Raises AdapterError if one is fused into the weights."""
-    denoisers = find_denoisers(pipe, stock_class, loaded.adapter.config.component)
+    unload_from(find_denoisers(pipe, stock_class, loaded.adapter.config.component), loaded)
+
+
+def unload_from(denoisers: Mapping[str, nn.Module], loaded: LoadedAdapter) -> None:
+    """Take the LoRAs out of the denoisers, by component. Raises AdapterError if one is fused into the weights."""
     for component, name in loaded.injected():
         remove_lora(denoisers[component], name)
 

@@ -158,9 +158,9 @@ def tiny_adapter(
         alpha: for a head that always says so; None for a random head.
         seed: of the LoRA.
     """
-    feature_dim = denoiser.config.num_attention_heads * denoiser.config.attention_head_dim
     head = None
     if kind == "positive":
+        feature_dim = denoiser.config.num_attention_heads * denoiser.config.attention_head_dim
         head = random_head(feature_dim) if alpha is None else constant_head(feature_dim, alpha)
     config = AdapterConfig(
         kind=kind,

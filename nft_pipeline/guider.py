@@ -1,0 +1,361 @@
+"""DiffusionNFTGuidance: the reward dial for diffusers' modular pipelines, as a guider.
+
+    guider = DiffusionNFTGuidance("someone/adapter", nft_strength=1.0, guidance_scale=4.0)
+    pipe.update_components(guider=guider)
+    guider.load_nft_adapter(pipe)
+    latents = pipe(prompt="a circle left of a cross", output="latents")
+    print(guider.nft_stats)
+
+It is diffusers' classifier-free guidance over guided predictions. A modular pipeline asks its guider what to run, one
+forward of the denoiser for the prompt and one for the negative prompt, and calls `prepare_models` before each and
+`cleanup_models` after. In between, hooks on the denoiser turn the forward's v_old into
+
+    v = v_old + s (v_lora - v_old)
+
+with one more forward with the LoRA on, where s is not 0. So the pipeline and the stock formula only ever see guided
+predictions, whatever they do with them (Z-Image negates, QwenImage rescales by the norm of the conditional one), and
+with s = 0 this is the stock guider bit for bit. s is found in the conditional forward and used for both.
+
+Source of the maths: `nft_pipeline.guidance`; DiffusionNFT, arXiv:2509.16117.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from diffusers.configuration_utils import register_to_config
+from diffusers.guiders import ClassifierFreeGuidance
+from torch import nn
+
+from .engine import NFTEngine, Trace
+from .families import unwrap_compiled
+from .loading import LoadedAdapter, load_into, unload_from
+from .settings import GuidanceError, GuidanceSettings, tilt_of
+from .stats import NFTStats
+from .terms import Term
+
+if TYPE_CHECKING:
+    from .adapter import Adapter, AdapterConfig
+
+_SOURCE = ("nft_adapter", "nft_revision", "nft_subfolder")
+_SETTINGS = ("nft_law", "nft_interval", "nft_schedule", "nft_guide", "nft_cap", "nft_mode")
+_ARGUMENTS = (
+    *_SOURCE,
+    "nft_strength",
+    "nft_beta",
+    *_SETTINGS,
+    "guidance_scale",
+    "guidance_rescale",
+    "use_original_formulation",
+)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """An adapter on a denoiser, and the pipeline, if known, whose scheduler says what a timestep means."""
+
+    entry: LoadedAdapter
+    denoiser: nn.Module
+    pipe: weakref.ref[Any] | None
+
+    @property
+    def config(self) -> AdapterConfig:
+        return self.entry.adapter.config
+
+    @property
+    def scheduler(self) -> Any:
+        return getattr(self.pipe() if self.pipe is not None else None, "scheduler", None)
+
+
+class DiffusionNFTGuidance(ClassifierFreeGuidance):
+    """Reward guidance and classifier-free guidance for modular pipelines.
+
+    Args:
+        nft_adapter (`str`, *optional*):
+            Where the adapter is: a shipped name, a folder or a Hub id. Kept in guider_config.json and loaded by
+            `load_nft_adapter`, not before.
+        nft_strength (`float`, *optional*, 1.0 if neither it nor nft_beta is given):
+            0 is the base model bit for bit, 1 the adapter as its author shipped it; any number, linear in the tilt;
+            negative seeks what the reward dislikes. Not a LoRA weight.
+        nft_beta (`float`, *optional*):
+            DiffusionNFT's beta instead of a strength: tilt = 2 / beta, above 0; smaller is stronger.
+        nft_law (`str`, defaults to "nft"):
+            "nft": s = tilt * alpha. "odds": exact and never past v_plus; positive adapters only.
+        nft_interval (`tuple[float, float]`, defaults to (0.0, 1.0)):
+            Noise levels t that are guided by the reward, 1 being pure noise. Outside it a step is the stock guider's.
+        nft_schedule (`list[tuple[float, float]]` or a callable, *optional*):
+            What the tilt is multiplied by at noise level t: points (t, factor) with straight lines between them, or a
+            function of t, which cannot be saved.
+        nft_guide (`str`, defaults to "both"):
+            "both" guides the conditional and the unconditional prediction alike, so that a policy adapter at strength 1
+            is the LoRA on. "cond" leaves the unconditional one as the base has it: a forward less a step, and the push
+            is multiplied by guidance_scale.
+        nft_cap (`float`, *optional*):
+            The largest fraction of its size by which guidance may move the predicted picture in a step.
+        nft_mode (`str`, defaults to "two_pass"):
+            "two_pass", "batched" or "single", as in DiffusionNFTPipeline.
+        guidance_scale (`float`, defaults to 1.0):
+            Of classifier-free guidance; 1 is none.
+        guidance_rescale, use_original_formulation, start, stop:
+            Of diffusers' ClassifierFreeGuidance, which see. start and stop are fractions of the steps and bound
+            classifier-free guidance alone; nft_interval bounds the reward's.
+        enabled (`bool`, defaults to `True`):
+            `False` is the conditional prediction of the base, with guidance of neither kind.
+        nft_revision, nft_subfolder (`str`, *optional*):
+            Of an adapter on the Hub.
+
+    The attributes of these names may be set between calls and steps; `save_pretrained` and `new` go by their values.
+    """
+
+    _input_predictions = ["pred_cond", "pred_uncond"]  # noqa: RUF012  (diffusers' own form)
+
+    @register_to_config
+    def __init__(
+        self,
+        nft_adapter: str | None = None,
+        nft_strength: float | None = None,
+        nft_beta: float | None = None,
+        nft_law: str = "nft",
+        nft_interval: Sequence[float] = (0.0, 1.0),
+        nft_schedule: Any = None,
+        nft_guide: str = "both",
+        nft_cap: float | None = None,
+        nft_mode: str = "two_pass",
+        guidance_scale: float = 1.0,
+        guidance_rescale: float = 0.0,
+        use_original_formulation: bool = False,
+        start: float = 0.0,
+        stop: float = 1.0,
+        enabled: bool = True,
+        nft_revision: str | None = None,
+        nft_subfolder: str | None = None,
+    ) -> None:
+        super().__init__(
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            use_original_formulation=use_original_formulation,
+            start=start,
+            stop=stop,
+            enabled=enabled,
+        )
+        self.nft_adapter = nft_adapter
+        self.nft_strength = nft_strength
+        self.nft_beta = nft_beta
+        self.nft_law = nft_law
+        self.nft_interval = nft_interval
+        self.nft_schedule = nft_schedule
+        self.nft_guide = nft_guide
+        self.nft_cap = nft_cap
+        self.nft_mode = nft_mode
+        self.nft_revision = nft_revision
+        self.nft_subfolder = nft_subfolder
+        self._loaded: _Loaded | None = None
+        self._trace: Trace | None = None
+        self._engine: NFTEngine | None = None  # of the present step; None for the stock guider's
+        self._hooks: list[Any] = []
+        self._in_forward = False
+
+    @property
+    def nft_stats(self) -> NFTStats | None:
+        """What happened in the last call, also after an error; None before the first one with an adapter."""
+        return None if self._trace is None else self._trace.recorder.stats()
+
+    @property
+    def nft_config(self) -> AdapterConfig | None:
+        """The loaded adapter's config, None without one."""
+        return None if self._loaded is None else self._loaded.config
+
+    def load_nft_adapter(
+        self,
+        target: Any,
+        source: str | PathLike[str] | Adapter | None = None,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+    ) -> None:
+        """Load an adapter in the place of the present one, if any. It is checked first; on an error nothing changes.
+
+        Args:
+            target: the modular pipeline, or the denoiser itself. A UNet needs the pipeline: its scheduler says which
+                noise level a timestep is.
+            source: a shipped adapter's name, a folder, a Hub id, or an `Adapter`; None for `nft_adapter` with its
+                revision and subfolder.
+            revision, subfolder: of a Hub repository.
+
+        Raises:
+            AdapterError: the adapter is faulty, or made for another base model.
+            GuidanceError: there is no source, the target has no such denoiser, the head's tap is missing, or the
+                settings are not possible with this adapter.
+            FamilyError: a denoiser this version cannot guide.
+        """
+        from .adapter import Adapter, read_adapter
+
+        if source is None:
+            source, revision, subfolder = self.nft_adapter, self.nft_revision, self.nft_subfolder
+        if source is None:
+            raise GuidanceError(
+                "load_nft_adapter got no source, and this guider was made without nft_adapter. Give a folder, a Hub id "
+                'or an Adapter: guider.load_nft_adapter(pipe, "someone/adapter").'
+            )
+        adapter = (
+            source if isinstance(source, Adapter) else read_adapter(source, revision=revision, subfolder=subfolder)
+        )
+        self._settings_for(adapter.config)
+        pipe = None if isinstance(target, nn.Module) else target
+        denoiser = target if pipe is None else getattr(pipe, adapter.config.component, None)
+        if not isinstance(denoiser, nn.Module):
+            raise GuidanceError(
+                f"the adapter {adapter.config.name!r} is for the pipeline's {adapter.config.component!r}, and this "
+                f"{type(target).__name__} has none loaded. Load the pipeline's components first "
+                "(pipe.load_components() or pipe.update_components(...)), or pass the denoiser itself."
+            )
+        denoiser = unwrap_compiled(denoiser)
+        denoisers = {adapter.config.component: denoiser}
+        entry = load_into(denoisers, adapter, pipe=pipe)
+        before = self._loaded
+        if before is not None and before.denoiser is denoiser and before.entry.loras == entry.loras:
+            self._loaded = None  # the name was free: someone has unloaded the old LoRA already
+        try:
+            self.unload_nft_adapter()
+        except BaseException:
+            unload_from(denoisers, entry)
+            raise
+        self._loaded = _Loaded(entry, denoiser, None if pipe is None else weakref.ref(pipe))
+        self.nft_adapter = None if isinstance(source, Adapter) else _as_source(source)
+        self.nft_revision, self.nft_subfolder = revision, subfolder
+
+    def unload_nft_adapter(self) -> None:
+        """Take the adapter out of the denoiser, which is then as it was before.
+
+        Raises:
+            AdapterError: the adapter's LoRA is fused into the weights.
+        """
+        self._release()
+        if self._loaded is not None:
+            unload_from({self._loaded.config.component: self._loaded.denoiser}, self._loaded.entry)
+        self._loaded = self._engine = None
+
+    def new(self, **kwargs: Any) -> DiffusionNFTGuidance:
+        """A guider with the present settings, changed by `kwargs`, and the same adapter loaded.
+
+        The two share the LoRA on the denoiser: unloading one leaves the other without. With another source among the
+        kwargs none is loaded.
+        """
+        other = type(self)(**{**self._arguments(), **kwargs})
+        if all(getattr(other, name) == getattr(self, name) for name in _SOURCE):
+            other._loaded = self._loaded
+        return other
+
+    def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write guider_config.json: the present settings and the adapter's source, not the adapter itself."""
+        if callable(self.nft_schedule):
+            raise GuidanceError(
+                f"nft_schedule is {self.nft_schedule!r}, and a function cannot be saved. Give it as points (t, factor)."
+            )
+        self.register_to_config(**self._arguments())
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def _arguments(self) -> dict[str, Any]:
+        """The constructor's arguments that make this guider as it is now."""
+        own = {name: getattr(self, name) for name in _ARGUMENTS}
+        return {**own, "start": self._start, "stop": self._stop, "enabled": self._enabled}
+
+    # The guider's contract with the pipeline, in the order of a step.
+
+    def set_state(self, step: int, num_inference_steps: int, timestep: Any) -> None:
+        """A step begins. Raises GuidanceError for settings that are not possible, or without an adapter."""
+        self._release()  # what a step that raised has left
+        if self._step is None or step <= self._step:  # a call begins
+            self._trace = self._engine = None
+        super().set_state(step, num_inference_steps, timestep)
+        loaded = self._loaded
+        if not self._enabled or loaded is None:
+            self._engine = None
+            self._refuse_without_adapter()
+            return
+        tilt, settings = self._settings_for(loaded.config)
+        if self._engine is not None and self._engine.settings == settings:
+            self._engine.terms[0].tilt = tilt
+            return
+        self._trace = self._trace or Trace()
+        lora_name, old_name = (names.get(loaded.config.component) for names in (loaded.entry.loras, loaded.entry.old))
+        self._engine = NFTEngine(
+            loaded.denoiser,
+            [Term(loaded.entry.adapter, str(lora_name), tilt, old_name=old_name)],
+            settings,
+            scheduler=loaded.scheduler,
+            unconditional=lambda: not self.is_conditional,
+            trace=self._trace,
+        )
+
+    def prepare_models(self, denoiser: nn.Module) -> None:
+        """A forward follows: put the hooks on.
+
+        Raises:
+            GuidanceError: the denoiser is another one than the adapter's.
+            AdapterError: the adapter's LoRA was unloaded or fused by someone else.
+        """
+        super().prepare_models(denoiser)
+        self._release()
+        engine, loaded = self._engine, self._loaded
+        if engine is None or loaded is None:
+            return
+        module = unwrap_compiled(denoiser)
+        if module is not engine.denoiser:
+            raise GuidanceError(
+                f"this pipeline runs a {type(module).__name__} that does not carry the adapter "
+                f"{loaded.config.name!r}: it was loaded into another {type(loaded.denoiser).__name__} object. "
+                "Call guider.load_nft_adapter(pipe) again; each pipeline needs a guider of its own."
+            )
+        # Ours stand around the engine's: when the forward that follows ends, the denoiser is as it was.
+        self._hooks = [module.register_forward_pre_hook(self._enter)]
+        engine.install()
+        self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
+
+    def cleanup_models(self, denoiser: nn.Module) -> None:
+        """The forward is over. The hooks went when it ended; this is for a pipeline that skipped it."""
+        self._release()
+        super().cleanup_models(denoiser)
+
+    def _refuse_without_adapter(self) -> None:
+        if not self._enabled or (self.nft_strength == 0 and self.nft_beta is None):
+            return
+        wanted = "" if self.nft_adapter is None else f"; it wants {self.nft_adapter!r}"
+        source = ', "someone/adapter"' if self.nft_adapter is None else ""
+        raise GuidanceError(
+            f"this DiffusionNFTGuidance has no adapter loaded{wanted}. Call guider.load_nft_adapter(pipe{source}) "
+            "first, or set guider.nft_strength = 0 to sample with classifier-free guidance alone."
+        )
+
+    def _settings_for(self, config: AdapterConfig) -> tuple[float, GuidanceSettings]:
+        tilt = tilt_of(config, self.nft_strength, self.nft_beta)
+        named = {name.removeprefix("nft_"): getattr(self, name) for name in _SETTINGS}
+        return tilt, GuidanceSettings.of_call([config], **named)
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self._in_forward:  # an interrupt left the hooks on; this forward is somebody else's
+            self._release()
+        else:
+            self._in_forward = True
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        """The denoiser as it was before `prepare_models`."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._in_forward = [], False
+        if self._engine is not None:
+            self._engine.remove()
+
+
+def _as_source(source: str | PathLike[str]) -> str:
+    """A source as text. A path stays a path: a plain name would mean a shipped adapter."""
+    text = os.fspath(source)
+    return text if isinstance(source, str) or os.path.dirname(text) else os.path.join(".", text)

@@ -1,0 +1,262 @@
+"""Tiny random modular pipelines, from prompt embeddings to latents, for the guider."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.modular_pipelines.modular_pipeline import SequentialPipelineBlocks
+from diffusers.modular_pipelines.qwenimage.modular_blocks_qwenimage import QwenImageCoreDenoiseStep
+from diffusers.modular_pipelines.stable_diffusion_3.modular_blocks_stable_diffusion_3 import (
+    StableDiffusion3T2ICoreDenoiseStep,
+)
+from diffusers.modular_pipelines.stable_diffusion_xl import modular_blocks_stable_diffusion_xl as sdxl
+from diffusers.modular_pipelines.wan.modular_blocks_wan import WanCoreDenoiseStep
+from diffusers.modular_pipelines.z_image.modular_blocks_z_image import ZImageCoreDenoiseStep
+from torch import Tensor, nn
+
+from helpers.tiny import random_head, random_lora, tiny_adapter, tiny_transformer
+from helpers.zoo import WIDTH, WORDS, denoiser_of, rows
+from nft_pipeline.adapter import Adapter
+from nft_pipeline.families import FAMILIES, Family, family_of
+
+
+@dataclass(frozen=True)
+class Modular:
+    """One modular pipeline.
+
+    Args:
+        blocks: its denoising part.
+        parts: makes its components, the guider apart.
+        call: arguments for samples of these indices, the negative prompt included.
+        first_block: name of a module of which each forward of the denoiser runs one, once.
+        positive: whether an alpha head can read it.
+        rescaled: whether the pipeline rescales what classifier-free guidance gives, which no straight line survives.
+    """
+
+    blocks: Callable[[], Any]
+    parts: Callable[[], dict[str, Any]]
+    call: Callable[[list[int]], dict[str, Any]]
+    first_block: str = "transformer_blocks.0"
+    positive: bool = True
+    rescaled: bool = False
+
+    def pipe(self, guider: Any = None) -> Any:
+        pipe = self.blocks().init_pipeline()
+        pipe.set_progress_bar_config(disable=True)
+        pipe.update_components(**self.parts(), guider=guider or stock(1.0))
+        return pipe
+
+    def sample(self, pipe: Any, indices: list[int] | None = None, **kwargs: Any) -> Tensor:
+        """Latents of a call with fixed noise."""
+        indices = [0] if indices is None else indices
+        return pipe(**{"num_inference_steps": 3, **self.call(indices), **kwargs}, output="latents")
+
+
+def adapter_for(
+    case: Modular, pipe: Any, *, kind: str | None = None, tilt: float = 2.0, component: str | None = None, seed: int = 7
+) -> Adapter:
+    """A random adapter for a case's pipeline: a positive one where that can be."""
+    denoiser: Any = denoiser_of(pipe)
+    kind = kind or ("positive" if case.positive else "policy")
+    component = component or family_of(denoiser).component
+    lora = random_lora(denoiser, seed=seed, component=component)
+    head = None
+    if kind == "positive":
+        tap = "conv_norm_out" if hasattr(denoiser, "conv_norm_out") else "norm_out"
+        config: Any = denoiser.config
+        width = (
+            config.block_out_channels[0] if tap == "conv_norm_out" else denoiser.get_submodule("proj_out").in_features
+        )
+        head = random_head(width, text_dim=WIDTH)
+        head.config = replace(head.config, tap=tap)
+    config = tiny_adapter(denoiser, kind="policy", tilt=tilt).config
+    return Adapter(replace(config, kind=kind, component=component), lora, head)
+
+
+def stock(guidance_scale: float, **kwargs: Any) -> ClassifierFreeGuidance:
+    """What diffusers has."""
+    return ClassifierFreeGuidance(guidance_scale=guidance_scale, **kwargs)
+
+
+def _flow_match() -> Any:
+    return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+def _unet() -> nn.Module:
+    torch.manual_seed(0)
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+    ).eval()
+
+
+def _qwen_image() -> nn.Module:
+    torch.manual_seed(0)
+    return diffusers.QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(8, 4, 4),
+    ).eval()
+
+
+def _wan() -> nn.Module:
+    torch.manual_seed(0)
+    return diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=WIDTH,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=1,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=32,
+    ).eval()
+
+
+def _z_image() -> nn.Module:
+    torch.manual_seed(0)
+    return diffusers.ZImageTransformer2DModel(
+        all_patch_size=(2,),
+        all_f_patch_size=(1,),
+        in_channels=4,
+        dim=32,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=WIDTH,
+        axes_dims=[8, 4, 4],
+        axes_lens=[64, 32, 32],
+        qk_norm=True,
+    ).eval()
+
+
+def _embeds(indices: list[int], *suffixes: str) -> dict[str, Any]:
+    made = {}
+    for seed, prefix in ((2, ""), (4, "negative_")):
+        made[f"{prefix}prompt_embeds"] = rows(indices, WORDS, WIDTH, seed=seed)
+        if "pooled" in suffixes:
+            made[f"{prefix}pooled_prompt_embeds"] = rows(indices, WIDTH, seed=seed + 1)
+        if "mask" in suffixes:
+            made[f"{prefix}prompt_embeds_mask"] = torch.ones(len(indices), WORDS, dtype=torch.long)
+    return made
+
+
+def _list_embeds(indices: list[int]) -> dict[str, Any]:
+    return {name: list(value.unbind()) for name, value in _embeds(indices).items()}
+
+
+MODULAR: dict[str, Modular] = {
+    "StableDiffusion3": Modular(
+        StableDiffusion3T2ICoreDenoiseStep,
+        lambda: {"transformer": tiny_transformer(channels=16), "scheduler": _flow_match()},
+        lambda indices: {
+            **_embeds(indices, "pooled"),
+            "latents": rows(indices, 16, 8, 8, seed=1),
+            "height": 64,
+            "width": 64,
+        },
+    ),
+    "StableDiffusionXL": Modular(
+        lambda: SequentialPipelineBlocks.from_blocks_dict(
+            {
+                "input": sdxl.StableDiffusionXLInputStep(),
+                "before_denoise": sdxl.StableDiffusionXLBeforeDenoiseStep(),
+                "denoise": sdxl.StableDiffusionXLDenoiseStep(),
+            }
+        ),
+        lambda: {"unet": _unet(), "scheduler": diffusers.EulerDiscreteScheduler()},
+        lambda indices: {
+            **_embeds(indices, "pooled"),
+            "latents": rows(indices, 4, 8, 8, seed=1),
+            "height": 64,
+            "width": 64,
+        },
+        first_block="down_blocks.0",
+    ),
+    "QwenImage": Modular(
+        QwenImageCoreDenoiseStep,
+        lambda: {"transformer": _qwen_image(), "scheduler": _flow_match()},
+        lambda indices: {
+            **_embeds(indices, "mask"),
+            "latents": rows(indices, 16, 16, seed=1),
+            "height": 64,
+            "width": 64,
+        },
+        rescaled=True,
+    ),
+    "Wan": Modular(
+        WanCoreDenoiseStep,
+        lambda: {
+            "transformer": _wan(),
+            "scheduler": diffusers.UniPCMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+            ),
+        },
+        lambda indices: {
+            **_embeds(indices),
+            "latents": rows(indices, 4, 2, 8, 8, seed=1),
+            "height": 64,
+            "width": 64,
+            "num_frames": 5,
+        },
+        first_block="blocks.0",
+    ),
+    "ZImage": Modular(
+        ZImageCoreDenoiseStep,
+        lambda: {"transformer": _z_image(), "scheduler": _flow_match()},
+        lambda indices: {
+            **_list_embeds(indices),
+            "latents": rows(indices, 4, 8, 8, seed=1),
+            "height": 64,
+            "width": 64,
+        },
+        first_block="layers.0",
+        positive=False,
+    ),
+}
+
+
+def missing_families() -> dict[str, Family]:
+    """Rows for the denoisers above that the package has no row for."""
+    flow = FAMILIES["SD3Transformer2DModel"]
+    rows = {
+        "WanTransformer3DModel": replace(
+            flow,
+            denoiser="WanTransformer3DModel",
+            lora_scale="attention_kwargs",
+            lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
+        ),
+        "ZImageTransformer2DModel": replace(
+            flow,
+            denoiser="ZImageTransformer2DModel",
+            noise_level=lambda inputs, scheduler: 1 - inputs["t"].float(),
+            state="x",
+            text="cap_feats",
+            lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
+        ),
+    }
+    return {name: row for name, row in rows.items() if name not in FAMILIES}
