@@ -31,7 +31,16 @@ import torch
 from torch import Tensor, nn
 
 from . import guidance
-from .families import Inputs, as_tokens, bind_inputs, family_of, output_tensor, replace_output, unwrap_compiled
+from .families import (
+    Inputs,
+    as_tokens,
+    bind_inputs,
+    family_of,
+    output_tensor,
+    replace_output,
+    same_state,
+    unwrap_compiled,
+)
 from .injection import LoraSwitch
 from .keys import lora_modules
 from .stats import NFTStats, StatsRecorder
@@ -169,7 +178,7 @@ class NFTEngine:
         lora_name: the name the LoRA was injected under.
         settings: tilt, law and interval.
         scheduler: the pipeline's; says what noise level a timestep is where the denoiser's family needs to be told.
-        doubled: says, at the time of a forward, whether classifier-free guidance is on.
+        doubled: says of a forward's inputs whether classifier-free guidance is on (`families.cfg_switch`).
 
     Raises:
         FamilyError: the denoiser's class is not known.
@@ -185,7 +194,7 @@ class NFTEngine:
         settings: GuidanceSettings,
         *,
         scheduler: Any = None,
-        doubled: Callable[[], bool] = lambda: False,
+        doubled: Callable[[Inputs], bool] = lambda inputs: False,
     ) -> None:
         self.denoiser = unwrap_compiled(denoiser)
         self._scheduler = scheduler
@@ -200,7 +209,7 @@ class NFTEngine:
         self._call: _Call | None = None
         self._tokens: Tensor | None = None
         self._scale: Tensor | None = None  # of the step's main call, for its auxiliary ones
-        self._main: tuple[Tensor, Tensor] | None = None  # x_t and t of the step's main call
+        self._main: tuple[Any, Tensor] | None = None  # x_t and t of the step's main call
 
     def install(self) -> None:
         """Add the hooks. Raises GuidanceError if another engine's are there: the push would be applied twice."""
@@ -245,22 +254,26 @@ class NFTEngine:
         inputs = bind_inputs(module, args, kwargs)
         family, state = self._family, inputs[self._family.state]
         noise_level = family.noise_level(inputs, self._scheduler)
-        auxiliary = family.is_auxiliary(inputs) or self._is_second_of_step(state, noise_level)
-        repeats = 2 if family.batched_cfg and self._doubled() and not auxiliary else 1
-        samples = slice(state.shape[0] - state.shape[0] // repeats, state.shape[0])
+        second = self._is_second_of_step(state, noise_level)
+        auxiliary = family.is_auxiliary(inputs) or second
+        doubled = not auxiliary and self._doubled(inputs)
+        repeats = 2 if family.batched_cfg and doubled else 1
+        samples = family.conditional(family.rows(inputs), doubled)
         noise_level = noise_level[samples]
         inside = None
         if self.settings.interval != (0.0, 1.0):
             inside = guidance.in_interval(noise_level, self.settings.interval)
         guided = self.settings.tilt != 0 and (inside is None or bool(inside.any()))
+        if guided and self.adapter.config.kind == "positive":
+            family.check_rows_are_known(doubled or second)
         self._call = _Call(inputs, samples, repeats, noise_level, inside, auxiliary, guided)
 
-    def _is_second_of_step(self, state: Tensor, noise_level: Tensor) -> bool:
+    def _is_second_of_step(self, state: Any, noise_level: Tensor) -> bool:
         """Whether this call is at the very x_t and t of the main one, as the unconditional call of a pipeline is that
         makes two. Any other call is remembered as a step's main one."""
         if not self._family.batched_cfg and self._main is not None:
             x_t, t = self._main
-            if x_t is state and torch.equal(t, noise_level):
+            if torch.equal(t, noise_level) and same_state(x_t, state):
                 return True
         self._main = (state, noise_level)
         return False
@@ -324,9 +337,8 @@ class NFTEngine:
                 "of the denoiser off."
             )
         head = head.to(tokens.device)
-        text = None
-        if head.config.text_dim is not None and self._family.text is not None:
-            text = call.inputs[self._family.text][call.samples]
+        text = self._family.read_text(call.inputs) if head.config.text_dim is not None else None
+        text = None if text is None else text[call.samples]
         alpha = head.alpha(tokens[call.samples], call.noise_level, text)
         if not bool(alpha.isfinite().all()):
             raise GuidanceError(

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from .engine import GuidanceError, GuidanceSettings, NFTEngine, find_tap
-from .families import FAMILIES, Family, FamilyError, family_of
+from .families import FAMILIES, FamilyError, cfg_switch, check_pipeline, family_of
 from .injection import adapter_names, inject_lora, remove_lora, without_wrappers
 from .stats import NFTStats
 
@@ -180,7 +180,7 @@ class DiffusionNFTPipeline:
         )
         adapter.check(f'the adapter "{adapter.config.name}"')
         denoiser = self._denoiser(adapter.config.component)
-        self._check_rows(family_of(denoiser))
+        check_pipeline(self._nft_stock_class, family_of(denoiser))
         check_base(adapter.config, denoiser, adapter.lora)
         find_tap(denoiser, adapter)
         name = inject_lora(denoiser, adapter.lora, adapter.config.component, pipe=self)
@@ -259,19 +259,6 @@ class DiffusionNFTPipeline:
             )
         return denoiser
 
-    def _check_rows(self, family: Family) -> None:
-        """Raise unless it can be told, in a call, which rows of a batch belong to which sample."""
-        stock = self._nft_stock_class
-        if hasattr(stock, "do_perturbed_attention_guidance") or hasattr(stock, "image_guidance_scale"):
-            reason = "its perturbed-attention or image guidance adds rows of its own to the batch"
-        elif family.batched_cfg and not hasattr(stock, "do_classifier_free_guidance"):
-            reason = "it does not say whether a batch holds unconditional rows (no do_classifier_free_guidance)"
-        else:
-            return
-        raise FamilyError(
-            f"{stock.__name__} cannot be guided by this version: {reason}. Use the family's plain pipeline."
-        )
-
     def _other_loras(self) -> list[str]:
         modules = [module for module in self.__dict__.values() if isinstance(module, torch.nn.Module)]
         return sorted({name for module in modules for name in adapter_names(module)} - {self._nft_name})
@@ -297,13 +284,14 @@ class DiffusionNFTPipeline:
             law=nft["nft_law"],
             interval=nft["nft_interval"],
         )
+        denoiser = self._denoiser(config.component)
         engine = NFTEngine(
-            self._denoiser(config.component),
+            denoiser,
             self._nft_adapter,
             self._nft_name,
             settings,
             scheduler=self.scheduler,
-            doubled=lambda: bool(getattr(self, "do_classifier_free_guidance", False)),
+            doubled=cfg_switch(family_of(denoiser), self, args, kwargs),
         )
         try:
             with engine:
