@@ -36,9 +36,18 @@ from torch import Tensor, nn
 
 from . import guidance
 from .caching import branch_context, check_cache
-from .families import Inputs, bind_inputs, family_of, output_tensor, replace_output, unwrap_compiled
+from .families import (
+    Inputs,
+    as_rows,
+    bind_inputs,
+    family_of,
+    output_tensor,
+    replace_output,
+    same_state,
+    unwrap_compiled,
+)
 from .injection import LoraSwitch
-from .rows import RowScale, add_rows, take_rows
+from .row_scale import RowScale
 from .settings import GuidanceError, GuidanceSettings
 from .stats import NFTStats, StatsRecorder
 from .terms import Term, find_tap
@@ -79,7 +88,8 @@ class NFTEngine:
         terms: the adapters at work, at least one. Their tilts may be changed between forwards.
         settings: law, interval, schedule, guided rows, cap and mode.
         scheduler: the pipeline's; says what noise level a timestep is where the denoiser's family needs to be told.
-        doubled: says, at the time of a forward, whether its batch is [unconditional, conditional].
+        doubled: says of a forward's inputs whether classifier-free guidance has added rows to them
+            (`families.cfg_switch`).
         unconditional: says, at the time of a forward, whether it is the unconditional one of its step; None to find out
             from what the family's pipelines do.
         trace: to be shared by the engines of one call; a new one by default.
@@ -98,7 +108,7 @@ class NFTEngine:
         settings: GuidanceSettings,
         *,
         scheduler: Any = None,
-        doubled: Callable[[], bool] = lambda: False,
+        doubled: Callable[[Inputs], bool] = lambda inputs: False,
         unconditional: Callable[[], bool] | None = None,
         trace: Trace | None = None,
     ) -> None:
@@ -171,7 +181,8 @@ class NFTEngine:
             self._scale_rows(call, self._scales)
         elif call.way == "batched":
             self._indicate_rows(call)
-            return (), add_rows(call.inputs, self._family, call.rows, call.guided, len(call.terms))
+            rows = range(call.rows)
+            return (), self._family.take_rows(call.inputs, [*rows, *list(rows[call.guided]) * len(call.terms)])
         return None
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -196,13 +207,13 @@ class NFTEngine:
 
     def _read_call(self, inputs: Inputs) -> _Call:
         family, settings = self._family, self.settings
-        state = inputs[family.state]
-        rows = state.shape[0]
+        rows = family.rows(inputs)
         noise_level = family.noise_level(inputs, self._scheduler)
-        second = self._is_second_of_step(state, noise_level)
+        second = self._is_second_of_step(inputs[family.state], noise_level)
         auxiliary = second or family.is_auxiliary(inputs)
-        repeats = 2 if family.batched_cfg and self._doubled() and not auxiliary else 1
-        samples = slice(rows - rows // repeats, rows)
+        doubled = not auxiliary and self._doubled(inputs)
+        repeats = 2 if doubled and family.batched_cfg else 1
+        samples = family.conditional(rows, doubled)
         noise_level = noise_level[samples]
         guided = slice(0, rows)
         if settings.guide == "cond":
@@ -211,6 +222,8 @@ class NFTEngine:
         terms = [k for k, term in enumerate(self.terms) if term.tilt != 0]
         call = _Call(inputs, rows, samples, guided, repeats, noise_level, factor, auxiliary, terms)
         call.way = self._way(call)
+        if call.way != "off" and (settings.guide == "cond" or any(self.terms[k].needs_alpha for k in terms)):
+            family.check_rows_are_known(doubled or second)
         return call
 
     def _is_second_of_step(self, state: Any, noise_level: Tensor) -> bool:
@@ -220,7 +233,7 @@ class NFTEngine:
             return self._unconditional()
         if not self._family.batched_cfg and self._main is not None:
             x_t, t = self._main
-            if x_t is state and torch.equal(t, noise_level):
+            if torch.equal(t, noise_level) and same_state(x_t, state):
                 return True
         self._main = (state, noise_level)
         return False
@@ -261,14 +274,15 @@ class NFTEngine:
         self._record(call, alphas, scales, push, passes=1 if call.way == "batched" else 1 + len(terms))
         repeated = [scales[k].repeat(call.repeats) for k in terms]
         guided = guidance.combine_all(v_old[call.guided], v_loras, repeated)
-        if call.guided.start:
-            guided = torch.cat([v_old[: call.guided.start], guided])
+        if call.guided != slice(0, call.rows):
+            alone, guided = guided, v_old.clone()
+            guided[call.guided] = alone
         return replace_output(output, guided)
 
     def _lora_pass(self, call: _Call, module: nn.Module, term: Term) -> Tensor:
         inputs = call.inputs
-        if call.guided.start:
-            inputs = take_rows(inputs, self._family, call.rows, call.guided)
+        if call.guided != slice(0, call.rows):
+            inputs = self._family.take_rows(inputs, range(call.rows)[call.guided])
         self._only(term, call=call)
         with branch_context(module, term.lora_name):
             return output_tensor(module.forward(**inputs))
@@ -287,21 +301,22 @@ class NFTEngine:
         return [found.get(k, torch.zeros_like(call.noise_level)) for k in range(len(self.terms))]
 
     def _alpha(self, call: _Call, term: Term) -> Tensor:
-        text = None if self._family.text is None else call.inputs[self._family.text][call.samples]
-        return term.alpha(call.noise_level, call.samples, text)
+        text = self._family.read_text(call.inputs)
+        return term.alpha(call.noise_level, call.samples, None if text is None else text[call.samples])
 
     def _push(self, call: _Call, v_old: Tensor, v_loras: list[Tensor], scales: list[Tensor]) -> Tensor:
         """How far the samples' predicted pictures move, shape (samples,)."""
         if not v_loras:
             return torch.zeros_like(call.noise_level)
-        old, x_t = v_old[call.samples], call.inputs[self._family.state][call.samples]
-        among_guided = slice(call.samples.start - call.guided.start, None)
+        family = self._family
+        old, x_t = v_old[call.samples], as_rows(call.inputs[family.state])[call.samples]
+        among_guided = slice(None) if call.guided == call.samples else call.samples
         push = guidance.total_push(old, [v_lora[among_guided] for v_lora in v_loras], scales)
         # Models that see more than x_t (a mask, a picture to edit) or predict more than its velocity (a variance)
         # have it behind: the common part is x_t's own.
         common = tuple(slice(0, min(sizes)) for sizes in zip(push.shape, x_t.shape, strict=True))
-        prediction, sign = self._family.output(self._scheduler)
-        return guidance.relative_push(push[common], old[common], x_t[common], call.noise_level, prediction, sign)
+        prediction = family.output(self._scheduler)
+        return guidance.relative_push(push[common], old[common], x_t[common], call.noise_level, prediction, family.sign)
 
     # Batched and single: scales of rows.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .engine import NFTEngine, Trace
+from .families import cfg_switch, family_of
 from .loading import LoadedAdapter, find_denoisers
 from .settings import GuidanceError, GuidanceSettings, tilts_of
 from .stats import StatsRecorder
@@ -65,14 +66,18 @@ Raises:
 
 
 def run_guided(
-    pipe: Any, loaded: Mapping[str, LoadedAdapter], stock_call: Callable[[], Any], nft: Mapping[str, Any]
+    pipe: Any,
+    loaded: Mapping[str, LoadedAdapter],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    nft: Mapping[str, Any],
 ) -> Any:
-    """`stock_call` with engines on the pipeline's denoisers; afterwards `pipe.nft_stats` holds what they did.
+    """The stock call with engines on the pipeline's denoisers; afterwards `pipe.nft_stats` holds what they did.
 
     Args:
         pipe: the guided pipeline.
         loaded: its adapters by name, at least one.
-        stock_call: the stock pipeline's call, its arguments bound.
+        args, kwargs: of the stock call.
         nft: the guidance arguments; None for those not given.
 
     Raises:
@@ -99,21 +104,17 @@ def run_guided(
             if part in entry.loras
         ]
         if terms:
-            doubled = functools.partial(_is_doubled, pipe)
+            doubled = cfg_switch(family_of(denoiser), pipe, args, kwargs)
             engines.append(NFTEngine(denoiser, terms, settings, scheduler=pipe.scheduler, doubled=doubled, trace=trace))
     pipe._nft_engines = engines
     try:
         with contextlib.ExitStack() as stack:
             for engine in engines:
                 stack.enter_context(engine)
-            return stock_call()
+            return pipe._nft_stock_class.__call__(pipe, *args, **kwargs)
     finally:
         pipe._nft_engines = []
         pipe.nft_stats = trace.recorder.stats()
-
-
-def _is_doubled(pipe: Any) -> bool:
-    return bool(getattr(pipe, "do_classifier_free_guidance", False))
 
 
 @functools.cache

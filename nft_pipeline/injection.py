@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .adapter_base import check_lora_modules
 from .adapter_config import AdapterError
 from .families import unwrap_compiled
+from .lora_loading import load_lora
 
 if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -53,7 +54,7 @@ def inject_lora(denoiser: nn.Module, lora: Mapping[str, Tensor], component: str,
         with warnings.catch_warnings():
             # peft warns about a second adapter as such; having one beside the user's own is the point here.
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-            denoiser.load_lora_adapter(dict(lora), prefix=component, adapter_name=name, _pipeline=pipe)  # type: ignore[operator]
+            load_lora(denoiser, lora, component, name, pipe)
         layers = tuner_layers(denoiser).values()
         carrying = [layer for layer in layers if name in layer._get_available_adapters()]
         if len(carrying) != expected:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .families import FAMILIES, Family, FamilyError, family_of
+from .families import FAMILIES, FamilyError, check_pipeline, family_of
 from .injection import inject_lora, remove_lora
 from .keys import SECOND, component_lora
 from .terms import find_tap
@@ -51,7 +51,7 @@ def load_adapter(pipe: Any, stock_class: type, adapter: Adapter) -> LoadedAdapte
     """
     denoisers = find_denoisers(pipe, stock_class, adapter.config.component)
     for denoiser in denoisers.values():
-        check_rows(stock_class, family_of(denoiser))
+        check_pipeline(stock_class, family_of(denoiser))
     return load_into(denoisers, adapter, pipe=pipe)
 
 
@@ -112,16 +112,3 @@ def find_denoisers(pipe: Any, stock_class: type, component: str) -> dict[str, nn
             f"whose denoiser is called {known}. Load the base model the adapter names."
         )
     return found
-
-
-def check_rows(stock_class: Any, family: Family) -> None:
-    """Raise FamilyError unless it can be told, in a call, which rows of a batch belong to which sample."""
-    if hasattr(stock_class, "do_perturbed_attention_guidance") or hasattr(stock_class, "image_guidance_scale"):
-        reason = "its perturbed-attention or image guidance adds rows of its own to the batch"
-    elif family.batched_cfg and not hasattr(stock_class, "do_classifier_free_guidance"):
-        reason = "it does not say whether a batch holds unconditional rows (no do_classifier_free_guidance)"
-    else:
-        return
-    raise FamilyError(
-        f"{stock_class.__name__} cannot be guided by this version: {reason}. Use the family's plain pipeline."
-    )

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import inspect
 import re
 from collections.abc import Mapping
@@ -299,9 +298,8 @@ class DiffusionNFTPipeline:
         stock_call = self._nft_stock_class.__call__
         names = list(inspect.signature(stock_call).parameters)[1:]
         kwargs = {**{k: v for k, v in self.call_defaults.items() if k not in names[: len(args)]}, **kwargs}
-        bound = functools.partial(stock_call, self, *args, **kwargs)
         if not self._nft_loaded:
             refuse_without_adapter(nft)
             self.nft_stats = None
-            return bound()
-        return run_guided(self, self._nft_loaded, bound, nft)
+            return stock_call(self, *args, **kwargs)
+        return run_guided(self, self._nft_loaded, args, kwargs, nft)

@@ -33,7 +33,7 @@ def test_every_way_of_calling(doubled: bool) -> None:
     name = inject_lora(denoiser, adapter.lora, "transformer")
     inputs = random_inputs()
     plain = denoiser(**inputs).sample
-    engine = NFTEngine(denoiser, [Term(adapter, name, 3.0)], GuidanceSettings(), doubled=lambda: doubled)
+    engine = NFTEngine(denoiser, [Term(adapter, name, 3.0)], GuidanceSettings(), doubled=lambda inputs: doubled)
     with engine:
         named = denoiser(**inputs, return_dict=False)
         model_output = denoiser(**inputs)

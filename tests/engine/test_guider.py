@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 import nft_pipeline
-from helpers.modular import MODULAR, Modular, adapter_for, missing_families, stock
+from helpers.modular import MODULAR, Modular, adapter_for, stock
 from helpers.repository import ROOT
 from helpers.tiny import assert_same_state, random_lora, state_of, tiny_adapter, tiny_transformer
 from helpers.zoo import denoiser_of
 from nft_pipeline.adapter import AdapterError, write_adapter
-from nft_pipeline.families import FAMILIES, FamilyError
+from nft_pipeline.families import FamilyError
 from nft_pipeline.guider import DiffusionNFTGuidance
 from nft_pipeline.settings import GuidanceError
 
@@ -32,12 +32,6 @@ every_positive = pytest.mark.parametrize("case", POSITIVE.values(), ids=POSITIVE
 every_straight = pytest.mark.parametrize("case", STRAIGHT.values(), ids=STRAIGHT)
 with_and_without_cfg = pytest.mark.parametrize("cfg", [1.0, CFG], ids=["cfg_free", "cfg"])
 ONE = {"num_inference_steps": 1}
-
-
-@pytest.fixture(autouse=True)
-def families(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, family in missing_families().items():
-        monkeypatch.setitem(FAMILIES, name, family)
 
 
 def close(ours: Tensor, expected: Tensor) -> None:

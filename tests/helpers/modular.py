@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from helpers.tiny import random_head, random_lora, tiny_adapter, tiny_transformer
 from helpers.zoo import WIDTH, WORDS, denoiser_of, rows
 from nft_pipeline.adapter import Adapter
-from nft_pipeline.families import FAMILIES, Family, family_of
+from nft_pipeline.families import family_of
 
 
 @dataclass(frozen=True)
@@ -238,25 +238,3 @@ MODULAR: dict[str, Modular] = {
         positive=False,
     ),
 }
-
-
-def missing_families() -> dict[str, Family]:
-    """Rows for the denoisers above that the package has no row for."""
-    flow = FAMILIES["SD3Transformer2DModel"]
-    rows = {
-        "WanTransformer3DModel": replace(
-            flow,
-            denoiser="WanTransformer3DModel",
-            lora_scale="attention_kwargs",
-            lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-        ),
-        "ZImageTransformer2DModel": replace(
-            flow,
-            denoiser="ZImageTransformer2DModel",
-            noise_level=lambda inputs, scheduler: 1 - inputs["t"].float(),
-            state="x",
-            text="cap_feats",
-            lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-        ),
-    }
-    return {name: row for name, row in rows.items() if name not in FAMILIES}

@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from nft_pipeline.adapter import Adapter, AdapterConfig, BaseModel, fingerprint
 from nft_pipeline.alpha_head import AlphaHead, AlphaHeadConfig
-from nft_pipeline.families import FAMILIES
+from nft_pipeline.families import family_of
 
 TEXT_WIDTH = 8
 CALL: dict[str, Any] = {
@@ -110,7 +110,7 @@ def random_lora(
     denoiser: nn.Module, *, seed: int = 7, rank: int = 2, size: float = 0.5, component: str = "transformer"
 ) -> dict[str, Tensor]:
     """LoRA matrices for all the layers the family trains, A and B both random, in diffusers keys."""
-    targets = FAMILIES[type(denoiser).__name__].lora_targets
+    targets = family_of(denoiser).lora_targets
     generator = torch.Generator().manual_seed(seed)
     lora: dict[str, Tensor] = {}
     for name, module in denoiser.named_modules():
