@@ -40,6 +40,7 @@ from .families import (
     Inputs,
     as_rows,
     bind_inputs,
+    call_arguments,
     family_of,
     output_tensor,
     replace_output,
@@ -182,7 +183,8 @@ class NFTEngine:
         elif call.way == "batched":
             self._indicate_rows(call)
             rows = range(call.rows)
-            return (), self._family.take_rows(call.inputs, [*rows, *list(rows[call.guided]) * len(call.terms)])
+            index = [*rows, *list(rows[call.guided]) * len(call.terms)]
+            return (), call_arguments(self._family.take_rows(call.inputs, index))
         return None
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -285,7 +287,7 @@ class NFTEngine:
             inputs = self._family.take_rows(inputs, range(call.rows)[call.guided])
         self._only(term, call=call)
         with branch_context(module, term.lora_name):
-            return output_tensor(module.forward(**inputs))
+            return output_tensor(module.forward(**call_arguments(inputs)))
 
     def _find_scales(self, call: _Call) -> tuple[list[Tensor | None] | None, list[Tensor]]:
         """alpha (None where nobody asked) and s of each term, both of shape (samples,)."""

@@ -25,7 +25,8 @@ class FamilyError(ValueError):
 
 
 def bind_inputs(denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """A forward call's arguments by name, however they were passed; those of a **kwargs parameter are among them.
+    """A forward call's arguments by name, however they were passed; those of a **kwargs parameter are among them, and
+    `self` is the denoiser.
 
     Raises:
         FamilyError: the arguments do not fit the denoiser's forward.
@@ -35,11 +36,15 @@ def bind_inputs(denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
         inputs = dict(signature.bind(denoiser, *args, **kwargs).arguments)
     except TypeError as error:
         raise FamilyError(f"{type(denoiser).__name__} was called with arguments it does not take: {error}") from error
-    del inputs[next(iter(signature.parameters))]  # self
     for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             inputs.update(inputs.pop(name, {}))
     return inputs
+
+
+def call_arguments(inputs: Inputs) -> dict[str, Any]:
+    """What to call the denoiser's forward with, as keywords, from bound inputs."""
+    return {name: value for name, value in inputs.items() if name != "self"}
 
 
 def as_tokens(features: Tensor) -> Tensor:

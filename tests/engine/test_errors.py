@@ -24,7 +24,7 @@ from helpers.tiny import (
 from nft_pipeline.adapter import Adapter, AdapterError
 from nft_pipeline.alpha_head import AlphaHead
 from nft_pipeline.engine import NFTEngine
-from nft_pipeline.families import FamilyError, bind_inputs, family_of
+from nft_pipeline.families import FamilyError, bind_inputs
 from nft_pipeline.pipeline import DiffusionNFTPipeline
 from nft_pipeline.settings import GuidanceError, GuidanceSettings
 from nft_pipeline.terms import Term
@@ -126,11 +126,6 @@ def test_a_component_the_pipeline_does_not_have() -> None:
     lora = {key.replace("transformer.", "unet.", 1): value for key, value in adapter.lora.items()}
     adapter = Adapter(dataclasses.replace(adapter.config, component="unet"), lora, adapter.head)
     refused(pipe, adapter, FamilyError, "StableDiffusion3Pipeline has no 'unet', which the adapter is for")
-
-
-def test_a_denoiser_of_an_unknown_class() -> None:
-    with pytest.raises(FamilyError, match=r"the denoiser is a Linear, .* it knows .*SD3Transformer2DModel"):
-        family_of(torch.nn.Linear(1, 1))
 
 
 def test_a_call_with_arguments_the_denoiser_does_not_take() -> None:

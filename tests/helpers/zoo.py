@@ -20,6 +20,8 @@ from nft_pipeline.adapter import Adapter, AdapterConfig, BaseModel, fingerprint
 from nft_pipeline.families import as_tokens, family_of
 
 CASES: dict[str, Case] = {**zoo_unets.CASES, **zoo_images.CASES, **zoo_videos.CASES}
+# Over denoisers that have no row in FAMILIES.
+GENERIC: dict[str, Case] = {**zoo_images.GENERIC, **zoo_videos.GENERIC}
 
 
 def lora_for(pipe: Any, *, seed: int = 7) -> dict[str, Tensor]:
@@ -28,7 +30,7 @@ def lora_for(pipe: Any, *, seed: int = 7) -> dict[str, Tensor]:
     return random_lora(denoiser, seed=seed, component=family_of(denoiser).component)
 
 
-def adapter_for(case: Case, pipe: Any, *, kind: Any = "positive", tilt: float = 2.0) -> Adapter:
+def adapter_for(case: Case, pipe: Any, *, kind: Any = "positive", tilt: float = 2.0, text: bool = True) -> Adapter:
     """A random adapter for a case's pipeline, with a head whose alpha depends on sample, noise level and text."""
     denoiser = denoiser_of(pipe)
     family = family_of(denoiser)
@@ -38,7 +40,7 @@ def adapter_for(case: Case, pipe: Any, *, kind: Any = "positive", tilt: float = 
     hook.remove()
     head = None
     if kind == "positive":
-        head = random_head(as_tokens(seen[0]).shape[-1], text_dim=None if family.text is None else WIDTH)
+        head = random_head(as_tokens(seen[0]).shape[-1], text_dim=WIDTH if text and family.text is not None else None)
         head.config = replace(head.config, tap=family.tap)
     config = AdapterConfig(
         kind=kind,

@@ -58,6 +58,7 @@ class Case:
         call["generator"] = [torch.Generator().manual_seed(500 + i) for i in indices]
         if self.start is not None:
             call["latents"] = rows(indices, *self.start, seed=1)
+        torch.manual_seed(0)  # for pipelines that draw without the generator, as SD3's ControlNet does
         return pipe(**{**call, **(self.cfg(indices) if cfg else {}), **kwargs})[0]
 
     def predict(self, pipe: Any, indices: list[int] | None = None, **kwargs: Any) -> Tensor:

@@ -192,3 +192,29 @@ CASES: dict[str, Case] = {
         start=(2, 4, 8, 8),
     ),
 }
+
+
+def _skyreels() -> Any:
+    torch.manual_seed(0)
+    transformer = diffusers.SkyReelsV2Transformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=WIDTH,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=1,
+        rope_max_seq_len=32,
+    ).eval()
+    scheduler = diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    return diffusers.SkyReelsV2Pipeline(
+        transformer=transformer, scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None
+    )
+
+
+GENERIC: dict[str, Case] = {
+    "SkyReelsV2Pipeline": Case(_skyreels, start=(4, 2, 8, 8), **_WAN_CALL),
+}

@@ -1,0 +1,76 @@
+"""The table in docs/pipelines.md, made from the cases of the zoo.
+
+    PYTHONPATH=tests python -m helpers.pipelines_page
+
+writes it again. A test compares the two.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import diffusers
+
+from helpers.repository import ROOT
+from helpers.zoo import CASES, GENERIC, Case, denoiser_of
+from nft_pipeline.families import FAMILIES, Family, FamilyError, check_pipeline, family_of
+
+PAGE = ROOT / "docs" / "pipelines.md"
+BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
+
+# Over denoisers that have a row; each stands for its kind.
+REFUSED: tuple[Any, ...] = (
+    diffusers.StableDiffusionPAGPipeline,
+    diffusers.StableDiffusionInstructPix2PixPipeline,
+    diffusers.StableDiffusionXLInstructPix2PixPipeline,
+    diffusers.LEditsPPPipelineStableDiffusion,
+    diffusers.MarigoldDepthPipeline,
+)
+_PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "flow_prediction": "flow"}
+_CFG = {
+    "unconditional_first": "one call, doubled batch",
+    "conditional_first": "one call, doubled batch, conditional rows first",
+    "two_calls": "two calls",
+    "unknown": "not with a positive adapter",
+}
+
+
+def refusal(pipeline: Any) -> str:
+    """Why this pipeline class over a UNet is refused."""
+    try:
+        check_pipeline(pipeline, FAMILIES["UNet2DConditionModel"])
+    except FamilyError as error:
+        return str(error).partition(": ")[2].partition(". Use ")[0]
+    raise AssertionError(f"{pipeline.__name__} is not refused")
+
+
+def _row(name: str, case: Case, state: str) -> str:
+    pipe = case.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the generic families'
+        family: Family = family_of(denoiser_of(pipe))
+    prediction = _PREDICTIONS.get(getattr(pipe.scheduler.config, "prediction_type", "flow_prediction"), "flow")
+    cfg = _CFG[family.cfg] if case.cfg([0]) else "none"
+    return f"| {name} | {family.denoiser} | {prediction} | {cfg} | {state} |\n"
+
+
+def table() -> str:
+    """The table of pipelines: tested ones, generic ones, refused ones."""
+    lines = ["| pipeline | denoiser | prediction | classifier-free guidance | state |\n", "|---|---|---|---|---|\n"]
+    lines += [_row(name, case, "tested") for name, case in CASES.items()]
+    lines += [_row(name, case, "generic") for name, case in GENERIC.items()]
+    lines += [
+        f"| {pipeline.__name__} | UNet2DConditionModel | | | refused: {refusal(pipeline)} |\n" for pipeline in REFUSED
+    ]
+    return "".join(lines)
+
+
+def page() -> str:
+    """The page as it should be: its text as it is, with the table made anew."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    return f"{before}{BEGIN}{table()}{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
