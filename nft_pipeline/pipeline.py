@@ -161,12 +161,17 @@ class DiffusionNFTPipeline:
         *,
         revision: str | None = None,
         subfolder: str | None = None,
+        kind: str | None = None,
+        beta: float | None = None,
+        use_old: bool = True,
     ) -> None:
         """Load an adapter in the place of the present one, if any. It is checked first; on an error nothing changes.
 
         Args:
-            source: a shipped adapter's name, a folder, a Hub id, or an `Adapter`.
+            source: a shipped adapter's name, a folder, a Hub id, or an `Adapter`; for somebody else's checkpoint
+                (docs/other_checkpoints.md) also a .safetensors file.
             revision, subfolder: of a Hub repository.
+            kind, beta, use_old: for somebody else's checkpoint, see `read_adapter`: kind="policy", beta=1.0.
 
         Raises:
             AdapterError: the adapter is faulty, or made for another base model.
@@ -174,10 +179,14 @@ class DiffusionNFTPipeline:
             FamilyError: a denoiser this version cannot guide.
         """
         from .adapter import Adapter, check_base, read_adapter
+        from .adapter_read import refuse_for_own
 
-        adapter = (
-            source if isinstance(source, Adapter) else read_adapter(source, revision=revision, subfolder=subfolder)
-        )
+        if isinstance(source, Adapter):
+            adapter = source
+            refuse_for_own(f'the adapter "{adapter.config.name}"', kind, beta)
+        else:
+            theirs: dict[str, Any] = {"kind": kind, "beta": beta, "use_old": use_old}
+            adapter = read_adapter(source, revision=revision, subfolder=subfolder, pipe=self, **theirs)
         adapter.check(f'the adapter "{adapter.config.name}"')
         denoiser = self._denoiser(adapter.config.component)
         self._check_rows(family_of(denoiser))
