@@ -28,14 +28,15 @@ from .adapter_config import AdapterConfig, AdapterError, BaseModel
 from .adapter_content import Adapter
 from .families import FAMILIES, family_of, unwrap_compiled
 from .foreign_files import DIFFUSERS_WEIGHTS, PEFT_WEIGHTS, ForeignFiles, find_files, load_lora, peft_folder
-from .keys_foreign import bake
+from .keys_foreign import bake, scales_of
 from .keys_rename import name_as_diffusers
 
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 # Whose lora_state_dict renames for a denoiser, where only the denoiser is at hand.
 _PIPELINES = {"UNet2DConditionModel": "StableDiffusionXLPipeline", "FluxTransformer2DModel": "FluxPipeline"}
 WHAT_TO_PASS = (
-    'Pass kind and beta: kind="policy" for a LoRA that is the trained model itself, with beta the one it was trained '
+    "Pass kind and beta to load_nft_adapter or read_adapter (--kind and --beta on the command line): "
+    'kind="policy" for a LoRA that is the trained model itself, with beta the one it was trained '
     'with. For checkpoints of the official DiffusionNFT code: kind="policy", beta=the training\'s config.beta, 1.0 for '
     "GenEval, PickScore and HPS, 0.1 for OCR and the multi-reward run."
 )
@@ -123,6 +124,34 @@ def read_foreign(
     adapter = Adapter(config, lora, old=old)
     adapter.check(shown)
     return adapter
+
+
+def describe_foreign(path: Path) -> dict[str, Any]:
+    """What can be said of somebody else's checkpoint without its base model, as plain JSON values.
+
+    Returns:
+        form, file, base_model (None if not recorded), layers, parameters, ranks and scales (each value that occurs,
+        rising), old (whether an adapter of that name lies beside it).
+
+    Raises:
+        AdapterError: as `read_foreign`, but for what only the model can tell.
+    """
+    files = find_files(path)
+    try:
+        found = load_lora(files)
+        scales = scales_of(found.layers, found.peft_config)
+    except AdapterError as error:
+        raise AdapterError(f"the checkpoint {path}: {error.what}", error.faults, error.advice) from None
+    return {
+        "form": files.form,
+        "file": str(files.weights),
+        "base_model": _text((found.peft_config or {}).get("base_model_name_or_path")),
+        "layers": len(found.layers),
+        "parameters": sum(layer.a.numel() + layer.b.numel() for layer in found.layers.values()),
+        "ranks": sorted({layer.rank for layer in found.layers.values()}),
+        "scales": sorted(set(scales.values())),
+        "old": files.old is not None,
+    }
 
 
 def denoiser_of(pipe: Any) -> tuple[str, nn.Module]:

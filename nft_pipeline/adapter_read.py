@@ -80,7 +80,7 @@ def read_adapter(
         folder = settle(folder)
         before = _identity(folder)
         try:
-            if _is_foreign(folder):
+            if is_foreign(folder):
                 adapter = _read_foreign(folder, source, kind=kind, beta=beta, pipe=pipe, use_old=use_old)
             else:
                 refuse_for_own(shown, kind, beta)
@@ -217,7 +217,7 @@ def _listing(folder: Path) -> str:
     return shown or "nothing"
 
 
-def _is_foreign(path: Path) -> bool:
+def is_foreign(path: Path) -> bool:
     """Is this somebody else's checkpoint: LoRA files, and none of what only our adapters have?"""
     return not (path / CONFIG_FILE).is_file() and not (path / HEAD_FOLDER).exists() and looks_foreign(path)
 

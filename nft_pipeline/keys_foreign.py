@@ -129,7 +129,16 @@ def bake(layers: Mapping[str, Layer], peft_config: Mapping[str, Any] | None = No
     Raises:
         AdapterError: ranks in config and tensors, or scales in config and alpha tensors, contradict each other.
     """
-    baked: dict[str, Layer] = {}
+    scales = scales_of(layers, peft_config)
+    return {
+        path: Layer(layer.a, layer.b if scales[path] == 1 else (layer.b.double() * scales[path]).float())
+        for path, layer in layers.items()
+    }
+
+
+def scales_of(layers: Mapping[str, Layer], peft_config: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """The scale of each layer, that its tool multiplies B @ A by. Arguments and errors as `bake`."""
+    scales: dict[str, float] = {}
     faults: list[str] = []
     for path, layer in layers.items():
         scale = 1.0 if layer.alpha is None else layer.alpha / layer.rank
@@ -139,11 +148,10 @@ def bake(layers: Mapping[str, Layer], peft_config: Mapping[str, Any] | None = No
                 fault = f"{path} has two scales: {scale:g} by its alpha tensor, {said:g} by its config"
             faults += [] if fault is None else [fault]
             scale = said
-        b = layer.b if scale == 1 else (layer.b.double() * scale).float()
-        baked[path] = Layer(layer.a, b)
+        scales[path] = scale
     if faults:
         raise AdapterError("the scale of the LoRA is not certain", faults, "Ask its author for r and lora_alpha.")
-    return baked
+    return scales
 
 
 def one_rank(layers: Mapping[str, Layer]) -> tuple[dict[str, Layer], int]:
