@@ -34,7 +34,7 @@ class AdapterError(ValueError):
     """
 
     def __init__(self, what: str, faults: Sequence[str] = (), advice: str = "") -> None:
-        self.faults = tuple(faults)
+        self.what, self.faults, self.advice = what, tuple(faults), advice
         lines = [what + (":" if faults else ""), *(f"  - {fault}" for fault in self.faults[:SHOWN_FAULTS])]
         if len(self.faults) > SHOWN_FAULTS:
             lines.append(f"  ... and {len(self.faults) - SHOWN_FAULTS} more")

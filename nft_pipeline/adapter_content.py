@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -22,8 +22,9 @@ class Adapter:
         lora: tensors under diffusers keys "<component>.<module>.lora_A.weight" (rank, in) and "... lora_B.weight"
             (out, rank), scale baked into B (lora_alpha == rank).
         head: alpha(x_t, c, t); None for policy adapters.
-        old: a LoRA that belongs to v_old: on in the base pass, off in the second; keys as in `lora`. Checkpoints of
-            online training may have one. None, the usual case, for a v_old that is the base model itself.
+        old: a LoRA that belongs to v_old: on in the base pass, off in the second. Keys and scale as in `lora`, the
+            rank may be another. None where v_old is the base model alone. Only in memory: the format has no place
+            for it.
     """
 
     config: AdapterConfig
@@ -41,6 +42,9 @@ class Adapter:
             AdapterError: all faults at once.
         """
         faults = lora_faults(self.lora, self.config) + head_faults(self.head, self.config)
+        if self.old is not None:
+            rank = next((t.shape[0] for key, t in self.old.items() if key.endswith(".lora_A.weight")), self.config.rank)
+            faults += [f"old: {fault}" for fault in lora_faults(self.old, replace(self.config, rank=max(1, rank)))]
         if faults:
             raise AdapterError(f"{shown} has faults", faults)
 

@@ -1,7 +1,7 @@
 """Reading an adapter: find the folder, check everything, build it; or say every fault at once.
 
-A source is the name of an adapter that ships with the package, a folder, or a repository on the Hub, in that order.
-Nothing but safetensors and JSON is opened.
+A source is the name of an adapter that ships with the package, a folder or file, or a repository on the Hub, in that
+order. Nothing but safetensors and JSON is opened. Checkpoints without nft_config.json go to `adapter_foreign`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .adapter_config import AdapterConfig, AdapterError, parse_json
 from .adapter_content import Adapter, head_faults, lora_faults
 from .alpha_head import AlphaHead, AlphaHeadConfig
 from .atomic import settle
+from .foreign_files import PICKLES, looks_foreign
 from .models import ADAPTERS, shipped_adapter
 from .strict_files import read_safetensors, tensor_faults
 
@@ -40,22 +41,38 @@ _FIRST_PAUSE = 0.05  # seconds, doubled from try to try: a writer that is at it 
 
 
 def read_adapter(
-    source: str | os.PathLike[str], *, revision: str | None = None, subfolder: str | None = None
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    kind: str | None = None,
+    beta: float | None = None,
+    pipe: Any = None,
+    use_old: bool = False,
 ) -> Adapter:
     """Read an adapter and check all of it.
 
     Args:
         source: name of a shipped adapter ("shapes-warm"), a folder, or a Hub id ("someone/sd35m-nft-ocr"). A plain
-            name means the shipped adapter; write "./name" for a folder of that name. A path object is always a folder.
+            name means the shipped adapter; write "./name" for a folder of that name. A path object is always a folder
+            or a file. Somebody else's checkpoint may also be a single .safetensors file.
         revision: branch, tag or commit on the Hub; only with a Hub id.
         subfolder: folder inside the source that holds the adapter.
+        kind, beta: for checkpoints that do not say so themselves (no nft_config.json), and only for those: "policy",
+            and the beta of their training. See `nft_pipeline.adapter_foreign`: after online training, strengths other
+            than 0 and 1 are heuristic.
+        pipe: for those checkpoints, the pipeline they are for: names and shapes are checked against its denoiser.
+        use_old: for those checkpoints, whether an adapter called "old" beside it is v_old, or (default) the base model.
 
     Returns:
-        The adapter, on the CPU; tensors in the dtype they were saved in.
+        The adapter, on the CPU; tensors in the dtype they were saved in (in somebody else's checkpoint, a B that its
+        scale was baked into is fp32).
 
     Raises:
         AdapterError: the source cannot be found, or the adapter has faults; all of them are in the one error.
+        FamilyError: `pipe` is one that this version cannot guide.
     """
+    shown = f'the adapter "{os.fspath(source)}"'
     folder = locate(source, revision=revision, subfolder=subfolder)
     for attempt in range(_READ_TRIES):
         if attempt:
@@ -63,7 +80,11 @@ def read_adapter(
         folder = settle(folder)
         before = _identity(folder)
         try:
-            adapter = _read_folder(folder, shown=f'the adapter "{os.fspath(source)}"')
+            if is_foreign(folder):
+                adapter = _read_foreign(folder, source, kind=kind, beta=beta, pipe=pipe, use_old=use_old)
+            else:
+                refuse_for_own(shown, kind, beta)
+                adapter = _read_folder(folder, shown)
         except AdapterError:
             if _identity(folder) == before:
                 raise
@@ -74,7 +95,10 @@ def read_adapter(
 
 
 def locate(source: str | os.PathLike[str], *, revision: str | None = None, subfolder: str | None = None) -> Path:
-    """The folder of an adapter on this machine, fetched from the Hub if need be. Arguments as for `read_adapter`."""
+    """The folder of an adapter on this machine, fetched from the Hub if need be; or the file, if it is somebody else's.
+
+    Arguments as for `read_adapter`.
+    """
     inner = _inner_folder(subfolder)
     text = os.fspath(source)
     if not text or "\0" in text:
@@ -87,8 +111,11 @@ def locate(source: str | os.PathLike[str], *, revision: str | None = None, subfo
     if os.path.isdir(path):  # unlike Path.is_dir, False for names no disk would take
         return _folder_inside(path, inner, revision)
     if os.path.exists(path):
+        if path.suffix == ".safetensors" or path.suffix in PICKLES:
+            return _file_alone(path, inner, revision)
         raise AdapterError(
-            f"{text} is a file, expected the adapter's folder", advice=f"Give the folder that holds {CONFIG_FILE}."
+            f"{text} is a file, expected the adapter's folder or a .safetensors file",
+            advice=f"Give the folder that holds {CONFIG_FILE}.",
         )
     if isinstance(source, str) and _HUB_ID.fullmatch(text) and ".." not in text:
         return _folder_inside(_fetch(text, revision, inner), inner, None)
@@ -124,6 +151,12 @@ def _folder_inside(folder: Path, inner: str, revision: str | None) -> Path:
     if inner and not (folder / inner).is_dir():
         raise AdapterError(f"there is no folder {inner} in {folder}; found {_listing(folder)}")
     return folder / inner
+
+
+def _file_alone(file: Path, inner: str, revision: str | None) -> Path:
+    if inner or revision is not None:
+        raise AdapterError(f"{file} is a file, which has neither a subfolder ({inner!r}) nor a revision ({revision!r})")
+    return file
 
 
 def _fetch(repo: str, revision: str | None, inner: str) -> Path:
@@ -184,15 +217,41 @@ def _listing(folder: Path) -> str:
     return shown or "nothing"
 
 
+def is_foreign(path: Path) -> bool:
+    """Is this somebody else's checkpoint: LoRA files, and none of what only our adapters have?"""
+    return not (path / CONFIG_FILE).is_file() and not (path / HEAD_FOLDER).exists() and looks_foreign(path)
+
+
+def _read_foreign(
+    path: Path, source: str | os.PathLike[str], *, kind: str | None, beta: float | None, pipe: Any, use_old: bool
+) -> Adapter:
+    from .adapter_foreign import denoiser_of, read_foreign
+
+    component, denoiser = (None, None) if pipe is None else denoiser_of(pipe)
+    text = os.fspath(source)
+    name = None if os.path.exists(os.path.expanduser(text)) else text.rpartition("/")[2]  # of a repository on the Hub
+    return read_foreign(
+        path, kind=kind, beta=beta, denoiser=denoiser, component=component, pipe=pipe, use_old=use_old, name=name
+    )
+
+
+def refuse_for_own(shown: str, kind: str | None, beta: float | None) -> None:
+    """Raise if kind or beta is given for an adapter that has them in its config."""
+    given = [f"{name}={value!r}" for name, value in (("kind", kind), ("beta", beta)) if value is not None]
+    if given:
+        raise AdapterError(
+            f"{' and '.join(given)} was given for {shown}, which says its kind and beta itself, in its config",
+            advice="Leave it out. To guide more or less strongly, give nft_strength or nft_beta to the call.",
+        )
+
+
 def _read_folder(folder: Path, shown: str) -> Adapter:
     where = f"{shown} in {folder}"
     if not (folder / CONFIG_FILE).is_file():
-        advice = f"An adapter's folder holds {CONFIG_FILE} and {LORA_FILE}."
-        if (folder / "adapter_config.json").is_file():
-            advice += (
-                " This looks like a peft folder: it does not say its kind and beta, and its scale is not baked in."
-            )
-        raise AdapterError(f"{where} has no {CONFIG_FILE}; found {_listing(folder)}", advice=advice)
+        raise AdapterError(
+            f"{where} has no {CONFIG_FILE}; found {_listing(folder)}",
+            advice=f"An adapter's folder holds {CONFIG_FILE} and {LORA_FILE}.",
+        )
     faults: list[str] = []
     config = _collect(faults, lambda: AdapterConfig.from_json((folder / CONFIG_FILE).read_bytes()))
     lora = _collect(faults, lambda: read_safetensors(folder / LORA_FILE, LORA_FILE, MAX_LORA_BYTES))

@@ -48,11 +48,17 @@ def write_adapter(
         The folder.
 
     Raises:
-        AdapterError: the adapter has faults, a path leaves the folder, something else stands there, or the disk
-            failed. The old folder is then unchanged.
+        AdapterError: the adapter has faults or a LoRA for v_old, a path leaves the folder, something else stands
+            there, or the disk failed. The old folder is then unchanged.
     """
     extras = dict(extra_files or {})
     target = Path(folder)
+    if adapter.old is not None:
+        raise AdapterError(
+            f'the adapter "{adapter.config.name}" was not written: it has a LoRA for v_old (Adapter.old), and the '
+            "format has no place for one; without it the adapter would be another one",
+            advice="Read the checkpoint with use_old=False, so that v_old is the base model, and write that.",
+        )
     adapter.check(f'the adapter "{adapter.config.name}" was not written: it')
     faults = [fault for name, data in extras.items() for fault in _extra_faults(name, data)]
     if faults:

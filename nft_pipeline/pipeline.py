@@ -155,14 +155,19 @@ class DiffusionNFTPipeline:
         name: str = DEFAULT,
         revision: str | None = None,
         subfolder: str | None = None,
+        kind: str | None = None,
+        beta: float | None = None,
+        use_old: bool = False,
     ) -> None:
         """Load an adapter, in the place of the one of the same name, if any. It is checked first; on an error nothing
         changes.
 
         Args:
-            source: a shipped adapter's name, a folder, a Hub id, or an `Adapter`.
+            source: a shipped adapter's name, a folder, a Hub id, or an `Adapter`; for somebody else's checkpoint
+                (docs/other_checkpoints.md) also a .safetensors file.
             name: to call it by in nft_strength={name: ...} where several are loaded.
             revision, subfolder: of a Hub repository.
+            kind, beta, use_old: for somebody else's checkpoint, see `read_adapter`: kind="policy", beta=1.0.
 
         Raises:
             AdapterError: the adapter is faulty, or made for another base model.
@@ -170,10 +175,14 @@ class DiffusionNFTPipeline:
             FamilyError: a denoiser this version cannot guide.
         """
         from .adapter import Adapter, read_adapter
+        from .adapter_read import refuse_for_own
 
-        adapter = (
-            source if isinstance(source, Adapter) else read_adapter(source, revision=revision, subfolder=subfolder)
-        )
+        if isinstance(source, Adapter):
+            adapter = source
+            refuse_for_own(f'the adapter "{adapter.config.name}"', kind, beta)
+        else:
+            theirs: dict[str, Any] = {"kind": kind, "beta": beta, "use_old": use_old}
+            adapter = read_adapter(source, revision=revision, subfolder=subfolder, pipe=self, **theirs)
         self._check_company(name, adapter)
         loaded = load_adapter(self, self._nft_stock_class, adapter)
         replaced = self._nft_loaded.get(name)
@@ -250,6 +259,12 @@ class DiffusionNFTPipeline:
                 "call unload_lora_weights() and load_nft_adapter(...) again, then save. (A second guided pipeline over "
                 "the same model counts too: unwrap that one.)"
             )
+        for name, adapter in self.nft_adapters.items():
+            if adapter.old is not None:
+                raise GuidanceError(
+                    f"the adapter {name!r} has a LoRA for v_old, and the adapter's format has no place for one. Load "
+                    "it again without use_old to save it."
+                )
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         write_call_defaults(folder, self.call_defaults)

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 HELP = """\
 Say what an adapter is: which kind, for which base model, trained on which reward, how strong, under which licence.
 Reads the adapter alone (a few MB); the base model is not loaded. Look here first when an adapter will not load or does
-too much or too little."""
+too much or too little. Of a LoRA that another tool made (a DiffusionNFT checkpoint, a kohya file) it says what is
+known: form, ranks and the scale that its tool applies."""
 
 KINDS = {
     "positive": "positive (LoRA is v_plus, with an alpha head)",
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "adapter",
         metavar="ADAPTER",
-        help="a folder, a shipped name (shapes-warm) or a Hub id (user/name)",
+        help="a folder, a shipped name (shapes-warm), a Hub id (user/name), or a .safetensors file of another tool",
     )
     parser.add_argument(
         "--revision",
@@ -46,12 +47,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read the adapter and print the table."""
     from nft_pipeline.adapter import read_adapter
+    from nft_pipeline.adapter_foreign import describe_foreign
+    from nft_pipeline.adapter_read import is_foreign, locate
 
-    adapter = read_adapter(args.adapter, revision=args.revision, subfolder=args.subfolder)
+    where = {"revision": args.revision, "subfolder": args.subfolder}
+    path = locate(args.adapter, **where)
+    if is_foreign(path):
+        facts = describe_foreign(path)
+        rows = list(foreign_table(facts))
+    else:
+        adapter = read_adapter(args.adapter, **where)
+        facts = adapter.config.to_dict() | sizes(adapter)
+        rows = list(table(adapter))
     if args.json:
-        print(json.dumps(adapter.config.to_dict() | sizes(adapter), indent=2))
+        print(json.dumps(facts, indent=2))
         return 0
-    rows = list(table(adapter))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
@@ -93,6 +103,19 @@ def table(adapter: Adapter) -> Iterator[tuple[str, str]]:
     for key, value in _flat(config.training):
         yield f"training {key}", value
     yield "licence", config.licence
+
+
+def foreign_table(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The rows for somebody else's checkpoint, from `describe_foreign`."""
+    yield "form", f"{facts['form']}, not an adapter of this package: kind and beta are for you to say"
+    yield "file", facts["file"]
+    yield "base model", facts["base_model"] or "not recorded"
+    ranks, scales = (", ".join(f"{value:g}" for value in facts[name]) for name in ("ranks", "scales"))
+    yield "LoRA", f"rank {ranks}, {facts['layers']} layers, {facts['parameters']:,} parameters"
+    yield "scale", f"{scales} (multiplied into the LoRA on loading)"
+    if facts["old"]:
+        yield "v_old", "the base model; with use_old=True (sample: --use-old) the adapter called old beside it"
+    yield "to load it", 'pipe.load_nft_adapter(..., kind="policy", beta=...), or sample --kind policy --beta ...'
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -44,7 +44,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--adapter",
         default="shapes-warm",
         metavar="NAME",
-        help="adapter: a shipped name, a folder or a Hub id (default: %(default)s)",
+        help="adapter: a shipped name, a folder or a Hub id (default: %(default)s); a LoRA that another tool made may "
+        "also be a .safetensors file, and needs --kind and --beta",
+    )
+    what.add_argument(
+        "--kind",
+        choices=("policy", "positive"),
+        help="only for a LoRA that another tool made, which does not say it itself: policy if the LoRA is the trained "
+        "model, as in every DiffusionNFT checkpoint (default: what the adapter says)",
+    )
+    what.add_argument(
+        "--beta",
+        type=float,
+        metavar="BETA",
+        help="only with --kind: the beta of its training, 1 or 0.1 in the official DiffusionNFT configs (default: what "
+        "the adapter says). It names the tilt of strength 1 and changes no picture",
+    )
+    what.add_argument(
+        "--use-old",
+        action="store_true",
+        help="only with --kind: take the adapter called old beside the checkpoint as v_old (default: the base model). "
+        "Give it to see the last round of training and not the whole",
     )
     what.add_argument(
         "--seeds",
@@ -145,7 +165,9 @@ def run(args: argparse.Namespace) -> int:
 
     device = pick_device(args.device)
     dtype = pick_dtype(args.dtype, device)
-    pipe = DiffusionNFTPipeline.from_pretrained(args.model, nft_adapter=args.adapter, dtype=dtype).to(device)
+    pipe = DiffusionNFTPipeline.from_pretrained(args.model, dtype=dtype)
+    pipe.load_nft_adapter(args.adapter, kind=args.kind, beta=args.beta, use_old=args.use_old)
+    pipe = pipe.to(device)
     rows = [(prompt, seed) for prompt in args.prompts for seed in args.seeds]
     print(f"{len(rows)} rows x {len(args.strengths)} strengths on {device}, {str(dtype).removeprefix('torch.')}")
     with torch.inference_mode():

@@ -94,9 +94,9 @@ def test_an_empty_source(source: str) -> None:
 
 
 def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "x.safetensors").write_bytes(b"")
+    (tmp_path / "x.json").write_bytes(b"")
     with pytest.raises(AdapterError, match=r"is a file, expected the adapter's folder"):
-        read_adapter(tmp_path / "x.safetensors")
+        read_adapter(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize("subfolder", ["..", "a/../..", "/etc", "~/x", "a\\b", "C:x", ""])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import getpass
 import json
 import platform
+import re
+import shutil
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.foreign import official_checkpoint, peft_model
 from helpers.tiny import tiny_adapter, tiny_pipe
 from nft_pipeline import guidance
 from nft_pipeline.adapter import write_adapter
@@ -81,6 +84,52 @@ def test_info_of_nothing_is_one_clean_error(tmp_path: Path, capsys: pytest.Captu
     err = capsys.readouterr().err
     assert err.startswith("diffusion-nft: error: ")
     assert "Traceback" not in err
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint of the official trainer for the base model in `folders`."""
+    model = peft_model(tiny_pipe().transformer, old=True)
+    return str(official_checkpoint(tmp_path_factory.mktemp("official"), model))
+
+
+def test_info_of_somebody_elses_checkpoint(official: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", official]) == 0
+    shown = capsys.readouterr().out
+    for text in ("peft folder, not an adapter of this package", "not recorded", "rank 4, 15 layers", "--kind policy"):
+        assert text in shown
+    assert re.search(r"^scale +2 \(multiplied into the LoRA", shown, re.MULTILINE)
+    assert "the adapter called old beside it" in shown
+    assert main(["info", official, "--subfolder", "lora/old", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["ranks"], facts["scales"], facts["old"]) == ([2], [3.0], False)
+    spoilt = shutil.copytree(Path(official) / "lora" / "old", tmp_path / "spoilt")
+    (spoilt / "adapter_config.json").write_text('{"use_dora": true}')
+    assert main(["info", str(spoilt)]) == 2
+    assert "it is a DoRA" in capsys.readouterr().err
+
+
+def test_sample_of_somebody_elses_checkpoint(
+    folders: tuple[str, str], official: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "sample",
+        "a ring",
+        "--seeds",
+        "0",
+        "--strengths",
+        "0",
+        "1",
+        "--model",
+        folders[0],
+        "--adapter",
+        official,
+    ]
+    command += ["--device", "cpu", "--out", str(tmp_path / "grid.png")]
+    assert main(command) == 2
+    assert "not given: kind and beta" in capsys.readouterr().err
+    assert main([*command, "--kind", "policy", "--beta", "1", "--use-old"]) == 0
+    assert (tmp_path / "grid.png").is_file()
 
 
 def test_sample_writes_a_grid_and_says_what_guidance_did(
