@@ -25,10 +25,8 @@ from nft_pipeline.settings import GuidanceError
 
 CFG = 4.0
 SD3 = MODULAR["StableDiffusion3"]
-POSITIVE = {name: case for name, case in MODULAR.items() if case.positive}
-STRAIGHT = {name: case for name, case in POSITIVE.items() if not case.rescaled}
+STRAIGHT = {name: case for name, case in MODULAR.items() if not case.rescaled}
 every_pipeline = pytest.mark.parametrize("case", MODULAR.values(), ids=MODULAR)
-every_positive = pytest.mark.parametrize("case", POSITIVE.values(), ids=POSITIVE)
 every_straight = pytest.mark.parametrize("case", STRAIGHT.values(), ids=STRAIGHT)
 with_and_without_cfg = pytest.mark.parametrize("cfg", [1.0, CFG], ids=["cfg_free", "cfg"])
 ONE = {"num_inference_steps": 1}
@@ -76,9 +74,8 @@ def counter(case: Modular, pipe: Any) -> list[int]:
 
 def test_the_page_lists_the_pipelines_tested_here() -> None:
     page = (ROOT / "docs" / "modular.md").read_text(encoding="utf-8")
-    listed = re.findall(r"^\| (\w+)ModularPipeline \| (\w+) \| (.+) \|$", page, re.MULTILINE)
-    kinds = {True: "positive, policy", False: "policy"}
-    tested = {(name, type(denoiser_of(c.pipe())).__name__, kinds[c.positive]) for name, c in MODULAR.items()}
+    listed = re.findall(r"^\| (\w+)ModularPipeline \| (\w+) \|$", page, re.MULTILINE)
+    tested = {(name, type(denoiser_of(case.pipe())).__name__) for name, case in MODULAR.items()}
     assert set(listed) == tested
 
 
@@ -101,7 +98,7 @@ def test_strength_0_is_stock_and_policy_at_1_is_the_lora_on(case: Modular, cfg: 
     assert torch.equal(case.sample(pipe), base), "the adapter is loaded, and inactive for everybody else"
 
 
-@every_positive
+@every_pipeline
 def test_strength_0_of_a_positive_adapter_is_stock_with_all_that_the_stock_guider_can_do(case: Modular) -> None:
     options = {"guidance_scale": 3.0, "guidance_rescale": 0.5, "use_original_formulation": True, "stop": 0.7}
     pipe = case.pipe(stock(**options))
@@ -186,7 +183,7 @@ def test_a_policy_guides_a_list_of_predictions_sample_by_sample() -> None:
 # Alpha, the interval and the cost
 
 
-@every_positive
+@every_pipeline
 @with_and_without_cfg
 def test_alpha_is_one_a_sample_and_the_conditional_rows(case: Modular, cfg: float) -> None:
     pipe = case.pipe()
@@ -408,10 +405,9 @@ def test_an_adapter_takes_the_place_of_the_one_before() -> None:
     first = SD3.sample(pipe)
     guider.load_nft_adapter(denoiser_of(pipe), adapter_for(SD3, pipe, kind="policy", seed=8))
     assert not torch.allclose(SD3.sample(pipe), first, atol=1e-4)
-    denoiser_of(pipe).delete_adapters(
-        [guider._loaded.entry.loras["transformer"]]
-    )  # as a user may, not knowing whose it is
-    with pytest.raises(AdapterError, match="the nft LoRA is on 0 layers"):
+    name = guider._loaded.entry.loras["transformer"]
+    denoiser_of(pipe).delete_adapters([name])  # as a user may, not knowing whose it is
+    with pytest.raises(AdapterError, match=f"the {name} LoRA is on 0 layers"):
         SD3.sample(pipe)
     guider.load_nft_adapter(pipe, adapter_for(SD3, pipe, kind="policy"))
     close(SD3.sample(pipe), first)

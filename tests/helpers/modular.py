@@ -20,9 +20,9 @@ from diffusers.modular_pipelines.z_image.modular_blocks_z_image import ZImageCor
 from torch import Tensor, nn
 
 from helpers.tiny import random_head, random_lora, tiny_adapter, tiny_transformer
-from helpers.zoo import WIDTH, WORDS, denoiser_of, rows
+from helpers.zoo_case import WIDTH, WORDS, denoiser_of, rows
 from nft_pipeline.adapter import Adapter
-from nft_pipeline.families import family_of
+from nft_pipeline.families import as_tokens, family_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ class Modular:
         parts: makes its components, the guider apart.
         call: arguments for samples of these indices, the negative prompt included.
         first_block: name of a module of which each forward of the denoiser runs one, once.
-        positive: whether an alpha head can read it.
         rescaled: whether the pipeline rescales what classifier-free guidance gives, which no straight line survives.
     """
 
@@ -42,7 +41,6 @@ class Modular:
     parts: Callable[[], dict[str, Any]]
     call: Callable[[list[int]], dict[str, Any]]
     first_block: str = "transformer_blocks.0"
-    positive: bool = True
     rescaled: bool = False
 
     def pipe(self, guider: Any = None) -> Any:
@@ -60,19 +58,20 @@ class Modular:
 def adapter_for(
     case: Modular, pipe: Any, *, kind: str | None = None, tilt: float = 2.0, component: str | None = None, seed: int = 7
 ) -> Adapter:
-    """A random adapter for a case's pipeline: a positive one where that can be."""
+    """A random adapter for a case's pipeline."""
     denoiser: Any = denoiser_of(pipe)
-    kind = kind or ("positive" if case.positive else "policy")
+    kind = kind or "positive"
     component = component or family_of(denoiser).component
     lora = random_lora(denoiser, seed=seed, component=component)
     head = None
     if kind == "positive":
-        tap = "conv_norm_out" if hasattr(denoiser, "conv_norm_out") else "norm_out"
-        config: Any = denoiser.config
-        width = (
-            config.block_out_channels[0] if tap == "conv_norm_out" else denoiser.get_submodule("proj_out").in_features
-        )
-        head = random_head(width, text_dim=WIDTH)
+        tap, seen = family_of(denoiser).tap, []
+        hook = denoiser.get_submodule(tap).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        guider, pipe.guider = pipe.guider, stock(1.0)
+        case.sample(pipe, num_inference_steps=2)
+        hook.remove()
+        pipe.guider = guider
+        head = random_head(as_tokens(seen[0]).shape[-1], text_dim=WIDTH)
         head.config = replace(head.config, tap=tap)
     config = tiny_adapter(denoiser, kind="policy", tilt=tilt).config
     return Adapter(replace(config, kind=kind, component=component), lora, head)
@@ -235,6 +234,5 @@ MODULAR: dict[str, Modular] = {
             "width": 64,
         },
         first_block="layers.0",
-        positive=False,
     ),
 }

@@ -20,8 +20,8 @@ def _unet(**kwargs: Any) -> diffusers.UNet2DConditionModel:
         cross_attention_dim=WIDTH,
         norm_num_groups=4,
         attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
         **kwargs,
     ).eval()
 
