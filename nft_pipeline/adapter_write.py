@@ -23,7 +23,7 @@ from .adapter_config import AdapterConfig, AdapterError
 from .adapter_content import Adapter
 from .adapter_read import CONFIG_FILE, HEAD_CONFIG_FILE, HEAD_FILE, HEAD_FOLDER, LORA_FILE, LORA_METADATA_KEY
 from .atomic import atomic_folder, settle
-from .keys import head_to_comfyui, lora_modules, lora_to_comfyui
+from .keys import SECOND, component_lora, head_to_comfyui, lora_modules, lora_to_comfyui
 from .strict_files import safetensors_bytes
 
 COMFYUI_FOLDER = "comfyui"
@@ -82,12 +82,13 @@ def _files(adapter: Adapter) -> dict[str, bytes]:
     """Every file of the contract, by relative path."""
     config = adapter.config
     lora = {key: _plain(tensor) for key, tensor in adapter.lora.items()}
-    said = {
-        "r": config.rank,
-        "lora_alpha": config.rank,
-        "target_modules": lora_modules(lora),
-    }
-    header = {"format": "pt", LORA_METADATA_KEY: _json({f"{config.component}.{key}": said[key] for key in said})}
+    said = {}
+    for component in (config.component, config.component + SECOND):
+        part = component_lora(lora, component)
+        if part:
+            facts = {"r": config.rank, "lora_alpha": config.rank, "target_modules": lora_modules(part)}
+            said.update({f"{component}.{name}": value for name, value in facts.items()})
+    header = {"format": "pt", LORA_METADATA_KEY: _json(said)}
     files = {
         LORA_FILE: safetensors_bytes(lora, header),
         CONFIG_FILE: config.to_json().encode(),

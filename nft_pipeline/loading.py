@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from .adapter_config import AdapterError
 from .families import FAMILIES, FamilyError, check_pipeline, family_of
 from .injection import inject_lora, remove_lora
 from .keys import SECOND, component_lora
@@ -63,6 +64,12 @@ def load_into(denoisers: Mapping[str, nn.Module], adapter: Adapter, *, pipe: Any
     from .adapter import check_base
 
     adapter.check(f'the adapter "{adapter.config.name}"')
+    second = adapter.config.component + SECOND
+    if component_lora(adapter.lora, second) and second not in denoisers:
+        raise AdapterError(
+            f'the adapter "{adapter.config.name}" has a LoRA for {second}, which this pipeline does not have',
+            advice=f"Load the base model it was made for, {adapter.config.base_model.id}.",
+        )
     for denoiser in denoisers.values():
         family_of(denoiser)
         check_base(adapter.config, denoiser, adapter.lora)
