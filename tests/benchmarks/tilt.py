@@ -36,30 +36,38 @@ from nft_pipeline.training.shapes.report import markdown, plot_promise
 from nft_pipeline.training.trainer import train
 
 TILTS = (-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 4.0)
-WEIGHTS = (0.25, 0.5, 0.75, 1.0, 1.5)
+WEIGHTS = (-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.5)
 NOISE_SEED = 80_001
 DOCS = Path(__file__).parents[2] / "docs"
 
 
+def one_training(seed: int, work: Path) -> tuple[Path, dict]:
+    """Train with `seed`, or take it from `work` if it was done before; the run's folder and what it reported."""
+    folder = work / f"seed{seed}"
+    if (folder / "adapter").is_dir() and (folder / "trained.json").is_file():
+        return folder, json.loads((folder / "trained.json").read_text())
+    started = time.monotonic()
+    result = train(TrainConfig.from_yaml("shapes_warm", {"seed": seed}), folder)
+    trained = {"calibration": [c.to_dict() for c in result.calibration], "seconds": time.monotonic() - started}
+    (folder / "trained.json").write_text(json.dumps(trained))
+    return folder, trained
+
+
+def workload(seed: int, n: int, call: dict) -> Workload:
+    """Held-out prompts and the noise of a training seed."""
+    dtype, _ = choose_precision("auto", torch.device("cpu"))
+    prompts = find_prompts("shapes_warm_held_out")
+    return Workload(prompts, n=n, seed=NOISE_SEED + seed, batch=207, call=call, dtype=dtype)
+
+
 def one_run(seed: int, n: int, work: Path) -> dict:
     """Train with `seed` and measure; from `work` if it was done before."""
-    folder = work / f"seed{seed}"
-    done = folder / f"measured_{n}.json"
+    done = work / f"seed{seed}" / f"measured_{n}.json"
     if done.is_file():
         return json.loads(done.read_text())
-    config = TrainConfig.from_yaml("shapes_warm", {"seed": seed})
-    started = time.monotonic()
-    if (folder / "adapter").is_dir() and (folder / "trained.json").is_file():
-        trained = json.loads((folder / "trained.json").read_text())
-    else:
-        result = train(config, folder)
-        trained = {"calibration": [c.to_dict() for c in result.calibration], "seconds": time.monotonic() - started}
-        (folder / "trained.json").write_text(json.dumps(trained))
-    reward, guided = find_reward(config.reward), DiffusionNFTPipeline.from_pretrained("shapes")
-    prompts = find_prompts("shapes_warm_held_out")
-    dtype, _ = choose_precision("auto", torch.device("cpu"))
-    call = dict(guided.call_defaults)
-    load = Workload(prompts, n=n, seed=NOISE_SEED + seed, batch=207, call=call, dtype=dtype)
+    folder, trained = one_training(seed, work)
+    reward, guided = find_reward("shapes_warm"), DiffusionNFTPipeline.from_pretrained("shapes")
+    load = workload(seed, n, dict(guided.call_defaults))
     base = measure_base(guided.unwrap(), load, reward)
     guided.load_nft_adapter(read_adapter(folder / "adapter"))
     points = measure_laws(guided, load, reward, base, TILTS, ("odds", "nft"))
@@ -124,7 +132,7 @@ def report(runs: list[dict], n: int) -> str:
                 spread([p.rate for r in rivals for p in r if p.setting == w]),
                 spread([p.quality for r in rivals for p in r if p.setting == w]),
             ]
-            for w in (0.0, *WEIGHTS)
+            for w in sorted((0.0, *WEIGHTS))
         ],
     )
     levels = [c["noise_level"] for c in runs[0]["calibration"]]

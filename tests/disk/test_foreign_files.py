@@ -246,7 +246,7 @@ def test_zero_matched_layers_names_both_sides(tmp_path: Path, checkpoint: Path) 
     assert "linear layers and convolutions, such as" in text and "Load the base model the LoRA was trained on" in text
     tensors, _ = kohya_tensors({name.replace(".", "_"): w for name, w in weights_of(SD1.pipe().unet).items()})
     for other, model in ((SD3, "SD3Transformer2DModel"), (FLUX, "FluxTransformer2DModel")):
-        with pytest.raises(AdapterError, match=rf"0 of 32 LoRA layers match the loaded {model}"):
+        with pytest.raises(AdapterError, match=rf"0 of \d+ LoRA layers match the loaded {model}"):
             read_for(other.pipe(), save(tmp_path / "x.safetensors", tensors))
 
 

@@ -104,9 +104,15 @@ def measure_base(pipe: Any, work: Workload, reward: Reward) -> Point:
 
 
 def measure_laws(
-    guided: Any, work: Workload, reward: Reward, base: Point, tilts: Iterable[float], laws: Sequence[str]
+    guided: Any,
+    work: Workload,
+    reward: Reward,
+    base: Point,
+    tilts: Iterable[float],
+    laws: Sequence[str],
+    mode: str = "two_pass",
 ) -> list[Point]:
-    """Both laws at each tilt; tilt 0 is the base model and is not sampled again."""
+    """The laws at each tilt; tilt 0 is the base model and is not sampled again. `mode` is the call's nft_mode."""
     points = []
     for law in laws:
         for tilt in tilts:
@@ -115,7 +121,8 @@ def measure_laws(
                 points.append(Point(law, 0.0, base.n, base.rate, base.quality, promise))
                 continue
             strength = tilt / guided.nft_config.tilt
-            pictures = work.pictures(guided, f"{law} {tilt:+g}", nft_strength=strength, nft_law=law)
+            steering = {"nft_strength": strength, "nft_law": law, "nft_mode": mode}
+            pictures = work.pictures(guided, f"{mode} {law} {tilt:+g}", **steering)
             points.append(Point(law, tilt, work.n, *measure_pictures(pictures, work.texts(), reward), promise))
     return points
 
