@@ -25,7 +25,7 @@ demo: $(READY)
 	@$(BIN)/diffusion-nft demo --out demo $(ARGS)
 
 test: $(READY)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto $(ARGS)
 
 style: $(READY)
 	@$(BIN)/ruff check --fix .

@@ -9,10 +9,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# The tests' models are tiny: more than two threads cost more in waiting than they bring.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+# The tests' models are tiny: more than two threads cost more in waiting than they bring, and one is enough where
+# several processes share the cores.
+_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+os.environ.setdefault("OMP_NUM_THREADS", "1" if _WORKER else str(min(2, os.cpu_count() or 1)))
 
 import pytest
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """As many processes as cores, up to 8: each holds its own torch and diffusers."""
+    return min(8, os.cpu_count() or 1)
 
 
 def pytest_report_header() -> str:

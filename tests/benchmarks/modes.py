@@ -95,9 +95,10 @@ def report(runs: list[dict], n: int) -> str:
 
 Made by `python -m tests.benchmarks.modes --n {n}` on {date.today().isoformat()} ({device}). Reward "shapes_warm" on the
 shapes model, {len(runs)} training seeds, n = {n} pictures a run and row of held-out prompts and noise, 14 steps, no
-classifier-free guidance. Entries are means over the runs with the lowest and highest in brackets; the standard error of
-one run's rate is at most {0.5 / n**0.5:.3f}. Base model: P(o=1) {spread([run["base"]["rate"] for run in runs])}, quality
-{base_quality:.3f}. Two passes take two forwards a step; single, like LoRA weight, takes one.
+classifier-free guidance. Entries are means over the runs, the lowest and highest in brackets; the standard error of
+one run's rate is at most {0.5 / n**0.5:.3f}. Two passes take two forwards a step; single, like LoRA weight, takes one.
+
+Base model: P(o=1) {spread([run["base"]["rate"] for run in runs])}, quality {base_quality:.3f}.
 
 {markdown(head, rows)}
 
