@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from .call_defaults import read_call_defaults, write_call_defaults
-from .guided_call import guided_class, refuse_without_adapter, run_guided
+from .guided_call import guided_class, guided_method, refuse_without_adapter, run_guided
 from .injection import adapter_names, without_wrappers
 from .loading import LoadedAdapter, find_denoisers, load_adapter, unload_adapter
 from .settings import GuidanceError, tilts_of
@@ -40,26 +40,46 @@ if TYPE_CHECKING:
 
 ADAPTER_FOLDER = "nft_adapter"
 DEFAULT = "default"  # the name of an adapter that was given none
+_OWN = ("_nft_stock", "_nft_loaded", "_nft_engines", "nft_stats", "call_defaults")  # attributes stock pipelines lack
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
 class DiffusionNFTPipeline:
-    """Makes guided pipelines, and is the base class of all of them. Never instantiated itself."""
+    """Makes guided pipelines, and is the base class of all of them. Never instantiated itself.
 
-    # Set on the generated subclass and on the instance, see `from_pipe`.
-    _nft_stock_class: ClassVar[Any]
-    _nft_stock: Any
+    A subclass of this class and of a pipeline class of diffusers, in this order and without a constructor of its own, is
+    a guided pipeline class: `from_pipe` makes them on the fly, a pipeline.py for the Hub writes one out
+    (`nft_pipeline.custom_pipeline`).
+    """
+
+    _nft_stock_class: ClassVar[Any]  # the pipeline class of diffusers behind a subclass
+    # Set on the instance.
+    _nft_stock: Any  # the stock pipeline it was made of; None if it was made by its own constructor
     _nft_loaded: dict[str, LoadedAdapter]
     _nft_engines: list[NFTEngine]
     nft_stats: NFTStats | None
     call_defaults: dict[str, Any]
     scheduler: Any  # the stock pipeline's
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        stock = next(each for each in cls.__mro__ if not issubclass(each, DiffusionNFTPipeline))
+        if stock is not object:
+            cls._nft_stock_class = stock
+            cls.__call__ = guided_method(stock)  # type: ignore[method-assign]
+            if "__init__" not in cls.__dict__:
+                cls.__init__ = _constructor(stock)  # type: ignore[method-assign]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise TypeError(
             "DiffusionNFTPipeline is not made directly: use DiffusionNFTPipeline.from_pretrained(base, "
             "nft_adapter=...) or DiffusionNFTPipeline.from_pipe(pipe, nft_adapter=...)."
         )
+
+    def _nft_begin(self, stock: Any, call_defaults: dict[str, Any]) -> None:
+        """The state of a guided pipeline without an adapter."""
+        self._nft_stock, self.call_defaults = stock, call_defaults
+        self._nft_loaded, self._nft_engines, self.nft_stats = {}, [], None
 
     @classmethod
     def from_pretrained(cls, base: str | PathLike[str], nft_adapter: Any = None, **kwargs: Any) -> Any:
@@ -112,13 +132,11 @@ class DiffusionNFTPipeline:
                 f"from_pipe got a {type(pipe).__name__}, expected a diffusers pipeline object. To load one by name use "
                 "DiffusionNFTPipeline.from_pretrained."
             )
-        stock: Any = pipe._nft_stock if isinstance(pipe, DiffusionNFTPipeline) else pipe
+        stock: Any = pipe._stock() if isinstance(pipe, DiffusionNFTPipeline) else pipe
         stock_class: Any = type(stock)
         guided = copy.copy(stock)
         guided.__class__ = guided_class(stock_class, DiffusionNFTPipeline)
-        guided._nft_stock = stock
-        guided._nft_loaded, guided._nft_engines, guided.nft_stats = {}, [], None
-        guided.call_defaults = read_call_defaults(stock)
+        guided._nft_begin(stock, read_call_defaults(stock))
         named = nft_adapter if isinstance(nft_adapter, Mapping) else {DEFAULT: nft_adapter}
         try:
             for name, source in named.items():
@@ -228,9 +246,12 @@ class DiffusionNFTPipeline:
                 term.tilt = tilts[term.name]
 
     def unwrap(self) -> Any:
-        """The stock pipeline this one was made of, the same object, after `unload_nft_adapter`."""
+        """The stock pipeline this one was made of, the same object, after `unload_nft_adapter`.
+
+        A pipeline that came through diffusers' custom_pipeline was made of none; then a stock one with its components.
+        """
         self.unload_nft_adapter()
-        return self._nft_stock
+        return self._stock()
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save a folder that stock diffusers loads as the base model, with the adapter in nft_adapter/ beside it.
@@ -275,8 +296,13 @@ class DiffusionNFTPipeline:
     def _as_stock(self) -> Any:
         """A stock pipeline with this one's present components."""
         stock = copy.copy(self)
+        for name in _OWN:
+            stock.__dict__.pop(name, None)
         stock.__class__ = self._nft_stock_class
         return stock
+
+    def _stock(self) -> Any:
+        return self._as_stock() if self._nft_stock is None else self._nft_stock
 
     def _check_company(self, name: str, adapter: Adapter) -> None:
         """Raise GuidanceError if the adapter cannot be used beside the others that are loaded."""
@@ -305,3 +331,14 @@ class DiffusionNFTPipeline:
             self.nft_stats = None
             return bound()
         return run_guided(self, self._nft_loaded, bound, nft)
+
+
+def _constructor(stock: Any) -> Any:
+    """The constructor of a guided class. diffusers reads the components' names off its signature, the stock one's."""
+
+    @functools.wraps(stock.__init__)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock.__init__(self, *args, **kwargs)
+        self._nft_begin(None, {})
+
+    return __init__
