@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from .call_defaults import read_call_defaults, write_call_defaults
+from .custom_pipeline import ADAPTER_FOLDER, DEFAULT, PIPELINE_FILE, load_beside, render_custom_pipeline
 from .guided_call import guided_class, guided_method, refuse_without_adapter, run_guided
 from .injection import adapter_names, without_wrappers
 from .loading import LoadedAdapter, find_denoisers, load_adapter, unload_adapter
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from .adapter import Adapter, AdapterConfig
     from .engine import NFTEngine
 
-ADAPTER_FOLDER = "nft_adapter"
-DEFAULT = "default"  # the name of an adapter that was given none
 _OWN = ("_nft_stock", "_nft_loaded", "_nft_engines", "nft_stats", "call_defaults")  # attributes stock pipelines lack
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
@@ -47,12 +46,13 @@ _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", 
 class DiffusionNFTPipeline:
     """Makes guided pipelines, and is the base class of all of them. Never instantiated itself.
 
-    A subclass of this class and of a pipeline class of diffusers, in this order and without a constructor of its own, is
-    a guided pipeline class: `from_pipe` makes them on the fly, a pipeline.py for the Hub writes one out
+    A subclass of this class and of a pipeline class of diffusers, in this order and without a constructor of its own,
+    is a guided pipeline class: `from_pipe` makes them on the fly, a pipeline.py for the Hub writes one out
     (`nft_pipeline.custom_pipeline`).
     """
 
     _nft_stock_class: ClassVar[Any]  # the pipeline class of diffusers behind a subclass
+    nft_adapter: ClassVar[str | None] = None  # what a pipeline.py loads; None for the adapters beside the model
     # Set on the instance.
     _nft_stock: Any  # the stock pipeline it was made of; None if it was made by its own constructor
     _nft_loaded: dict[str, LoadedAdapter]
@@ -75,6 +75,12 @@ class DiffusionNFTPipeline:
             "DiffusionNFTPipeline is not made directly: use DiffusionNFTPipeline.from_pretrained(base, "
             "nft_adapter=...) or DiffusionNFTPipeline.from_pipe(pipe, nft_adapter=...)."
         )
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """The stock method. diffusers says by it where it found the model, last of all when it loads one."""
+        super().register_to_config(**kwargs)  # type: ignore[misc]
+        if "_name_or_path" in kwargs and getattr(self, "_nft_stock", self) is None and not self._nft_loaded:
+            load_beside(self)
 
     def _nft_begin(self, stock: Any, call_defaults: dict[str, Any]) -> None:
         """The state of a guided pipeline without an adapter."""
@@ -136,7 +142,7 @@ class DiffusionNFTPipeline:
         stock_class: Any = type(stock)
         guided = copy.copy(stock)
         guided.__class__ = guided_class(stock_class, DiffusionNFTPipeline)
-        guided._nft_begin(stock, read_call_defaults(stock))
+        guided._nft_begin(stock, read_call_defaults(stock_class, stock.name_or_path))
         named = nft_adapter if isinstance(nft_adapter, Mapping) else {DEFAULT: nft_adapter}
         try:
             for name, source in named.items():
@@ -253,17 +259,23 @@ class DiffusionNFTPipeline:
         self.unload_nft_adapter()
         return self._stock()
 
-    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], *args: Any, custom_pipeline: bool = False, **kwargs: Any
+    ) -> None:
         """Save a folder that stock diffusers loads as the base model, with the adapter in nft_adapter/ beside it.
 
         Several adapters go to nft_adapter/<name>/.
 
         Args:
             save_directory: the folder.
+            custom_pipeline: whether to add a pipeline.py, by which diffusers loads model and adapter as a guided
+                pipeline: DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline",
+                trust_remote_code=True). For people who get the folder from the Hub.
             *args, **kwargs: of the stock save_pretrained.
 
         Raises:
             GuidanceError: other LoRAs are loaded, which diffusers' format of a whole model cannot hold.
+            ValueError: custom_pipeline with a pipeline class that is not diffusers' own.
         """
         others = self._other_loras()
         if others:
@@ -276,6 +288,11 @@ class DiffusionNFTPipeline:
         folder.mkdir(parents=True, exist_ok=True)
         write_call_defaults(folder, self.call_defaults)
         stock = self._as_stock()
+        if custom_pipeline:
+            absent = [name for name, part in self.components.items() if part is None]  # type: ignore[attr-defined]
+            absent = [name for name in absent if name not in self._nft_stock_class._optional_components]
+            source = render_custom_pipeline(self._nft_stock_class, absent=absent)
+            (folder / PIPELINE_FILE).write_text(source, encoding="utf-8")
         if not self._nft_loaded:
             stock.save_pretrained(save_directory, *args, **kwargs)
             return
