@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,28 @@ from .settings import GuidanceError
 CALL_DEFAULTS = "call_defaults.json"
 
 
-def read_call_defaults(pipe: Any) -> dict[str, Any]:
-    """The arguments in the folder the pipeline was loaded from, {} where there are none.
+def read_call_defaults(stock_class: Any, folder: str | PathLike[str] | None) -> dict[str, Any]:
+    """The arguments in the folder a pipeline was loaded from, {} where there are none.
+
+    Args:
+        stock_class: diffusers' class of the pipeline.
+        folder: as the pipeline's `name_or_path` says, which may be a Hub id or None.
 
     Raises:
         GuidanceError: the file is no JSON object of arguments of the pipeline's call.
     """
-    name_or_path = getattr(pipe, "name_or_path", None)
-    path = Path(name_or_path or "") / CALL_DEFAULTS
-    if not name_or_path or not path.is_file():
+    path = Path(folder or "") / CALL_DEFAULTS
+    if not folder or not path.is_file():
         return {}
     try:
         defaults = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise GuidanceError(f"{path} is no JSON: {error}. Mend it or delete it.") from error
-    known = list(inspect.signature(type(pipe).__call__).parameters)[1:]
+    known = list(inspect.signature(stock_class.__call__).parameters)[1:]
     unknown = sorted(set(defaults) - set(known)) if isinstance(defaults, dict) else [type(defaults).__name__]
     if unknown:
         raise GuidanceError(
-            f"{path} has {unknown}, expected an object with arguments of {type(pipe).__name__}'s call: {known}. Mend "
+            f"{path} has {unknown}, expected an object with arguments of {stock_class.__name__}'s call: {known}. Mend "
             "it or delete it."
         )
     return defaults

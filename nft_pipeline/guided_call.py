@@ -119,11 +119,24 @@ def run_guided(
 
 @functools.cache
 def guided_class(stock: Any, base: type) -> type:
-    """`DiffusionNFT<Stock>`: the stock class with `base` in front and the stock constructor's signature.
+    """`DiffusionNFT<Stock>`: the stock class with `base` in front.
 
     Args:
         stock: a pipeline class of diffusers.
         base: DiffusionNFTPipeline.
+    """
+    return type(
+        f"DiffusionNFT{stock.__name__}",
+        (base, stock),
+        {"__doc__": f"A {stock.__name__} with a reward dial; see DiffusionNFTPipeline.", "__module__": __name__},
+    )
+
+
+def guided_method(stock: Any) -> Callable[..., Any]:
+    """`__call__` of a guided class: the stock one's signature and documentation with the guidance arguments added.
+
+    Args:
+        stock: a pipeline class of diffusers.
     """
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -133,18 +146,7 @@ def guided_class(stock: Any, base: type) -> type:
     stock_call: Any = stock.__call__
     __call__.__signature__ = guided_signature(stock_call)  # type: ignore[attr-defined]
     __call__.__doc__ = _CALL_DOC.format(stock=stock.__name__, doc=inspect.getdoc(stock_call) or "")
-    return type(
-        f"DiffusionNFT{stock.__name__}",
-        (base, stock),
-        {
-            "__call__": __call__,
-            # diffusers reads the components' names off the constructor's signature.
-            "__init__": stock.__init__,
-            "__doc__": f"A {stock.__name__} with a reward dial; see DiffusionNFTPipeline.",
-            "__module__": __name__,
-            "_nft_stock_class": stock,
-        },
-    )
+    return __call__
 
 
 def guided_signature(stock_call: Callable[..., Any]) -> inspect.Signature:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import re
 from collections.abc import Mapping
@@ -25,7 +26,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from .call_defaults import read_call_defaults, write_call_defaults
-from .guided_call import guided_class, refuse_without_adapter, run_guided
+from .custom_pipeline import ADAPTER_FOLDER, DEFAULT, PIPELINE_FILE, load_beside, render_custom_pipeline
+from .guided_call import guided_class, guided_method, refuse_without_adapter, run_guided
 from .injection import adapter_names, without_wrappers
 from .loading import LoadedAdapter, find_denoisers, load_adapter, unload_adapter
 from .settings import GuidanceError, tilts_of
@@ -37,28 +39,53 @@ if TYPE_CHECKING:
     from .adapter import Adapter, AdapterConfig
     from .engine import NFTEngine
 
-ADAPTER_FOLDER = "nft_adapter"
-DEFAULT = "default"  # the name of an adapter that was given none
+_OWN = ("_nft_stock", "_nft_loaded", "_nft_engines", "nft_stats", "call_defaults")  # attributes stock pipelines lack
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
 class DiffusionNFTPipeline:
-    """Makes guided pipelines, and is the base class of all of them. Never instantiated itself."""
+    """Makes guided pipelines, and is the base class of all of them. Never instantiated itself.
 
-    # Set on the generated subclass and on the instance, see `from_pipe`.
-    _nft_stock_class: ClassVar[Any]
-    _nft_stock: Any
+    A subclass of this class and of a pipeline class of diffusers, in this order and without a constructor of its own,
+    is a guided pipeline class: `from_pipe` makes them on the fly, a pipeline.py for the Hub writes one out
+    (`nft_pipeline.custom_pipeline`).
+    """
+
+    _nft_stock_class: ClassVar[Any]  # the pipeline class of diffusers behind a subclass
+    nft_adapter: ClassVar[str | None] = None  # what a pipeline.py loads; None for the adapters beside the model
+    # Set on the instance.
+    _nft_stock: Any  # the stock pipeline it was made of; None if it was made by its own constructor
     _nft_loaded: dict[str, LoadedAdapter]
     _nft_engines: list[NFTEngine]
     nft_stats: NFTStats | None
     call_defaults: dict[str, Any]
     scheduler: Any  # the stock pipeline's
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        stock = next(each for each in cls.__mro__ if not issubclass(each, DiffusionNFTPipeline))
+        if stock is not object:
+            cls._nft_stock_class = stock
+            cls.__call__ = guided_method(stock)  # type: ignore[method-assign]
+            if "__init__" not in cls.__dict__:
+                cls.__init__ = _constructor(stock)  # type: ignore[method-assign]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise TypeError(
             "DiffusionNFTPipeline is not made directly: use DiffusionNFTPipeline.from_pretrained(base, "
             "nft_adapter=...) or DiffusionNFTPipeline.from_pipe(pipe, nft_adapter=...)."
         )
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """The stock method. diffusers says by it where it found the model, last of all when it loads one."""
+        super().register_to_config(**kwargs)  # type: ignore[misc]
+        if "_name_or_path" in kwargs and getattr(self, "_nft_stock", self) is None and not self._nft_loaded:
+            load_beside(self)
+
+    def _nft_begin(self, stock: Any, call_defaults: dict[str, Any]) -> None:
+        """The state of a guided pipeline without an adapter."""
+        self._nft_stock, self.call_defaults = stock, call_defaults
+        self._nft_loaded, self._nft_engines, self.nft_stats = {}, [], None
 
     @classmethod
     def from_pretrained(cls, base: str | PathLike[str], nft_adapter: Any = None, **kwargs: Any) -> Any:
@@ -111,13 +138,11 @@ class DiffusionNFTPipeline:
                 f"from_pipe got a {type(pipe).__name__}, expected a diffusers pipeline object. To load one by name use "
                 "DiffusionNFTPipeline.from_pretrained."
             )
-        stock: Any = pipe._nft_stock if isinstance(pipe, DiffusionNFTPipeline) else pipe
+        stock: Any = pipe._stock() if isinstance(pipe, DiffusionNFTPipeline) else pipe
         stock_class: Any = type(stock)
         guided = copy.copy(stock)
         guided.__class__ = guided_class(stock_class, DiffusionNFTPipeline)
-        guided._nft_stock = stock
-        guided._nft_loaded, guided._nft_engines, guided.nft_stats = {}, [], None
-        guided.call_defaults = read_call_defaults(stock)
+        guided._nft_begin(stock, read_call_defaults(stock_class, stock.name_or_path))
         named = nft_adapter if isinstance(nft_adapter, Mapping) else {DEFAULT: nft_adapter}
         try:
             for name, source in named.items():
@@ -236,21 +261,30 @@ class DiffusionNFTPipeline:
                 term.tilt = tilts[term.name]
 
     def unwrap(self) -> Any:
-        """The stock pipeline this one was made of, the same object, after `unload_nft_adapter`."""
-        self.unload_nft_adapter()
-        return self._nft_stock
+        """The stock pipeline this one was made of, the same object, after `unload_nft_adapter`.
 
-    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        A pipeline that came through diffusers' custom_pipeline was made of none; then a stock one with its components.
+        """
+        self.unload_nft_adapter()
+        return self._stock()
+
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], *args: Any, custom_pipeline: bool = False, **kwargs: Any
+    ) -> None:
         """Save a folder that stock diffusers loads as the base model, with the adapter in nft_adapter/ beside it.
 
         Several adapters go to nft_adapter/<name>/.
 
         Args:
             save_directory: the folder.
+            custom_pipeline: whether to add a pipeline.py, by which diffusers loads model and adapter as a guided
+                pipeline: DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline",
+                trust_remote_code=True). For people who get the folder from the Hub.
             *args, **kwargs: of the stock save_pretrained.
 
         Raises:
             GuidanceError: other LoRAs are loaded, which diffusers' format of a whole model cannot hold.
+            ValueError: custom_pipeline with a pipeline class that is not diffusers' own.
         """
         others = self._other_loras()
         if others:
@@ -269,6 +303,11 @@ class DiffusionNFTPipeline:
         folder.mkdir(parents=True, exist_ok=True)
         write_call_defaults(folder, self.call_defaults)
         stock = self._as_stock()
+        if custom_pipeline:
+            absent = [name for name, part in self.components.items() if part is None]  # type: ignore[attr-defined]
+            absent = [name for name in absent if name not in self._nft_stock_class._optional_components]
+            source = render_custom_pipeline(self._nft_stock_class, absent=absent)
+            (folder / PIPELINE_FILE).write_text(source, encoding="utf-8")
         if not self._nft_loaded:
             stock.save_pretrained(save_directory, *args, **kwargs)
             return
@@ -289,8 +328,13 @@ class DiffusionNFTPipeline:
     def _as_stock(self) -> Any:
         """A stock pipeline with this one's present components."""
         stock = copy.copy(self)
+        for name in _OWN:
+            stock.__dict__.pop(name, None)
         stock.__class__ = self._nft_stock_class
         return stock
+
+    def _stock(self) -> Any:
+        return self._as_stock() if self._nft_stock is None else self._nft_stock
 
     def _check_company(self, name: str, adapter: Adapter) -> None:
         """Raise GuidanceError if the adapter cannot be used beside the others that are loaded."""
@@ -318,3 +362,14 @@ class DiffusionNFTPipeline:
             self.nft_stats = None
             return stock_call(self, *args, **kwargs)
         return run_guided(self, self._nft_loaded, args, kwargs, nft)
+
+
+def _constructor(stock: Any) -> Any:
+    """The constructor of a guided class. diffusers reads the components' names off its signature, the stock one's."""
+
+    @functools.wraps(stock.__init__)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock.__init__(self, *args, **kwargs)
+        self._nft_begin(None, {})
+
+    return __init__

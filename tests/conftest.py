@@ -11,8 +11,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # The tests' models are tiny: more than two threads cost more in waiting than they bring, and one is enough where
 # several processes share the cores.
-_WORKER = "PYTEST_XDIST_WORKER" in os.environ
-os.environ.setdefault("OMP_NUM_THREADS", "1" if _WORKER else str(min(2, os.cpu_count() or 1)))
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else str(min(2, os.cpu_count() or 1))
+)
 
 import pytest
 

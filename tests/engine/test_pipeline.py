@@ -207,3 +207,22 @@ def test_saving_without_an_adapter(tmp_path: Path, pipe: StableDiffusion3Pipelin
     stock.set_progress_bar_config(disable=True)
     assert_same_weights(stock, pipe)
     assert_close(sample(stock), sample(pipe))
+
+
+def test_a_subclass_of_a_stock_class_is_a_guided_pipeline_class(pipe: StableDiffusion3Pipeline, guided: Any) -> None:
+    class Mine(DiffusionNFTPipeline, StableDiffusion3Pipeline):
+        pass
+
+    mine = Mine(**pipe.components)
+    mine.set_progress_bar_config(disable=True)
+    assert mine.components.keys() == pipe.components.keys() and mine.call_defaults == {} and mine.nft_stats is None
+    expected = sample(guided)
+    guided.unwrap()
+    assert torch.equal(sample(mine), sample(pipe))
+    mine.load_nft_adapter(tiny_adapter(pipe.transformer))
+    assert torch.equal(sample(mine), expected) and mine.nft_stats.steps == 3
+    again = DiffusionNFTPipeline.from_pipe(mine)
+    assert type(again) is type(guided) and type(again.unwrap()) is StableDiffusion3Pipeline
+    stock = mine.unwrap()
+    assert type(stock) is StableDiffusion3Pipeline and stock.transformer is pipe.transformer
+    assert torch.equal(sample(stock), sample(pipe)) and not any(name.startswith("nft") for name in vars(stock))
