@@ -281,7 +281,9 @@ class NFTEngine:
         return [found.get(k, torch.zeros_like(call.noise_level)) for k in range(len(self.terms))]
 
     def _alpha(self, call: _Call, term: Term) -> Tensor:
-        text = None if self._family.text is None else call.inputs[self._family.text][call.samples]
+        text = None if self._family.text is None else call.inputs[self._family.text]
+        if text is not None:  # one prompt for all samples may come as one row, which the denoiser broadcasts
+            text = text.expand(call.rows, -1, -1)[call.samples] if text.shape[0] == 1 else text[call.samples]
         return term.alpha(call.noise_level, call.samples, text)
 
     def _push(self, call: _Call, v_old: Tensor, v_loras: list[Tensor], scales: list[Tensor]) -> Tensor:
