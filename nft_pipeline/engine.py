@@ -304,7 +304,9 @@ class NFTEngine:
 
     def _alpha(self, call: _Call, term: Term) -> Tensor:
         text = self._family.read_text(call.inputs)
-        return term.alpha(call.noise_level, call.samples, None if text is None else text[call.samples])
+        if text is not None:  # one prompt for all samples may come as one row, which the denoiser broadcasts
+            text = text.expand(call.rows, -1, -1)[call.samples] if text.shape[0] == 1 else text[call.samples]
+        return term.alpha(call.noise_level, call.samples, text)
 
     def _push(self, call: _Call, v_old: Tensor, v_loras: list[Tensor], scales: list[Tensor]) -> Tensor:
         """How far the samples' predicted pictures move, shape (samples,)."""
