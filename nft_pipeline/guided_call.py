@@ -101,15 +101,16 @@ def run_guided(
         if terms:
             doubled = functools.partial(_is_doubled, pipe)
             engines.append(NFTEngine(denoiser, terms, settings, scheduler=pipe.scheduler, doubled=doubled, trace=trace))
-    pipe._nft_engines = engines
-    try:
-        with contextlib.ExitStack() as stack:
-            for engine in engines:
-                stack.enter_context(engine)
+    with contextlib.ExitStack() as stack:
+        for engine in engines:
+            stack.enter_context(engine)
+        # Not before: a call that is refused because another one is running leaves that one's record alone.
+        pipe._nft_engines = engines
+        try:
             return stock_call()
-    finally:
-        pipe._nft_engines = []
-        pipe.nft_stats = trace.recorder.stats()
+        finally:
+            pipe._nft_engines = []
+            pipe.nft_stats = trace.recorder.stats()
 
 
 def _is_doubled(pipe: Any) -> bool:
