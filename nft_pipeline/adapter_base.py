@@ -19,16 +19,40 @@ def fingerprint(denoiser: nn.Module) -> str:
     """A short name for the architecture: "sha256:" and 16 hex digits over the sorted (name, shape) of all tensors.
 
     Parameters and saved buffers count; values, dtypes and devices do not, so fine-tunes share it. LoRAs injected by
-    peft and torch.compile's wrapper leave it unchanged.
+    peft and torch.compile's wrapper leave it unchanged, and so does quantisation: of a linear layer or a convolution
+    count the sizes it says it has, not the packed weights, scales and zero points it keeps.
     """
     lines = []
+    inside = None
     for path, module in denoiser.named_modules(remove_duplicate=False):
+        if inside is not None and path.startswith(inside):
+            continue  # what a quantised layer keeps in modules of its own; they come right behind it
+        sizes = _layer_sizes(module)
+        if sizes is not None:
+            inside = f"{path}."
+            for own, size in sizes.items():
+                name = strip_injected(f"{path}.{own}")
+                if name is not None:
+                    lines.append(f"{name} {'x'.join(map(str, size))}")
+            continue
         saved = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
         for own, tensor in [*module._parameters.items(), *saved.items()]:
             name = strip_injected(f"{path}.{own}" if path else own)
             if name is not None and tensor is not None:
                 lines.append(f"{name} {'x'.join(map(str, tensor.shape))}")
     return "sha256:" + hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
+
+
+def _layer_sizes(module: nn.Module) -> dict[str, tuple[int, ...]] | None:
+    """Shapes of the weight and bias a linear layer or convolution stands for, however stored; None for others."""
+    weight: tuple[int, ...]
+    if isinstance(module, nn.Linear):
+        weight = (module.out_features, module.in_features)
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        weight = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+    else:
+        return None
+    return {"weight": weight} if module.bias is None else {"weight": weight, "bias": weight[:1]}
 
 
 def check_base(config: AdapterConfig, denoiser: nn.Module, lora: Mapping[str, Tensor] | None = None) -> None:

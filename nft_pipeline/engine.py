@@ -20,12 +20,17 @@ conditional call first. With guide="both" both are guided, with one s a sample, 
 guidance and classifier-free guidance commute, and alpha is not amplified by the guidance scale.
 
 Hooks are the mechanism because they survive CPU offloading, which replaces `module.forward`, and because the module
-keeps its class and config. Source of the maths: `nft_pipeline.guidance`; DiffusionNFT, arXiv:2509.16117.
+keeps its class and config. torch.compile must not look into them: they decide by numbers, and would break its graph. So
+on a compiled denoiser they are kept out of it, and further forwards go through the compiled one again.
+
+Source of the maths: `nft_pipeline.guidance`; DiffusionNFT, arXiv:2509.16117.
 """
 
 from __future__ import annotations
 
 import math
+import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -35,7 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from . import guidance
-from .caching import branch_context, check_cache
+from .caching import CacheBranches
 from .families import (
     Inputs,
     as_rows,
@@ -52,6 +57,10 @@ from .row_scale import RowScale
 from .settings import GuidanceError, GuidanceSettings
 from .stats import NFTStats, StatsRecorder
 from .terms import Term, find_tap
+
+# Denoisers that an engine is on at the moment, of all threads.
+_GUIDED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_GUIDED_LOCK = threading.Lock()
 
 
 @dataclass
@@ -85,7 +94,8 @@ class NFTEngine:
     """Guides one denoiser while installed; a context manager.
 
     Args:
-        denoiser: a module of a known family (`nft_pipeline.families`), with the adapters' LoRAs injected.
+        denoiser: a module of a known family (`nft_pipeline.families`), with the adapters' LoRAs injected; compiled
+            or not.
         terms: the adapters at work, at least one. Their tilts may be changed between forwards.
         settings: law, interval, schedule, guided rows, cap and mode.
         scheduler: the pipeline's; says what noise level a timestep is where the denoiser's family needs to be told.
@@ -114,44 +124,60 @@ class NFTEngine:
         trace: Trace | None = None,
     ) -> None:
         self.denoiser = unwrap_compiled(denoiser)
+        self._outermost = denoiser
         self.terms, self.settings = list(terms), settings
         self.trace = trace or Trace()
-        check_cache(self.denoiser)
+        self._cache = CacheBranches(self.denoiser)
         self._scheduler, self._doubled, self._unconditional = scheduler, doubled, unconditional
         self._family = family_of(self.denoiser)
         self._switch = LoraSwitch(self.denoiser, {name: n for term in terms for name, n in term.layers.items()})
         self._taps = [find_tap(self.denoiser, term.adapter) for term in self.terms]
         self._hooks: list[Any] = []
+        self._installed = False
+        self._within = False  # in a forward of our own, which the two hooks are not for
         self._row_scales: dict[str, RowScale] = {}
         self._call: _Call | None = None
         self._scales: list[Tensor] | None = None  # of the step's main call, for its auxiliary ones
         self._main: tuple[Any, Tensor] | None = None  # x_t and t of the step's main call
 
     def install(self) -> None:
-        """Add the hooks. Raises GuidanceError if another engine's are there: the push would be applied twice."""
-        hooks = self.denoiser._forward_hooks.values()
-        if any(isinstance(getattr(hook, "__self__", None), NFTEngine) for hook in hooks):
-            raise GuidanceError(
-                "this denoiser is being guided by another call that has not ended, so the push would be applied twice. "
-                "Run the calls one after the other, or load the model a second time."
-            )
-        taps = [term.listen(tap) for term, tap in zip(self.terms, self._taps, strict=True) if tap is not None]
-        if self.settings.mode != "two_pass":
-            names = [name for term in self.terms for name in term.layers]
-            self._row_scales = {name: RowScale(name, self._switch.outputs(name)) for name in names}
-        self._hooks = [
-            self.denoiser.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.denoiser.register_forward_hook(self._after, with_kwargs=True, always_call=True),
-            *taps,
-            *self._row_scales.values(),
-        ]
+        """Add the hooks. Raises GuidanceError if another engine is on the denoiser: the push would be applied twice."""
+        with _GUIDED_LOCK:
+            if self.denoiser in _GUIDED:
+                raise GuidanceError(
+                    "this denoiser is being guided by another call that has not ended, so the push would be applied "
+                    "twice. Run the calls one after the other, or load the model a second time."
+                )
+            _GUIDED.add(self.denoiser)
+        self._installed = True
+        try:
+            taps = [term.listen(tap) for term, tap in zip(self.terms, self._taps, strict=True) if tap is not None]
+            if self.settings.mode != "two_pass":
+                names = [name for term in self.terms for name in term.layers]
+                self._row_scales = {name: RowScale(name, self._switch.outputs(name)) for name in names}
+            before, after = self._before, self._after
+            if self._compiled:
+                before, after = torch.compiler.disable(before), torch.compiler.disable(after)
+            self._hooks = [
+                self.denoiser.register_forward_pre_hook(before, with_kwargs=True),
+                self.denoiser.register_forward_hook(after, with_kwargs=True, always_call=True),
+                *taps,
+                *self._row_scales.values(),
+            ]
+        except BaseException:
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """Take the hooks off and put every switch back, also after a KeyboardInterrupt inside a forward."""
         for hook in self._hooks:
             hook.remove()
+        if self._installed:
+            _GUIDED.discard(self.denoiser)
+        self._installed = False
         self._hooks, self._row_scales = [], {}
         self._end_call()
+        self._cache.forget()
 
     def __enter__(self) -> NFTEngine:
         self.install()
@@ -169,31 +195,38 @@ class NFTEngine:
     # The two hooks on the denoiser.
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
-        if not self._hooks or kwargs is None:  # taken off by a hook before this one; torch then passes no kwargs
+        # A hook before this one may have taken it off; torch then passes no kwargs.
+        if self._within or not self._hooks or kwargs is None:
             return None
         self._only()
         for term in self.terms:
             term.forget()
         call = self._call = self._read_call(bind_inputs(module, args, kwargs))
         if call.way == "on":
-            self._only(self.terms[call.terms[0]], call=call)
+            term = self.terms[call.terms[0]]
+            self._only(term, call=call)
+            self._cache.enter(term.lora_name)
         elif call.way == "single":
             self._scales = self._single_scales(call)
             self._scale_rows(call, self._scales)
+            self._cache.enter(self._branch(call))
         elif call.way == "batched":
             self._indicate_rows(call)
+            self._cache.enter(self._branch(call))
             rows = range(call.rows)
             index = [*rows, *list(rows[call.guided]) * len(call.terms)]
             return (), call_arguments(self._family.take_rows(call.inputs, index))
         return None
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if self._within:
+            return None
         try:
             call = self._call
             if output is None or call is None:  # the base pass raised; only the switches are left to put back
                 return None
             if call.way in ("two_pass", "batched"):
-                return self._guide(call, module, output)
+                return self._guide(call, output)
             alphas = self._keep_alphas(call) if self.settings.mode == "single" else None
             if call.way == "single":
                 self._record(call, alphas, self._scales or [], math.nan, passes=1)
@@ -254,7 +287,7 @@ class NFTEngine:
 
     # Two passes, one after the other or in one batch.
 
-    def _guide(self, call: _Call, module: nn.Module, output: Any) -> Any:
+    def _guide(self, call: _Call, output: Any) -> Any:
         all_rows = output_tensor(output)
         v_old = all_rows[: call.rows]
         alphas, scales = self._find_scales(call)
@@ -266,7 +299,7 @@ class NFTEngine:
             self._record(call, alphas, scales, 0.0, passes=1)
             return None
         else:
-            v_loras = [self._lora_pass(call, module, self.terms[k]) for k in terms]
+            v_loras = [self._lora_pass(call, self.terms[k]) for k in terms]
         push = self._push(call, v_old, v_loras, [scales[k] for k in terms])
         if self.settings.cap is not None and not call.auxiliary:
             shorten = (self.settings.cap / push.clamp(min=1e-12)).clamp(max=1.0)
@@ -281,13 +314,32 @@ class NFTEngine:
             guided[call.guided] = alone
         return replace_output(output, guided)
 
-    def _lora_pass(self, call: _Call, module: nn.Module, term: Term) -> Tensor:
+    def _lora_pass(self, call: _Call, term: Term) -> Tensor:
         inputs = call.inputs
         if call.guided != slice(0, call.rows):
             inputs = self._family.take_rows(inputs, range(call.rows)[call.guided])
         self._only(term, call=call)
-        with branch_context(module, term.lora_name):
-            return output_tensor(module.forward(**call_arguments(inputs)))
+        self._cache.enter(term.lora_name)
+        try:
+            return output_tensor(self._forward(inputs))
+        finally:
+            self._cache.leave()
+
+    @property
+    def _compiled(self) -> bool:
+        """Whether the denoiser as a whole is: torch.compile(denoiser) or denoiser.compile(). Compiled blocks inside it
+        need nothing of what follows."""
+        return self._outermost is not self.denoiser or self.denoiser._compiled_call_impl is not None
+
+    def _forward(self, inputs: Inputs) -> Any:
+        """A forward of the denoiser that is not a call of the pipeline's, compiled if those are."""
+        if not self._compiled:
+            return self.denoiser.forward(**call_arguments(inputs))
+        self._within = True
+        try:
+            return self._outermost(**call_arguments(inputs))
+        finally:
+            self._within = False
 
     def _find_scales(self, call: _Call) -> tuple[list[Tensor | None] | None, list[Tensor]]:
         """alpha (None where nobody asked) and s of each term, both of shape (samples,)."""
@@ -323,6 +375,9 @@ class NFTEngine:
         return guidance.relative_push(push[common], old[common], x_t[common], call.noise_level, prediction, family.sign)
 
     # Batched and single: scales of rows.
+
+    def _branch(self, call: _Call) -> str:
+        return "+".join([call.way, *(self.terms[k].lora_name for k in call.terms)])
 
     def _indicate_rows(self, call: _Call) -> None:
         """The batch is [all rows, the guided rows with the first LoRA on, with the second, ...]."""
@@ -409,6 +464,8 @@ class NFTEngine:
         recorder.step(call.noise_level, torch.stack(read), torch.stack(scales), pushes, passes)
 
     def _end_call(self) -> None:
+        if self._call is not None:
+            self._cache.end_step(base_ran=self._call.way in ("off", "two_pass"))
         self._call = None
         for scale in self._row_scales.values():
             scale.set(None)

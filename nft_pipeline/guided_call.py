@@ -106,15 +106,16 @@ def run_guided(
         if terms:
             doubled = cfg_switch(family_of(denoiser), pipe, args, kwargs)
             engines.append(NFTEngine(denoiser, terms, settings, scheduler=pipe.scheduler, doubled=doubled, trace=trace))
-    pipe._nft_engines = engines
-    try:
-        with contextlib.ExitStack() as stack:
-            for engine in engines:
-                stack.enter_context(engine)
+    with contextlib.ExitStack() as stack:
+        for engine in engines:
+            stack.enter_context(engine)
+        # Not before: a call that is refused because another one is running leaves that one's record alone.
+        pipe._nft_engines = engines
+        try:
             return pipe._nft_stock_class.__call__(pipe, *args, **kwargs)
-    finally:
-        pipe._nft_engines = []
-        pipe.nft_stats = trace.recorder.stats()
+        finally:
+            pipe._nft_engines = []
+            pipe.nft_stats = trace.recorder.stats()
 
 
 @functools.cache

@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from .adapter_base import check_lora_modules
 from .adapter_config import AdapterError
 from .families import unwrap_compiled
+from .keys import lora_key
 from .lora_loading import load_lora
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ def inject_lora(denoiser: nn.Module, lora: Mapping[str, Tensor], component: str,
         for parameter, requires_grad in wanted_gradients:
             parameter.requires_grad_(requires_grad)
     _put_back(denoiser, active)
+    _keep_out_of_fp8(denoiser, name, lora, component)
     for layer in carrying:
         layer.set_requires_grad(name, False)
         if id(layer) not in active:  # wrapped just now, and in training mode, as new modules are
@@ -124,8 +127,8 @@ class LoraSwitch:
         expected: number of layers of each of our LoRAs, by the name it was injected under.
 
     Raises:
-        AdapterError: a LoRA is gone, or something is fused into a layer that carries one (peft would ignore the LoRA
-            there, or v_old would contain it).
+        AdapterError: a LoRA is gone; something is fused into a layer that carries one (peft would ignore the LoRA
+            there, or v_old would contain it); or the same LoRA is loaded a second time and active.
     """
 
     def __init__(self, denoiser: nn.Module, expected: Mapping[str, int]) -> None:
@@ -141,6 +144,7 @@ class LoraSwitch:
                     f"{number}: LoRAs were unloaded or deleted since. Call load_nft_adapter again."
                 )
             _refuse_fused(name, [layer for layer in self._layers[name] if layer.merged])
+            _refuse_second_copy(name, self._layers[name], self._names)
         self._saved: dict[int, tuple[Any, Any, bool, dict[str, float]]] = {}
 
     def only(self, *names: str, call_scale: float = 1.0) -> None:
@@ -203,6 +207,42 @@ def _refuse_fused(name: str, layers: list[BaseTunerLayer]) -> None:
             f"LoRA {', '.join(fused)} is fused into {len(layers)} layers that carry {name}; guidance needs them apart. "
             "Call unfuse_lora() on the pipeline first."
         )
+
+
+def _refuse_second_copy(name: str, layers: list[Any], ours: frozenset[str]) -> None:
+    """Raise AdapterError if a LoRA of the user's is this very one, and on: v_old would contain it."""
+    active = {other for layer in layers if not layer.disable_adapters for other in layer.active_adapters} - ours
+    for other in sorted(active):
+        both = [layer for layer in layers if other in layer._get_available_adapters() and layer.scaling.get(other)]
+        if both and all(_same_matrices(layer, name, other) for layer in both):
+            raise AdapterError(
+                f"the LoRA {other} is the adapter's own LoRA, loaded a second time and active, so the base model would "
+                f'contain it already. Guidance switches the LoRA itself: call delete_adapters("{other}") on the '
+                "pipeline, or unload_lora_weights() and load_nft_adapter again."
+            )
+
+
+def _same_matrices(layer: Any, name: str, other: str) -> bool:
+    for side in (layer.lora_A, layer.lora_B):
+        one, two = side[name].weight, side[other].weight
+        # On the meta device there is nothing to look at: sequential offloading keeps the numbers elsewhere.
+        if one.is_meta or two.is_meta or one.shape != two.shape or not torch.equal(one, two.to(one)):
+            return False
+    return True
+
+
+def _keep_out_of_fp8(denoiser: nn.Module, name: str, lora: Mapping[str, Tensor], component: str) -> None:
+    """Matrices that were stored in fp8 get their own numbers back, in the dtype the model computes in.
+
+    peft gives a LoRA the dtype of the layer's weight. Under layerwise casting that is fp8, which only diffusers' hooks
+    on the layers of before turn into something that can be multiplied.
+    """
+    for path, layer in tuner_layers(denoiser).items():
+        for side, matrices in (("A", getattr(layer, "lora_A", {})), ("B", getattr(layer, "lora_B", {}))):
+            weight = matrices[name].weight if name in matrices else None
+            if weight is not None and weight.is_floating_point() and weight.dtype.itemsize == 1:
+                dtype: Any = denoiser.dtype
+                weight.data = lora[lora_key(component, path, side)].to(weight.device, dtype)
 
 
 def _replace(denoiser: nn.Module, path: str, module: nn.Module) -> None:
