@@ -102,7 +102,7 @@ class NFTStats:
         _lines(right, self.noise_level, self.push, "black", "push")
         left.set(ylabel="alpha", ylim=(-0.02, 1.02))
         middle.set(ylabel="scale s")
-        right.set(ylabel="relative push of the predicted picture")
+        right.set(ylabel="push, relative to the picture")
         for axes in (left, middle, right):
             axes.set(xlabel="noise level t", xlim=(1.02, -0.02))  # sampling goes from left to right
             axes.grid(alpha=0.3)
