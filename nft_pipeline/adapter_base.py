@@ -19,8 +19,8 @@ def fingerprint(denoiser: nn.Module) -> str:
     """A short name for the architecture: "sha256:" and 16 hex digits over the sorted (name, shape) of all tensors.
 
     Parameters and saved buffers count; values, dtypes and devices do not, so fine-tunes share it. LoRAs injected by
-    peft and torch.compile's wrapper leave it unchanged, and so does quantisation: of a linear layer or a convolution
-    count the sizes it says it has, not the packed weights, scales and zero points it keeps.
+    peft and torch.compile's wrapper leave it unchanged, and so does quantisation: of a layer whose class is made from
+    nn.Linear or a convolution count the sizes it says it has, not the packed weights, scales and zero points it keeps.
     """
     lines = []
     inside = None
@@ -31,7 +31,7 @@ def fingerprint(denoiser: nn.Module) -> str:
         if sizes is not None:
             inside = f"{path}."
             for own, size in sizes.items():
-                name = strip_injected(f"{path}.{own}")
+                name = strip_injected(f"{path}.{own}" if path else own)
                 if name is not None:
                     lines.append(f"{name} {'x'.join(map(str, size))}")
             continue
@@ -44,11 +44,17 @@ def fingerprint(denoiser: nn.Module) -> str:
 
 
 def _layer_sizes(module: nn.Module) -> dict[str, tuple[int, ...]] | None:
-    """Shapes of the weight and bias a linear layer or convolution stands for, however stored; None for others."""
+    """Shapes of the weight and bias that a linear layer or convolution of a quantiser's class stands for.
+
+    None for other modules, and for PyTorch's own layers, whose tensors have these shapes.
+    """
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     weight: tuple[int, ...]
+    if type(module) in (nn.Linear, *convolutions):
+        return None
     if isinstance(module, nn.Linear):
         weight = (module.out_features, module.in_features)
-    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+    elif isinstance(module, convolutions):
         weight = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
     else:
         return None

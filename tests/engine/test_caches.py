@@ -43,7 +43,7 @@ def always(pipe: Any, alpha: float = 1.0, **config: Any) -> Adapter:
     """A positive adapter whose head always says alpha, at tilt 1: s is strength times alpha."""
     adapter = adapter_for(CASE, pipe, tilt=1.0)
     head = constant_head(32, alpha)
-    head.config = replace(head.config, tap=CASE.tap)
+    head.config = replace(head.config, tap="norm_out")
     return replace(adapter, head=head, config=replace(adapter.config, **config))
 
 

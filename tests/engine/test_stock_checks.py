@@ -18,7 +18,8 @@ import torch
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
 
-from helpers.zoo import CASES, Case, adapter_for, denoiser_of, rows
+from helpers.zoo import CASES, Case, adapter_for, denoiser_of
+from helpers.zoo_case import rows
 from nft_pipeline import DiffusionNFTPipeline
 
 CHECKED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline")
@@ -363,7 +364,7 @@ def test_attention_slicing(name: str) -> None:
 # --- schedulers ---
 
 
-# Left out: EDMEulerScheduler, which has no alphas_cumprod and is refused by name (test_families.py), and
+# Left out: EDMEulerScheduler, which has no alphas_cumprod and is refused by name, as others without it (test_family_facts.py), and
 # DPMSolverSDEScheduler, which needs another package.
 SCHEDULERS = {kind.name for kind in KarrasDiffusionSchedulers} - {"EDMEulerScheduler", "DPMSolverSDEScheduler"}
 
