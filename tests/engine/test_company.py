@@ -314,7 +314,8 @@ def test_second_order_schedulers(case: Case, scheduler: Any) -> None:
     assert guided.nft_stats.steps == calls
     on = case.pipe()
     on.scheduler = scheduler
-    close(case.sample(guided, cfg=True), case.sample(lora_on(case, on), cfg=True))
+    expected = case.sample(lora_on(case, on), cfg=True)  # Heun's divides by small steps, which enlarges rounding
+    torch.testing.assert_close(case.sample(guided, cfg=True), expected, atol=5e-5 * expected.abs().max().item(), rtol=0)
     case.sample(guided, nft_strength=0.5, cfg=True)
     assert guided.nft_stats.passes.tolist() == [2] * calls
     assert (guided.nft_stats.scale == 0.5).all()

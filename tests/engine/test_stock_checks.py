@@ -364,7 +364,7 @@ def test_attention_slicing(name: str) -> None:
 # --- schedulers ---
 
 
-# Left out: EDMEulerScheduler, which has no alphas_cumprod and is refused by name, as others without it (test_family_facts.py), and
+# Left out: EDMEulerScheduler, which has no alphas_cumprod (such are refused by name, test_family_facts.py), and
 # DPMSolverSDEScheduler, which needs another package.
 SCHEDULERS = {kind.name for kind in KarrasDiffusionSchedulers} - {"EDMEulerScheduler", "DPMSolverSDEScheduler"}
 
