@@ -30,7 +30,7 @@ def _wan(cls: Any, *, channels: int = 4, vae: Any = None, **more: Any) -> Any:
     return cls(transformer=transformer, scheduler=scheduler, vae=vae, text_encoder=None, tokenizer=None, **more)
 
 
-def _wan_vae() -> Any:
+def wan_vae() -> Any:
     torch.manual_seed(0)
     return diffusers.AutoencoderKLWan(
         base_dim=4,
@@ -160,13 +160,13 @@ _HUNYUAN_CALL: dict[str, Any] = {
 CASES: dict[str, Case] = {
     "WanPipeline": Case(lambda: _wan(diffusers.WanPipeline), start=(4, 2, 8, 8), **_WAN_CALL),
     "WanImageToVideoPipeline": Case(
-        lambda: _wan(diffusers.WanImageToVideoPipeline, channels=4 + 4 + 4, vae=_wan_vae()),
+        lambda: _wan(diffusers.WanImageToVideoPipeline, channels=4 + 4 + 4, vae=wan_vae()),
         conditions=_from_picture,
         cfg=_WAN_CALL["cfg"],
         start=(4, 2, 4, 4),
     ),
     "WanImageToVideoPipeline, a time for each token": Case(
-        lambda: _wan(diffusers.WanImageToVideoPipeline, vae=_wan_vae(), expand_timesteps=True),
+        lambda: _wan(diffusers.WanImageToVideoPipeline, vae=wan_vae(), expand_timesteps=True),
         conditions=_from_picture,
         cfg=_WAN_CALL["cfg"],
         start=(4, 2, 4, 4),
