@@ -20,6 +20,7 @@ from diffusers.modular_pipelines.z_image.modular_blocks_z_image import ZImageCor
 from torch import Tensor, nn
 
 from helpers.tiny import random_head, random_lora, tiny_adapter, tiny_transformer
+from helpers.zoo import CASES
 from helpers.zoo_case import WIDTH, WORDS, denoiser_of, rows
 from nft_pipeline.adapter import Adapter
 from nft_pipeline.families import as_tokens, family_of
@@ -86,71 +87,9 @@ def _flow_match() -> Any:
     return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
 
 
-def _unet() -> nn.Module:
-    torch.manual_seed(0)
-    return diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        cross_attention_dim=WIDTH,
-        norm_num_groups=4,
-        attention_head_dim=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
-    ).eval()
-
-
-def _qwen_image() -> nn.Module:
-    torch.manual_seed(0)
-    return diffusers.QwenImageTransformer2DModel(
-        patch_size=2,
-        in_channels=16,
-        out_channels=4,
-        num_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=WIDTH,
-        axes_dims_rope=(8, 4, 4),
-    ).eval()
-
-
-def _wan() -> nn.Module:
-    torch.manual_seed(0)
-    return diffusers.WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=WIDTH,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=1,
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
-        rope_max_seq_len=32,
-    ).eval()
-
-
-def _z_image() -> nn.Module:
-    torch.manual_seed(0)
-    return diffusers.ZImageTransformer2DModel(
-        all_patch_size=(2,),
-        all_f_patch_size=(1,),
-        in_channels=4,
-        dim=32,
-        n_layers=1,
-        n_refiner_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
-        cap_feat_dim=WIDTH,
-        axes_dims=[8, 4, 4],
-        axes_lens=[64, 32, 32],
-        qk_norm=True,
-    ).eval()
+def _denoiser(case: str) -> nn.Module:
+    """The random denoiser of a pipeline of the zoo."""
+    return denoiser_of(CASES[case].pipe())
 
 
 def _embeds(indices: list[int], *suffixes: str) -> dict[str, Any]:
@@ -187,7 +126,7 @@ MODULAR: dict[str, Modular] = {
                 "denoise": sdxl.StableDiffusionXLDenoiseStep(),
             }
         ),
-        lambda: {"unet": _unet(), "scheduler": diffusers.EulerDiscreteScheduler()},
+        lambda: {"unet": _denoiser("StableDiffusionXLPipeline"), "scheduler": diffusers.EulerDiscreteScheduler()},
         lambda indices: {
             **_embeds(indices, "pooled"),
             "latents": rows(indices, 4, 8, 8, seed=1),
@@ -198,7 +137,7 @@ MODULAR: dict[str, Modular] = {
     ),
     "QwenImage": Modular(
         QwenImageCoreDenoiseStep,
-        lambda: {"transformer": _qwen_image(), "scheduler": _flow_match()},
+        lambda: {"transformer": _denoiser("QwenImagePipeline"), "scheduler": _flow_match()},
         lambda indices: {
             **_embeds(indices, "mask"),
             "latents": rows(indices, 16, 16, seed=1),
@@ -210,7 +149,7 @@ MODULAR: dict[str, Modular] = {
     "Wan": Modular(
         WanCoreDenoiseStep,
         lambda: {
-            "transformer": _wan(),
+            "transformer": _denoiser("WanPipeline"),
             "scheduler": diffusers.UniPCMultistepScheduler(
                 prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
             ),
@@ -226,7 +165,7 @@ MODULAR: dict[str, Modular] = {
     ),
     "ZImage": Modular(
         ZImageCoreDenoiseStep,
-        lambda: {"transformer": _z_image(), "scheduler": _flow_match()},
+        lambda: {"transformer": _denoiser("ZImagePipeline"), "scheduler": _flow_match()},
         lambda indices: {
             **_list_embeds(indices),
             "latents": rows(indices, 4, 8, 8, seed=1),
