@@ -22,7 +22,8 @@ starts from the same noise, so what differs along a row is guidance and nothing 
   diffusion-nft sample "a circle left of a cross"
   diffusion-nft sample "a ring" "two squares" --strengths 0 1 2 4 --law odds --out odds.png"""
 
-LAWS = ("nft", "odds")
+# Those of nft_pipeline.guidance and nft_pipeline.settings, which are not imported for a --help.
+LAWS, MODES, GUIDE = ("nft", "odds"), ("two_pass", "batched", "single"), ("both", "cond")
 SMALL = 256  # pictures up to this many pixels wide are enlarged in the grid
 CELL = 160  # ... to about this many
 
@@ -103,6 +104,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="noise levels at which to guide, from 0 (picture) to 1 (pure noise) (default: 0 1). LOW 0.2 keeps "
         "guidance away from fine texture and spares the second forwards there; HIGH 0.8 leaves the layout "
         "to the base model",
+    )
+    how.add_argument(
+        "--mode",
+        choices=MODES,
+        default="two_pass",
+        help="how the forwards are spent (default: %(default)s, exact). single: one forward a step, half the time, an "
+        "approximation; batched: the same as two_pass in one larger forward, for a GPU that small batches leave idle",
+    )
+    how.add_argument(
+        "--guide",
+        choices=GUIDE,
+        default="both",
+        help="with --cfg above 1: guide both predictions, or the conditional one alone, which is cheaper and pushes "
+        "--cfg times as hard (default: %(default)s)",
+    )
+    how.add_argument(
+        "--cap",
+        type=float,
+        metavar="FRACTION",
+        help="the largest fraction by which a step may move the predicted picture (default: no limit). Give 0.3 or so "
+        "when single steps burn; the table below the grid shows the largest push",
     )
     how.add_argument(
         "--cfg",
@@ -237,6 +259,9 @@ def draw(
                     nft_strength=strength,
                     nft_law=args.law,
                     nft_interval=tuple(args.interval),
+                    nft_mode=args.mode,
+                    nft_guide=args.guide,
+                    nft_cap=args.cap,
                     **stock,
                 )
                 columns[-1].extend(result.images)

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.guidance import combine
@@ -220,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     clock = make_clock(options.device)
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     peaks: dict[str, float] = {}
-    for count in range(options.rounds + 1):
+    for count in tqdm(range(options.rounds + 1), desc="rounds"):
         for name, way in timed.items():
             if options.device != "cpu":
                 torch.cuda.reset_peak_memory_stats()

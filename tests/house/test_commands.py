@@ -17,7 +17,7 @@ from PIL import Image
 
 from helpers.foreign import official_checkpoint, peft_model
 from helpers.tiny import tiny_adapter, tiny_pipe
-from nft_pipeline import guidance
+from nft_pipeline import guidance, settings
 from nft_pipeline.adapter import write_adapter
 from nft_pipeline.cli import main
 from nft_pipeline.commands import sample
@@ -165,6 +165,7 @@ def test_a_picture_depends_on_seed_and_prompt_but_not_on_the_batch(folders: tupl
     drawn = []
     for batch in (1, 2):
         args = Namespace(cfg=None, steps=None, batch=batch, strengths=[0.0, 1.0], law="nft", interval=[0.0, 1.0])
+        args.mode, args.guide, args.cap = "two_pass", "both", None
         columns, stats = sample.draw(pipe, rows, args)
         assert [len(batches) for batches in stats] == [4 - batch, 4 - batch]
         drawn.append(np.stack([np.stack([np.asarray(p, dtype=int) for p in column]) for column in columns]))
@@ -179,6 +180,7 @@ def test_a_picture_depends_on_seed_and_prompt_but_not_on_the_batch(folders: tupl
         (["--out", "grid.jpg"], "ends in .png"),
         (["--steps", "0"], "--steps is 0"),
         (["--batch", "0"], "--batch is 0"),
+        (["--cap", "-1"], "nft_cap is -1.0, expected a number above 0"),
         (["--scale", "-1"], "--scale is -1"),
         (["--device", "nosuch"], "--device is 'nosuch', which cannot be used here"),
         (["--model", "./nosuch"], "nosuch"),
@@ -224,8 +226,8 @@ def test_small_pictures_are_enlarged(width: int, scale: int) -> None:
     assert sample.scale_for(width) == scale
 
 
-def test_the_laws_offered_are_the_laws_there_are() -> None:
-    assert tuple(guidance.LAWS) == sample.LAWS
+def test_the_choices_offered_are_those_there_are() -> None:
+    assert (guidance.LAWS, settings.MODES, settings.GUIDE) == (sample.LAWS, sample.MODES, sample.GUIDE)
 
 
 def test_negative_strengths_are_numbers_not_options() -> None:
