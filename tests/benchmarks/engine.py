@@ -4,8 +4,9 @@
     python -m tests.benchmarks.engine --check         # and exit 1 if a bar is missed
     python -m tests.benchmarks.engine --device cuda --dtype bfloat16 --model sd3.5-medium --size 1024     # full size
 
-Every round times each way once, in turn, so that a machine that slows down slows all of them; a ratio is taken within
-its round, and the table gives the median of the ratios and their quartiles. On a CPU the time is the process's own CPU
+Every round times each way once, in an order of its own, so that a machine that slows down slows all of them; a ratio is
+taken within its round, to the mean of the plain calls in it, and the table gives the median of the ratios and their
+quartiles. On a CPU the time is the process's own CPU
 time, so that other programs count little. A call is prompt to picture; on a GPU the peak memory of a call is shown too.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import random
 import statistics
 import sys
 import time
@@ -140,6 +142,7 @@ def ways(model: str, device: str, dtype: torch.dtype, size: int, steps: int, bat
         return found
     found |= {
         "CFG": Way(on(pipe, **CFG), "CFG"),
+        "CFG, a second time": Way(on(pipe, **CFG), "CFG"),
         "CFG, guided both": Way(on(guided, **CFG), "CFG", 2.05),
         "CFG, guided cond": Way(on(guided, nft_guide="cond", **CFG), "CFG", 1.6),
     }
@@ -222,12 +225,14 @@ def main(argv: list[str] | None = None) -> int:
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     peaks: dict[str, float] = {}
     for count in tqdm(range(options.rounds + 1), desc="rounds"):
-        for name, way in timed.items():
+        order = list(timed)
+        random.Random(count).shuffle(order)
+        for name in order:
             if options.device != "cpu":
                 torch.cuda.reset_peak_memory_stats()
             started = clock()
             with torch.no_grad():
-                way.call()
+                timed[name].call()
             if count:  # the first round is for warming up
                 seconds[name].append(clock() - started)
             if options.device != "cpu":
@@ -243,7 +248,9 @@ def main(argv: list[str] | None = None) -> int:
     print("\n| way | ms (median) | divided by | ratio | quartiles | bar |" + (" peak GiB |" if peaks else ""))
     print("|---|---|---|---|---|---|" + ("---|" if peaks else ""))
     for name, way in timed.items():
-        ratios = [value / other for value, other in zip(seconds[name], seconds[way.of], strict=True)]
+        plain = [other for other in (way.of, f"{way.of}, a second time") if other in timed]
+        means = [statistics.mean(values) for values in zip(*(seconds[other] for other in plain), strict=True)]
+        ratios = [value / mean for value, mean in zip(seconds[name], means, strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         bar = "" if way.limit is None else f"{way.limit:.2f}"
         peak = f" {peaks[name]:.1f} |" if peaks else ""
