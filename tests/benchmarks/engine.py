@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.guidance import combine
-from nft_pipeline.injection import tuner_layers
+from nft_pipeline.injection import LoraSwitch, tuner_layers
 from nft_pipeline.keys import lora_modules
 from tests.benchmarks.random_models import TEXT, build, random_adapter
 
@@ -115,6 +115,14 @@ def ways(model: str, device: str, dtype: torch.dtype, size: int, steps: int, bat
 
         return sample
 
+    def lora_on() -> None:
+        switch = LoraSwitch(transformer, {"nft": len(lora_modules(lora))})
+        switch.only("nft")
+        try:
+            pipe(**call, **FREE)
+        finally:
+            switch.restore()
+
     def swap(*args: Any, **kwargs: Any) -> Tensor:
         """What a script does that knows nothing but load and unload."""
         transformer.load_lora_adapter(lora, prefix="transformer", adapter_name="swapped")
@@ -134,7 +142,8 @@ def ways(model: str, device: str, dtype: torch.dtype, size: int, steps: int, bat
         "guided in (0.2, 0.8)": Way(on(guided, nft_interval=(0.2, 0.8), **FREE), "plain"),
         "batched": Way(on(guided, nft_mode="batched", **FREE), "plain"),
         "single": Way(on(guided, nft_mode="single", **FREE), "plain", 1.08),
-        "policy at strength 1": Way(on(with_policy, **FREE), "plain", 1.03),
+        "stock, LoRA on": Way(lora_on, "plain"),
+        "policy at strength 1": Way(on(with_policy, **FREE), "stock, LoRA on", 1.03),
         "two models in memory": Way(by_hand(lambda *a, **k: merged.forward(*a, **k)[0]), "plain"),
         "LoRA loaded and unloaded": Way(by_hand(swap), "plain"),
     }
@@ -215,12 +224,22 @@ def main(argv: list[str] | None = None) -> int:
         default="small",
         help="random weights of these shapes; the full-size ones need a GPU (default small, 31 M weights)",
     )
+    parser.add_argument("--only", nargs="+", metavar="WAY", help="time these ways and what they are divided by alone")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a ratio is above its bar")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
 
     dtype = getattr(torch, options.dtype)
     timed = ways(options.model, options.device, dtype, options.size, options.steps, options.batch, options.rank)
+    if options.only:
+        unknown = sorted(set(options.only) - set(timed))
+        if unknown:
+            parser.error(f"no way is called {', '.join(unknown)}; there are {', '.join(timed)}")
+        kept = set(options.only)
+        for _ in range(2):  # what a way is divided by may itself be divided by something
+            kept |= {timed[name].of for name in kept}
+        kept |= {f"{name}, a second time" for name in kept}
+        timed = {name: way for name, way in timed.items() if name in kept}
     clock = make_clock(options.device)
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     peaks: dict[str, float] = {}
