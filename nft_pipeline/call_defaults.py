@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from .atomic import atomic_write_bytes
 from .settings import GuidanceError
 
 CALL_DEFAULTS = "call_defaults.json"
@@ -47,4 +48,4 @@ def read_call_defaults(stock_class: Any, folder: str | PathLike[str] | None) -> 
 def write_call_defaults(folder: Path, defaults: Mapping[str, Any]) -> None:
     """Write them into a model's folder; nothing where there are none."""
     if defaults:
-        (folder / CALL_DEFAULTS).write_text(json.dumps(defaults, indent=2) + "\n", encoding="utf-8")
+        atomic_write_bytes(folder / CALL_DEFAULTS, (json.dumps(defaults, indent=2) + "\n").encode())

@@ -15,9 +15,10 @@ With several adapters step 4 is done for each and the pushes are added. The othe
 whose LoRA scale is s itself, from the alpha of the step before. A policy adapter at strength 1 is one forward in any
 mode: the LoRA on.
 
-Under classifier-free guidance the batch is [unconditional, conditional], or the two come one after the other, the
-conditional call first. With guide="both" both are guided, with one s a sample, found on the conditional rows: then
-guidance and classifier-free guidance commute, and alpha is not amplified by the guidance scale.
+Under classifier-free guidance the batch has unconditional and conditional rows, or the two come in calls one after the
+other, the conditional first; a family says which (`nft_pipeline.family`). With guide="both" both are guided, with one s
+a sample, found on the conditional rows: then guidance and classifier-free guidance commute, and alpha is not amplified
+by the guidance scale.
 
 Hooks are the mechanism because they survive CPU offloading, which replaces `module.forward`, and because the module
 keeps its class and config. torch.compile must not look into them: they decide by numbers, and would break its graph. So
@@ -94,7 +95,7 @@ class NFTEngine:
     """Guides one denoiser while installed; a context manager.
 
     Args:
-        denoiser: a module of a known family (`nft_pipeline.families`), with the adapters' LoRAs injected; compiled
+        denoiser: a module of a family (`nft_pipeline.families`), with the adapters' LoRAs injected; compiled
             or not.
         terms: the adapters at work, at least one. Their tilts may be changed between forwards.
         settings: law, interval, schedule, guided rows, cap and mode.
@@ -106,7 +107,7 @@ class NFTEngine:
         trace: to be shared by the engines of one call; a new one by default.
 
     Raises:
-        FamilyError: the denoiser's class is not known.
+        FamilyError: the denoiser is none that can be guided.
         AdapterError: a LoRA is gone, incomplete or fused.
         GuidanceError: a head's tap is missing, a cache is on that mixes passes up, or (on install) the denoiser is
             being guided already.

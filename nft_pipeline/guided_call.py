@@ -53,8 +53,8 @@ Args:
         are shortened to it. `nft_stats.push` says what is usual.
     nft_mode (`str`, defaults to "two_pass"):
         "two_pass": the exact one. "batched": the same as one forward of a larger batch, for GPUs that a small batch
-        leaves idle. "single": one forward at the LoRA scale s, with alpha from the step before: no dearer than the
-        stock pipeline, and an approximation.
+        leaves idle. "single": one forward at the LoRA scale s, with alpha from the step before: as many
+        forwards as the stock pipeline, and an approximation.
 
 Raises:
     GuidanceError: one of these is out of range, contradicts another one, or was given without an adapter.

@@ -71,7 +71,7 @@ def load_into(denoisers: Mapping[str, nn.Module], adapter: Adapter, *, pipe: Any
             advice=f"Load the base model it was made for, {adapter.config.base_model.id}.",
         )
     for denoiser in denoisers.values():
-        family_of(denoiser)
+        family_of(denoiser)  # raises for what cannot be guided
         check_base(adapter.config, denoiser, adapter.lora)
         find_tap(denoiser, adapter)
     loaded = LoadedAdapter(adapter, {}, {})

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from .atomic import atomic_write_bytes
 from .call_defaults import read_call_defaults, write_call_defaults
 from .custom_pipeline import ADAPTER_FOLDER, DEFAULT, PIPELINE_FILE, load_beside, render_custom_pipeline
 from .guided_call import guided_class, guided_method, refuse_without_adapter, run_guided
@@ -211,10 +212,8 @@ class DiffusionNFTPipeline:
         self._check_company(name, adapter)
         loaded = load_adapter(self, self._nft_stock_class, adapter)
         replaced = self._nft_loaded.get(name)
-        if replaced is not None:
-            kept = dict(replaced.injected())
-            if kept.items() & dict(loaded.injected()).items():  # the name was free: someone unloaded the old LoRA
-                replaced = None
+        if replaced is not None and not set(replaced.injected()).isdisjoint(loaded.injected()):
+            replaced = None  # a name of its was free: someone has unloaded its LoRAs already
         try:
             if replaced is not None:
                 unload_adapter(self, self._nft_stock_class, replaced)
@@ -307,7 +306,7 @@ class DiffusionNFTPipeline:
             absent = [name for name, part in self.components.items() if part is None]  # type: ignore[attr-defined]
             absent = [name for name in absent if name not in self._nft_stock_class._optional_components]
             source = render_custom_pipeline(self._nft_stock_class, absent=absent)
-            (folder / PIPELINE_FILE).write_text(source, encoding="utf-8")
+            atomic_write_bytes(folder / PIPELINE_FILE, source.encode())
         if not self._nft_loaded:
             stock.save_pretrained(save_directory, *args, **kwargs)
             return

@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 import pytest
 
 
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist the tests run all the same
 def pytest_xdist_auto_num_workers() -> int:
     """As many processes as cores, up to 8: each holds its own torch and diffusers."""
     return min(8, os.cpu_count() or 1)
