@@ -246,6 +246,18 @@ def test_a_lora_of_v_old_is_on_in_the_base_pass_and_off_in_the_other() -> None:
     assert torch.equal(sample(guided.unwrap()), sample(tiny_pipe()))
 
 
+def test_an_adapter_with_old_unloaded_behind_our_back_and_replaced_by_one_without() -> None:
+    pipe = tiny_pipe()
+    with_old = dataclasses.replace(policy(pipe, 7), old=random_lora(pipe.transformer, seed=11))
+    guided = DiffusionNFTPipeline.from_pipe(pipe, policy(pipe, 8))
+    expected = sample(guided)
+    guided.unwrap()
+    guided = DiffusionNFTPipeline.from_pipe(pipe, with_old)
+    pipe.unload_lora_weights()
+    guided.load_nft_adapter(policy(pipe, 8))
+    torch.testing.assert_close(sample(guided), expected, atol=1e-5, rtol=0)
+
+
 # --- strength changed on the way ---
 
 
