@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from . import guidance
 from .caching import CacheBranches
+from .denoiser_call import CallReader, DenoiserCall
 from .families import (
     Inputs,
     as_rows,
@@ -50,7 +51,6 @@ from .families import (
     family_of,
     output_tensor,
     replace_output,
-    same_state,
     unwrap_compiled,
 )
 from .injection import LoraSwitch
@@ -73,22 +73,6 @@ class Trace:
 
     recorder: StatsRecorder = field(default_factory=StatsRecorder)
     alphas: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass
-class _Call:
-    """One forward of the denoiser, between its two hooks."""
-
-    inputs: Inputs
-    rows: int
-    samples: slice  # the conditional rows, one a sample
-    guided: slice  # the rows that are pushed; empty for an unconditional call that is to be left alone
-    repeats: int  # guided rows that belong to one sample
-    noise_level: Tensor  # (samples,)
-    factor: Tensor  # what tilts are multiplied by, (samples,)
-    auxiliary: bool
-    terms: list[int]  # those whose tilt is not 0
-    way: str = "off"  # "off", "on" (known to be v_lora itself), or a mode
 
 
 class NFTEngine:
@@ -129,17 +113,17 @@ class NFTEngine:
         self.terms, self.settings = list(terms), settings
         self.trace = trace or Trace()
         self._cache = CacheBranches(self.denoiser)
-        self._scheduler, self._doubled, self._unconditional = scheduler, doubled, unconditional
+        self._scheduler = scheduler
         self._family = family_of(self.denoiser)
+        self._reader = CallReader(self._family, self.terms, settings, scheduler, doubled, unconditional)
         self._switch = LoraSwitch(self.denoiser, {name: n for term in terms for name, n in term.layers.items()})
         self._taps = [find_tap(self.denoiser, term.adapter) for term in self.terms]
         self._hooks: list[Any] = []
         self._installed = False
         self._within = False  # in a forward of our own, which the two hooks are not for
         self._row_scales: dict[str, RowScale] = {}
-        self._call: _Call | None = None
+        self._call: DenoiserCall | None = None
         self._scales: list[Tensor] | None = None  # of the step's main call, for its auxiliary ones
-        self._main: tuple[Any, Tensor] | None = None  # x_t and t of the step's main call
 
     def install(self) -> None:
         """Add the hooks. Raises GuidanceError if another engine is on the denoiser: the push would be applied twice."""
@@ -202,7 +186,7 @@ class NFTEngine:
         self._only()
         for term in self.terms:
             term.forget()
-        call = self._call = self._read_call(bind_inputs(module, args, kwargs))
+        call = self._call = self._reader.read(bind_inputs(module, args, kwargs))
         if call.way == "on":
             term = self.terms[call.terms[0]]
             self._only(term, call=call)
@@ -239,56 +223,9 @@ class NFTEngine:
         finally:
             self._end_call()
 
-    # Reading a call.
-
-    def _read_call(self, inputs: Inputs) -> _Call:
-        family, settings = self._family, self.settings
-        rows = family.rows(inputs)
-        noise_level = family.noise_level(inputs, self._scheduler)
-        second = self._is_second_of_step(inputs[family.state], noise_level)
-        auxiliary = second or family.is_auxiliary(inputs)
-        doubled = not auxiliary and self._doubled(inputs)
-        repeats = 2 if doubled and family.batched_cfg else 1
-        samples = family.conditional(rows, doubled)
-        noise_level = noise_level[samples]
-        guided = slice(0, rows)
-        if settings.guide == "cond":
-            guided, repeats = (slice(0, 0) if second else samples), 1
-        factor = settings.multiplier(noise_level)
-        terms = [k for k, term in enumerate(self.terms) if term.tilt != 0]
-        call = _Call(inputs, rows, samples, guided, repeats, noise_level, factor, auxiliary, terms)
-        call.way = self._way(call)
-        if call.way != "off" and (settings.guide == "cond" or any(self.terms[k].needs_alpha for k in terms)):
-            family.check_rows_are_known(doubled or second)
-        return call
-
-    def _is_second_of_step(self, state: Any, noise_level: Tensor) -> bool:
-        """Whether this is the unconditional call of a pipeline that makes two: the one at the very x_t and t of the
-        main one. Any other call is remembered as a step's main one."""
-        if self._unconditional is not None:
-            return self._unconditional()
-        if not self._family.batched_cfg and self._main is not None:
-            x_t, t = self._main
-            if torch.equal(t, noise_level) and same_state(x_t, state):
-                return True
-        self._main = (state, noise_level)
-        return False
-
-    def _way(self, call: _Call) -> str:
-        """How this forward is to be guided, as far as it can be known before it."""
-        everywhere = self.settings.interval == (0.0, 1.0) and self.settings.schedule is None
-        if call.guided.start == call.guided.stop or not call.terms or not (everywhere or bool(call.factor.any())):
-            return "off"
-        term = self.terms[call.terms[0]]
-        known = len(call.terms) == 1 and not term.needs_alpha and self.settings.cap is None
-        known = known and call.guided == slice(0, call.rows)
-        if known and bool((term.scale(None, call.factor, self.settings) == 1).all()):
-            return "on"
-        return self.settings.mode
-
     # Two passes, one after the other or in one batch.
 
-    def _guide(self, call: _Call, output: Any) -> Any:
+    def _guide(self, call: DenoiserCall, output: Any) -> Any:
         all_rows = output_tensor(output)
         v_old = all_rows[: call.rows]
         alphas, scales = self._find_scales(call)
@@ -315,7 +252,7 @@ class NFTEngine:
             guided[call.guided] = alone
         return replace_output(output, guided)
 
-    def _lora_pass(self, call: _Call, term: Term) -> Tensor:
+    def _lora_pass(self, call: DenoiserCall, term: Term) -> Tensor:
         inputs = call.inputs
         if call.guided != slice(0, call.rows):
             inputs = self._family.take_rows(inputs, range(call.rows)[call.guided])
@@ -342,7 +279,7 @@ class NFTEngine:
         finally:
             self._within = False
 
-    def _find_scales(self, call: _Call) -> tuple[list[Tensor | None] | None, list[Tensor]]:
+    def _find_scales(self, call: DenoiserCall) -> tuple[list[Tensor | None] | None, list[Tensor]]:
         """alpha (None where nobody asked) and s of each term, both of shape (samples,)."""
         if call.auxiliary and self._scales is not None:
             return None, self._scales
@@ -350,18 +287,18 @@ class NFTEngine:
         found = [self.terms[k].scale(alphas.get(k), call.factor, self.settings) for k in call.terms]
         return [alphas.get(k) for k in range(len(self.terms))], self._of_all_terms(call, found)
 
-    def _of_all_terms(self, call: _Call, scales: list[Tensor]) -> list[Tensor]:
+    def _of_all_terms(self, call: DenoiserCall, scales: list[Tensor]) -> list[Tensor]:
         """Scales of the terms at work, with zeros for the others."""
         found = dict(zip(call.terms, scales, strict=True))
         return [found.get(k, torch.zeros_like(call.noise_level)) for k in range(len(self.terms))]
 
-    def _alpha(self, call: _Call, term: Term) -> Tensor:
+    def _alpha(self, call: DenoiserCall, term: Term) -> Tensor:
         text = self._family.read_text(call.inputs)
         if text is not None:  # one prompt for all samples may come as one row, which the denoiser broadcasts
             text = text.expand(call.rows, -1, -1)[call.samples] if text.shape[0] == 1 else text[call.samples]
         return term.alpha(call.noise_level, call.samples, text)
 
-    def _push(self, call: _Call, v_old: Tensor, v_loras: list[Tensor], scales: list[Tensor]) -> Tensor:
+    def _push(self, call: DenoiserCall, v_old: Tensor, v_loras: list[Tensor], scales: list[Tensor]) -> Tensor:
         """How far the samples' predicted pictures move, shape (samples,)."""
         if not v_loras:
             return torch.zeros_like(call.noise_level)
@@ -377,10 +314,10 @@ class NFTEngine:
 
     # Batched and single: scales of rows.
 
-    def _branch(self, call: _Call) -> str:
+    def _branch(self, call: DenoiserCall) -> str:
         return "+".join([call.way, *(self.terms[k].lora_name for k in call.terms)])
 
-    def _indicate_rows(self, call: _Call) -> None:
+    def _indicate_rows(self, call: DenoiserCall) -> None:
         """The batch is [all rows, the guided rows with the first LoRA on, with the second, ...]."""
         size, on = call.guided.stop - call.guided.start, {}
         for i, k in enumerate(call.terms):
@@ -389,7 +326,7 @@ class NFTEngine:
             on[k] = rows
         self._scale_loras(call, on)
 
-    def _scale_rows(self, call: _Call, scales: list[Tensor]) -> None:
+    def _scale_rows(self, call: DenoiserCall, scales: list[Tensor]) -> None:
         """Each LoRA at s on the guided rows, off on the others."""
         on = {}
         for k in call.terms:
@@ -397,7 +334,7 @@ class NFTEngine:
             on[k][call.guided] = scales[k].repeat(call.repeats)
         self._scale_loras(call, on)
 
-    def _scale_loras(self, call: _Call, on: dict[int, Tensor]) -> None:
+    def _scale_loras(self, call: DenoiserCall, on: dict[int, Tensor]) -> None:
         """Each term's LoRA at its own scale on each row, and v_old's at what is left of 1."""
         names = {self.terms[k].lora_name: rows for k, rows in on.items()}
         for k, rows in on.items():
@@ -408,7 +345,7 @@ class NFTEngine:
         for name, rows in names.items():
             self._row_scales[name].set(rows)
 
-    def _single_scales(self, call: _Call) -> list[Tensor]:
+    def _single_scales(self, call: DenoiserCall) -> list[Tensor]:
         if call.auxiliary and self._scales is not None:
             return self._scales
         scales = []
@@ -421,7 +358,7 @@ class NFTEngine:
             scales.append(term.scale(alpha, call.factor, self.settings))
         return self._of_all_terms(call, scales)
 
-    def _keep_alphas(self, call: _Call) -> list[Tensor | None]:
+    def _keep_alphas(self, call: DenoiserCall) -> list[Tensor | None]:
         """What the heads say now, for the next step."""
         alphas: list[Tensor | None] = [None] * len(self.terms)
         for k in call.terms:
@@ -431,7 +368,7 @@ class NFTEngine:
 
     # Switches and records.
 
-    def _only(self, term: Term | None = None, *, call: _Call | None = None) -> None:
+    def _only(self, term: Term | None = None, *, call: DenoiserCall | None = None) -> None:
         """The base pass, or one term's pass."""
         others = [other.old_name for other in self.terms if other is not term and other.old_name is not None]
         names = [*others, *([] if term is None else [term.lora_name])]
@@ -449,7 +386,7 @@ class NFTEngine:
 
     def _record(
         self,
-        call: _Call,
+        call: DenoiserCall,
         alphas: list[Tensor | None] | None,
         scales: list[Tensor],
         push: Tensor | float,
