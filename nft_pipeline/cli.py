@@ -42,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     "info": Command("nft_pipeline.commands.info", "say what an adapter is: kind, base model, tilt, reward, licence"),
     "train": Command("nft_pipeline.training.command", "train an adapter"),
     "score": Command("nft_pipeline.commands.score", "score a folder of pictures with rewards, for training on them"),
+    "rate": Command("nft_pipeline.commands.rate", "like and dislike pictures on a local page, for training on them"),
     "eval": Command("nft_pipeline.training.shapes.evaluate", "score the shapes model, with or without an adapter"),
     "env": Command("nft_pipeline.commands.env", "print versions and device, to paste into a bug report"),
 }
