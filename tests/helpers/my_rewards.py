@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,6 +56,22 @@ class Darkness(Reward):
 
     def score_tensor(self, images: Tensor, prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
         return RewardOutput(images.mean(dim=(1, 2, 3)) * 255)
+
+
+class Slow(Reward):
+    """Mean red, at leisure; fails in the ways its prompts name."""
+
+    batch = 16
+
+    def __init__(self) -> None:
+        self.info = RewardInfo(name="slow", version="1", licence="MIT")
+
+    def score(self, images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
+        time.sleep(0.02 * len(images))
+        if "crash" in prompts:
+            raise RuntimeError("out of memory")
+        scores = [float("nan") if p == "nan" else red for p, red in zip(prompts, redness(images, [], []), strict=True)]
+        return RewardOutput(torch.tensor(scores), {"at_once": [len(images)] * len(images)})
 
 
 made_already = Darkness()

@@ -13,7 +13,7 @@ import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 from .folder import prompts_of
@@ -154,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_for_us(self) -> bool:
         """Whether the address asked for is ours: a page elsewhere may point a name of its own at 127.0.0.1."""
-        port = self.server.server_address[1]
+        _, port = cast("tuple[str, int]", self.server.server_address)
         if self.headers.get("Host") in (f"127.0.0.1:{port}", f"localhost:{port}"):
             return True
         self.close_connection = True

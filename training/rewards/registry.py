@@ -51,6 +51,8 @@ EXTRAS = {
     "onnxruntime": "ocr",
     "open_clip": "hps",
     "scipy": "train",
+    "filelock": "train",
+    "pydantic": "train",
 }
 
 
