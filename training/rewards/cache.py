@@ -60,7 +60,7 @@ class ScoreCache:
 
     def put(self, entries: Mapping[bytes, tuple[float, dict[str, Any]]]) -> None:
         """Keep all of them, or, if that fails, none."""
-        rows = [(key, score, json.dumps(details)) for key, (score, details) in entries.items()]
+        rows = [(key, score, json.dumps(details, default=str)) for key, (score, details) in entries.items()]
         with self.file:
             self.file.execute("BEGIN IMMEDIATE")
             self.file.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", rows)
