@@ -29,6 +29,11 @@ def words(images: list[Image], prompts: list[str], metadata: list[Mapping[str, A
     return "good"
 
 
+def broken(images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> list[float]:
+    """Raises."""
+    return [1 / 0]
+
+
 def spoilt(images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> list[float]:
     """NaN where the prompt asks for it."""
     return [float("nan") if "nan" in prompt else 0.5 for prompt in prompts]

@@ -74,6 +74,8 @@ def test_pictures_survive_the_way_to_a_tensor_and_back() -> None:
         ("helpers.my_rewards:redness", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "torch.uint8 tensor"),
         ("jpeg_size", torch.zeros(2, 3, 8, 8, requires_grad=True), "has no gradient"),
         ("helpers.my_rewards:redness", [plain("red")], "1 pictures, 2 prompts and 1 metadata"),
+        ("helpers.my_rewards:redness", ["a.png", "b.png"], "got a str, expected PIL pictures or a tensor"),
+        ("helpers.my_rewards:broken", [plain("red")] * 2, "failed: ZeroDivisionError: division by zero"),
         ("helpers.my_rewards:too_large", [plain("red")] * 2, "7 to 7, outside its range 0 to 1"),
         ("helpers.my_rewards:words", [plain("red")] * 2, "returned str; expected 2 numbers"),
         ("helpers.my_rewards:too_few", [plain("red")] * 2, "scores of shape (1,) for 2 pictures"),

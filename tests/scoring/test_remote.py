@@ -72,13 +72,15 @@ def command(port: int, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     arguments = ["reward", "serve", "--reward", "helpers.my_rewards:Slow", "--port", str(port), "--device", "cpu"]
     process = subprocess.Popen([sys.executable, "-m", "nft_pipeline", *arguments], env=env)
     try:
-        for _ in range(600):
+        for _ in range(1200):
             assert process.poll() is None, "the server ended"
             try:
                 assert requests.get(f"http://127.0.0.1:{port}/health", timeout=5).json()["status"] == "ok"
                 break
             except requests.ConnectionError:
                 time.sleep(0.1)
+        else:
+            pytest.fail("the server did not answer within two minutes")
         yield process
     finally:
         process.send_signal(signal.SIGINT)
@@ -143,6 +145,7 @@ def test_a_kill_in_the_middle_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> 
             remote.caller.say = said.append
             run = pool.submit(remote, [red(i) for i in range(200)], [""] * 200)
             while len(answered) < 50:
+                assert not run.done(), run.result()
                 time.sleep(0.01)
             process.kill()
         before = len(answered)
@@ -161,6 +164,36 @@ def test_a_server_that_stays_away_is_an_error_with_a_name() -> None:
     with pytest.raises(ServerError, match=r"stayed away for 0\.3 s .*what was scored before is kept") as caught:
         remote([red(1)] * 8, [""] * 8)
     assert caught.value.kind == "gone"
+
+
+def test_an_interrupt_does_not_wait_for_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(Slow()) as url:
+        remote = quick(url, retries=0, per_request=1, concurrency=4)
+    remote.caller.probe_every = 600.0
+    remote.caller.say = lambda text: os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C when the run says it is paused
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        remote([red(1)] * 8, [""] * 8)
+    assert time.monotonic() - started < 60
+    remote.caller.say, remote.caller.probe_every = lambda text: None, 0.1
+    remote.caller.patience = 0.1
+    with pytest.raises(ServerError, match="stayed away"):
+        remote([red(1)], [""])
+
+
+def test_an_outage_after_one_that_was_too_long_is_waited_for_again() -> None:
+    with served(Slow()) as url:
+        remote = quick(url, retries=0, patience=0.2)
+    with pytest.raises(ServerError, match="stayed away"):
+        remote([red(1)], [""])
+    said: list[str] = []
+    remote.caller.say = said.append
+    with served(Slow()) as other:
+        remote.caller.url = other
+        assert remote([red(51)], [""]).scores.tolist() == pytest.approx([0.2])
+    with pytest.raises(ServerError, match="stayed away"):
+        remote([red(1)], [""])
+    assert "The run is paused" in said[0]
 
 
 def test_the_token_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import requests
@@ -68,6 +69,29 @@ class Caller:
         self.circuit = threading.Lock()  # held by the one thread that waits for the server while it is away
         self.returns = 0  # how often it came back; a thread that failed before that simply tries again
         self.given_up: tuple[int, str] | None = None
+        self.stopped = threading.Event()
+
+    def map(self, function: Callable[..., Any], *items: Iterable[Any], concurrency: int) -> list[Any]:
+        """`function` of the items, in threads, in order; the first error ends the others' waiting as well.
+
+        So does Ctrl-C, which would otherwise have no effect before a server that is away comes back.
+        """
+        self.stopped.clear()
+        with ThreadPoolExecutor(concurrency) as pool:
+            futures: list[Future[Any]] = []
+            try:
+                futures += [pool.submit(function, *arguments) for arguments in zip(*items, strict=True)]
+                left = set(futures)
+                while left:  # in short pieces: a wait without an end is deaf to Ctrl-C on some systems
+                    done, left = wait(left, timeout=0.2, return_when=FIRST_EXCEPTION)
+                    for future in done:
+                        future.result()
+                return [future.result() for future in futures]
+            except BaseException:
+                self.stopped.set()
+                for future in futures:
+                    future.cancel()
+                raise
 
     def get(self, path: str) -> Any:
         """The JSON at `path`.
@@ -90,13 +114,14 @@ class Caller:
         while True:
             with self.circuit:  # while it is open, wait here
                 returns = self.returns
-            answer, reason, wait = self._try(method, path, payload)
+            answer, reason, asked = self._try(method, path, payload)
             if answer is not None:
+                self.given_up = None
                 return _content(answer, self.url)
             tries += 1
             if tries <= self.retries:
                 pause = min(self.backoff * 2 ** (tries - 1), _LONGEST_WAIT) * random.uniform(0.75, 1.25)
-                time.sleep(max(pause, wait))
+                self._sleep(max(pause, asked))
             else:
                 self._wait_for_server(reason, returns)
                 tries = 0
@@ -120,6 +145,7 @@ class Caller:
         with self.circuit:
             if self.returns != returns:
                 return
+            self._sleep(0)  # whoever waited for the lock may have been told to stop
             if self.given_up and self.given_up[0] == returns:
                 raise ServerError(self.given_up[1], "gone")
             since = time.monotonic()
@@ -128,7 +154,7 @@ class Caller:
                 f"looking every {self.probe_every:g} s, for up to {self.patience:g} s. Start the server again to go on"
             )
             while time.monotonic() - since < self.patience:
-                time.sleep(self.probe_every)
+                self._sleep(self.probe_every)
                 if self._is_well():
                     self.returns += 1
                     self.say(f"the reward server {self.url} is back after {time.monotonic() - since:.0f} s")
@@ -139,6 +165,10 @@ class Caller:
             )
             self.given_up = (returns, message)
             raise ServerError(message, "gone")
+
+    def _sleep(self, seconds: float) -> None:
+        if self.stopped.wait(seconds):
+            raise ServerError(f"waiting for {self.url} was ended", "stopped")
 
     def _is_well(self) -> bool:
         try:

@@ -139,6 +139,8 @@ class Reward(ABC):
                     f"reward {name!r} has no gradient, but its pictures require one; pass images.detach(), or take "
                     "a differentiable reward: image_reward, pickscore, clip_score, aesthetic or hps_v2"
                 )
+        elif other := [type(image).__name__ for image in images if not isinstance(image, Image)]:
+            raise RewardError(f"reward {name!r} got a {other[0]}, expected PIL pictures or a tensor (B, 3, H, W)")
         parts = []
         for i in range(0, n, self.batch):
             rows = slice(i, i + self.batch)

@@ -11,7 +11,6 @@ import io
 import os
 import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -79,8 +78,7 @@ class VLMJudge(Reward):
         self.caller = Caller(endpoint, key, health="/models", timeout=timeout, patience=patience)
 
     def score(self, images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            judged = list(pool.map(self._judge, images, prompts))
+        judged = self.caller.map(self._judge, images, prompts, concurrency=self.concurrency)
         return RewardOutput(torch.tensor([score for score, _ in judged]), {"answer": [answer for _, answer in judged]})
 
     def _judge(self, image: Image, prompt: str) -> tuple[float, str]:

@@ -64,7 +64,10 @@ class FunctionReward(Reward):
         self.info = getattr(function, "info", None) or RewardInfo(name=name, licence="your own")
 
     def score(self, images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
-        found = self.function(images, prompts, metadata)
+        try:
+            found = self.function(images, prompts, metadata)
+        except Exception as error:  # somebody else's code: whatever it raises, the run should say whose it was
+            raise RewardError(f"reward {self.info.name!r} failed: {type(error).__name__}: {error}") from error
         if not isinstance(found, RewardOutput):
             try:
                 found = RewardOutput(torch.as_tensor(found, dtype=torch.float32))

@@ -6,7 +6,6 @@ import base64
 import io
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -53,8 +52,7 @@ class RemoteReward(Reward):
 
     def score(self, images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
         requests = self._requests(images, prompts, metadata)
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            answers = list(pool.map(self._ask, requests))
+        answers = self.caller.map(self._ask, requests, concurrency=self.concurrency)
         names = dict.fromkeys(name for answer in answers for name in answer.details)
         return RewardOutput(
             torch.tensor([score for answer in answers for score in answer.scores]),
