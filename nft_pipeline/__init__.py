@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .torchvision_repair import watch as _watch_torchvision
+
 if TYPE_CHECKING:
     from .adapter import Adapter as Adapter
     from .adapter import AdapterConfig as AdapterConfig
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from .stats import NFTStats as NFTStats
 
 __version__ = "0.1.0"
+_watch_torchvision()
 
 _HOME = {
     "Adapter": "adapter",

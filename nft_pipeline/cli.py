@@ -41,12 +41,15 @@ COMMANDS: dict[str, Command] = {
     "sample": Command("nft_pipeline.commands.sample", "draw prompts at several strengths into one labelled picture"),
     "info": Command("nft_pipeline.commands.info", "say what an adapter is: kind, base model, tilt, reward, licence"),
     "train": Command("nft_pipeline.training.command", "train an adapter"),
+    "score": Command("nft_pipeline.commands.score", "score a folder of pictures with rewards, for training on them"),
+    "rate": Command("nft_pipeline.commands.rate", "like and dislike pictures on a local page, for training on them"),
+    "reward": Command("nft_pipeline.commands.reward", "serve a reward to runs on other machines"),
     "eval": Command("nft_pipeline.training.shapes.evaluate", "score the shapes model, with or without an adapter"),
     "env": Command("nft_pipeline.commands.env", "print versions and device, to paste into a bug report"),
 }
 
 # Import names of what the extras bring, and of what a plain installation brings.
-_EXTRAS = {"train": {"matplotlib", "scipy", "yaml"}}
+_EXTRAS = {"train": {"filelock", "matplotlib", "requests", "scipy", "yaml"}}
 _CORE = {
     "PIL",
     "accelerate",

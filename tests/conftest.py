@@ -17,6 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 
 import pytest
 
+import nft_pipeline  # noqa: F401  (before diffusers and transformers: it lets a mismatched torchvision be imported)
+
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist the tests run all the same
 def pytest_xdist_auto_num_workers() -> int:

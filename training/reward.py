@@ -10,6 +10,11 @@ from typing import Protocol
 
 import numpy as np
 
+from .rewards import contract
+from .rewards.contract import RewardError as RewardError
+from .rewards.pictures import to_pil
+from .rewards.registry import REMOTE, known_rewards, load_reward
+
 
 class Reward(Protocol):
     """Scores pictures: r(x0, c) in [0, 1], the probability that the picture is a good one (DESIGN M1)."""
@@ -17,10 +22,6 @@ class Reward(Protocol):
     def __call__(self, pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         """Pictures uint8 (B, H, W, 3) and B prompts to scores (B,)."""
         ...
-
-
-class RewardError(ValueError):
-    """A reward that cannot be found, or gave scores that cannot be used."""
 
 
 _SHAPES = "nft_pipeline.training.shapes.rewards"
@@ -36,10 +37,23 @@ PROMPTS = {
 def find_reward(name: str) -> Reward:
     """A reward by its name, or by "module:function" for one of your own.
 
+    One of `training.rewards` is wrapped: it gets PIL pictures, and its scores are mapped to [0, 1] by its card.
+
     Raises:
         RewardError: no such name, module or function.
     """
-    return _find(REWARDS.get(name, name), name, "reward", REWARDS)
+    if name in REWARDS or not (name in known_rewards() or name.startswith(REMOTE)):
+        return _find(REWARDS.get(name, name), name, "reward", {**REWARDS, **known_rewards()})
+    return as_probability(load_reward(name))
+
+
+def as_probability(reward: contract.Reward) -> Reward:
+    """A reward of `training.rewards` (a mix of several, for one) as the trainer calls it."""
+
+    def scored(pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        return reward.info.probability(reward(to_pil(pictures), prompts).scores).detach().cpu().numpy()
+
+    return scored
 
 
 def find_prompts(name: str) -> list[str]:

@@ -52,7 +52,8 @@ def tiny_transformer(
     ).eval()
 
 
-def _tokenizer() -> CLIPTokenizer:
+def clip_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer that spells every word letter by letter; at most 8 tokens."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     pieces = ["<|startoftext|>", *letters, *(letter + "</w>" for letter in letters), "<|endoftext|>"]
     return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], model_max_length=8)
@@ -77,7 +78,7 @@ def _text_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModelWithProje
 
 def tiny_pipe(**transformer: Any) -> StableDiffusion3Pipeline:
     """The whole pipeline: two CLIP text encoders with tokenizers, VAE, scheduler; no T5."""
-    tokenizer = _tokenizer()
+    tokenizer = clip_tokenizer()
     torch.manual_seed(3)
     vae = AutoencoderKL(
         block_out_channels=(4,),

@@ -1,0 +1,138 @@
+"""Rewards by name, path and entry point; several as one; faults in one report."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import my_rewards
+from helpers.plain_pictures import noise, plain
+from nft_pipeline.training.reward import as_probability, checked_scores, find_reward
+from nft_pipeline.training.rewards import RewardError, load_reward, load_rewards, parse_rewards, registry
+from nft_pipeline.training.rewards.pictures import to_arrays
+
+MINE = "helpers.my_rewards"
+
+
+def test_a_mapping_is_parsed() -> None:
+    entries = parse_rewards({"image_reward": 1, f"{MINE}:redness": 0.2, "ocr": {"weight": 0.5, "device": "cpu"}})
+    assert [(e.name, e.weight, dict(e.options)) for e in entries] == [
+        ("image_reward", 1.0, {}),
+        (f"{MINE}:redness", 0.2, {}),
+        ("ocr", 0.5, {"device": "cpu"}),
+    ]
+
+
+def test_all_faults_make_one_report() -> None:
+    with pytest.raises(RewardError) as caught:
+        parse_rewards({"image_rewrd": 1.0, "ocr": "much", "likes": True, "zzz": 1, 3: 1})
+    report = str(caught.value)
+    for phrase in (
+        "5 faults",
+        "reward 'image_rewrd' is not known; did you mean 'image_reward'?",
+        "weight of 'ocr' is 'much', expected a number",
+        "weight of 'likes' is True",
+        "known: image_reward, pickscore",
+        "3 is not a reward's name",
+    ):
+        assert phrase in report
+
+
+@pytest.mark.parametrize(
+    ("spec", "phrase"), [({}, "expected a mapping"), ("ocr", "expected a mapping"), ({"ocr": 0}, "every weight is 0")]
+)
+def test_a_spec_without_rewards_is_refused(spec: object, phrase: str) -> None:
+    with pytest.raises(RewardError, match=phrase):
+        parse_rewards(spec)
+
+
+def test_a_mix_is_the_weighted_mean_of_probabilities() -> None:
+    pictures = [plain("rgb(255,0,0)"), plain("rgb(51,102,102)")]
+    mix = load_rewards({f"{MINE}:redness": 3.0, f"{MINE}:Darkness": {"weight": -1, "batch": 1}}, device="cuda:7")
+    output = mix(pictures, ["", ""])
+    red, light = torch.tensor([1.0, 0.2]), torch.tensor([85 / 255, 85 / 255])
+    # Darkness says smaller is better, the weight below 0 turns that round: lighter is better.
+    assert torch.allclose(output.scores, 0.75 * red + 0.25 * light)
+    assert output.details[f"{MINE}:Darkness"] == pytest.approx([85.0, 85.0])
+    assert output.details[f"{MINE}:Darkness.prompt"] == ["", ""]
+    assert mix.parts[f"{MINE}:Darkness"][0].device == "cuda:7"  # type: ignore[attr-defined]
+    assert not mix.differentiable and load_rewards({f"{MINE}:Darkness": 1}).differentiable
+
+
+def test_a_mix_is_cached_only_if_every_part_has_a_version() -> None:
+    assert load_rewards({f"{MINE}:Darkness": 1}).info.version
+    assert not load_rewards({f"{MINE}:Darkness": 1, f"{MINE}:redness": 1}).info.version
+
+
+def test_a_reward_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = metadata.EntryPoint("tidy", f"{MINE}:Darkness", registry.ENTRY_POINTS)
+    monkeypatch.setattr(registry.metadata, "entry_points", lambda group: [point] * (group == registry.ENTRY_POINTS))
+    assert type(load_reward("tidy", batch=3)).__name__ == "Darkness"
+    with pytest.raises(RewardError, match="did you mean 'tidy'"):
+        load_reward("tidi")
+
+
+def test_an_instance_is_taken_as_it_is() -> None:
+    assert load_reward(f"{MINE}:made_already") is my_rewards.made_already
+
+
+def test_a_module_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "beside_my_yaml.py").write_text(
+        "def half(images, prompts, metadata):\n    return [0.5] * len(images)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert load_reward("beside_my_yaml:half")([plain("red")], [""]).scores.tolist() == [0.5]
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "phrase"),
+    [
+        ("no.such.module:f", {}, "cannot be imported: No module named 'no'"),
+        (f"{MINE}:nothing", {}, "has no attribute 'nothing'"),
+        (f"{MINE}:number", {}, "is a int; expected a Reward or a function"),
+        (f"{MINE}:redness", {"device": "cpu"}, "is a function and takes no options, got device"),
+        (f"{MINE}:made_already", {"device": "cpu"}, "is made already"),
+        (f"{MINE}:Darkness", {"devise": "cpu"}, "has no option 'devise'; did you mean 'device'?"),
+        ("jpeg_size", {"x": 1}, "has no option 'x'; it takes: none"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(name: str, options: dict, phrase: str) -> None:
+    with pytest.raises(RewardError) as caught:
+        load_reward(name, **options)
+    assert phrase in str(caught.value)
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    with pytest.raises(RewardError, match=r'pip install "diffusion-nft\[ocr\]"'):
+        load_reward("ocr")
+
+
+def test_every_built_in_name_leads_to_a_reward() -> None:
+    for name, path in registry.BUILT_IN.items():
+        assert issubclass(registry.import_path(path, name), registry.Reward), name
+
+
+def test_importing_the_registry_imports_no_scorer() -> None:
+    heavy = ("transformers", "diffusers", "ImageReward", "rapidocr", "open_clip", "fastapi", "requests", "scipy")
+    code = f"import sys, nft_pipeline.training.rewards; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_trainer_gets_probabilities_from_uint8_pictures() -> None:
+    pictures = np.stack(to_arrays([noise(0, 256), plain("red", (256, 256))]))
+    scores = checked_scores(find_reward("jpeg_size")(pictures, ["", ""]), 2, "jpeg_size")
+    assert scores[0] > 0.99 and scores[1] < 0.5
+    mix = as_probability(load_rewards({"jpeg_size": -1}))
+    assert mix(pictures, ["", ""]) == pytest.approx(1 - scores, abs=1e-6)
+    with pytest.raises(RewardError, match="did you mean 'jpeg_size'"):
+        find_reward("jpg_size")
