@@ -12,7 +12,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from .objective import interpolate
+from .noising import interpolate
 from .pool import Pool
 
 NOISE_LEVELS = (0.2, 0.5, 0.8, 0.9, 0.95)

@@ -23,7 +23,8 @@ from nft_pipeline.injection import LoraSwitch, tuner_layers
 from nft_pipeline.keys import lora_from_peft
 
 from .config import TrainConfig
-from .objective import alpha_loss, flow_matching_loss, interpolate, noise_levels
+from .noising import interpolate, noise_levels
+from .objective import alpha_loss, positive_loss
 from .pool import Pool
 from .precision import autocast
 
@@ -135,11 +136,11 @@ class Learner:
         tokens = self.base_tokens(x_t, t, text, pooled)
         loss_alpha = alpha_loss(
             self.head(tokens, t.to(self.device), text.to(self.device)), pool.r[rows].to(self.device)
-        )
+        ).mean()
         loss_alpha.backward()
 
         _, x_t, y, t, text, pooled = self._draw(pool, config.batch, config.noise_shift, liked=True)
-        loss_plus = flow_matching_loss(self.velocity(x_t, t, text, pooled), y.to(self.device))
+        loss_plus = positive_loss(self.velocity(x_t, t, text, pooled), y.to(self.device)).mean()
         loss_plus.backward()
 
         losses = {"v_plus": loss_plus.item(), "alpha": loss_alpha.item()}

@@ -70,7 +70,7 @@ def main() -> None:
     for step in tqdm(range(config.steps), desc="larger head"):
         rows, x_t, _, t, text, pooled = learner._draw(pool, config.head_batch, config.head_noise_shift, liked=False)
         tokens = learner.base_tokens(x_t, t, text, pooled)
-        loss = alpha_loss(large(tokens, t, text), pool.r[rows])
+        loss = alpha_loss(large(tokens, t, text), pool.r[rows]).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(large.parameters(), 1.0)
         learner.optimizer.step()
