@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     import yaml
 
     from .config import ConfigError, TrainConfig
+    from .stopping import Stopped
     from .trainer import train
 
     overrides = {}
@@ -44,5 +45,11 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--set {assignment!r} is not KEY=VALUE, for example --set steps=1000")
         overrides[key.strip()] = yaml.safe_load(value)
     config = TrainConfig.from_yaml(args.run, overrides)
-    train(config, args.out or Path("runs") / config.name, device=args.device)
+    out = args.out or Path("runs") / config.name
+    try:
+        train(config, out, device=args.device)
+    except Stopped as stop:
+        again = ["diffusion-nft", "train", args.run, *(f"--set {item}" for item in args.set), f"--out {out}"]
+        print(f"{stop}. To go on: {' '.join(again)}")
+        return 130
     return 0

@@ -109,8 +109,8 @@ class Objective:
 
     Args:
         kind: "positive", "policy" or "paper".
-        tilt: 2 / beta, > 0. For a policy the tilt that one converged round adds (eta1); for a positive adapter only what
-            strength 1 will mean.
+        tilt: 2 / beta, > 0. For a policy the tilt that one converged round adds (eta1); for a positive adapter only
+            what strength 1 will mean.
         baseline: b of a policy: "half", "mean" (of r) or "alpha", which needs a head.
         eta0: the tilt that an anchored policy converges to over the rounds; None or infinity is no anchor.
 

@@ -111,7 +111,7 @@ def test_every_prediction_type_lands_on_the_same_velocity(kind, prediction):
 @pytest.mark.parametrize(("eta1", "eta0"), [(0.2, None), (0.5, 1.0), (2.0, 1.0)])
 def test_ten_online_rounds_accumulate_the_tilt(world, eta1, eta0):  # M8
     rounds = Rounds(world, Objective("policy", eta1, "alpha", eta0))
-    noise, levels = spread_noise(160), noise_levels(10, 1e-2)
+    noise, levels = spread_noise(256), noise_levels(10, 1e-2)
     tilts = [rounds.step(noise, levels) for _ in range(10)]
     promised = [accumulated_tilt(eta1, k, eta0) for k in range(1, 11)]
     print(f"eta1 {eta1}, eta0 {eta0}: tilt {tilts[4]:.3f}, {tilts[-1]:.3f}; M8 {promised[4]:.3f}, {promised[-1]:.3f}")

@@ -36,7 +36,7 @@ def test_five_mistakes_make_one_report():
         "'licence' is missing",
         "lr is -1, expected a number above 0",
         "rank is 2.5, expected a whole number from 1",
-        "precision is 'fp8', expected auto, fp32 or bf16",
+        "precision is 'fp8', expected auto, fp32, bf16 or fp16",
         "ema is 1.0, expected a number from 0, below 1",
     ):
         assert phrase in report
