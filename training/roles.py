@@ -9,6 +9,7 @@ A fourth, the running average that is exported, is kept by the learner as plain 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,7 +49,10 @@ class LoraRoles:
                 init_lora_weights="gaussian",
                 target_modules=targets or list(family.lora_targets),
             )
-            denoiser.add_adapter(config, adapter_name=name)  # type: ignore[operator]
+            with warnings.catch_warnings():
+                # peft warns about a second adapter as such; having one beside the other is the point here.
+                warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+                denoiser.add_adapter(config, adapter_name=name)  # type: ignore[operator]
         layers = tuner_layers(denoiser)
         self._switch = LoraSwitch(denoiser, dict.fromkeys(names, len(layers)))
         self._rows = RowScale(THETA, self._switch.outputs(THETA))
