@@ -41,6 +41,7 @@ COMMANDS: dict[str, Command] = {
     "sample": Command("nft_pipeline.commands.sample", "draw prompts at several strengths into one labelled picture"),
     "info": Command("nft_pipeline.commands.info", "say what an adapter is: kind, base model, tilt, reward, licence"),
     "train": Command("nft_pipeline.training.command", "train an adapter"),
+    "check": Command("nft_pipeline.training.check_command", "find what would stop a training run later, now"),
     "eval": Command("nft_pipeline.training.shapes.evaluate", "score the shapes model, with or without an adapter"),
     "env": Command("nft_pipeline.commands.env", "print versions and device, to paste into a bug report"),
 }

@@ -27,7 +27,7 @@ from .precision import autocast
 Conditions = dict[str, Tensor]
 
 
-class TrainingError(RuntimeError):
+class TrainingError(ValueError):
     """Training cannot start or cannot go on."""
 
 
@@ -119,7 +119,7 @@ class TrainBase:
     def encode_pictures(self, pictures: np.ndarray) -> Tensor:
         """uint8 pictures (B, H, W, 3) to scaled latents (B, C, h, w): the mode of the VAE's code."""
         vae = self.pipe.vae
-        x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).to(vae.device, vae.dtype)
+        x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).to(vae.device, vae.dtype)
         code = vae.encode(x / 127.5 - 1).latent_dist.mode().float()
         return (code - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,12 @@ from .precision import Precision
 
 
 class ConfigError(ValueError):
-    """A run's settings that cannot be used; the message lists every fault."""
+    """A run's settings that cannot be used; the message lists every fault, `faults` has them one by one."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        listed = "".join(f"\n  - {fault}" for fault in faults)
+        super().__init__(f"the run's settings have {len(faults)} fault{'s' * (len(faults) != 1)}:{listed}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +97,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         faults = _faults({entry.name: getattr(self, entry.name) for entry in fields(self)})
         if faults:
-            raise ConfigError(_report(faults))
+            raise ConfigError(faults)
 
     @property
     def online(self) -> bool:
@@ -145,7 +150,7 @@ class TrainConfig:
         given = {name: mapping[name] for name in known if name in mapping}
         faults += _faults(given, complete=not faults)
         if faults:
-            raise ConfigError(_report(faults))
+            raise ConfigError(faults)
         return cls(**given)
 
     @classmethod
@@ -155,6 +160,11 @@ class TrainConfig:
         Raises:
             ConfigError: no such file or preset, not YAML, not a mapping, or as `from_mapping`.
         """
+        return cls.from_mapping(cls.read_yaml(source, overrides))
+
+    @staticmethod
+    def read_yaml(source: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The mapping in a YAML file or preset, with `overrides`, unchecked. Raises ConfigError as `from_yaml`."""
         import yaml
 
         path = Path(source)
@@ -162,14 +172,14 @@ class TrainConfig:
             path = PRESETS / f"{source}.yaml"
         if not path.is_file():
             presets = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
-            raise ConfigError(f"{str(source)!r} is neither a file nor a preset; presets: {presets}")
+            raise ConfigError([f"{str(source)!r} is neither a file nor a preset; presets: {presets}"])
         try:
             mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path.name} is not YAML: {error}") from error
+            raise ConfigError([f"{path.name} is not YAML: {error}"]) from error
         if not isinstance(mapping, dict):
-            raise ConfigError(f"{path.name} holds {type(mapping).__name__}, expected 'key: value' lines")
-        return cls.from_mapping({**mapping, **(overrides or {})})
+            raise ConfigError([f"{path.name} holds {type(mapping).__name__}, expected 'key: value' lines"])
+        return {**mapping, **(overrides or {})}
 
 
 PRESETS = Path(__file__).parent / "presets"
@@ -293,9 +303,3 @@ def _kind(values: Mapping[str, Any]) -> Kind:
         return values["objective"]
     foreign = values["data"] is not None and not values["made_by_base"]
     return "policy" if values["rounds"] or foreign else "positive"
-
-
-def _report(faults: list[str]) -> str:
-    return f"the run's settings have {len(faults)} fault{'s' * (len(faults) > 1)}:\n" + "\n".join(
-        f"  - {f}" for f in faults
-    )

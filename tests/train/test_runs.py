@@ -7,10 +7,12 @@ import signal
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from helpers.tiny_run import ONLINE, SMALL, picture_folder, save_tiny
 from nft_pipeline.adapter import read_adapter
+from nft_pipeline.cli import main
 from nft_pipeline.guidance import accumulated_tilt
 from nft_pipeline.training import checkpoint, trainer
 from nft_pipeline.training.base_model import TrainingError
@@ -98,6 +100,21 @@ def test_two_and_two_steps_are_four(whole, run, tmp_path, monkeypatch, at):
     assert same_weights(out, tmp_path)
     for log in ("losses.jsonl", "rounds.jsonl") if kind == "online" else ("losses.jsonl",):
         assert (tmp_path / log).read_text() == (out / log).read_text()
+
+
+def test_the_command_says_how_to_go_on(model, tmp_path, monkeypatch, capsys):
+    def asks_to_stop(self, pool):
+        os.kill(os.getpid(), signal.SIGINT)
+        self.step_number += 1
+        return {"policy": 0.0}
+
+    monkeypatch.setattr(Learner, "step", asks_to_stop)
+    path = tmp_path / "my run.yaml"
+    path.write_text(yaml.safe_dump({**KINDS["policy"], "base_model": model}))
+    assert main(["train", str(path), "--out", str(tmp_path / "out"), "--set", "lr=0.1", "--device", "cpu"]) == 130
+    said = capsys.readouterr().out
+    assert "SIGINT: finishing this step, then saving" in said and "stopped at step 1 of 4" in said
+    assert f"To go on: diffusion-nft train '{path}' --set lr=0.1 --out {tmp_path / 'out'}" in said
 
 
 def test_a_second_signal_ends_the_run_at_once(run, tmp_path, monkeypatch):
