@@ -17,6 +17,8 @@ from torch.nn import Parameter
 def start() -> None:
     """Join the group if this process was launched as one of several; the backend is gloo on CPUs, nccl on GPUs."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 

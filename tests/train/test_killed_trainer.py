@@ -19,7 +19,7 @@ def test_killed_at_random_moments():
         [sys.executable, str(script), "--kills", "3"],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])},
     )
     assert run.returncode == 0, run.stdout + run.stderr
