@@ -112,7 +112,7 @@ def _line_faults(entry: Any, root: Path) -> list[str]:
             faults.append(f"{key} is {entry.get(key)!r}, expected text")
     if ("score" in entry) == ("liked" in entry):
         faults.append("expected either score or liked")
-    score = entry.get("score")
+    score: Any = entry.get("score")
     if "score" in entry and (type(score) not in (int, float) or not math.isfinite(score)):
         faults.append(f"score is {score!r}, expected a finite number; leave pictures without one out")
     if "liked" in entry and not isinstance(entry["liked"], bool):
