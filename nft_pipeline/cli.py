@@ -41,6 +41,7 @@ COMMANDS: dict[str, Command] = {
     "sample": Command("nft_pipeline.commands.sample", "draw prompts at several strengths into one labelled picture"),
     "info": Command("nft_pipeline.commands.info", "say what an adapter is: kind, base model, tilt, reward, licence"),
     "train": Command("nft_pipeline.training.command", "train an adapter"),
+    "check": Command("nft_pipeline.training.check_command", "find what would stop a training run later, now"),
     "score": Command("nft_pipeline.commands.score", "score a folder of pictures with rewards, for training on them"),
     "rate": Command("nft_pipeline.commands.rate", "like and dislike pictures on a local page, for training on them"),
     "reward": Command("nft_pipeline.commands.reward", "serve a reward to runs on other machines"),

@@ -12,7 +12,8 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from .objective import interpolate
+from .base_model import Conditions
+from .noising import interpolate
 from .pool import Pool
 
 NOISE_LEVELS = (0.2, 0.5, 0.8, 0.9, 0.95)
@@ -69,7 +70,7 @@ def calibrate_at(noise_level: float, alpha: np.ndarray, r: np.ndarray) -> Calibr
 
 @torch.no_grad()
 def calibrate(
-    read_alpha: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    read_alpha: Callable[[Tensor, Tensor, Conditions], Tensor],
     pool: Pool,
     *,
     noise_levels: Sequence[float] = NOISE_LEVELS,
@@ -80,7 +81,7 @@ def calibrate(
     """Measure a head on a held-out pool.
 
     Args:
-        read_alpha: (x_t, t, text, pooled) -> alpha (B,).
+        read_alpha: (x_t, t, conditions) -> alpha (B,).
         draws: noises per sample; more narrows the numbers.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -88,12 +89,11 @@ def calibrate(
     for level in noise_levels:
         alphas, rewards = [], []
         for _ in range(draws):
-            for rows in torch.arange(len(pool)).split(batch):
-                x_0 = pool.latents[rows].float()
+            for rows in pool.batches(batch):
+                x_0 = pool.x_0(rows)
                 t = torch.full((len(rows),), level)
                 x_t, _ = interpolate(x_0, torch.randn(x_0.shape, generator=generator), t)
-                prompt = pool.prompt[rows]
-                alphas.append(read_alpha(x_t, t, pool.text[prompt], pool.pooled[prompt]).float().cpu())
+                alphas.append(read_alpha(x_t, t, pool.conditions_of(rows)).float().cpu())
                 rewards.append(pool.r[rows])
         results.append(calibrate_at(level, torch.cat(alphas).numpy().astype(np.float64), torch.cat(rewards).numpy()))
     return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import pickle
 from pathlib import Path
@@ -11,32 +12,48 @@ import torch
 
 from nft_pipeline.atomic import atomic_write_bytes
 
+# Settings that change what a run costs, not where it arrives: they may differ when it goes on.
+COST_SETTINGS = frozenset({"micro_batch", "gradient_checkpointing", "checkpoint_every"})
+
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used."""
+    """A checkpoint that cannot be used, or cannot be written."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, text, and dicts and lists of them) to `path`."""
+    """Write `state` (tensors, numbers, text, and dicts and lists of them) to `path`.
+
+    Raises:
+        CheckpointError: the disk is full or cannot be written; the checkpoint before is still there, untouched.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    atomic_write_bytes(path, buffer.getvalue())
+    try:
+        atomic_write_bytes(path, buffer.getvalue())
+    except OSError as error:
+        what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+        kept = "the one before is untouched" if path.is_file() else "there is none before it"
+        raise CheckpointError(
+            f"{path} of {buffer.tell() / 1e6:.1f} MB could not be written: {what}; {kept}. Free some space"
+        ) from error
 
 
 def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The state in `path`, or None if there is no checkpoint.
 
     Raises:
-        CheckpointError: the file is damaged, or belongs to a run with other settings (which ones is said).
+        CheckpointError: the file is damaged, or belongs to a run with other settings (which ones is said). Settings in
+            `COST_SETTINGS` may differ.
     """
     if not path.is_file():
         return None
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         saved = state["settings"]
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}. Delete it to start again") from error
-    differing = sorted(key for key in settings.keys() | saved.keys() if settings.get(key) != saved.get(key))
+    keys = (settings.keys() | saved.keys()) - COST_SETTINGS
+    differing = sorted(key for key in keys if settings.get(key) != saved.get(key))
     if differing:
         changes = ", ".join(f"{key} {saved.get(key)!r} -> {settings.get(key)!r}" for key in differing)
         raise CheckpointError(

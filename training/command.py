@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
+from typing import Any
 
 HELP = "train an adapter from a run's YAML file, or from a preset"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Train an adapter: samples a pool from the base model, scores it, trains the LoRA and the alpha head on it, "
-        "and writes OUT/adapter. The same command resumes a run that was stopped."
+        "Train an adapter: from pictures sampled from the base model and scored, from a folder of scored or liked "
+        "pictures, or online in rounds. Writes OUT/adapter. The same command resumes a run that was stopped: the first "
+        "Ctrl-C finishes the step and saves, the second ends at once."
     )
+    add_run_arguments(parser)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """What says which run is meant; `check` has the same."""
     parser.add_argument(
         "run",
-        help="a YAML file, or a preset: shapes_warm (four minutes on two cores), shapes_follow. To make "
+        help="a YAML file, or a preset: shapes_warm (four minutes on two cores), shapes_follow, shapes_online. To make "
         "your own, copy a preset from training/presets; every line says when to change it",
     )
     parser.add_argument(
@@ -31,18 +39,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; auto takes CUDA if there is one (default)")
 
 
-def run(args: argparse.Namespace) -> int:
+def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that --set gives.
+
+    Raises:
+        ConfigError: one is not KEY=VALUE.
+    """
     import yaml
 
-    from .config import ConfigError, TrainConfig
-    from .trainer import train
+    from .config import ConfigError
 
     overrides = {}
     for assignment in args.set:
         key, separator, value = assignment.partition("=")
         if not separator:
-            raise ConfigError(f"--set {assignment!r} is not KEY=VALUE, for example --set steps=1000")
+            raise ConfigError([f"--set {assignment!r} is not KEY=VALUE, for example --set steps=1000"])
         overrides[key.strip()] = yaml.safe_load(value)
-    config = TrainConfig.from_yaml(args.run, overrides)
-    train(config, args.out or Path("runs") / config.name, device=args.device)
+    return overrides
+
+
+def run(args: argparse.Namespace) -> int:
+    from .config import TrainConfig
+    from .stopping import Stopped
+    from .trainer import train
+
+    config = TrainConfig.from_yaml(args.run, overrides_of(args))
+    out = args.out or Path("runs") / config.name
+    try:
+        train(config, out, device=args.device)
+    except Stopped as stop:
+        again = ["diffusion-nft", "train", args.run, *(part for item in args.set for part in ("--set", item))]
+        print(f"{stop}. To go on: {shlex.join([*again, '--out', str(out)])}")
+        return 130
     return 0

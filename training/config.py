@@ -1,24 +1,42 @@
-"""The settings of a training run: one dataclass, read strictly from YAML."""
+"""The settings of a training run: one dataclass, read strictly from YAML.
+
+One table, `_CHECKS`, says what every setting may be; faults between settings that are sound one by one stand in
+`_agreement_faults`. Whoever makes a `TrainConfig` gets all faults in one report.
+"""
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
+from .objective import BASELINES, KINDS, Baseline, Kind, Objective
+from .old_model import SCHEDULES
+from .optimality import METHODS, Method
 from .precision import Precision
 
 
 class ConfigError(ValueError):
-    """A run's settings that cannot be used; the message lists every fault."""
+    """A run's settings that cannot be used; the message lists every fault, `faults` has them one by one."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        listed = "".join(f"\n  - {fault}" for fault in faults)
+        super().__init__(f"the run's settings have {len(faults)} fault{'s' * (len(faults) != 1)}:{listed}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """All settings of a run. The presets in `training/presets` explain when to change each.
+
+    Where the pictures come from decides the kind of run:
+
+        data: None, rounds: 0     offline, a pool is sampled from the base model and scored first
+        data: a folder            offline, its pictures with their scores or likes (training/folder.py)
+        rounds: above 0           online, every round samples with the old model (training/online.py)
 
     Raises:
         ConfigError: values out of range, all of them in one report.
@@ -26,18 +44,34 @@ class TrainConfig:
 
     name: str
     base_model: str
-    reward: str
-    prompts: str
     reward_description: str
     licence: str
+    reward: str = ""
+    rewards: dict[str, float] = field(default_factory=dict)
+    prompts: str | None = None
     held_out_prompts: str | None = None
+    data: str | None = None
+    made_by_base: bool = False
+    optimality: Method = "raw"
+    optimality_at: float | None = None
+
+    objective: Kind | None = None
     tilt: float = 2.0
+    baseline: Baseline = "alpha"
+    eta0: float | None = None
 
     pool_size: int = 4096
     pool_steps: int = 14
     pool_batch: int = 256
     held_out_size: int = 768
     guidance_scale: float = 1.0
+    resolution: int | None = None
+
+    rounds: int = 0
+    round_prompts: int = 48
+    group_size: int = 24
+    round_steps: int = 2
+    old: str = "copy"
 
     rank: int = 16
     lora_targets: list[str] = field(default_factory=list)
@@ -48,42 +82,52 @@ class TrainConfig:
     steps: int = 300
     batch: int = 192
     head_batch: int = 192
+    micro_batch: int = 0
     lr: float = 2e-3
     head_lr: float = 2e-3
     weight_decay: float = 0.01
     ema: float = 0.98
     noise_shift: float = 2.0
     head_noise_shift: float = 4.0
+    gradient_checkpointing: bool = False
     precision: Precision = "auto"
     seed: int = 0
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
-        faults = [fault for fault in (self._fault(entry.name) for entry in fields(self)) if fault]
+        faults = _faults({entry.name: getattr(self, entry.name) for entry in fields(self)})
         if faults:
-            raise ConfigError(_report(faults))
+            raise ConfigError(faults)
 
-    def _fault(self, name: str) -> str | None:
-        value, hint = getattr(self, name), get_type_hints(type(self))[name]
-        if name == "precision":
-            return None if value in ("auto", "fp32", "bf16") else f"precision is {value!r}, expected auto, fp32 or bf16"
-        if name == "lora_targets":
-            right = isinstance(value, list) and all(isinstance(target, str) and target for target in value)
-            return (
-                None if right else f"lora_targets is {value!r}, expected a list of layer names, or [] for the default"
-            )
-        if hint is int:
-            low = 0 if name in ("seed", "checkpoint_every") else 1
-            right = type(value) is int and value >= low
-            return None if right else f"{name} is {value!r}, expected a whole number from {low}"
-        if hint is float:
-            right = type(value) in (int, float) and math.isfinite(value) and (value > 0 or name in _MAY_BE_ZERO)
-            if right and value >= 0 and (name != "ema" or value < 1):
-                return None
-            return f"{name} is {value!r}, expected a number {'from 0, below 1' if name == 'ema' else 'above 0'}"
-        if value is None and name == "held_out_prompts":
-            return None
-        return None if isinstance(value, str) and value.strip() else f"{name} is {value!r}, expected text"
+    @property
+    def online(self) -> bool:
+        return self.rounds > 0
+
+    @property
+    def kind(self) -> Kind:
+        """The objective, chosen if none was: `positive` where the pictures are the base model's, else `policy`."""
+        return _kind({entry.name: getattr(self, entry.name) for entry in fields(self)})
+
+    @property
+    def loss(self) -> Objective:
+        """The objective with its numbers."""
+        return Objective(self.kind, self.tilt, self.baseline, self.eta0)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.rounds * self.round_steps if self.online else self.steps
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Rewards by name with their weights; empty where the data brings its scores."""
+        return {self.reward: 1.0} if self.reward else dict(self.rewards)
+
+    @property
+    def reward_name(self) -> str:
+        """For reports: "aesthetic" or "aesthetic + 0.5 text"."""
+        parts = [name if weight == 1 else f"{weight:g} {name}" for name, weight in self.weights.items()]
+        return " + ".join(parts) or "the scores in metadata.jsonl"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -95,23 +139,19 @@ class TrainConfig:
         Raises:
             ConfigError: unknown keys (with the nearest known one), missing keys and bad values, all in one report.
         """
-        known = {entry.name for entry in fields(cls)}
-        required = {"name", "base_model", "reward", "prompts", "reward_description", "licence"}
+        known = {entry.name: entry for entry in fields(cls)}
         faults = []
         for key in mapping:
             if key not in known:
                 close = difflib.get_close_matches(str(key), known, n=1)
                 faults.append(f"{key!r} is not a setting" + (f"; did you mean {close[0]!r}?" if close else ""))
-        faults += [f"{key!r} is missing" for key in sorted(required - set(mapping))]
-        probe = object.__new__(cls)
-        for entry in fields(cls):
-            if entry.name in mapping:
-                object.__setattr__(probe, entry.name, mapping[entry.name])
-                fault = probe._fault(entry.name)
-                faults += [fault] if fault else []
+        required = [name for name, entry in known.items() if entry.default is entry.default_factory is MISSING]
+        faults += [f"{key!r} is missing" for key in sorted(set(required) - set(mapping))]
+        given = {name: mapping[name] for name in known if name in mapping}
+        faults += _faults(given, complete=not faults)
         if faults:
-            raise ConfigError(_report(faults))
-        return cls(**mapping)
+            raise ConfigError(faults)
+        return cls(**given)
 
     @classmethod
     def from_yaml(cls, source: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
@@ -120,6 +160,11 @@ class TrainConfig:
         Raises:
             ConfigError: no such file or preset, not YAML, not a mapping, or as `from_mapping`.
         """
+        return cls.from_mapping(cls.read_yaml(source, overrides))
+
+    @staticmethod
+    def read_yaml(source: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The mapping in a YAML file or preset, with `overrides`, unchecked. Raises ConfigError as `from_yaml`."""
         import yaml
 
         path = Path(source)
@@ -127,21 +172,134 @@ class TrainConfig:
             path = PRESETS / f"{source}.yaml"
         if not path.is_file():
             presets = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
-            raise ConfigError(f"{str(source)!r} is neither a file nor a preset; presets: {presets}")
+            raise ConfigError([f"{str(source)!r} is neither a file nor a preset; presets: {presets}"])
         try:
             mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path.name} is not YAML: {error}") from error
+            raise ConfigError([f"{path.name} is not YAML: {error}"]) from error
         if not isinstance(mapping, dict):
-            raise ConfigError(f"{path.name} holds {type(mapping).__name__}, expected 'key: value' lines")
-        return cls.from_mapping({**mapping, **(overrides or {})})
+            raise ConfigError([f"{path.name} holds {type(mapping).__name__}, expected 'key: value' lines"])
+        return {**mapping, **(overrides or {})}
 
 
 PRESETS = Path(__file__).parent / "presets"
-_MAY_BE_ZERO = ("weight_decay", "ema")
+
+Check = tuple[Callable[[Any], bool], str]
 
 
-def _report(faults: list[str]) -> str:
-    return f"the run's settings have {len(faults)} fault{'s' * (len(faults) > 1)}:\n" + "\n".join(
-        f"  - {f}" for f in faults
-    )
+def _number(low: float, *, inclusive: bool = False, below: float = math.inf) -> Check:
+    def check(value: Any) -> bool:
+        right = type(value) in (int, float) and math.isfinite(value) and value < below
+        return right and (value > low or (inclusive and value == low))
+
+    words = f"from {low:g}" if inclusive else f"above {low:g}"
+    return check, f"a number {words}" + (f", below {below:g}" if math.isfinite(below) else "")
+
+
+def _whole(low: int) -> Check:
+    return lambda value: type(value) is int and value >= low, f"a whole number from {low}"
+
+
+def _choice(*known: str) -> Check:
+    return lambda value: value in known, f"{', '.join(known[:-1])} or {known[-1]}"
+
+
+def _optional(check: Check) -> Check:
+    return lambda value: value is None or check[0](value), f"{check[1]}, or nothing"
+
+
+_TEXT: Check = (lambda value: isinstance(value, str) and bool(value.strip()), "text")
+_FLAG: Check = (lambda value: isinstance(value, bool), "true or false")
+
+
+def _are_weights(value: Any) -> bool:
+    right = isinstance(value, dict) and all(_TEXT[0](name) for name in value)
+    return right and all(_number(0)[0](weight) for weight in value.values())
+
+
+def _is_targets(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(target, str) and target for target in value)
+
+
+# name -> (is it sound?, what was expected). Checks must not raise, whatever YAML holds.
+_CHECKS: dict[str, Check] = {
+    **dict.fromkeys(("name", "base_model", "reward_description", "licence"), _TEXT),
+    **dict.fromkeys(("prompts", "held_out_prompts", "data"), _optional(_TEXT)),
+    "reward": (lambda value: isinstance(value, str) and (value == "" or bool(value.strip())), "text"),
+    "rewards": (_are_weights, "names with weights above 0, such as {aesthetic: 1.0, text: 0.5}"),
+    "made_by_base": _FLAG,
+    "optimality": _choice(*METHODS),
+    "optimality_at": _optional((_number(-math.inf)[0], "a number")),
+    "objective": _optional(_choice(*KINDS)),
+    "tilt": _number(0),
+    "baseline": _choice(*BASELINES),
+    "eta0": _optional(_number(0)),
+    **dict.fromkeys(("pool_size", "pool_steps", "pool_batch", "held_out_size"), _whole(1)),
+    "guidance_scale": _number(0),
+    "resolution": _optional(_whole(8)),
+    "rounds": _whole(0),
+    **dict.fromkeys(("round_prompts", "round_steps"), _whole(1)),
+    "group_size": _whole(2),
+    "old": _choice(*SCHEDULES),
+    "rank": _whole(1),
+    "lora_targets": (_is_targets, "a list of layer names, or [] for the default"),
+    **dict.fromkeys(("head_width", "head_queries", "head_layers"), _whole(1)),
+    **dict.fromkeys(("steps", "batch", "head_batch"), _whole(1)),
+    "micro_batch": _whole(0),
+    **dict.fromkeys(("lr", "head_lr", "noise_shift", "head_noise_shift"), _number(0)),
+    "weight_decay": _number(0, inclusive=True),
+    "ema": _number(0, inclusive=True, below=1),
+    "gradient_checkpointing": _FLAG,
+    "precision": _choice("auto", "fp32", "bf16", "fp16"),
+    "seed": _whole(0),
+    "checkpoint_every": _whole(0),
+}
+
+
+def _faults(values: Mapping[str, Any], complete: bool = True) -> list[str]:
+    """Every fault of the settings; those between settings only where each is sound and none is missing."""
+    faults = [
+        f"{name} is {value!r}, expected {_CHECKS[name][1]}"
+        for name, value in values.items()
+        if not _CHECKS[name][0](value)
+    ]
+    return faults or (_agreement_faults(values) if complete else [])
+
+
+def _agreement_faults(values: Mapping[str, Any]) -> list[str]:
+    defaults = {entry.name: entry.default for entry in fields(TrainConfig) if entry.default is not MISSING}
+    defaults |= {"rewards": {}}
+    v = {**defaults, **values}
+    faults = []
+    if v["data"] is not None and v["rounds"]:
+        faults.append(
+            f"data is {v['data']!r} and rounds {v['rounds']}: a folder is for offline runs, rounds for online ones; "
+            "leave one of them out"
+        )
+    if v["data"] is None:
+        if not v["reward"] and not v["rewards"]:
+            faults.append("'reward' is missing: without data the run samples pictures itself, and scores them")
+        if v["prompts"] is None:
+            faults.append("'prompts' is missing: without data the run samples pictures itself")
+    if v["reward"] and v["rewards"]:
+        faults.append(f"reward is {v['reward']!r} and rewards {v['rewards']!r}: for several, put all into rewards")
+    kind = _kind(v)
+    if v["rounds"] and kind == "positive":
+        faults.append("objective is 'positive' and rounds above 0: online runs train 'policy' or 'paper'")
+    if v["eta0"] is not None and kind != "policy":
+        faults.append(f"eta0 is {v['eta0']:g} with objective {kind!r}: the anchor belongs to 'policy'")
+    if len(v["rewards"]) > 1 and v["optimality"] in ("likes", "threshold"):
+        faults.append(f"optimality is {v['optimality']!r} with {len(v['rewards'])} rewards; use group, rank or sigmoid")
+    if v["optimality"] == "threshold" and v["optimality_at"] is None:
+        faults.append("optimality is 'threshold' and optimality_at is missing: from which score on is a picture liked?")
+    if v["optimality"] == "group" and not v["rounds"]:
+        faults.append("optimality is 'group', which needs groups of one prompt (rounds above 0); use rank or sigmoid")
+    return faults
+
+
+def _kind(values: Mapping[str, Any]) -> Kind:
+    """The objective that was chosen, or that fits where the pictures come from."""
+    if values["objective"] is not None:
+        return values["objective"]
+    foreign = values["data"] is not None and not values["made_by_base"]
+    return "policy" if values["rounds"] or foreign else "positive"

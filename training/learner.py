@@ -1,7 +1,9 @@
-"""One optimiser step of the `positive` objective: the LoRA learns v_plus, the head learns alpha.
+"""One optimiser step: batches drawn from a pool, forwards of each role, the objective, and all state there is.
 
-A step is two forwards and one backward of the denoiser: a base forward without gradient for the head's tokens, and a
-forward with the LoRA on that is differentiated.
+    positive            a forward without gradient for the head's tokens, one with the LoRA on that is differentiated
+    policy, paper       a forward of `old`, whose tokens feed the head, one of the base if anchored, one of theta
+
+In an offline run `old` is the base, so an anchor costs nothing. No text encoder, VAE or reward is called here.
 """
 
 from __future__ import annotations
@@ -9,155 +11,239 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from nft_pipeline.adapter import AdapterError
 from nft_pipeline.alpha_head import AlphaHead, AlphaHeadConfig
-from nft_pipeline.families import Family, family_of
-from nft_pipeline.injection import LoraSwitch, tuner_layers
-from nft_pipeline.keys import lora_from_peft
+from nft_pipeline.forward_call import as_tokens
 
+from . import processes
+from .base_model import Conditions, TrainBase, TrainingError
 from .config import TrainConfig
-from .objective import alpha_loss, flow_matching_loss, interpolate, noise_levels
+from .noising import interpolate, noise_levels, raw_target
+from .objective import States, alpha_loss
+from .old_model import SCHEDULES, Tilt
 from .pool import Pool
-from .precision import autocast
-
-ADAPTER = "nft"
+from .roles import LoraRoles
 
 
-@contextmanager
-def tapped(denoiser: nn.Module, tap: str) -> Iterator[list[Tensor]]:
-    """Collects the input of the module `tap` in every forward within, newest last."""
-    tokens: list[Tensor] = []
-    handle = denoiser.get_submodule(tap).register_forward_pre_hook(lambda module, args: tokens.append(args[0]))
-    try:
-        yield tokens
-    finally:
-        handle.remove()
+@dataclass(frozen=True)
+class Batch:
+    """States of drawn samples with their conditions, on the CPU; `rows` are their places in the pool."""
+
+    states: States
+    conditions: Conditions
+    rows: Tensor
+
+    def take(self, index: Tensor) -> Batch:
+        s = self.states
+        states = States(s.x_0[index], s.x_t[index], s.y[index], s.t[index], s.r[index], s.prediction)
+        return Batch(states, {name: value[index] for name, value in self.conditions.items()}, self.rows[index])
+
+    def parts(self, size: int) -> Iterator[tuple[Tensor, Batch]]:
+        """This process's share, at most `size` samples at a time (0: at once), each with its places in the batch."""
+        mine = torch.arange(processes.rank(), len(self.rows), processes.count())
+        for index in mine.split(size or max(1, len(mine))):
+            yield index, self.take(index)
+
+    def to(self, device: torch.device) -> Batch:
+        s = self.states
+        x_0, x_t, y, t, r = (value.to(device) for value in (s.x_0, s.x_t, s.y, s.t, s.r))
+        states = States(x_0, x_t, y, t, r, s.prediction)
+        return Batch(states, {name: value.to(device) for name, value in self.conditions.items()}, self.rows)
 
 
 class Learner:
-    """LoRA, head, their optimiser and their running averages on one denoiser.
+    """LoRA, head, their optimiser and their running averages on one base model.
 
-    The denoiser's own weights are frozen. `remove` takes the LoRA out again.
+    The base's own weights are frozen. `remove` takes the LoRAs out again.
+
+    Args:
+        base: the base model.
+        conditions: of at least one prompt; the head is built for text of this width.
+        config: the run's settings.
     """
 
-    def __init__(self, denoiser: nn.Module, text_dim: int, config: TrainConfig, dtype: torch.dtype) -> None:
-        self.denoiser, self.config, self.dtype = denoiser, config, dtype
-        self.family: Family = family_of(denoiser)
-        self.device = next(denoiser.parameters()).device
+    def __init__(self, base: TrainBase, conditions: Conditions, config: TrainConfig) -> None:
+        self.base, self.config, self.objective = base, config, config.loss
+        self.device = base.device
         torch.manual_seed(config.seed)  # the initial LoRA and head
         self.generator = torch.Generator().manual_seed(config.seed)
-        denoiser.requires_grad_(False)
-        targets = config.lora_targets or list(self.family.lora_targets)
-        lora = LoraConfig(r=config.rank, lora_alpha=config.rank, init_lora_weights="gaussian", target_modules=targets)
-        denoiser.add_adapter(lora, adapter_name=ADAPTER)  # type: ignore[operator]
-        self.switch = LoraSwitch(denoiser, {ADAPTER: len(tuner_layers(denoiser))})
-        self.head = AlphaHead(
-            AlphaHeadConfig(
-                feature_dim=_tap_width(denoiser),
-                text_dim=text_dim,
-                width=config.head_width,
-                queries=config.head_queries,
-                layers=config.head_layers,
-            )
-        ).to(self.device)
-        self.lora_parameters = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
-        self.parameters = [*self.lora_parameters, *self.head.parameters()]
+        if config.gradient_checkpointing:
+            base.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        self.roles = LoraRoles(base.denoiser, base.family, config.rank, config.lora_targets, with_old=config.online)
+        self.head = self._new_head(conditions) if self.objective.has_head else None
+        head_parameters = [] if self.head is None else list(self.head.parameters())
+        self.parameters: list[nn.Parameter] = [*self.roles.parameters, *head_parameters]
         self.average = [parameter.detach().clone() for parameter in self.parameters]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": self.lora_parameters, "lr": config.lr},
-                {"params": list(self.head.parameters()), "lr": config.head_lr},
-            ],
-            weight_decay=config.weight_decay,
-            betas=(0.9, 0.99),
-        )
+        groups = [{"params": self.roles.parameters, "lr": config.lr}]
+        groups += [{"params": head_parameters, "lr": config.head_lr}] if head_parameters else []
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.99))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate)
-        self.step_number = 0
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=base.dtype == torch.float16)
+        self.step_number, self.round_number, self.tilt = 0, 0, Tilt()
+        self.mean_r = 0.5  # of the last round
+
+    def _new_head(self, conditions: Conditions) -> AlphaHead:
+        one = {name: value[:1] for name, value in conditions.items()}
+        self.roles.use("base")
+        with torch.no_grad(), self._tapped() as seen:
+            self.base.predict(torch.zeros(self.base.latent_shape(1)), torch.full((1,), 0.5), one)
+        text_dim = None if self.base.family.text is None else self.base.text(one).shape[-1]
+        config = AlphaHeadConfig(
+            feature_dim=as_tokens(seen[0]).shape[-1],
+            text_dim=text_dim,
+            width=self.config.head_width,
+            queries=self.config.head_queries,
+            layers=self.config.head_layers,
+            tap=self.base.family.tap,
+        )
+        return AlphaHead(config).to(self.device)
 
     def _learning_rate(self, step: int) -> float:
-        """Up over the first twentieth, then down to zero along a cosine."""
-        warmup = max(1, self.config.steps // 20)
+        """Up over the first twentieth; then offline down to zero along a cosine, online level."""
+        total = self.config.total_steps
+        warmup = max(1, total // 20)
         if step < warmup:
             return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.config.steps - warmup)))
+        return 1.0 if self.config.online else 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
-    def velocity(self, x_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
-        """The denoiser's output, LoRA as switched, under autocast."""
-        with autocast(self.device, self.dtype):
-            return self.denoiser(
-                hidden_states=x_t.to(self.device),
-                timestep=1000 * t.to(self.device),
-                encoder_hidden_states=text.to(self.device),
-                pooled_projections=pooled.to(self.device),
-                return_dict=False,
-            )[0]
+    # Forwards.
 
-    @torch.no_grad()
-    def base_tokens(self, x_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
-        """What the head reads: tokens of the base pass."""
-        self.switch.only()
+    @contextmanager
+    def _tapped(self) -> Iterator[list[Tensor]]:
+        """Collects what the head reads in every forward within."""
+        seen: list[Tensor] = []
+        module = self.base.denoiser.get_submodule(self.base.family.tap)
+        handle = module.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(args[0] if args else next(iter(kwargs.values()))), with_kwargs=True
+        )
         try:
-            with tapped(self.denoiser, self.head.config.tap) as tokens:
-                self.velocity(x_t, t, text, pooled)
+            yield seen
         finally:
-            self.switch.restore()
-        return tokens[-1]
+            handle.remove()
 
     @torch.no_grad()
-    def alpha(self, x_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
-        """alpha(x_t, c, t), shape (B,)."""
-        tokens = self.base_tokens(x_t, t, text, pooled)
-        return self.head.alpha(tokens, t.to(self.device), text.to(self.device))
+    def output_and_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Raw output and the head's tokens, of the role in use."""
+        with self._tapped() as seen:
+            output = self.base.predict(batch.states.x_t, batch.states.t, batch.conditions)
+        return output, as_tokens(seen[-1])
 
-    def _draw(self, pool: Pool, n: int, shift: float, liked: bool) -> tuple[Tensor, ...]:
-        """Rows, x_t, y, t, text, pooled; rows in proportion to r if `liked`, else evenly."""
+    def logit(self, batch: Batch, tokens: Tensor) -> Tensor:
+        """The head's logit of alpha, (B,)."""
+        assert self.head is not None
+        text = None if self.head.config.text_dim is None else self.base.text(batch.conditions).to(self.device)
+        return self.head(tokens, batch.states.t.to(self.device), text)
+
+    @torch.no_grad()
+    def alpha(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        """alpha(x_t, c, t) as inference reads it, from the base pass; (B,)."""
+        self.roles.use("base")
+        nothing = torch.empty(len(t))
+        batch = Batch(States(x_t, x_t, x_t, t, nothing), conditions, nothing)
+        return torch.sigmoid(self.logit(batch, self.output_and_tokens(batch)[1]))
+
+    # The step.
+
+    def draw(self, pool: Pool, n: int, shift: float, weight: Tensor | None = None) -> Batch:
+        """`n` states of samples drawn in proportion to `weight`, or evenly."""
         g = self.generator
-        if liked:
-            rows = torch.multinomial(pool.r, n, replacement=True, generator=g)
-        else:
-            rows = torch.randint(len(pool), (n,), generator=g)
-        t = noise_levels(n, shift, g)
-        x_0 = pool.latents[rows].float()
-        x_t, y = interpolate(x_0, torch.randn(x_0.shape, generator=g), t)
-        return rows, x_t, y, t, pool.text[pool.prompt[rows]], pool.pooled[pool.prompt[rows]]
+        rows = pool.draw(n, g, weight)
+        low, high = self.base.noise_range()
+        t = low + (high - low) * noise_levels(n, shift, g)
+        x_0 = pool.x_0(rows)
+        eps = torch.randn(x_0.shape, generator=g)
+        y = raw_target(self.base.prediction, x_0, eps, t)
+        states = States(x_0, interpolate(x_0, eps, t)[0], y, t, pool.r[rows], self.base.prediction)
+        return Batch(states, pool.conditions_of(rows), rows)
 
     def step(self, pool: Pool) -> dict[str, float]:
-        """One optimiser step; returns the two losses."""
-        config = self.config
-        rows, x_t, _, t, text, pooled = self._draw(pool, config.head_batch, config.head_noise_shift, liked=False)
-        tokens = self.base_tokens(x_t, t, text, pooled)
-        loss_alpha = alpha_loss(
-            self.head(tokens, t.to(self.device), text.to(self.device)), pool.r[rows].to(self.device)
-        )
-        loss_alpha.backward()
+        """One optimiser step; returns the mean losses.
 
-        _, x_t, y, t, text, pooled = self._draw(pool, config.batch, config.noise_shift, liked=True)
-        loss_plus = flow_matching_loss(self.velocity(x_t, t, text, pooled), y.to(self.device))
-        loss_plus.backward()
-
-        losses = {"v_plus": loss_plus.item(), "alpha": loss_alpha.item()}
+        Raises:
+            TrainingError: a loss is not finite.
+        """
+        losses = self._positive(pool) if self.objective.kind == "positive" else self._policy(pool)
+        losses = processes.sum_numbers(losses)
         if not all(math.isfinite(loss) for loss in losses.values()):
             raise TrainingError(
                 f"a loss is not finite at step {self.step_number + 1}: {losses}. Lower lr or head_lr, or set "
                 "precision: fp32"
             )
-        nn.utils.clip_grad_norm_(self.lora_parameters, 1.0)
-        nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)
-        self.optimizer.step()
+        processes.sum_gradients(self.parameters)
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.roles.parameters, 1.0)
+        if self.head is not None:
+            nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         self.step_number += 1
         # The average starts as a plain mean, so that a short run is not an average of its random start.
-        decay = min(config.ema, self.step_number / (self.step_number + 10))
+        decay = min(self.config.ema, self.step_number / (self.step_number + 10))
         torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1 - decay)
         return losses
+
+    def _positive(self, pool: Pool) -> dict[str, float]:
+        """Gradients of v_plus, on samples drawn in proportion to r, and of alpha, on samples drawn evenly."""
+        config, losses = self.config, {"v_plus": 0.0, "alpha": 0.0}
+        batch = self.draw(pool, config.head_batch, config.head_noise_shift)
+        # Half of the samples as the two-pass engine reads them, LoRA off; half as the one-pass one does, at some scale.
+        scale = torch.rand(2, config.head_batch, generator=self.generator)
+        scale = torch.where(scale[0] < 0.5, 0.0, scale[1])
+        for index, part in batch.parts(config.micro_batch):
+            part = part.to(self.device)
+            with self.roles.theta_by_row(scale[index].to(self.device)):
+                _, tokens = self.output_and_tokens(part)
+            loss = alpha_loss(self.logit(part, tokens), part.states.r).sum() / config.head_batch
+            losses["alpha"] += self._backward(loss)
+        for _, part in self.draw(pool, config.batch, config.noise_shift, pool.r).parts(config.micro_batch):
+            losses["v_plus"] += self._theta_loss(part.to(self.device))
+        return losses
+
+    def _policy(self, pool: Pool) -> dict[str, float]:
+        """Gradients of the policy (or the authors' loss) and, with baseline alpha, of the head it takes b from."""
+        config, losses = self.config, {"policy": 0.0, **({} if self.head is None else {"alpha": 0.0})}
+        mean = float(pool.r.mean())
+        for _, part in self.draw(pool, config.batch, config.noise_shift).parts(config.micro_batch):
+            part = part.to(self.device)
+            self.roles.use("old")
+            old, tokens = self.output_and_tokens(part)
+            baseline: float | Tensor = 0.5 if self.objective.baseline == "half" else mean
+            if self.head is not None:
+                logit = self.logit(part, tokens)
+                losses["alpha"] += self._backward(alpha_loss(logit, part.states.r).sum() / config.batch)
+                baseline = torch.sigmoid(logit.detach())
+            ref = old if self.objective.anchored else None
+            if self.objective.anchored and config.online:
+                self.roles.use("base")
+                ref, _ = self.output_and_tokens(part)
+            losses["policy"] += self._theta_loss(part, old=old, ref=ref, baseline=baseline)
+        return losses
+
+    def _theta_loss(self, part: Batch, **others: Any) -> float:
+        # The role stays theta's through the backward: gradient checkpointing runs forwards again there.
+        self.roles.use("theta")
+        output = self.base.predict(part.states.x_t, part.states.t, part.conditions)
+        return self._backward(self.objective.loss(output, part.states, **others).sum() / self.config.batch)
+
+    def _backward(self, loss: Tensor) -> float:
+        self.scaler.scale(loss).backward()
+        return loss.item()
+
+    def finish_round(self) -> None:
+        """`old` follows theta, and the tilt adds up."""
+        decay = SCHEDULES[self.config.old](self.step_number)
+        self.roles.follow(decay)
+        self.tilt = self.tilt.after_round(self.objective, decay)
+        self.round_number += 1
+
+    # State.
 
     def use_average(self) -> None:
         """Put the running averages in the place of the weights, for measuring and exporting."""
@@ -165,46 +251,44 @@ class Learner:
             for parameter, average in zip(self.parameters, self.average, strict=True):
                 parameter.copy_(average)
 
-    def lora(self) -> dict[str, Tensor]:
-        """The LoRA under diffusers' keys, its scale baked into B."""
-        state = get_peft_model_state_dict(self.denoiser, adapter_name=ADAPTER)
-        return lora_from_peft(state, alpha=self.config.rank, rank=self.config.rank, component=self.family.component)
+    def remove(self) -> None:
+        """Take the LoRAs out of the denoiser."""
+        self.roles.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on from here, bit for bit."""
+        cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
         return {
             "parameters": [parameter.detach() for parameter in self.parameters],
+            "old": [parameter.detach() for parameter in self.roles.old_parameters],
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "generator": self.generator.get_state(),
+            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
             "step": self.step_number,
+            "round": self.round_number,
+            "mean_r": self.mean_r,
+            "tilt": {"theta": self.tilt.theta, "old": self.tilt.old},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         with torch.no_grad():
-            for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
-                parameter.copy_(saved)
-            for average, saved in zip(self.average, state["average"], strict=True):
-                average.copy_(saved)
+            for own, saved in (
+                (self.parameters, state["parameters"]),
+                (self.roles.old_parameters, state["old"]),
+                (self.average, state["average"]),
+            ):
+                for parameter, value in zip(own, saved, strict=True):
+                    parameter.copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
-        self.step_number = state["step"]
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on."""
-
-
-def _tap_width(denoiser: nn.Module) -> int:
-    """Width of the tokens at "norm_out"."""
-    norm = getattr(denoiser.get_submodule(AlphaHeadConfig.tap), "norm", None)
-    shape = getattr(norm, "normalized_shape", None)
-    if not shape:
-        raise AdapterError(
-            f"cannot tell the width of the tokens at {AlphaHeadConfig.tap!r} of {type(denoiser).__name__}; the trainer "
-            "supports StableDiffusion3Pipeline so far"
-        )
-    return int(shape[-1])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if state["rng"]["cuda"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        self.step_number, self.round_number = state["step"], state["round"]
+        self.tilt, self.mean_r = Tilt(**state["tilt"]), state["mean_r"]

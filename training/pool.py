@@ -1,15 +1,17 @@
-"""The pool: pictures sampled from the base model, scored once, kept as latents and prompt embeddings.
+"""The pool: scored pictures, kept as latents and conditions.
 
-Offline training never runs a text encoder, the VAE or the reward again. Because the pool comes from the base model
-itself, E[y | x_t] over the pool is what the base model predicts, which is what DESIGN M1 to M3 are about.
+Training never runs a text encoder, the VAE or the reward again. Where the pool comes from the base model itself,
+E[y | x_t] over the pool is what the base model predicts, which is what DESIGN M1 to M3 are about.
+
+Pictures of several sizes stand in buckets, one a size: a batch is drawn from one bucket.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from nft_pipeline.atomic import atomic_write_bytes
 
+from .base_model import Conditions, TrainBase, rows_of, train_base
+from .optimality import Method, Optimality, optimality
 from .precision import autocast
-from .reward import Reward, checked_scores
+from .reward import Reward, RewardError
 
 
 class PoolError(ValueError):
@@ -32,50 +35,101 @@ class PoolError(ValueError):
 
 @dataclass(frozen=True)
 class Pool:
-    """Scored samples of the base model.
+    """Scored pictures.
 
     Args:
-        latents: scaled latents x_0, float16, shape (N, C, H, W).
-        prompt: index of each sample's prompt, int64, shape (N,).
-        text: prompt embeddings, float32, shape (P, L, D).
-        pooled: pooled prompt embeddings, float32, shape (P, E).
+        buckets: scaled latents x_0, float16, one (n, C, h, w) a size of picture.
+        bucket: which bucket a sample is in, int64, shape (N,).
+        place: its row there, int64, shape (N,).
+        prompt: index of its prompt, int64, shape (N,).
+        conditions: what `TrainBase.encode_prompts` made of the prompts, (P, ...).
         r: scores in [0, 1], float32, shape (N,).
     """
 
-    latents: Tensor
+    buckets: tuple[Tensor, ...]
+    bucket: Tensor
+    place: Tensor
     prompt: Tensor
-    text: Tensor
-    pooled: Tensor
+    conditions: Conditions
     r: Tensor
+
+    @classmethod
+    def of(cls, latents: Tensor, prompt: Tensor, conditions: Conditions, r: Tensor) -> Pool:
+        """A pool of pictures of one size, latents (N, C, h, w)."""
+        n = len(latents)
+        return cls((latents,), torch.zeros(n, dtype=torch.int64), torch.arange(n), prompt, conditions, r.float())
 
     def __len__(self) -> int:
         return len(self.r)
 
+    def x_0(self, rows: Tensor) -> Tensor:
+        """Latents of samples of one bucket, float32, (B, C, h, w)."""
+        return self.buckets[int(self.bucket[rows[0]])][self.place[rows]].float()
 
-@torch.no_grad()
-def encode_prompts(pipe: Any, prompts: Sequence[str], call: dict[str, Any], batch: int = 256) -> tuple[Tensor, Tensor]:
+    def conditions_of(self, rows: Tensor) -> Conditions:
+        """The conditions of samples."""
+        return rows_of(self.conditions, self.prompt[rows])
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Every sample once, in order, at most `size` of one bucket at a time."""
+        for number in range(len(self.buckets)):
+            yield from (self.bucket == number).nonzero().squeeze(1).split(size)
+
+    def draw(self, n: int, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
+        """`n` samples of one bucket: with replacement in proportion to `weight` (N,), or all equally often."""
+        inside = None
+        if len(self.buckets) > 1:
+            mass = torch.ones(len(self)) if weight is None else weight
+            share = torch.zeros(len(self.buckets)).index_add_(0, self.bucket, mass)
+            chosen = int(torch.multinomial(share, 1, generator=generator))
+            inside = (self.bucket == chosen).nonzero().squeeze(1)
+        if weight is not None:
+            picked = torch.multinomial(weight if inside is None else weight[inside], n, True, generator=generator)
+        else:  # whole rounds through the samples, then some of them once
+            size = len(self) if inside is None else len(inside)
+            picked = torch.cat([torch.randperm(size, generator=generator) for _ in range(-(-n // size))])[:n]
+        return picked if inside is None else inside[picked]
+
+    def rows(self, index: Tensor) -> Pool:
+        """Some of the samples, by place or by a mask."""
+        parts = {name: getattr(self, name)[index] for name in ("bucket", "place", "prompt", "r")}
+        return replace(self, **parts)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything, by name."""
+        return {
+            **{f"buckets.{i}": latents for i, latents in enumerate(self.buckets)},
+            **{f"conditions.{name}": value for name, value in self.conditions.items()},
+            **{name: getattr(self, name) for name in ("bucket", "place", "prompt", "r")},
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Pool:
+        """What `tensors` gave."""
+        parts: dict[str, dict[str, Tensor]] = {"buckets": {}, "conditions": {}}
+        plain = {}
+        for key, value in tensors.items():
+            kind, _, name = key.partition(".")
+            if kind in parts:
+                parts[kind][name] = value
+            else:
+                plain[key] = value
+        buckets = tuple(parts["buckets"][str(i)] for i in range(len(parts["buckets"])))
+        return cls(buckets=buckets, conditions=parts["conditions"], **plain)
+
+
+# The three below are what training/shapes calls: stable diffusion 3's two conditions by their place.
+
+
+def encode_prompts(pipe: Any, prompts: Sequence[str], call: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Prompt embeddings (P, L, D) and pooled (P, E), as a call of `pipe` without CFG makes them."""
-    limits = {"max_sequence_length": call["max_sequence_length"]} if "max_sequence_length" in call else {}
-    text, pooled = [], []
-    for i in range(0, len(prompts), batch):
-        some = list(prompts[i : i + batch])
-        parts = pipe.encode_prompt(
-            prompt=some, prompt_2=None, prompt_3=None, do_classifier_free_guidance=False, **limits
-        )
-        text.append(parts[0].float())
-        pooled.append(parts[2].float())
-    return torch.cat(text), torch.cat(pooled)
+    conditions = train_base(pipe, call).encode_prompts(prompts)
+    return conditions["text"], conditions["pooled"]
 
 
-@torch.no_grad()
-def decode_latents(pipe: Any, latents: Tensor, batch: int = 128) -> np.ndarray:
+def decode_latents(pipe: Any, latents: Tensor) -> np.ndarray:
     """Pictures, uint8 (B, H, W, 3), of scaled latents (B, C, H, W)."""
-    pictures = []
-    for part in latents.split(batch):
-        z = part.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
-        x = pipe.vae.decode(z, return_dict=False)[0].float()
-        pictures.append(((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
-    return np.concatenate(pictures)
+    return train_base(pipe).decode_latents(latents)
 
 
 def sample_latents(
@@ -90,66 +144,62 @@ def sample_latents(
     empty: tuple[Tensor, Tensor] | None = None,
     **call: Any,
 ) -> Tensor:
-    """Samples of a pipeline as float32 latents (N, C, H, W), one for each entry of `prompt` (indices into `text`).
-
-    The noise of a sample depends on the seed and its place only, so two calls with the same seed are comparable picture
-    by picture. `empty` are the embeddings of the empty prompt, (1, L, D) and (1, E), needed with classifier-free
-    guidance. `call` goes to the pipeline.
-    """
-    denoiser = pipe.transformer
-    like = {"device": denoiser.device, "dtype": denoiser.dtype}
-    size = [denoiser.config.sample_size] * 2
-    noise = torch.randn(len(prompt), denoiser.config.in_channels, *size, generator=torch.Generator().manual_seed(seed))
-    pipe.set_progress_bar_config(disable=True)
-    latents = []
-    for rows in tqdm(torch.arange(len(prompt)).split(batch), desc=label, unit=f"x{batch}", disable=not label):
-        unguided = {}
-        if empty is not None:
-            unguided = {
-                "negative_prompt_embeds": empty[0].expand(len(rows), -1, -1).to(**like),
-                "negative_pooled_prompt_embeds": empty[1].expand(len(rows), -1).to(**like),
-            }
-        out = pipe(
-            prompt_embeds=text[prompt[rows]].to(**like),
-            pooled_prompt_embeds=pooled[prompt[rows]].to(**like),
-            latents=noise[rows].to(**like),
-            output_type="latent",
-            **unguided,
-            **call,
-        )
-        latents.append(out.images.float().cpu())
-    return torch.cat(latents)
+    """`TrainBase.sample` of conditions given by their place."""
+    unguided = None if empty is None else dict(zip(("text", "pooled"), empty, strict=True))
+    base = train_base(pipe, call)
+    return base.sample({"text": text, "pooled": pooled}, prompt, seed=seed, batch=batch, label=label, empty=unguided)
 
 
 def sample_pool(
-    pipe: Any,
+    base: TrainBase,
     prompts: Sequence[str],
-    reward: Reward,
+    rewards: Mapping[str, Reward],
+    method: Method = "raw",
     *,
     size: int,
     seed: int,
     batch: int,
-    reward_name: str,
-    dtype: torch.dtype = torch.float32,
+    weights: Mapping[str, float] | None = None,
+    at: float | None = None,
     label: str = "pool",
-    **call: Any,
-) -> Pool:
-    """Sample `size` pictures, each prompt about equally often, and score them.
+    empty: Conditions | None = None,
+) -> tuple[Pool, Optimality]:
+    """Sample `size` pictures, each prompt about equally often, and score them; those without a score are left out.
 
     Args:
-        dtype: bf16 samples under autocast, which is faster on hardware that has it.
-        call: arguments of the pipeline's call, such as num_inference_steps and guidance_scale.
+        base: the base model, with text encoders and VAE.
+        rewards: by name.
+        method, weights, at: as `optimality`.
+        empty: conditions of the empty prompt, needed with classifier-free guidance.
 
     Raises:
-        RewardError: scores that are NaN or outside [0, 1].
+        RewardError, OptimalityError: scores that cannot be used.
     """
-    text, pooled = encode_prompts(pipe, prompts, call)
+    conditions = base.encode_prompts(prompts)
     prompt = torch.arange(size) % len(prompts)
-    with autocast(pipe.transformer.device, dtype):
-        latents = sample_latents(pipe, text, pooled, prompt, seed=seed, batch=batch, label=f"{label}: sampling", **call)
-        pictures = decode_latents(pipe, latents.to(pipe.transformer.device))
-    r = checked_scores(reward(pictures, [prompts[i] for i in prompt.tolist()]), size, reward_name)
-    return Pool(latents.half(), prompt, text.cpu(), pooled.cpu(), torch.from_numpy(r))
+    latents = base.sample(conditions, prompt, seed=seed, batch=batch, label=f"{label}: sampling", empty=empty)
+    with autocast(base.device, base.dtype):
+        pictures = base.decode_latents(latents)
+    texts = [prompts[i] for i in prompt.tolist()]
+    scores = {name: score(reward, name, pictures, texts) for name, reward in rewards.items()}
+    found = optimality(scores, method, weights=weights, at=at)
+    kept = torch.from_numpy(found.kept)
+    return Pool.of(latents[kept].half(), prompt[kept], conditions, torch.from_numpy(found.r[found.kept])), found
+
+
+def score(reward: Reward, name: str, pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    """A reward's scores of pictures, (B,), NaN where it has none.
+
+    Raises:
+        RewardError: another number of scores than pictures.
+    """
+    scores = np.asarray(reward(pictures, prompts), dtype=np.float64)
+    if scores.shape != (len(pictures),):
+        raise RewardError(
+            f"reward {name!r} gave scores of shape {scores.shape} for {len(pictures)} pictures, expected "
+            f"({len(pictures)},), one each"
+        )
+    return scores
 
 
 def check_pool(pool: Pool, name: str) -> None:
@@ -175,7 +225,7 @@ def pool_key(settings: dict[str, Any]) -> str:
 
 def save_pool(pool: Pool, path: Path, key: str) -> None:
     """Write a pool to one safetensors file, whole or not at all."""
-    tensors = {name: getattr(pool, name).contiguous() for name in ("latents", "prompt", "text", "pooled", "r")}
+    tensors = {name: value.contiguous() for name, value in pool.tensors().items()}
     atomic_write_bytes(path, save(tensors, metadata={"pool_key": key}))
 
 
@@ -187,7 +237,7 @@ def load_pool(path: Path, key: str) -> Pool | None:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("pool_key") != key:
                 return None
-            return Pool(**{name: file.get_tensor(name) for name in ("latents", "prompt", "text", "pooled", "r")})
+            return Pool.from_tensors({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise PoolError(
             f"{path} cannot be read as a pool: {error}. Delete it; the run will sample a new one"

@@ -7,16 +7,17 @@ from typing import Literal
 
 import torch
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def choose_precision(wanted: Precision, device: torch.device) -> tuple[torch.dtype, str]:
     """The dtype of the forwards (weights and sums stay fp32) and the reason, in words.
 
     "auto" is bf16 where the hardware multiplies in bf16, which is about twice as fast there and slower elsewhere.
+    fp16 is for older GPUs without it; the trainer then scales its losses so that small gradients survive.
     """
     if wanted != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[wanted], f"{wanted} as asked for"
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted], f"{wanted} as asked for"
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
         name = torch.cuda.get_device_name(device)

@@ -1,4 +1,4 @@
-"""A training run from settings to adapter: pool -> reward -> objective -> checkpoint -> adapter.
+"""A training run from settings to adapter: pictures -> scores -> objective -> checkpoint -> adapter.
 
 The same call resumes: a pool and a checkpoint found in the run's folder are used if they belong to the same settings.
 """
@@ -16,19 +16,24 @@ import torch
 from tqdm import tqdm
 
 from nft_pipeline import DiffusionNFTPipeline
-from nft_pipeline.adapter import Adapter, AdapterConfig, BaseModel, fingerprint, write_adapter
-from nft_pipeline.guidance import beta_from_tilt
-from nft_pipeline.injection import remove_lora
+from nft_pipeline.adapter import Adapter, BaseModel, fingerprint, write_adapter
 
+from . import processes
+from .base_model import TrainBase, TrainingError, train_base
 from .calibration import Calibration, calibrate, calibration_table
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .config import TrainConfig
-from .learner import ADAPTER, Learner, TrainingError
-from .pool import Pool, check_pool, load_pool, pool_key, sample_pool, save_pool
+from .export import make_adapter
+from .learner import Learner
+from .memory import memory_advice
+from .online import Prompts, sample_round
+from .pool import Pool, load_pool, pool_key, save_pool
 from .precision import choose_precision
-from .reward import find_prompts, find_reward
+from .reward import find_prompts
+from .sources import offline_pools, rewards_of
+from .stopping import Stopped, Stopper
 
-HELD_OUT_SEED = 1_000_003  # added to the run's seed: the held-out pool's noise is never the training pool's
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class TrainResult:
     seconds: dict[str, float]
 
 
-def train(config: TrainConfig, out: Path, *, say: Callable[[str], None] = print, device: str = "auto") -> TrainResult:
+def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "auto") -> TrainResult:
     """Run `config` and write `out/adapter`.
 
     Args:
@@ -51,158 +56,217 @@ def train(config: TrainConfig, out: Path, *, say: Callable[[str], None] = print,
         device: "auto" is CUDA if there is one, else the CPU.
 
     Raises:
-        ConfigError, RewardError, PoolError, CheckpointError, TrainingError, AdapterError: named where they are defined.
+        Stopped: a signal asked for it; the same call goes on.
+        ConfigError, RewardError, OptimalityError, PoolError, DataError, CheckpointError, TrainingError, AdapterError:
+            named where they are defined.
     """
+    processes.start()
+    if processes.rank() != 0:
+        say = _silent
     out.mkdir(parents=True, exist_ok=True)
+    base, reason = load_base(config, device)
+    base_model = BaseModel(id=config.base_model, revision=None, fingerprint=fingerprint(base.denoiser))
+    with Stopper() as stopper:
+        run = Run(config, out, base, say, stopper)
+        learner = None
+        try:
+            if config.online:
+                learner, rate, pictures = run.online(reason)
+                held_out = None
+            else:
+                learner, pool, held_out = run.offline(reason)
+                rate, pictures = pool.r.mean().item(), len(pool)
+            learner.use_average()
+            calibration = _calibration(learner, held_out, say)
+            adapter = make_adapter(learner, base_model, rate, pictures, calibration)
+        finally:
+            if learner is not None:
+                learner.remove()
+    folder = out / "adapter"
+    if processes.rank() == 0:
+        folder = write_adapter(folder, adapter)
+        for name in ("checkpoint.pt", "round.safetensors"):
+            (out / name).unlink(missing_ok=True)
+    say(f"adapter written to {folder}")
+    return TrainResult(adapter, folder, calibration, run.seconds)
+
+
+def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str]:
+    """The run's base model on its device, and in words why it computes in the number format it does.
+
+    Raises:
+        TrainingError: a family the trainer does not know.
+    """
     where = torch.device(
         "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
     )
     dtype, reason = choose_precision(config.precision, where)
-    seconds: dict[str, float] = {}
     guided = DiffusionNFTPipeline.from_pretrained(config.base_model)
-    _check_trainable(guided.unwrap(), config.base_model)
     call = {"num_inference_steps": config.pool_steps, "guidance_scale": config.guidance_scale}
     call |= {key: value for key, value in guided.call_defaults.items() if key not in call}
-    edge = guided.transformer.config.sample_size * guided.vae_scale_factor
-    resolution = (int(call.get("height", edge)), int(call.get("width", edge)))
-    pipe = guided.unwrap().to(where)
+    if config.resolution is not None:
+        call |= {"height": config.resolution, "width": config.resolution}
+    base = train_base(guided.unwrap(), call, dtype)
+    base.pipe.to(where)
+    if where.type == "cuda" and dtype != torch.float32:
+        base.denoiser.to(dtype)  # frozen weights need no more; the LoRA stays in fp32
+    return base, reason
 
-    started = time.monotonic()
-    train_pool, held_out = (_pool(pipe, config, out, dtype, call, held_out=flag) for flag in (False, True))
-    seconds["pool"] = time.monotonic() - started
-    rate = train_pool.r.mean().item()
-    say(f"pool: {len(train_pool)} samples, mean reward {rate:.3f}; held out: {len(held_out)}, {held_out.r.mean():.3f}")
-    check_pool(train_pool, config.reward)
 
-    denoiser = pipe.transformer
-    base = BaseModel(id=config.base_model, revision=None, fingerprint=fingerprint(denoiser))
-    learner = Learner(denoiser, train_pool.text.shape[-1], config, dtype)
-    try:
+class Run:
+    """The two kinds of run, over one base model and one folder."""
+
+    def __init__(self, config: TrainConfig, out: Path, base: TrainBase, say: Say, stopper: Stopper) -> None:
+        self.config, self.out, self.base, self.say, self.stopper = config, out, base, say, stopper
+        self.seconds: dict[str, float] = {}
+        self.path = out / "checkpoint.pt"
+
+    def offline(self, reason: str) -> tuple[Learner, Pool, Pool | None]:
+        """A pool once, then optimiser steps on it."""
+        config, started = self.config, time.monotonic()
+        if processes.rank() == 0:
+            offline_pools(self.base, config, self.out, self.say)
+        processes.wait()
+        pool, held_out = offline_pools(self.base, config, self.out, _silent)
+        self.base.release(*self.base.encoders, "vae")
+        self.seconds["pool"] = time.monotonic() - started
+        self.say(config.loss.describe(online=False))
+        learner = Learner(self.base, pool.conditions, config)
+        self._resume(learner)
         started = time.monotonic()
-        say(f"training {config.steps} steps in {reason}")
-        _optimise(learner, train_pool, config, out, say)
-        seconds["train"] = time.monotonic() - started
-        learner.use_average()
-        learner.head.eval()
-        calibration = calibrate(learner.alpha, held_out)
-        say("alpha on held-out samples:\n" + calibration_table(calibration))
-        adapter = _adapter(learner, config, base, resolution, rate, calibration, len(train_pool))
-    finally:
-        learner.switch.restore()
-        remove_lora(denoiser, ADAPTER)
-    folder = write_adapter(out / "adapter", adapter)
-    (out / "checkpoint.pt").unlink(missing_ok=True)
-    say(f"adapter written to {folder}")
-    return TrainResult(adapter, folder, calibration, seconds)
+        self.say(f"training {config.steps} steps in {reason}")
+        self._optimise(learner, pool, config.steps)
+        self.seconds["train"] = time.monotonic() - started
+        return learner, pool, held_out
 
+    def online(self, reason: str) -> tuple[Learner, float, int]:
+        """Rounds: sample with `old`, score, a few steps, and `old` follows. Returns last mean r and pictures, too."""
+        config = self.config
+        assert config.prompts is not None
+        if processes.count() > 1:
+            raise TrainingError("online runs use one process so far; start the run without accelerate launch")
+        texts = find_prompts(config.prompts)
+        empty = self.base.encode_prompts([""]) if config.guidance_scale > 1 and self.base.has_cfg else None
+        prompts = Prompts(texts, self.base.encode_prompts(texts), empty)
+        rewards = rewards_of(config)
+        self.base.release()
+        self.say(config.loss.describe(online=True, rounds=config.rounds))
+        learner = Learner(self.base, prompts.conditions, config)
+        self._resume(learner)
+        self.say(f"training {config.rounds} rounds of {config.round_steps} steps in {reason}")
+        self.seconds |= {"pool": 0.0, "train": 0.0}
+        while learner.round_number < config.rounds:
+            started = time.monotonic()
+            pool = self._round_pool(learner, prompts, rewards)
+            learner.mean_r = pool.r.mean().item()
+            self.seconds["pool"] += time.monotonic() - started
+            started = time.monotonic()
+            self._optimise(learner, pool, (learner.round_number + 1) * config.round_steps, quiet=True)
+            learner.finish_round()
+            self.say(f"round {learner.round_number}: tilt {learner.tilt.theta:.3g} (M8, if every round converges)")
+            self._save(learner)
+            self.seconds["train"] += time.monotonic() - started
+        return learner, learner.mean_r, config.rounds * config.round_prompts * config.group_size
 
-def _check_trainable(pipe: Any, name: str) -> None:
-    """The engine guides more families than the trainer can sample and differentiate so far."""
-    denoiser = type(getattr(pipe, "transformer", None)).__name__
-    if denoiser != "SD3Transformer2DModel":
-        raise TrainingError(
-            f"base_model {name!r} is a {type(pipe).__name__}; the trainer supports StableDiffusion3Pipeline so far. "
-            "Set base_model to one; adapters trained elsewhere for other families can be used for sampling."
-        )
+    def _round_pool(self, learner: Learner, prompts: Prompts, rewards: dict[str, Any]) -> Pool:
+        """The round's pool: the one a stopped run left, or sampled now.
 
-
-def _pool(
-    pipe: Any, config: TrainConfig, out: Path, dtype: torch.dtype, call: dict[str, Any], *, held_out: bool
-) -> Pool:
-    name = config.held_out_prompts if held_out and config.held_out_prompts else config.prompts
-    prompts = find_prompts(name)
-    size, seed = config.pool_size, config.seed
-    if held_out:
-        size, seed = config.held_out_size, config.seed + HELD_OUT_SEED
-    settings = {
-        "base": config.base_model,
-        "prompts": prompts,
-        "reward": config.reward,
-        "size": size,
-        "seed": seed,
-        "batch": config.pool_batch,
-        "dtype": str(dtype),
-        "call": call,
-    }
-    key, label = pool_key(settings), "held out" if held_out else "pool"
-    path = out / f"{label.replace(' ', '_')}.safetensors"
-    pool = load_pool(path, key)
-    if pool is None:
-        pool = sample_pool(
-            pipe,
-            prompts,
-            find_reward(config.reward),
-            size=size,
-            seed=seed,
-            batch=config.pool_batch,
-            reward_name=config.reward,
-            dtype=dtype,
-            label=label,
-            **call,
-        )
+        It is kept beside the checkpoint, which stands at or after the round's beginning until the round ends: what a
+        reward said once is not asked again.
+        """
+        config, number = self.config, learner.round_number
+        path, key = self.out / "round.safetensors", pool_key({"settings": config.to_dict(), "round": number})
+        pool = load_pool(path, key)
+        if pool is not None:
+            return pool
+        with memory_advice("sampling", pool_batch=config.pool_batch):
+            pool, found = sample_round(
+                self.base, learner.roles, prompts, rewards, config, number, stop=lambda: self._stop_if_asked(learner)
+            )
+        self.say(f"round {number + 1}: {found.describe()}")
+        self._forget_after(self.out / "rounds.jsonl", number)
+        said = {"mean": found.mean, "spread": found.spread, "flat_groups": found.flat_groups, "dropped": found.dropped}
+        self._log("rounds.jsonl", {"round": number + 1, **said, "tilt_old": learner.tilt.old})
         save_pool(pool, path, key)
-    return pool
+        return pool
+
+    def _optimise(self, learner: Learner, pool: Pool, until: int, quiet: bool = False) -> None:
+        """Steps up to number `until`, with checkpoints, a log and an ear for signals."""
+        config, smooth = self.config, dict[str, float]()
+        with tqdm(
+            total=until,
+            initial=learner.step_number,
+            desc="training",
+            unit="step",
+            disable=processes.rank() != 0,
+            leave=not quiet,
+        ) as bar:
+            while learner.step_number < until:
+                self._stop_if_asked(learner)
+                with memory_advice("training", micro_batch=config.micro_batch):
+                    losses = learner.step(pool)
+                smooth = {name: 0.95 * smooth.get(name, loss) + 0.05 * loss for name, loss in losses.items()}
+                self._log("losses.jsonl", {"step": learner.step_number, **losses})
+                bar.update()
+                bar.set_postfix({name: f"{loss:.4f}" for name, loss in smooth.items()})
+                due = config.checkpoint_every and learner.step_number % config.checkpoint_every == 0
+                if due and learner.step_number < until:
+                    self._save(learner)
+
+    def _resume(self, learner: Learner) -> None:
+        if state := load_checkpoint(self.path, self.config.to_dict()):
+            learner.load_state_dict(state["learner"])
+            self.say(f"resumed at step {learner.step_number}")
+        self._forget_after(self.out / "losses.jsonl", learner.step_number)
+
+    def _forget_after(self, path: Path, number: int) -> None:
+        """Drop log lines of steps or rounds that are about to be done again."""
+        if processes.rank() != 0 or not path.is_file():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _number(line) <= number]
+        if len(kept) < len(lines):
+            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def _save(self, learner: Learner) -> None:
+        """A checkpoint. A full disk does not end the run: it goes on, and tries again next time."""
+        if processes.rank() != 0:
+            return
+        try:
+            save_checkpoint(self.path, {"settings": self.config.to_dict(), "learner": learner.state_dict()})
+        except CheckpointError as error:
+            self.say(f"warning: {error}; training goes on, the next checkpoint tries again")
+
+    def _stop_if_asked(self, learner: Learner) -> None:
+        if not processes.any_true(self.stopper.requested):
+            return
+        if processes.rank() == 0:
+            save_checkpoint(self.path, {"settings": self.config.to_dict(), "learner": learner.state_dict()})
+        raise Stopped(f"stopped at step {learner.step_number} of {self.config.total_steps}, saved to {self.path}")
+
+    def _log(self, name: str, entry: dict[str, Any]) -> None:
+        if processes.rank() == 0:
+            with (self.out / name).open("a", encoding="utf-8") as log:
+                log.write(json.dumps(entry) + "\n")
 
 
-def _optimise(learner: Learner, pool: Pool, config: TrainConfig, out: Path, say: Callable[[str], None]) -> None:
-    path, settings = out / "checkpoint.pt", config.to_dict()
-    if state := load_checkpoint(path, settings):
-        learner.load_state_dict(state["learner"])
-        say(f"resumed at step {learner.step_number}")
-    smooth: dict[str, float] = {}
-    with (
-        tqdm(total=config.steps, initial=learner.step_number, desc="training", unit="step") as bar,
-        (out / "losses.jsonl").open("a", encoding="utf-8") as log,
-    ):
-        while learner.step_number < config.steps:
-            losses = learner.step(pool)
-            smooth = {name: 0.95 * smooth.get(name, loss) + 0.05 * loss for name, loss in losses.items()}
-            log.write(json.dumps({"step": learner.step_number, **losses}) + "\n")
-            bar.update()
-            bar.set_postfix({name: f"{loss:.4f}" for name, loss in smooth.items()})
-            due = config.checkpoint_every and learner.step_number % config.checkpoint_every == 0
-            if due and learner.step_number < config.steps:
-                save_checkpoint(path, {"settings": settings, "learner": learner.state_dict()})
+def _calibration(learner: Learner, held_out: Pool | None, say: Say) -> list[Calibration]:
+    if learner.head is None or held_out is None:
+        return []
+    learner.head.eval()
+    found = calibrate(learner.alpha, held_out)
+    say("alpha on held-out samples:\n" + calibration_table(found))
+    return found
 
 
-def _adapter(
-    learner: Learner,
-    config: TrainConfig,
-    base: BaseModel,
-    resolution: tuple[int, int],
-    rate: float,
-    calibration: list[Calibration],
-    pool_size: int,
-) -> Adapter:
-    summary = {
-        "objective": "positive",
-        "pool": {"size": pool_size, "mean_reward": round(rate, 4), "source": "sampled from the base model"},
-        "pairs": config.steps * config.batch,
-        "settings": config.to_dict(),
-        "alpha_held_out": [
-            {"noise_level": c.noise_level, "auc": round(c.auc, 4), "error": round(c.error, 4), "n": c.n}
-            for c in calibration
-        ],
-    }
-    adapter_config = AdapterConfig(
-        kind="positive",
-        name=config.name,
-        beta=beta_from_tilt(config.tilt),
-        tilt=config.tilt,
-        base_model=base,
-        component=learner.family.component,
-        denoiser=learner.family.denoiser,
-        prediction=learner.family.prediction,
-        rank=config.rank,
-        reward={
-            "name": config.reward,
-            "description": config.reward_description,
-            "normaliser": "none, already in [0, 1]",
-        },
-        base_rate=rate,
-        guidance_scale=config.guidance_scale,
-        resolution=resolution,
-        training=summary,
-        licence=config.licence,
-    )
-    return Adapter(adapter_config, learner.lora(), learner.head.cpu())
+def _number(line: str) -> int:
+    """The step or round of a log line; one cut short by a kill counts as after everything."""
+    try:
+        entry = json.loads(line)
+        return int(entry.get("step", entry.get("round")))
+    except (ValueError, TypeError, AttributeError):
+        return 2**62
+
+
+def _silent(line: str) -> None:
+    pass

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import read_adapter
 from nft_pipeline.alpha_head import AlphaHead
+from nft_pipeline.training.base_model import train_base
 from nft_pipeline.training.calibration import calibrate
 from nft_pipeline.training.config import TrainConfig
 from nft_pipeline.training.learner import Learner
@@ -52,6 +53,7 @@ def main() -> None:
     adapter = read_adapter(args.run / "adapter")
     pipe = DiffusionNFTPipeline.from_pretrained("shapes").unwrap()
     dtype, _ = choose_precision("auto", torch.device("cpu"))
+    base = train_base(pipe, dtype=dtype)
     small = TrainConfig.from_yaml("shapes_warm")
     config = TrainConfig.from_yaml(
         "shapes_warm",
@@ -64,13 +66,15 @@ def main() -> None:
             "head_noise_shift": 6.0,
         },
     )
-    learner = Learner(pipe.transformer, pool.text.shape[-1], config, dtype)
+    learner = Learner(base, pool.conditions, config)
     large = learner.head
+    assert large is not None
     best, at = None, 0
     for step in tqdm(range(config.steps), desc="larger head"):
-        rows, x_t, _, t, text, pooled = learner._draw(pool, config.head_batch, config.head_noise_shift, liked=False)
-        tokens = learner.base_tokens(x_t, t, text, pooled)
-        loss = alpha_loss(large(tokens, t, text), pool.r[rows])
+        batch = learner.draw(pool, config.head_batch, config.head_noise_shift)
+        learner.roles.use("base")
+        _, tokens = learner.output_and_tokens(batch)
+        loss = alpha_loss(learner.logit(batch, tokens), batch.states.r).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(large.parameters(), 1.0)
         learner.optimizer.step()

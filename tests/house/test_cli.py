@@ -55,7 +55,8 @@ def test_a_typo_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["smaple", "a ring"]) == 2
     assert "there is no command 'smaple'; did you mean 'sample'?" in capsys.readouterr().err
     assert main(["zzz"]) == 2
-    assert "expected one of demo, sample, info, train, score, rate, reward, eval, env." in capsys.readouterr().err
+    names = "demo, sample, info, train, check, score, rate, reward, eval, env"
+    assert f"expected one of {names}." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--nosuch"], ["env", "--nosuch"], ["info"], ["sample", "x", "--steps", "few"]])

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from helpers.mixture import ring
-from nft_pipeline.training.objective import alpha_loss, flow_matching_loss, interpolate, noise_levels
+from nft_pipeline.training.noising import interpolate, noise_levels
+from nft_pipeline.training.objective import alpha_loss, positive_loss
 
 
 @pytest.mark.parametrize("t", [0.3, 0.6, 0.9])
@@ -18,22 +19,22 @@ def test_minimisers_at_one_noisy_state_are_v_plus_and_alpha(t, graded):
 
     # The loss over all possible pictures, each weighed by its posterior: an exact expectation.
     v = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    flow_matching_loss(v.expand(len(p), 2), y, weight=len(p) * p * r).backward()
-    # |v - y|^2 is a parabola with curvature E[r]: one Newton step from anywhere is the minimiser.
+    (p * positive_loss(v.expand(len(p), 2), y, weight=r)).sum().backward()
+    # E[r |v - y|^2] is a parabola with curvature E[r]: one Newton step from anywhere is the minimiser.
     found = v.detach() - v.grad / (p @ r)
     assert torch.allclose(found, v_plus[0], atol=1e-5)
 
     logit = torch.logit(alpha).clone().requires_grad_(True)
-    (p * torch.stack([alpha_loss(logit, r_i[None]) for r_i in r])).sum().backward()
+    (p * alpha_loss(logit.expand(len(p)), r)).sum().backward()
     assert logit.grad.abs().item() < 1e-6
 
 
 def test_drawing_in_proportion_to_r_is_weighing_by_r():
     generator = torch.Generator().manual_seed(1)
     r, errors = torch.rand(50, generator=generator), torch.rand(50, 3, generator=generator)
-    weighed = flow_matching_loss(errors, torch.zeros_like(errors), weight=r / r.mean())
+    weighed = positive_loss(errors, torch.zeros_like(errors), weight=r / r.mean()).mean()
     rows = torch.multinomial(r, 200_000, replacement=True, generator=generator)
-    drawn = flow_matching_loss(errors[rows], torch.zeros(len(rows), 3))
+    drawn = positive_loss(errors[rows], torch.zeros(len(rows), 3)).mean()
     assert drawn.item() == pytest.approx(weighed.item(), rel=0.01)
 
 

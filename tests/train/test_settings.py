@@ -20,7 +20,7 @@ NEEDED = {
 def test_presets_load_and_name_things_that_exist(preset):
     config = TrainConfig.from_yaml(preset)
     assert callable(find_reward(config.reward))
-    assert find_prompts(config.prompts) and find_prompts(config.held_out_prompts)
+    assert find_prompts(config.prompts) and (config.online or find_prompts(config.held_out_prompts))
     assert TrainConfig.from_mapping(config.to_dict()) == config
 
 
@@ -36,7 +36,7 @@ def test_five_mistakes_make_one_report():
         "'licence' is missing",
         "lr is -1, expected a number above 0",
         "rank is 2.5, expected a whole number from 1",
-        "precision is 'fp8', expected auto, fp32 or bf16",
+        "precision is 'fp8', expected auto, fp32, bf16 or fp16",
         "ema is 1.0, expected a number from 0, below 1",
     ):
         assert phrase in report
@@ -52,6 +52,19 @@ def test_five_mistakes_make_one_report():
         ({"steps": True}, "steps is True"),
         ({"seed": -1}, "seed is -1, expected a whole number from 0"),
         ({"held_out_prompts": 3}, "held_out_prompts is 3, expected text"),
+        ({"rewards": {"a": 0}}, "rewards is {'a': 0}, expected names with weights above 0"),
+        ({"rewards": {"a": 1.0}}, "for several, put all into rewards"),
+        ({"reward": ""}, "'reward' is missing"),
+        ({"prompts": None}, "'prompts' is missing"),
+        ({"group_size": 1}, "group_size is 1, expected a whole number from 2"),
+        ({"old": "ema"}, "old is 'ema', expected copy, ramp or late_ramp"),
+        ({"gradient_checkpointing": 1}, "gradient_checkpointing is 1, expected true or false"),
+        ({"objective": "nft"}, "objective is 'nft', expected positive, policy or paper, or nothing"),
+        ({"data": "pictures", "rounds": 2}, "a folder is for offline runs, rounds for online ones"),
+        ({"objective": "positive", "rounds": 2}, "online runs train 'policy' or 'paper'"),
+        ({"eta0": 4.0}, "eta0 is 4 with objective 'positive': the anchor belongs to 'policy'"),
+        ({"optimality": "threshold"}, "optimality_at is missing"),
+        ({"optimality": "group"}, "needs groups of one prompt (rounds above 0); use rank or sigmoid"),
     ],
 )
 def test_a_bad_value_is_named(change, phrase):
@@ -61,7 +74,7 @@ def test_a_bad_value_is_named(change, phrase):
 
 
 def test_yaml_files_that_cannot_be_used(tmp_path):
-    with pytest.raises(ConfigError, match="neither a file nor a preset; presets: shapes_follow, shapes_warm"):
+    with pytest.raises(ConfigError, match="neither a file nor a preset; presets: shapes_follow, shapes_online,"):
         TrainConfig.from_yaml(tmp_path / "nothing.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(ConfigError, match=r"broken.yaml is not YAML"):

@@ -9,8 +9,9 @@ from helpers.zoo import CASES
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import read_adapter
 from nft_pipeline.training import trainer
+from nft_pipeline.training.base_model import TrainingError, train_base
 from nft_pipeline.training.config import TrainConfig
-from nft_pipeline.training.learner import Learner, TrainingError
+from nft_pipeline.training.learner import Learner
 from nft_pipeline.training.pool import load_pool
 
 SMALL = {
@@ -66,12 +67,16 @@ def test_training_leaves_the_base_model_as_it_was(whole):
     out, _result, _ = whole
     pipe = DiffusionNFTPipeline.from_pretrained("shapes").unwrap()
     before = {key: value.clone() for key, value in pipe.transformer.state_dict().items()}
-    learner = Learner(pipe.transformer, 128, TrainConfig.from_yaml("shapes_warm", SMALL), torch.float32)
-    pool = load_pool(out / "pool.safetensors", _key_in(out / "pool.safetensors"))
+    learner, pool = learner_of(out, pipe)
     learner.step(pool)
-    trainer.remove_lora(pipe.transformer, "nft")
+    learner.remove()
     after = pipe.transformer.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+def learner_of(out, pipe):
+    pool = load_pool(out / "pool.safetensors", _key_in(out / "pool.safetensors"))
+    return Learner(train_base(pipe), pool.conditions, TrainConfig.from_yaml("shapes_warm", SMALL)), pool
 
 
 def _key_in(path):
@@ -106,8 +111,7 @@ def test_stopping_and_running_again_ends_in_the_same_adapter_bit_for_bit(whole, 
 def test_a_step_is_two_forwards_and_one_of_them_has_a_gradient(whole):
     out, _, _ = whole
     pipe = DiffusionNFTPipeline.from_pretrained("shapes").unwrap()
-    learner = Learner(pipe.transformer, 128, TrainConfig.from_yaml("shapes_warm", SMALL), torch.float32)
-    pool = load_pool(out / "pool.safetensors", _key_in(out / "pool.safetensors"))
+    learner, pool = learner_of(out, pipe)
     seen = []
     pipe.transformer.register_forward_hook(lambda module, args, output: seen.append(output[0].requires_grad))
     learner.step(pool)
@@ -117,16 +121,15 @@ def test_a_step_is_two_forwards_and_one_of_them_has_a_gradient(whole):
 def test_a_loss_that_is_not_finite_stops_the_run_by_name(whole, monkeypatch):
     out, _, _ = whole
     pipe = DiffusionNFTPipeline.from_pretrained("shapes").unwrap()
-    learner = Learner(pipe.transformer, 128, TrainConfig.from_yaml("shapes_warm", SMALL), torch.float32)
-    pool = load_pool(out / "pool.safetensors", _key_in(out / "pool.safetensors"))
+    learner, pool = learner_of(out, pipe)
     with torch.no_grad():
-        learner.lora_parameters[-1].fill_(float("nan"))
+        learner.roles.parameters[-1].fill_(float("nan"))
     with pytest.raises(TrainingError, match="a loss is not finite at step 1"):
         learner.step(pool)
 
 
 def test_a_base_model_of_another_family_is_refused_by_name(tmp_path):
-    CASES["FluxPipeline"].pipe().save_pretrained(tmp_path / "flux")
-    with pytest.raises(TrainingError, match="is a FluxPipeline; the trainer supports StableDiffusion3Pipeline so far"):
-        run(tmp_path / "run", base_model=str(tmp_path / "flux"))
+    CASES["SanaPipeline"].pipe().save_pretrained(tmp_path / "sana")
+    with pytest.raises(TrainingError, match="is a SanaPipeline; the trainer supports StableDiffusion3Pipeline, "):
+        run(tmp_path / "run", base_model=str(tmp_path / "sana"))
     assert list((tmp_path / "run").iterdir()) == []

@@ -1,0 +1,103 @@
+"""Runs of the trainer small enough for a test: a random Stable Diffusion 3 of two blocks, rewards of a few lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from helpers.tiny import tiny_pipe
+from nft_pipeline.training.base_model import TrainBase, train_base
+from nft_pipeline.training.config import TrainConfig
+from nft_pipeline.training.pool import Pool
+
+REQUIRED: dict[str, Any] = {
+    "name": "tiny",
+    "base_model": "tiny",
+    "reward_description": "bright",
+    "licence": "apache-2.0",
+}
+SMALL: dict[str, Any] = {
+    **REQUIRED,
+    "reward": "helpers.tiny_run:bright",
+    "prompts": "helpers.tiny_run:prompts",
+    "optimality": "rank",
+    "pool_size": 24,
+    "pool_steps": 2,
+    "pool_batch": 12,
+    "held_out_size": 12,
+    "rank": 2,
+    "head_width": 16,
+    "head_queries": 2,
+    "head_layers": 1,
+    "steps": 4,
+    "batch": 8,
+    "head_batch": 8,
+    "precision": "fp32",
+    "checkpoint_every": 2,
+}
+ONLINE: dict[str, Any] = {
+    **SMALL,
+    "optimality": "group",
+    "rounds": 2,
+    "round_prompts": 2,
+    "group_size": 4,
+    "round_steps": 2,
+    "pool_batch": 4,
+    "eta0": 4.0,
+}
+
+
+def bright(pictures: np.ndarray, prompts: list[str]) -> np.ndarray:
+    """Mean brightness, in no particular unit."""
+    return pictures.astype(np.float64).mean(axis=(1, 2, 3))
+
+
+def sometimes_missing(pictures: np.ndarray, prompts: list[str]) -> np.ndarray:
+    """As `bright`, NaN for the last of every call."""
+    scores = bright(pictures, prompts)
+    scores[-1] = np.nan
+    return scores
+
+
+def prompts() -> list[str]:
+    return ["a cat", "a dog", "a cow"]
+
+
+def save_tiny(folder: Path) -> str:
+    """A saved tiny model with its call defaults; its path."""
+    tiny_pipe().save_pretrained(folder)
+    (folder / "call_defaults.json").write_text(json.dumps({"max_sequence_length": 4, "height": 8, "width": 8}))
+    return str(folder)
+
+
+def tiny_base(**call: Any) -> TrainBase:
+    return train_base(tiny_pipe(), {"num_inference_steps": 2, "guidance_scale": 1.0, "max_sequence_length": 4, **call})
+
+
+def random_pool(base: TrainBase, n: int = 12, seed: int = 0) -> Pool:
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(base.latent_shape(n), generator=generator)
+    r = torch.rand(n, generator=generator)
+    return Pool.of(latents, torch.arange(n) % 3, base.encode_prompts(prompts()), r)
+
+
+def config(**settings: Any) -> TrainConfig:
+    return TrainConfig.from_mapping({**SMALL, **settings})
+
+
+def picture_folder(folder: Path, count: int = 24, **extra: Any) -> Path:
+    """Noisy pictures of two shapes; the brighter half is liked."""
+    folder.mkdir()
+    lines, rng = [], np.random.default_rng(0)
+    for i in range(count):
+        size = (8, 8) if i % 3 else (8, 16)
+        level = 40 + 170 * (i % 2)
+        Image.fromarray(rng.integers(level, level + 40, (*size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        lines.append({"image": f"{i}.png", "prompt": prompts()[i % 3], "liked": bool(i % 2), **extra})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder

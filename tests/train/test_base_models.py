@@ -1,0 +1,114 @@
+"""The trainer's own forward is the pipeline's: same arguments, same output, for every family it trains."""
+
+import inspect
+
+import pytest
+import torch
+
+from helpers.tiny import tiny_pipe
+from helpers.zoo import CASES, denoiser_of
+from helpers.zoo_case import WIDTH, WORDS, rows
+from nft_pipeline.families import bind_inputs
+from nft_pipeline.training.base_model import TRAINABLE, TrainingError, rows_of, train_base
+from nft_pipeline.training.noising import interpolate, per_sample, raw_target, velocity, vp_norm
+
+FAMILIES = ["StableDiffusionPipeline", "StableDiffusionPipeline, v", "StableDiffusionXLPipeline"]
+FAMILIES += ["StableDiffusion3Pipeline", "FluxPipeline"]
+
+
+def conditions_of(base, count=3):
+    """Random conditions, one row a prompt."""
+    made = {"text": rows(list(range(count)), WORDS, WIDTH, seed=2)}
+    return made if type(base).__name__ == "SDBase" else {**made, "pooled": rows(list(range(count)), WIDTH, seed=3)}
+
+
+def base_of(name, **call):
+    edge = 8 * 1
+    given = {"num_inference_steps": 2, "guidance_scale": 1.0, "height": edge, "width": edge, **call}
+    return train_base(CASES[name].pipe(), given)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_forward_is_the_pipelines(name):
+    base = base_of(name)
+    conditions = conditions_of(base)
+    seen = []
+    denoiser = denoiser_of(base.pipe)
+    hook = denoiser.register_forward_hook(
+        lambda module, args, kwargs, output: seen.append((bind_inputs(module, args, kwargs), output[0])),
+        with_kwargs=True,
+    )
+    base.sample(conditions, torch.tensor([0, 1, 2]), seed=1, batch=3)
+    hook.remove()
+    assert len(seen) == 2
+    for inputs, output in seen:
+        t = base.family.noise_level(inputs, base.pipe.scheduler)
+        x = base.unpack(inputs[base.family.state], torch.empty(base.latent_shape(3)))
+        if base.prediction != "flow":
+            x = x * vp_norm(per_sample(t, x))
+        with torch.no_grad():
+            found = base.predict(x, t, conditions)
+        torch.testing.assert_close(found, base.unpack(output, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_samples_have_the_shape_that_training_takes_and_depend_on_the_prompt_only_through_their_row(name):
+    base = base_of(name)
+    conditions = conditions_of(base)
+    all_at_once = base.sample(conditions, torch.tensor([2, 0, 1]), seed=1, batch=3)
+    one_by_one = base.sample(conditions, torch.tensor([2, 0, 1]), seed=1, batch=1)
+    assert all_at_once.shape == base.latent_shape(3)
+    torch.testing.assert_close(all_at_once, one_by_one, rtol=1e-3, atol=1e-4)
+    low, high = base.noise_range()
+    t = torch.linspace(low + 0.01, high - 0.01, 3)
+    assert base.predict(all_at_once, t, rows_of(conditions, [0, 1, 2])).shape == all_at_once.shape
+
+
+@pytest.mark.parametrize("name", FAMILIES[:3])
+def test_noise_levels_find_their_timesteps_back(name):
+    base = base_of(name)
+    low, high = base.noise_range()
+    assert 0 < low < 0.05 and 0.9 < high < 1
+    t = torch.linspace(low, high, 50)
+    inputs = {"self": base.denoiser, "sample": torch.zeros(50, 1), "timestep": base.timestep(t)}
+    torch.testing.assert_close(base.family.noise_level(inputs, base.pipe.scheduler), t, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["flow", "epsilon", "v", "sample"])
+def test_every_prediction_is_turned_into_velocity_exactly(prediction):
+    generator = torch.Generator().manual_seed(0)
+    x_0, eps = (torch.randn(5, 3, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    t = torch.tensor([0.05, 0.3, 0.5, 0.8, 0.93], dtype=torch.float64)
+    x_t, y = interpolate(x_0, eps, t)
+    torch.testing.assert_close(velocity(prediction, raw_target(prediction, x_0, eps, t), x_t, t), y)
+
+
+def test_pictures_go_through_the_vae_and_back_in_the_scale_the_denoiser_knows():
+    base = train_base(tiny_pipe())
+    pictures = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8).numpy()
+    latents = base.encode_pictures(pictures)
+    vae = base.pipe.vae
+    code = vae.encode(torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mode()
+    shift = vae.config.shift_factor or 0.0
+    torch.testing.assert_close(latents, (code - shift) * vae.config.scaling_factor)
+    assert base.decode_latents(latents).shape[0] == 2
+
+
+def test_prompts_are_encoded_as_a_call_does_and_encoders_can_leave():
+    base = train_base(tiny_pipe(), {"max_sequence_length": 4})
+    conditions = base.encode_prompts(["a cat", "a dog"])
+    assert conditions["text"].shape[0] == conditions["pooled"].shape[0] == 2
+    assert not torch.equal(conditions["text"][0], conditions["text"][1])
+    base.release()
+    assert base.pipe.text_encoder is None and base.pipe.text_encoder_2 is None and base.pipe.vae is not None
+
+
+def test_a_pipeline_that_cannot_be_trained_on_is_named():
+    pipe = CASES["SanaPipeline"].pipe()
+    with pytest.raises(TrainingError, match="is a SanaPipeline; the trainer supports StableDiffusion3Pipeline"):
+        train_base(pipe)
+
+
+def test_every_trainable_pipeline_is_tested_here():
+    assert {name.partition(",")[0] for name in FAMILIES} == set(TRAINABLE)
+    assert all(inspect.isclass(kind) for kind in TRAINABLE.values())

@@ -1,0 +1,98 @@
+"""`diffusion-nft check`: what would stop a run later is said now, all of it at once."""
+
+import os
+import shutil
+from collections import namedtuple
+
+import pytest
+import yaml
+
+from helpers.tiny_run import ONLINE, SMALL, picture_folder, save_tiny
+from nft_pipeline.cli import main
+from nft_pipeline.training import check as check_module
+from nft_pipeline.training.check import check
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def faults_of(model, tmp_path):
+    def go(settings, **more):
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump({**settings, "base_model": model, **more}))
+        return check(path, None, tmp_path / "out", say=lambda line: None, device="cpu")
+
+    return go
+
+
+@pytest.mark.parametrize(
+    "settings", [SMALL, {**SMALL, "objective": "paper"}, ONLINE], ids=["positive", "paper", "online"]
+)
+def test_a_run_that_can_start_has_no_faults_and_leaves_nothing(faults_of, settings, tmp_path):
+    assert faults_of(settings) == []
+    assert os.listdir(tmp_path) == ["run.yaml"]
+
+
+def test_a_folder_that_can_be_trained_on_has_no_faults(faults_of, tmp_path):
+    settings = {key: value for key, value in SMALL.items() if key not in ("reward", "prompts", "optimality")}
+    assert faults_of(settings, data=str(picture_folder(tmp_path / "data"))) == []
+
+
+def test_faults_of_different_stages_come_in_one_report(faults_of, tmp_path):
+    data = picture_folder(tmp_path / "data", 4)
+    (data / "2.png").write_bytes(b"no picture")
+    wrong = {"reward": "helpers.tiny_run:brigt", "prompts": "nowhere.txt", "stepps": 3, "lr": -1, "data": str(data)}
+    faults = "\n".join(faults_of({**SMALL, **wrong}))
+    for phrase in (
+        "'stepps' is not a setting; did you mean 'steps'?",
+        "lr is -1, expected a number above 0",
+        "reward helpers.tiny_run:brigt: reward 'helpers.tiny_run:brigt' cannot be imported",
+        "prompts: prompts 'nowhere.txt' is not known",
+        "data: ",
+        "2.png cannot be read as a picture",
+    ):
+        assert phrase in faults
+
+
+@pytest.mark.parametrize(
+    ("change", "phrase"),
+    [
+        ({"optimality": "raw"}, "expects scores in [0, 1]. Set optimality: rank or sigmoid"),
+        ({"lora_targets": ["to_nothing"]}, "to_nothing"),
+        ({"base_model": "no/such-model"}, "base model: "),
+        ({"reward": "helpers.tiny_run:prompts"}, "samples, pictures and scores: "),
+    ],
+)
+def test_what_only_trying_finds(faults_of, change, phrase):
+    faults = faults_of({**SMALL, **change}, **({"base_model": change["base_model"]} if "base_model" in change else {}))
+    assert len(faults) == 1 and phrase in faults[0]
+
+
+def test_a_disk_that_is_too_full_is_found(faults_of, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 10, 1000))
+    (fault,) = faults_of(SMALL)
+    assert "0.0 GB are free" in fault and "lower pool_size" in fault
+
+
+def test_memory_that_is_too_small_is_found(faults_of, monkeypatch):
+    def too_large(self, pool):
+        raise MemoryError("cannot allocate")
+
+    monkeypatch.setattr(check_module.Learner, "step", too_large)
+    (fault,) = faults_of(SMALL)
+    assert "out of memory while training" in fault and "micro_batch" in fault
+
+
+def test_the_command_says_it_and_its_exit_code_too(model, tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, "base_model": model}))
+    arguments = ["check", str(path), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(arguments) == 0
+    assert "the run can start" in capsys.readouterr().out
+    assert main([*arguments, "--set", "rank=0", "--set", "ema=2"]) == 1
+    said = capsys.readouterr().out
+    assert "2 faults:" in said and "rank is 0, expected a whole number from 1" in said

@@ -1,0 +1,195 @@
+"""One optimiser step: how many forwards it costs, which role each is of, and that it goes where it should."""
+
+import pytest
+import torch
+
+from helpers.tiny_run import ONLINE, config, random_pool, tiny_base
+from helpers.zoo import CASES
+from helpers.zoo_case import WIDTH, WORDS, rows
+from nft_pipeline.training.base_model import TrainingError, train_base
+from nft_pipeline.training.config import TrainConfig
+from nft_pipeline.training.learner import Learner
+from nft_pipeline.training.memory import memory_advice
+from nft_pipeline.training.pool import Pool
+from nft_pipeline.training.roles import OLD, THETA
+
+
+def learner_of(**settings):
+    base = tiny_base()
+    pool = random_pool(base)
+    learner = Learner(base, pool.conditions, config(**settings))
+    with torch.no_grad():  # or v_plus equals v_old and nothing is tested
+        for parameter in [*learner.roles.parameters, *learner.roles.old_parameters]:
+            parameter.copy_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return base, learner, pool
+
+
+def forwards_of(base, learner, pool):
+    """(had a gradient, which LoRA was on) of every forward of a step."""
+    seen = []
+    layer = base.denoiser.get_submodule("transformer_blocks.0.attn.to_q")
+    hook = base.denoiser.register_forward_hook(
+        lambda module, args, output: seen.append((output[0].requires_grad, tuple(layer.active_adapters)))
+    )
+    learner.step(pool)
+    hook.remove()
+    return seen
+
+
+ON = dict(ONLINE)
+BASE, OF_OLD, GRAD = (False, ()), (False, (OLD,)), (True, (THETA,))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"objective": "positive"}, [(False, (THETA,)), GRAD]),  # the head's: the LoRA at a scale a row, half of them 0
+        ({"objective": "policy", "baseline": "half"}, [BASE, GRAD]),
+        ({"objective": "policy", "baseline": "alpha"}, [BASE, GRAD]),
+        ({"objective": "policy", "eta0": 3.0}, [BASE, GRAD]),
+        ({"objective": "paper"}, [BASE, GRAD]),
+        ({**ON, "eta0": None}, [OF_OLD, GRAD]),
+        ({**ON, "eta0": None, "objective": "paper"}, [OF_OLD, GRAD]),
+        (ON, [OF_OLD, BASE, GRAD]),
+    ],
+    ids=["positive", "half", "alpha", "offline anchor", "paper", "online", "online paper", "online anchor"],
+)
+def test_a_step_costs_the_forwards_it_says(settings, expected):
+    base, learner, pool = learner_of(**settings)
+    seen = forwards_of(base, learner, pool)
+    assert seen == expected
+    forwards, backwards = learner.objective.passes(online="rounds" in settings)
+    assert (len(seen), sum(gradient for gradient, _ in seen)) == (forwards, backwards)
+
+
+def test_no_encoder_vae_or_scheduler_is_called_in_the_optimiser_loop():
+    base, learner, pool = learner_of(objective="policy")
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("called inside the optimiser loop")
+
+    pipe = base.pipe
+    hooks = [part.register_forward_pre_hook(forbidden) for part in (pipe.text_encoder, pipe.text_encoder_2, pipe.vae)]
+    pipe.vae.encode = pipe.vae.decode = pipe.encode_prompt = forbidden
+    for _ in range(3):
+        learner.step(pool)
+    base.release(*base.encoders, "vae")
+    learner.step(pool)
+    assert learner.step_number == 4 and pipe.vae is None and pipe.text_encoder is None and len(hooks) == 3
+
+
+@pytest.mark.parametrize("kind", ["positive", "policy", "paper"])
+@pytest.mark.parametrize("micro_batch", [3, 8])
+def test_small_batches_at_a_time_give_the_same_gradients(kind, micro_batch):
+    found = []
+    for size in (0, micro_batch):
+        _, learner, pool = learner_of(objective=kind, micro_batch=size)
+        losses = learner.step(pool)
+        found.append((losses, [parameter.detach().clone() for parameter in learner.parameters]))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    for one, two in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=3e-4)
+
+
+def test_gradient_checkpointing_changes_nothing_but_the_memory():
+    found = []
+    for flag in (False, True):
+        _, learner, pool = learner_of(**{**ON, "gradient_checkpointing": flag})
+        learner.step(pool)
+        found.append([parameter.detach().clone() for parameter in learner.parameters])
+    assert all(torch.allclose(one, two, atol=1e-6) for one, two in zip(*found, strict=True))
+
+
+def test_old_follows_theta_and_only_when_told():
+    _, learner, pool = learner_of(**{**ON, "old": "copy"})
+    before = [parameter.clone() for parameter in learner.roles.old_parameters]
+    learner.step(pool)
+    assert all(torch.equal(one, two) for one, two in zip(before, learner.roles.old_parameters, strict=True))
+    learner.roles.follow(0.75)
+    for old, theta, was in zip(learner.roles.old_parameters, learner.roles.parameters, before, strict=True):
+        torch.testing.assert_close(old, 0.75 * was + 0.25 * theta, rtol=1e-5, atol=1e-7)
+    learner.finish_round()
+    pairs = zip(learner.roles.old_parameters, learner.roles.parameters, strict=True)
+    assert all(torch.equal(old, theta) for old, theta in pairs)
+    assert learner.round_number == 1 and learner.tilt.theta == pytest.approx(4 / (4 + 2) * 2)
+
+
+def test_the_head_sees_the_lora_at_random_scales_and_off():
+    _, learner, pool = learner_of(objective="positive", head_batch=64)
+    seen = []
+    by_row = learner.roles.theta_by_row
+    learner.roles.theta_by_row = lambda scale: seen.append(scale) or by_row(scale)
+    learner.step(pool)
+    scale = seen[0]
+    assert 20 <= (scale == 0).sum() <= 44 and scale.max() <= 1 and len(scale.unique()) > 20
+    low = learner.draw(pool, 8, 1.0)
+    tokens = []
+    for role in ("base", "theta"):
+        learner.roles.use(role)
+        tokens.append(learner.output_and_tokens(low)[1])
+    with by_row(torch.tensor([0.0, 1.0] * 4)):
+        mixed = learner.output_and_tokens(low)[1]
+    torch.testing.assert_close(mixed[0::2], tokens[0][0::2])
+    torch.testing.assert_close(mixed[1::2], tokens[1][1::2])
+    assert not torch.allclose(tokens[0], tokens[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("StableDiffusionPipeline", "policy"),
+        ("StableDiffusionPipeline", "paper"),
+        ("StableDiffusionPipeline, v", "paper"),
+        ("StableDiffusionXLPipeline", "policy"),
+        ("StableDiffusion3Pipeline", "positive"),
+        ("FluxPipeline", "policy"),
+        ("FluxPipeline", "positive"),
+    ],
+)
+def test_every_family_learns_a_fixed_batch_by_heart(name, kind):
+    """The loss of one batch falls: targets, timesteps and packing fit together."""
+    base = train_base(CASES[name].pipe(), {"height": 8, "width": 8, "guidance_scale": 1.0})
+    conditions = {"text": rows([0, 1], WORDS, WIDTH, seed=2)}
+    if "pooled_prompt_embeds" in base.call_conditions({**conditions, "pooled": conditions["text"]}):
+        conditions["pooled"] = rows([0, 1], WIDTH, seed=3)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(base.latent_shape(2), generator=generator)
+    pool = Pool.of(latents, torch.arange(2), conditions, torch.tensor([0.9, 0.2]))
+    learner = Learner(base, conditions, config(objective=kind, rank=4, steps=12, lr=0.02, weight_decay=0.0))
+    losses = []
+    for _ in range(12):
+        learner.generator.manual_seed(5)
+        losses.append(learner.step(pool)["v_plus" if kind == "positive" else "policy"])
+    assert losses[-1] < losses[0], losses
+    moved = [bool(parameter.abs().max() > 0) for parameter in learner.roles.parameters[1::2]]
+    assert sum(moved) >= 0.6 * len(moved)  # the last block's text side leads nowhere
+    learner.remove()
+    assert not any("lora" in name for name, _ in base.denoiser.named_modules())
+
+
+def test_a_loss_that_is_not_finite_stops_by_name():
+    _, learner, pool = learner_of(objective="policy")
+    with torch.no_grad():
+        learner.roles.parameters[-1].fill_(float("nan"))
+    with pytest.raises(TrainingError, match="a loss is not finite at step 1"):
+        learner.step(pool)
+
+
+@pytest.mark.parametrize("doing", ["training", "sampling"])
+def test_out_of_memory_names_the_keys_to_change(doing):
+    settings = {"micro_batch": 0} if doing == "training" else {"pool_batch": 64}
+    for error in (torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("not enough memory: you tried")):
+        with pytest.raises(TrainingError) as caught, memory_advice(doing, **settings):
+            raise error
+        keys = ("micro_batch", "gradient_checkpointing", "rank") if doing == "training" else ("pool_batch (now 64)",)
+        assert all(key in str(caught.value) for key in keys)
+    with pytest.raises(RuntimeError, match="something else"), memory_advice(doing, **settings):
+        raise RuntimeError("something else")
+
+
+def test_the_objective_follows_from_where_the_pictures_come_from():
+    assert TrainConfig.from_yaml("shapes_warm").kind == "positive"
+    foreign = config(reward="", prompts=None, data="pictures")
+    assert (foreign.kind, foreign.baseline) == ("policy", "alpha")
+    assert config(reward="", prompts=None, data="pictures", made_by_base=True).kind == "positive"
+    assert config(**ONLINE).kind == "policy"

@@ -1,0 +1,175 @@
+"""Everything that could go wrong in hour three, now: a run tried out in small, all faults in one report.
+
+What a run does in an hour is done once: prompts, reward, pictures on disk, free space, the base model, one batch of
+samples, one optimiser step at the run's own batch size, and an adapter written. A stage that needs one that failed is
+left out.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nft_pipeline.adapter import BaseModel, fingerprint, write_adapter
+
+from .base_model import TrainBase, rows_of
+from .checkpoint import load_checkpoint
+from .config import ConfigError, TrainConfig
+from .export import make_adapter
+from .folder import Folder, load_picture, read_folder
+from .learner import Learner
+from .memory import memory_advice
+from .optimality import optimality
+from .pool import Pool, score
+from .reward import find_prompts, find_reward
+from .sources import rewards_of
+from .trainer import load_base
+
+Say = Callable[[str], None]
+SPARE = 1.5  # a checkpoint is written beside the one before; the rest is for logs and the system
+
+
+def check(
+    source: str | Path, overrides: Mapping[str, Any] | None, out: Path | None, *, say: Say = print, device: str = "auto"
+) -> list[str]:
+    """Try a run out. Nothing is written but to a temporary folder.
+
+    Args:
+        source, overrides: as `TrainConfig.from_yaml`.
+        out: the run's folder; default as `diffusion-nft train` has it.
+        say: gets one line a stage.
+        device: as `train`.
+
+    Returns:
+        Every fault found, one each; empty if the run can start.
+    """
+    faults: list[str] = []
+
+    def stage(what: str, act: Callable[[], Any]) -> Any:
+        """The stage's result, None if it failed."""
+        try:
+            result = act()
+        except Exception as error:
+            faults.append(f"{what}: {error}")
+            say(f"{what}: fault")
+            return None
+        say(f"{what}: ok")
+        return result
+
+    config, mapping = None, dict[str, Any]()
+    try:
+        mapping = TrainConfig.read_yaml(source, overrides)
+        config = TrainConfig.from_mapping(mapping)
+        say("settings: ok")
+    except ConfigError as error:
+        faults += error.faults or (str(error),)
+        say("settings: fault")
+
+    names = [mapping.get("reward"), *(mapping.get("rewards") or {})]
+    for name in [name for name in names if isinstance(name, str) and name]:
+        stage(f"reward {name}", partial(find_reward, name))
+    for key in ("prompts", "held_out_prompts"):
+        if isinstance(mapping.get(key), str):
+            stage(key, partial(find_prompts, mapping[key]))
+    folder = None
+    if isinstance(mapping.get("data"), str):
+        folder = stage("data", partial(_checked_folder, mapping["data"]))
+    if config is None:
+        return faults
+
+    out = out or Path("runs") / config.name
+    stage("checkpoint", lambda: load_checkpoint(out / "checkpoint.pt", config.to_dict()))
+    loaded = stage("base model", lambda: load_base(config, device))
+    if loaded is None:
+        return faults
+    base: TrainBase = loaded[0]
+    stage("disk", lambda: _check_disk(out, needed_bytes(base, config, folder)))
+    if faults:
+        return faults
+    pool = stage("samples, pictures and scores", lambda: _trial_pool(base, config, folder))
+    if pool is not None:
+        stage("one optimiser step, and an adapter", lambda: _trial_step(base, config, pool))
+    say(config.loss.describe(config.online, max(1, config.rounds)))
+    return faults
+
+
+def needed_bytes(base: TrainBase, config: TrainConfig, folder: Folder | None) -> int:
+    """Roughly what a run writes: latents in fp16, conditions in fp32, and checkpoints with five copies of the LoRA."""
+    count = len(folder.pictures) if folder else config.pool_size + config.held_out_size
+    if config.online:
+        count = config.round_prompts * config.group_size
+    latents = 2 * count * math.prod(base.latent_shape(1))
+    texts = len({picture.prompt for picture in folder.pictures}) if folder else len(find_prompts(config.prompts or ""))
+    one = base.encode_prompts(["a"])
+    conditions = 4 * texts * sum(value.numel() for value in one.values())
+    width = [module for module in base.denoiser.modules() if isinstance(module, torch.nn.Linear)]
+    lora = 4 * config.rank * sum(module.in_features + module.out_features for module in width)
+    return int(SPARE * (latents + conditions + 2 * 5 * lora))
+
+
+def _check_disk(out: Path, needed: int) -> None:
+    where = next(parent for parent in (out.resolve(), *out.resolve().parents) if parent.exists())
+    free = shutil.disk_usage(where).free
+    if free < needed:
+        raise OSError(
+            f"{free / 1e9:.1f} GB are free at {where} and the run writes up to {needed / 1e9:.1f} GB. Free some space, "
+            "choose another --out, or lower pool_size"
+        )
+    with tempfile.TemporaryFile(dir=where):  # raises where nothing may be written
+        pass
+
+
+def _checked_folder(data: str) -> Folder:
+    folder = read_folder(data)
+    for picture in folder.pictures:
+        load_picture(picture.path, (8, 8))
+    return folder
+
+
+def _trial_pool(base: TrainBase, config: TrainConfig, folder: Folder | None) -> Pool:
+    """One batch as the run makes them; scores are tried, r is not what is tested."""
+    prompts = [picture.prompt for picture in folder.pictures] if folder else find_prompts(config.prompts or "")
+    prompts = prompts[:4]
+    conditions = base.encode_prompts(prompts)
+    count = 2 if folder else min(config.pool_batch, config.pool_size)
+    prompt = torch.arange(count) % len(prompts)
+    with memory_advice("sampling", pool_batch=config.pool_batch):
+        noise = torch.randn(base.latent_shape(count), generator=torch.Generator().manual_seed(config.seed))
+        steps, base.call["num_inference_steps"] = base.call["num_inference_steps"], min(2, config.pool_steps)
+        try:
+            empty = base.encode_prompts([""]) if config.guidance_scale > 1 and base.has_cfg else None
+            latents = base.sample_batch(rows_of(conditions, prompt), noise, empty)
+        finally:
+            base.call["num_inference_steps"] = steps
+        pictures = base.decode_latents(latents)
+        base.encode_pictures(pictures[:1])
+    texts = [prompts[i] for i in prompt.tolist()]
+    scores = {name: score(reward, name, pictures, texts) for name, reward in rewards_of(config).items()}
+    if scores:
+        groups = prompt.numpy() if config.online else None
+        optimality(scores, config.optimality, weights=config.weights, groups=groups, at=config.optimality_at)
+    return Pool.of(latents.half(), prompt, conditions, torch.linspace(0.1, 0.9, count))
+
+
+def _trial_step(base: TrainBase, config: TrainConfig, pool: Pool) -> None:
+    base_model = BaseModel(id=config.base_model, revision=None, fingerprint=fingerprint(base.denoiser))
+    learner = Learner(base, pool.conditions, replace(config, checkpoint_every=0))
+    try:
+        with memory_advice("training", micro_batch=config.micro_batch):
+            learner.step(pool)
+        if config.online:
+            learner.finish_round()
+        with tempfile.TemporaryDirectory() as folder:
+            write_adapter(Path(folder) / "adapter", make_adapter(learner, base_model, 0.5, len(pool)))
+    finally:
+        with suppress(Exception):
+            learner.remove()

@@ -1,0 +1,87 @@
+"""From a finished learner to the adapter that is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nft_pipeline.adapter import Adapter, AdapterConfig, BaseModel
+from nft_pipeline.guidance import accumulated_tilt, beta_from_tilt
+
+from .calibration import Calibration
+from .learner import Learner
+
+_NORMALISERS = {
+    "raw": "none, already in [0, 1]",
+    "likes": "likes, 0 or 1",
+    "threshold": "1 from {at:g} on, else 0",
+    "sigmoid": "sigmoid of standard deviations from the mean",
+    "rank": "rank within the group",
+    "group": "1/2 + clip((score - mean of the prompt) / (std + 1e-4), -5, 5) / 10",
+}
+
+
+def adapter_tilt(learner: Learner) -> float:
+    """The tilt at strength 1: a policy's is what its rounds add up to (M8), one of them offline."""
+    config = learner.config
+    if config.kind == "positive":
+        return config.tilt
+    return learner.tilt.theta if config.online else accumulated_tilt(config.tilt, 1, config.eta0)
+
+
+def make_adapter(
+    learner: Learner,
+    base_model: BaseModel,
+    rate: float,
+    pictures: int,
+    calibration: Sequence[Calibration] = (),
+) -> Adapter:
+    """The adapter, of the learner's present weights.
+
+    Args:
+        learner: with its running averages in place.
+        base_model: what it was trained on.
+        rate: mean of r over the pictures.
+        pictures: how many were trained on.
+        calibration: of the head, on held-out pictures.
+    """
+    config, tilt = learner.config, adapter_tilt(learner)
+    family, positive = learner.base.family, config.kind == "positive"
+    source = "sampled in rounds" if config.online else config.data or "sampled from the base model"
+    summary = {
+        "objective": config.kind,
+        "pool": {"size": pictures, "mean_reward": round(rate, 4), "source": source},
+        "pairs": config.total_steps * config.batch,
+        "settings": config.to_dict(),
+        "alpha_held_out": [
+            {
+                "noise_level": c.noise_level,
+                "auc": None if c.auc != c.auc else round(c.auc, 4),
+                "error": round(c.error, 4),
+                "n": c.n,
+            }
+            for c in calibration
+        ],
+    }
+    adapter_config = AdapterConfig(
+        kind="positive" if positive else "policy",
+        name=config.name,
+        beta=beta_from_tilt(tilt),
+        tilt=tilt,
+        base_model=base_model,
+        component=family.component,
+        denoiser=family.denoiser,
+        prediction=learner.base.prediction,
+        rank=config.rank,
+        reward={
+            "name": config.reward_name,
+            "description": config.reward_description,
+            "normaliser": _NORMALISERS[config.optimality].format(at=config.optimality_at or 0.0),
+        },
+        base_rate=min(max(rate, 1e-4), 1 - 1e-4) if positive else None,
+        guidance_scale=config.guidance_scale,
+        resolution=learner.base.resolution,
+        training=summary,
+        licence=config.licence,
+    )
+    head = learner.head.cpu() if positive and learner.head is not None else None
+    return Adapter(adapter_config, learner.roles.lora(), head)

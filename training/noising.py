@@ -1,0 +1,88 @@
+"""From picture to noisy state and back, for models of every prediction type. Torch only, no model inside.
+
+    x_t = (1 - t) x_0 + t eps,   y = eps - x_0
+
+A network may predict y itself, the noise, the picture or VP velocity. At one (x_t, t) each of them is an affine map of
+any other, so a regression may be done on the raw output (DESIGN M9); a loss that is written in x_0 or in y converts
+the output first, exactly:
+
+    prediction    what the network is asked for                   y from it, n = sqrt((1 - t)^2 + t^2)
+    flow          eps - x_0                                       y
+    epsilon       eps                                             (eps - x_t) / (1 - t)
+    v             ((1 - t) eps - t x_0) / n                       ((2t - 1) x_t + n v) / n^2
+    sample        x_0                                             (x_t - x_0) / t
+
+Noise and VP velocity models see the variance-preserving state x_t / n.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nft_pipeline.adapter_config import PREDICTIONS
+
+
+def noise_levels(n: int, shift: float, generator: torch.Generator) -> Tensor:
+    """`n` noise levels t in (0, 1), stratified, then shifted: t = shift u / (1 + (shift - 1) u).
+
+    shift 1 is even; above 1 more of them are near t = 1, where compositions are decided. Shape (n,), in random order.
+    """
+    u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def interpolate(x_0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """x_t and its velocity target y, for x_0 and eps (B, ...) and t (B,)."""
+    t = per_sample(t, x_0)
+    return (1 - t) * x_0 + t * eps, eps - x_0
+
+
+def per_sample(t: Tensor, like: Tensor) -> Tensor:
+    """(B,) as (B, 1, ...), to multiply something of the shape of `like`."""
+    return t.to(like).view(-1, *[1] * (like.ndim - 1))
+
+
+def vp_norm(t: Tensor) -> Tensor:
+    """n = sqrt((1 - t)^2 + t^2): x_t / n is the variance-preserving state."""
+    return torch.hypot(1 - t, t)
+
+
+def raw_target(prediction: str, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """What a network of this prediction type is asked for, shape of x_0 (B, ...); t is (B,).
+
+    Raises:
+        ValueError: an unknown prediction.
+    """
+    _check(prediction)
+    if prediction == "flow":
+        return eps - x_0
+    if prediction == "epsilon":
+        return eps
+    if prediction == "sample":
+        return x_0
+    t = per_sample(t, x_0)
+    return ((1 - t) * eps - t * x_0) / vp_norm(t)
+
+
+def velocity(prediction: str, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """The velocity y that a raw output stands for, at x_t (B, ...) and t (B,) inside (0, 1).
+
+    Raises:
+        ValueError: an unknown prediction.
+    """
+    _check(prediction)
+    if prediction == "flow":
+        return output
+    t = per_sample(t, x_t)
+    if prediction == "epsilon":
+        return (output - x_t) / (1 - t)
+    if prediction == "sample":
+        return (x_t - output) / t
+    n = vp_norm(t)
+    return ((2 * t - 1) * x_t + n * output) / n**2
+
+
+def _check(prediction: str) -> None:
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction is {prediction!r}, expected one of {', '.join(PREDICTIONS)}")

@@ -1,0 +1,82 @@
+"""One round of an online run: pictures sampled with `old`, scored while sampling goes on, kept as a pool.
+
+Prompts and noise of a round follow from the run's seed and the round's number alone, so a round that was lost can be
+sampled again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .base_model import Conditions, TrainBase, rows_of
+from .config import TrainConfig
+from .optimality import Optimality, optimality
+from .pool import Pool, score
+from .precision import autocast
+from .reward import Reward
+from .roles import LoraRoles
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """All prompts of a run, with their conditions, and those of the empty prompt for classifier-free guidance."""
+
+    texts: Sequence[str]
+    conditions: Conditions
+    empty: Conditions | None = None
+
+
+def round_prompts(count: int, config: TrainConfig, number: int) -> torch.Tensor:
+    """Which prompts round `number` samples, `group_size` pictures each, in groups: (pictures,)."""
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
+    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(-(-config.round_prompts // count))])
+    return order[: config.round_prompts].repeat_interleave(config.group_size)
+
+
+@torch.no_grad()
+def sample_round(
+    base: TrainBase,
+    roles: LoraRoles,
+    prompts: Prompts,
+    rewards: Mapping[str, Reward],
+    config: TrainConfig,
+    number: int,
+    stop: Callable[[], None] = lambda: None,
+) -> tuple[Pool, Optimality]:
+    """Sample and score round `number` with `old`; samples without a score are left out.
+
+    Args:
+        rewards: by the name the settings give them.
+        stop: called between batches; may raise.
+
+    Raises:
+        RewardError, OptimalityError: scores of another number than pictures, too many missing, or out of range.
+    """
+    which = round_prompts(len(prompts.texts), config, number)
+    noise_generator = torch.Generator().manual_seed(config.seed * 1_000_003 + 500_009 * (number + 1))
+    noise = torch.randn(base.latent_shape(len(which)), generator=noise_generator)
+    latents, scores = [], []
+    roles.use("old")
+    with ThreadPoolExecutor(max_workers=1) as judge:
+        parts = torch.arange(len(which)).split(config.pool_batch)
+        for rows in tqdm(parts, desc=f"round {number + 1}: sampling", unit="batch", leave=False):
+            stop()
+            conditions = rows_of(prompts.conditions, which[rows])
+            latents.append(base.sample_batch(conditions, noise[rows], prompts.empty))
+            with autocast(base.device, base.dtype):
+                pictures = base.decode_latents(latents[-1])
+            texts = [prompts.texts[i] for i in which[rows].tolist()]
+            futures = {name: judge.submit(score, reward, name, pictures, texts) for name, reward in rewards.items()}
+            scores.append(futures)
+        table = {name: np.concatenate([futures[name].result() for futures in scores]) for name in rewards}
+    groups = np.repeat(np.arange(config.round_prompts), config.group_size)
+    found = optimality(table, config.optimality, weights=config.weights, groups=groups, at=config.optimality_at)
+    kept = torch.from_numpy(found.kept)
+    r = torch.from_numpy(found.r[found.kept])
+    return Pool.of(torch.cat(latents)[kept].half(), which[kept], prompts.conditions, r), found
