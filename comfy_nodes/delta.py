@@ -58,8 +58,8 @@ class Switch:
     scale: float | Tensor | None = None
 
     @contextmanager
-    def at(self, scale: float) -> Iterator[None]:
-        """On inside the block; afterwards as before, also after an error."""
+    def at(self, scale: float | Tensor | None) -> Iterator[None]:
+        """At this inside the block; afterwards as before, also after an error."""
         before, self.scale = self.scale, scale
         try:
             yield
@@ -138,7 +138,7 @@ class Dispatcher:
         self.own = "forward" in module.__dict__  # somebody replaced it before us
         self.original: Callable[..., Any] = module.forward
         self.guests: list[Guest] = []
-        module.forward = self  # type: ignore[assignment]
+        module.forward = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward, and the guests."""
@@ -155,7 +155,7 @@ class Dispatcher:
         self.guests = [other for other in self.guests if other is not guest]
         if not self.guests and self.module.__dict__.get("forward") is self:
             if self.own:
-                self.module.forward = self.original  # type: ignore[assignment]
+                self.module.forward = self.original
             else:
                 del self.module.forward
 

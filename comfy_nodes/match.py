@@ -1,4 +1,4 @@
-"""Which weight of a ComfyUI model does each layer of a LoRA change? Every layer is counted, none is left out in silence.
+"""Which weight of a ComfyUI model does each layer of a LoRA change? Every layer is counted, none dropped in silence.
 
 ComfyUI says what it calls the layers of other tools in a map from names to weights:
 

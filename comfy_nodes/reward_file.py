@@ -16,7 +16,6 @@ from nft_pipeline.adapter_config import AdapterConfig, AdapterError, BaseModel
 from nft_pipeline.adapter_single import read_single_file
 from nft_pipeline.alpha_head import AlphaHead
 from nft_pipeline.foreign_files import PEFT_CONFIG, PEFT_WEIGHTS, PICKLES, ForeignFiles, load_lora, peft_folder
-from nft_pipeline.keys import lora_key
 from nft_pipeline.keys_foreign import Layer, bake, scales_of
 
 KINDS = ("auto", "positive", "policy")
@@ -117,10 +116,9 @@ def needed_base(reward: RewardFile) -> str:
     config = reward.config
     if reward.form is None:
         return f"{config.base_model.id} ({config.denoiser})"
-    example = next(iter(reward.layers))
     if config.base_model.id != UNKNOWN:
         return config.base_model.id
-    return f"a model with layers such as {example.removesuffix(lora_key('', '', 'A'))}"
+    return f"a model with layers such as {next(iter(reward.layers))}"
 
 
 def describe(reward: RewardFile) -> str:
