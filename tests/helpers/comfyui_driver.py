@@ -6,7 +6,8 @@ Loads the repository as ComfyUI does, by path under a name of its own, samples e
 writes latents.safetensors and report.json into the folder. A job:
 
     {"name": ..., "steps": [{"lora": file, "strength": 1.0}, {"node": "NFTRewardGuidance", "values": {...}}, ...],
-     "cfg": 1.0, "use": name of a MODEL kept by an earlier job, "keep": name to keep this MODEL under}
+     "cfg": 1.0, "sampler": "euler", "prompts": 1 or 2 positive ones at once, "stop": step to be interrupted after,
+     "use": name of a MODEL kept by an earlier job, "keep": name to keep this MODEL under}
 """
 
 from __future__ import annotations
@@ -72,9 +73,14 @@ class Driver:
         self.latents: dict[str, torch.Tensor] = {}
         self.report: dict[str, Any] = {}
 
+    def without_tooltip(self) -> list[str]:
+        schemas = {name: node.GET_SCHEMA() for name, node in self.nodes.items()}
+        entries = [(name, entry) for name, schema in schemas.items() for entry in [*schema.inputs, *schema.outputs]]
+        return [f"{name}.{entry.id}" for name, entry in entries if not entry.tooltip]
+
     def run_node(self, name: str, values: dict[str, Any], outputs: dict[str, Any]) -> tuple[Any, ...]:
         node = self.nodes[name]
-        called = type(node.__name__, (node,), {"hidden": SimpleNamespace(unique_id="7", prompt={})})
+        called = type(node.__name__, (node,), {"hidden": SimpleNamespace(unique_id="7", prompt={}, extra_pnginfo=None)})
         values = {key: outputs[value[1:]] if str(value).startswith("$") else value for key, value in values.items()}
         return called.execute(**values).args
 
@@ -119,6 +125,8 @@ class Driver:
     def sample(self, model: Any, job: dict[str, Any]) -> torch.Tensor:
         given, samplers = self.inputs, self.comfy.samplers
         positive = [[given["text"], {"pooled_output": given["pooled"]}]]
+        if job.get("prompts", 1) == 2:
+            positive += [[given["negative_text"], {"pooled_output": given["negative_pooled"]}]]
         negative = [[given["negative_text"], {"pooled_output": given["negative_pooled"]}]]
         noise, sigmas = given["noise"], given["sigmas"]
         out = self.comfy.sample.sample_custom(
@@ -130,10 +138,17 @@ class Driver:
             positive,
             negative,
             torch.zeros_like(noise),
+            callback=lambda step, *rest: stop_after(step, job.get("stop")),
             disable_pbar=True,
             seed=0,
         )
         return self.base.model.process_latent_in(out).float().contiguous()
+
+
+def stop_after(step: int, stop: int | None) -> None:
+    """As when a person presses Cancel."""
+    if step == stop:
+        raise InterruptedError("interrupted")
 
 
 def main() -> None:
@@ -147,7 +162,16 @@ def main() -> None:
     from safetensors.torch import save_file
 
     save_file(driver.latents, folder / "latents.safetensors")
-    facts = {"jobs": driver.report, "brought": driver.brought, "nodes": sorted(driver.nodes)}
+    sys.path.append(str(Path(__file__).parent))
+    from comfyui_contract import contract_faults
+
+    facts = {
+        "jobs": driver.report,
+        "brought": driver.brought,
+        "nodes": sorted(driver.nodes),
+        "contract": contract_faults(),
+        "undocumented": driver.without_tooltip(),
+    }
     (folder / "report.json").write_text(json.dumps(facts, indent=1))
 
 
