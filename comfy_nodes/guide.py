@@ -129,6 +129,11 @@ class Guide:
         self._switch, self._listener = Switch(), Listener()
         self._run: _Run | None = None
 
+    def __deepcopy__(self, memo: Any) -> Guide:
+        # ComfyUI deep-copies a MODEL's options with each clone, and with them the guide behind `after_cfg`: it would no
+        # longer be the one behind the two wrappers, and the LoRA would be held twice.
+        return self
+
     # Around one run of a sampler.
 
     def around_sampling(self, executor: Any, guider: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -4,6 +4,7 @@ tests/comfyui/contract.json, behaviour is the least that shows what the nodes do
 
 from __future__ import annotations
 
+import copy
 import sys
 import types
 import uuid
@@ -98,7 +99,8 @@ class ModelPatcher:
         ours = self.model_options["transformer_options"]["wrappers"]
         copied = {kind: {key: list(group) for key, group in groups.items()} for kind, groups in ours.items()}
         other.model_options["transformer_options"]["wrappers"] = copied
-        other.model_options["sampler_post_cfg_function"] = list(self.model_options["sampler_post_cfg_function"])
+        functions = copy.deepcopy(self.model_options["sampler_post_cfg_function"])  # ComfyUI 0.3.64 copies them too
+        other.model_options["sampler_post_cfg_function"] = functions
         return other
 
     def set_model_sampler_post_cfg_function(self, post_cfg_function: Any) -> None:
