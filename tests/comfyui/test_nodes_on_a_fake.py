@@ -18,6 +18,7 @@ from torch import Tensor
 from helpers import fake_comfyui as fake
 from helpers.adapters import config_values, random_head
 from helpers.comfyui_contract import contract_faults
+from helpers.repository import ROOT
 from nft_pipeline.adapter import Adapter, AdapterConfig, AdapterError, write_adapter
 from nft_pipeline.guidance import law_scale
 from nft_pipeline.settings import GuidanceError
@@ -127,6 +128,19 @@ def test_every_input_and_output_is_explained(world: World) -> None:
         schema = node.define_schema()
         assert schema.description
         assert [entry.id for entry in [*schema.inputs, *schema.outputs] if not entry.tooltip] == []
+
+
+def test_translations_and_help_cover_every_node_input_and_output(world: World) -> None:
+    schemas = {node.define_schema().node_id: node.define_schema() for node in world.nodes.NODES}
+    assert {path.parent.name for path in (ROOT / "comfy_nodes" / "web" / "docs").glob("*/en.md")} == set(schemas)
+    for path in (ROOT / "locales").glob("*/main.json"):
+        said = json.loads(path.read_text(encoding="utf-8"))["nodeDefs"]
+        assert set(said) == set(schemas)
+        for name, schema in schemas.items():
+            assert list(said[name]["inputs"]) == [entry.id for entry in schema.inputs], (path, name)
+            assert list(said[name]["outputs"]) == [str(i) for i in range(len(schema.outputs))], (path, name)
+            entries = [said[name], *said[name]["inputs"].values(), *said[name]["outputs"].values()]
+            assert all(text for entry in entries for text in entry.values() if isinstance(text, str))
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
