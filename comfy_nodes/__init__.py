@@ -1,1 +1,4 @@
-"""Room of the ComfyUI nodes: reward guidance as a MODEL -> MODEL node will live here; there is none yet."""
+"""Room of the ComfyUI nodes: reward guidance as nodes that take a MODEL and give a MODEL.
+
+Importing it loads nothing. `nodes` and `host` import ComfyUI, the others torch and nft_pipeline's torch-only modules.
+"""

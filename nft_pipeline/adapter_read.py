@@ -11,10 +11,12 @@ import json
 import os
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .adapter_config import AdapterConfig, AdapterError, parse_json
 from .adapter_content import Adapter, head_faults, lora_faults
@@ -309,35 +311,55 @@ def _read_head(folder: Path, faults: list[str]) -> AlphaHead | None:
     found: list[str] = []
     config = _collect(found, lambda: _head_config(folder / HEAD_CONFIG_FILE))
     file = _collect(found, lambda: read_safetensors(folder / HEAD_FILE, HEAD_FILE, MAX_HEAD_BYTES))
+    head = None
     if config is not None and file is not None:
-        with torch.device("meta"):  # shapes only: an absurd config must not fill the memory
-            expected = {key: tuple(tensor.shape) for key, tensor in AlphaHead(config).state_dict().items()}
-        shapes = {key: tuple(tensor.shape) for key, tensor in file.tensors.items()}
-        found += [f"{HEAD_FILE}: {key} is missing" for key in expected if key not in shapes]
-        found += [f"{HEAD_FILE}: {key} is unexpected" for key in shapes if key not in expected]
-        found += [
-            f"{HEAD_FILE}: {key} has shape {shapes[key]}, expected {shape} from {HEAD_CONFIG_FILE}"
-            for key, shape in expected.items()
-            if key in shapes and shapes[key] != shape
-        ]
-        found += [f"{HEAD_FILE}: {fault}" for fault in tensor_faults(file.tensors)]
+        head = _collect(found, lambda: build_head(config, file.tensors, HEAD_FILE))
     faults += found
-    if found:
-        return None
+    return None if found else head
+
+
+def build_head(config: AlphaHeadConfig, tensors: Mapping[str, Tensor], shown: str) -> AlphaHead:
+    """The head with these numbers in it, in eval mode and without gradients.
+
+    Args:
+        config: its sizes.
+        tensors: its state dict.
+        shown: how errors call the place the tensors came from.
+
+    Raises:
+        AdapterError: tensors missing, too many, of other shapes, or no numbers.
+    """
+    with torch.device("meta"):  # shapes only: an absurd config must not fill the memory
+        expected = {key: tuple(tensor.shape) for key, tensor in AlphaHead(config).state_dict().items()}
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    faults = [f"{shown}: {key} is missing" for key in expected if key not in shapes]
+    faults += [f"{shown}: {key} is unexpected" for key in shapes if key not in expected]
+    faults += [
+        f"{shown}: {key} has shape {shapes[key]}, expected {shape} from {HEAD_CONFIG_FILE}"
+        for key, shape in expected.items()
+        if key in shapes and shapes[key] != shape
+    ]
+    faults += [f"{shown}: {fault}" for fault in tensor_faults(dict(tensors))]
+    if faults:
+        raise AdapterError("the alpha head has faults", faults)
     with torch.random.fork_rng(devices=[]):  # reading must not move the caller's random numbers
         head = AlphaHead(config)
-    head.load_state_dict(file.tensors, assign=True)
+    head.load_state_dict(tensors, assign=True)
     return head.eval().requires_grad_(False)
 
 
 def _head_config(path: Path) -> AlphaHeadConfig:
     if not path.is_file():
         raise AdapterError(f"{HEAD_CONFIG_FILE} is missing")
-    values = parse_json(path.read_bytes(), HEAD_CONFIG_FILE)
+    return head_config(parse_json(path.read_bytes(), HEAD_CONFIG_FILE), HEAD_CONFIG_FILE)
+
+
+def head_config(values: Mapping[str, Any], shown: str) -> AlphaHeadConfig:
+    """The sizes of a head from parsed JSON that came from `shown`. Raises AdapterError for anything unsound."""
     try:
         config = AlphaHeadConfig.from_dict(values)
     except (ValueError, TypeError) as error:
-        raise AdapterError(f"{HEAD_CONFIG_FILE}: {error}") from None
+        raise AdapterError(f"{shown}: {error}") from None
     if config.layers > MAX_HEAD_LAYERS:
-        raise AdapterError(f"{HEAD_CONFIG_FILE}: layers is {config.layers}, expected at most {MAX_HEAD_LAYERS}")
+        raise AdapterError(f"{shown}: layers is {config.layers}, expected at most {MAX_HEAD_LAYERS}")
     return config

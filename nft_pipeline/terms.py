@@ -15,7 +15,8 @@ from .keys import component_lora
 from .settings import GuidanceError, GuidanceSettings
 
 if TYPE_CHECKING:
-    from .adapter import Adapter
+    from .adapter import Adapter, AdapterConfig
+    from .alpha_head import AlphaHead
 
 
 def find_tap(denoiser: nn.Module, adapter: Adapter) -> nn.Module | None:
@@ -108,15 +109,7 @@ class Term:
                 f"the module {head.config.tap!r}, which the alpha head of {name!r} reads, did not run at noise level "
                 f"{_rounded(noise_level)}, so alpha is unknown. Switch caching of the denoiser off."
             )
-        head = head.to(tokens.device)
-        alpha = head.alpha(tokens[samples], noise_level, text if head.config.text_dim is not None else None)
-        if not bool(alpha.isfinite().all()):
-            raise GuidanceError(
-                f"the alpha head of {name!r} gave {_rounded(alpha)} at noise level {_rounded(noise_level)}, expected "
-                "probabilities: the model's own features overflowed, or the head is damaged. Check that strength 0 "
-                "gives a picture; if it does, download the adapter again."
-            )
-        return alpha
+        return read_alpha(head.to(tokens.device), name, tokens[samples], noise_level, text)
 
     def scale(self, alpha: Tensor | None, factor: Tensor, settings: GuidanceSettings) -> Tensor:
         """s for each sample: by the law from alpha, or a policy's, whose alpha is inside its weights.
@@ -126,9 +119,48 @@ class Term:
             factor: what the tilt is multiplied by, (samples,).
             settings: names the law.
         """
-        if alpha is None:
-            return guidance.policy_scale(self.tilt, self.adapter.config.tilt) * factor
-        return guidance.law_scale(alpha, self.tilt * factor, settings.law)
+        return term_scale(self.adapter.config, self.tilt, alpha, factor, settings.law)
+
+
+def read_alpha(head: AlphaHead, name: str, tokens: Tensor, noise_level: Tensor, text: Tensor | None) -> Tensor:
+    """alpha of samples whose tokens were read at the head's tap.
+
+    Args:
+        head: on the tokens' device.
+        name: the adapter's, for the error.
+        tokens: (samples, N, C).
+        noise_level: t, (samples,).
+        text: text tokens, (samples, L, D); not looked at by a head without text.
+
+    Returns:
+        Probabilities, (samples,), fp32.
+
+    Raises:
+        GuidanceError: the head gave no probabilities.
+    """
+    alpha = head.alpha(tokens, noise_level, text if head.config.text_dim is not None else None)
+    if not bool(alpha.isfinite().all()):
+        raise GuidanceError(
+            f"the alpha head of {name!r} gave {_rounded(alpha)} at noise level {_rounded(noise_level)}, expected "
+            "probabilities: the model's own features overflowed, or the head is damaged. Check that strength 0 "
+            "gives a picture; if it does, download the adapter again."
+        )
+    return alpha
+
+
+def term_scale(config: AdapterConfig, tilt: float, alpha: Tensor | None, factor: Tensor, law: str) -> Tensor:
+    """s of a term, (samples,): by the law from alpha, or a policy's (alpha None), whose alpha is inside its weights.
+
+    Args:
+        config: the adapter's.
+        tilt: lambda = 2 / beta.
+        alpha: probabilities, (samples,), or None.
+        factor: what the tilt is multiplied by, (samples,).
+        law: one of `guidance.LAWS`.
+    """
+    if alpha is None:
+        return guidance.policy_scale(tilt, config.tilt) * factor
+    return guidance.law_scale(alpha, tilt * factor, law)
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -3,7 +3,8 @@
     {"image": "cats/1.png", "prompt": "a cat", "score": 0.8}
     {"image": "cats/2.png", "prompt": "a cat", "liked": false, "seed": 3, "guidance_scale": 1.0}
 
-Either every line has a score, any number, or every line has liked, true or false. Pictures keep their shape as nearly
+Every line that is judged has a score, any number, or every one has liked, true or false; lines with neither are left
+out. Pictures keep their shape as nearly
 as the model's sizes allow: each is scaled and cropped in its middle to the size nearest to its proportions among those
 of the run's area, and pictures of one size make a bucket.
 """
@@ -29,7 +30,8 @@ from .optimality import Method, Optimality, optimality
 from .pool import Pool
 
 METADATA = "metadata.jsonl"
-KEYS = {"image", "prompt", "score", "liked", "seed", "guidance_scale"}
+# `diffusion-nft score` and `rate` and ComfyUI's Rate Images write the last three, which training does not read.
+KEYS = {"image", "prompt", "score", "liked", "seed", "guidance_scale", "model", "scores", "reward"}
 SHOWN_FAULTS = 20
 RESIDUAL_SEED = 770_003
 
@@ -55,10 +57,12 @@ class Folder:
     Args:
         pictures: in the order of the lines.
         liked: whether their scores are likes, 0 or 1.
+        unjudged: lines left out because they have neither a score nor liked, as those of pictures not rated yet.
     """
 
     pictures: tuple[Picture, ...]
     liked: bool
+    unjudged: int = 0
 
     @property
     def guidance_scales(self) -> set[float | None]:
@@ -76,7 +80,7 @@ def read_folder(folder: str | Path) -> Folder:
     path = root / METADATA
     if not path.is_file():
         raise DataError(f"there is no {path}; expected one JSON object a line with image, prompt, and score or liked")
-    pictures, faults, kinds = [], [], set()
+    pictures, faults, kinds, unjudged = [], [], set(), 0
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
@@ -87,20 +91,22 @@ def read_folder(folder: str | Path) -> Folder:
             continue
         found = _line_faults(entry, root)
         faults += [f"line {number}: {fault}" for fault in found]
-        if not found:
+        if not found and "liked" not in entry and "score" not in entry:
+            unjudged += 1
+        elif not found:
             kinds.add("liked" if "liked" in entry else "score")
             score = float(entry["liked"] if "liked" in entry else entry["score"])
             pictures.append(Picture(root / entry["image"], entry["prompt"], score, entry.get("guidance_scale")))
     if len(kinds) > 1:
         faults.append("some lines have a score and some have liked; expected the same for all")
     if not pictures and not faults:
-        faults.append("there is no line")
+        faults.append(f"there is no line with a score or liked ({unjudged} have neither)")
     if faults:
         shown = faults[:SHOWN_FAULTS] + (
             [f"... and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
         )
         raise DataError(f"{path} has faults:\n" + "\n".join(f"  - {fault}" for fault in shown))
-    return Folder(tuple(pictures), kinds == {"liked"})
+    return Folder(tuple(pictures), kinds == {"liked"}, unjudged)
 
 
 def _line_faults(entry: Any, root: Path) -> list[str]:
@@ -110,8 +116,8 @@ def _line_faults(entry: Any, root: Path) -> list[str]:
     for key in ("image", "prompt"):
         if not isinstance(entry.get(key), str) or not entry[key].strip():
             faults.append(f"{key} is {entry.get(key)!r}, expected text")
-    if ("score" in entry) == ("liked" in entry):
-        faults.append("expected either score or liked")
+    if "score" in entry and "liked" in entry:
+        faults.append("it has score and liked; take out the one that is not to be learned from")
     score: Any = entry.get("score")
     if "score" in entry and (type(score) not in (int, float) or not math.isfinite(score)):
         faults.append(f"score is {score!r}, expected a finite number; leave pictures without one out")

@@ -92,6 +92,8 @@ def _sampled(base: TrainBase, config: TrainConfig, out: Path, say: Say, *, held_
 def _folder(base: TrainBase, config: TrainConfig, out: Path, say: Say) -> tuple[Pool, Pool | None]:
     assert config.data is not None
     folder = read_folder(config.data)
+    if folder.unjudged:
+        say(f"data: {folder.unjudged} lines have neither a score nor liked and are left out")
     said = hashlib.sha256((Path(config.data) / METADATA).read_bytes()).hexdigest()
     stamps = [[p.path.stat().st_size, p.path.stat().st_mtime_ns] for p in folder.pictures]
     path, key = out / "pool.safetensors", pool_key({**_settings(base, config), "metadata": said, "stamps": stamps})

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from helpers.tiny_run import picture_folder, tiny_base
+from nft_pipeline.comfy_nodes.rate import rate_images
 from nft_pipeline.training.folder import (
     DataError,
     bucket_size,
@@ -19,6 +20,8 @@ from nft_pipeline.training.folder import (
     support_gap,
 )
 from nft_pipeline.training.pool import Pool
+from nft_pipeline.training.rewards.rating import Ratings
+from nft_pipeline.training.rewards.scores_file import read_scores, update_scores
 
 
 def written(folder, *lines):
@@ -99,6 +102,29 @@ def test_every_tenth_is_held_out(data):
     assert torch.equal(held_out.x_0(torch.tensor([0])), pool.x_0(torch.tensor([3])))
 
 
+def test_what_score_rate_and_comfyui_write_is_read_and_the_unjudged_are_left_out(data, tmp_path):
+    ratings = Ratings(data)
+    for i, liked in enumerate((True, False, True)):
+        ratings.rate(f"{i}.png", liked)
+    ratings.undo()
+    lines = [json.loads(line) for line in (data / "metadata.jsonl").read_text().splitlines()]
+    (data / "metadata.jsonl").unlink()
+    update_scores(data, {line["image"]: {**line, "score": None} for line in lines})
+    found = read_folder(data)
+    assert [picture.score for picture in found.pictures][:2] == [1.0, 0.0] and found.liked
+    facts = {"prompt": "a cat", "seed": 3, "guidance_scale": 1.0, "model": "tiny.safetensors"}
+    rate_images(tmp_path / "rated", torch.rand(2, 64, 64, 3), "dislike", 0.0, facts)
+    assert [picture.score for picture in read_folder(tmp_path / "rated").pictures] == [0.0, 0.0]
+    scored = {"prompt": "a cat", "score": 0.5, "scores": {"ocr": 1.0}, "reward": "ocr"}
+    update_scores(
+        tmp_path / "rated", {line["image"]: {**scored, "liked": None} for line in read_scores(tmp_path / "rated")}
+    )
+    assert [picture.score for picture in read_folder(tmp_path / "rated").pictures] == [0.5, 0.5]
+    nothing = written(data, {"image": "0.png", "prompt": "a cat"})
+    with pytest.raises(DataError, match=r"no line with a score or liked \(1 have neither\)"):
+        read_folder(nothing)
+
+
 def test_every_fault_of_the_lines_is_in_one_report(data):
     good = {"image": "0.png", "prompt": "a cat", "score": 1}
     folder = written(
@@ -107,7 +133,7 @@ def test_every_fault_of_the_lines_is_in_one_report(data):
         "{",
         {"image": "nowhere.png", "prompt": "", "score": "high"},
         {"image": "0.png", "prompt": "a", "liked": 1, "colour": 2},
-        {"image": "0.png", "prompt": "a"},
+        {"image": "0.png", "prompt": "a", "score": 1, "liked": True},
         {**good, "score": float("nan")},
         [1],
         {"image": "0.png", "prompt": "a", "liked": True},
@@ -122,7 +148,7 @@ def test_every_fault_of_the_lines_is_in_one_report(data):
         "line 3: there is no picture",
         "line 4: 'colour' is not known",
         "line 4: liked is 1, expected true or false",
-        "line 5: expected either score or liked",
+        "line 5: it has score and liked; take out the one",
         "line 6: score is nan, expected a finite number",
         "line 7: it holds list, expected an object",
         "some lines have a score and some have liked",

@@ -1,0 +1,103 @@
+"""From what a person set on a node to a guided MODEL: every value checked, the adapter matched, then attached."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from nft_pipeline.settings import GuidanceError, GuidanceSettings, tilt_of
+
+from . import host
+from .curve import Points
+from .guide import Guide, Plan, tap_in_comfyui
+from .match import match_layers
+from .reward_file import RewardFile, describe, needed_base
+
+MODES = {"exact": "two_pass", "fast": "single"}
+
+
+def make_plan(
+    reward: RewardFile,
+    *,
+    strength: float,
+    start_percent: float = 0.0,
+    end_percent: float = 1.0,
+    law: str = "nft",
+    mode: str = "exact",
+    beta: float = 0.0,
+    cap: float = 0.0,
+    guide: str = "both",
+    schedule: Points = (),
+) -> Plan:
+    """A checked plan. Arguments as on the node; beta 0 and cap 0 are off.
+
+    Raises:
+        GuidanceError: a value out of range, or one that another one or this adapter rules out.
+    """
+    for name, value in (("strength", strength), ("beta", beta), ("cap", cap)):
+        if not math.isfinite(value):
+            raise GuidanceError(f"{name} is {value}, expected a finite number")
+    if not 0 <= start_percent < end_percent <= 1:
+        raise GuidanceError(
+            f"start_percent is {start_percent:g} and end_percent {end_percent:g}, expected 0 <= start < end <= 1: the "
+            "share of the sampling where guidance begins and ends, 0 being the first step"
+        )
+    if mode not in MODES:
+        raise GuidanceError(f"mode is {mode!r}, expected one of {', '.join(map(repr, MODES))}")
+    if mode == "fast" and guide != "both":
+        raise GuidanceError(
+            'mode "fast" guides both predictions of classifier-free guidance; set guide to "both", or mode to "exact"'
+        )
+    if beta < 0 or cap < 0:
+        raise GuidanceError(f"beta is {beta:g} and cap {cap:g}, expected 0 (off) or above")
+    if beta and reward.form is not None:
+        raise GuidanceError(
+            f"beta is {beta:g}, but {reward.config.name} does not record the beta it was trained with, so nothing "
+            "can be said in betas. Set beta to 0 and use strength."
+        )
+    if beta and strength != 1:
+        raise GuidanceError(
+            f"beta is {beta:g} and strength {strength:g}, but they set the same thing (beta {reward.config.beta:g} is "
+            "strength 1 here). Leave strength at 1, or set beta to 0."
+        )
+    tilt = tilt_of(reward.config, beta=beta) if beta else tilt_of(reward.config, strength)
+    settings = GuidanceSettings.of_call([reward.config], law=law, mode=MODES[mode], cap=cap or None, guide=guide)
+    return Plan(tilt, settings, start_percent, end_percent, schedule)
+
+
+def guide_model(model: Any, reward: RewardFile, node_id: str | None, **values: Any) -> tuple[Any, str]:
+    """A guided clone of a MODEL, and what can be said about it.
+
+    Args:
+        model: ComfyUI's MODEL.
+        reward: the adapter.
+        node_id: of the node, for the live text.
+        **values: see `make_plan`.
+
+    Raises:
+        AdapterError: the adapter is for another base model.
+        GuidanceError: as `make_plan`; or nobody knows where to read what its head reads.
+    """
+    plan = make_plan(reward, **values)
+    loaded = f"a {host.name_of(model)} model"
+    targets = match_layers(
+        reward.layers,
+        host.key_map(model),
+        model.model,
+        shown=f"the adapter {reward.config.name!r}",
+        needs=needed_base(reward),
+        loaded=loaded,
+    )
+    tap = tap_in_comfyui(reward, model.model)
+    lines = [describe(reward), f"{len(targets)} of {len(reward.layers)} LoRA layers active on {loaded}"]
+    if tap is not None:
+        lines.append(f"alpha is read at the input of {tap}")
+    lines.append(f"law {plan.settings.law}, tilt {plan.tilt:g}, mode {values.get('mode', 'exact')}")
+    if host.loaded_twice(model, targets):
+        lines.append(
+            "WARNING: a LoRA loader has put this adapter's LoRA into the model already, so the base model contains it. "
+            "Remove that loader: guidance switches the LoRA itself."
+        )
+        host.warn(lines[-1])
+    guide = Guide(reward, targets, plan, host.ComfyUI(), tap=tap, node_id=node_id)
+    return host.attach(model, guide), "\n".join(lines)

@@ -1,0 +1,209 @@
+"""A LoRA beside a model's weights, switchable for single forwards: torch only.
+
+    target = Target("diffusion_model.joint_blocks.0.x_block.attn.qkv", a, b, start=0, size=192)
+    with install([target], model, switch):     # module.forward is replaced
+        switch.scale = 1.0                     # W x + B A x from here on
+        switch.scale = None                    # W x again, bit for bit
+
+One `Dispatcher` a module replaces its forward, whatever number of LoRAs there are. It must be the forward that is
+replaced: torch.compile skips forward hooks that were added after it has compiled. And it must be one: replacements that
+are nested in one order and taken out in another leave a stale forward behind. A dispatcher whose place was taken by
+somebody else's replacement stays where it is, empty, and passes its calls on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nft_pipeline.settings import GuidanceError
+
+
+@dataclass(frozen=True)
+class Target:
+    """The change of one weight, or of some of its rows: W[start : start + size] + B A.
+
+    Args:
+        module: name of a linear layer or 2-D convolution inside the model.
+        a: (rank, in), or (rank, in, kh, kw) for a convolution.
+        b: (rows, rank), or (rows, rank, 1, 1).
+        start: the first output row it changes: models that keep q, k and v in one matrix get three of these.
+        size: how many rows; None for all.
+        layer: what the adapter's file calls it, for errors.
+    """
+
+    module: str
+    a: Tensor
+    b: Tensor
+    start: int = 0
+    size: int | None = None
+    layer: str = ""
+
+
+@dataclass
+class Switch:
+    """What a LoRA's change is multiplied by in the forwards to come.
+
+    Args:
+        scale: None is off: outputs are the module's own, bit for bit. A number, or a Tensor (rows,) with one for each
+            row of the batch.
+    """
+
+    scale: float | Tensor | None = None
+
+    @contextmanager
+    def at(self, scale: float | Tensor | None) -> Iterator[None]:
+        """At this inside the block; afterwards as before, also after an error."""
+        before, self.scale = self.scale, scale
+        try:
+            yield
+        finally:
+            self.scale = before
+
+
+class Guest(Protocol):
+    """What may live in a dispatcher."""
+
+    def before(self, x: Tensor) -> None:
+        """Sees the module's input."""
+
+    def after(self, module: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+        """Gives the module's output, changed or not."""
+
+
+@dataclass
+class LoraGuest:
+    """Adds a LoRA's change to the output of its module while its switch is on."""
+
+    targets: Sequence[Target]
+    switch: Switch
+    _cast: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+
+    def before(self, x: Tensor) -> None:
+        """Nothing to see."""
+
+    def after(self, module: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+        """out + scale B A x, in the rows that are meant."""
+        scale = self.switch.scale
+        if scale is None:
+            return out
+        dim = 1 if isinstance(module, nn.Conv2d) else -1
+        # A copy: what comes out of another node's forward may be shared with somebody.
+        out = out.clone()
+        for target, (a, b) in zip(self.targets, self._matrices(x), strict=True):
+            change = _scaled(_change(module, x, a, b), scale, target.layer)
+            part = out if target.size is None else out.narrow(dim, target.start, target.size)
+            part.add_(change)
+        return out
+
+    def _matrices(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """A and B where x is and as x is, cast once."""
+        key = (x.device, x.dtype)
+        if key not in self._cast:
+            self._cast = {key: [(t.a.to(*key), t.b.to(*key)) for t in self.targets]}
+        return self._cast[key]
+
+
+@dataclass
+class Listener:
+    """Keeps the input of its module: the tokens that an alpha head reads."""
+
+    seen: Tensor | None = None
+
+    def before(self, x: Tensor) -> None:
+        """Keep it."""
+        self.seen = x
+
+    def after(self, module: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+        """Unchanged."""
+        return out
+
+    def take(self) -> Tensor | None:
+        """What was seen last, once."""
+        seen, self.seen = self.seen, None
+        return seen
+
+
+class Dispatcher:
+    """Stands for the forward of a module while it has guests."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.own = "forward" in module.__dict__  # somebody replaced it before us
+        self.original: Callable[..., Any] = module.forward
+        self.guests: list[Guest] = []
+        module.forward = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's forward, and the guests."""
+        x = args[0] if args else next(iter(kwargs.values()))
+        for guest in self.guests:
+            guest.before(x)
+        out = self.original(*args, **kwargs)
+        for guest in self.guests:
+            out = guest.after(self.module, x, out)
+        return out
+
+    def leave(self, guest: Guest) -> None:
+        """Remove a guest; the last one puts the forward back, if it is still this one."""
+        self.guests = [other for other in self.guests if other is not guest]
+        if not self.guests and self.module.__dict__.get("forward") is self:
+            if self.own:
+                self.module.forward = self.original
+            else:
+                del self.module.forward
+
+
+def join(module: nn.Module, guest: Guest) -> Dispatcher:
+    """Add a guest to the module's dispatcher, made if there is none."""
+    installed = module.__dict__.get("forward")
+    dispatcher = installed if isinstance(installed, Dispatcher) else Dispatcher(module)
+    dispatcher.guests = [*dispatcher.guests, guest]
+    return dispatcher
+
+
+@contextmanager
+def install(
+    targets: Sequence[Target], model: nn.Module, switch: Switch, listeners: Mapping[str, Listener] | None = None
+) -> Iterator[None]:
+    """A LoRA and listeners on a model, inside the block; afterwards no trace of them, also after an error.
+
+    Args:
+        targets: checked against the model (`nft_pipeline.comfy_nodes.match`).
+        model: what the targets' names are relative to.
+        switch: turns the LoRA on; the caller's.
+        listeners: by module name.
+    """
+    by_module: dict[str, list[Target]] = {}
+    for target in targets:
+        by_module.setdefault(target.module, []).append(target)
+    guests: list[tuple[str, Guest]] = [(name, LoraGuest(parts, switch)) for name, parts in by_module.items()]
+    guests += list((listeners or {}).items())
+    with ExitStack() as stack:
+        for name, guest in guests:
+            stack.callback(join(model.get_submodule(name), guest).leave, guest)
+        yield
+
+
+def _change(module: nn.Module, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    if isinstance(module, nn.Conv2d):
+        inner = F.conv2d(x, a, None, module.stride, module.padding, module.dilation)
+        return F.conv2d(inner, b)
+    return F.linear(F.linear(x, a), b)
+
+
+def _scaled(change: Tensor, scale: float | Tensor, layer: str) -> Tensor:
+    if not isinstance(scale, Tensor):
+        return change if scale == 1 else change * scale
+    if change.shape[0] != len(scale):
+        raise GuidanceError(
+            f"the layer {layer} sees {change.shape[0]} rows where the batch has {len(scale)}: this model folds the "
+            'batch into another dimension, so no picture can have a scale of its own. Use mode "exact".'
+        )
+    return change * scale.to(change).reshape(-1, *[1] * (change.ndim - 1))

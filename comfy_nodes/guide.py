@@ -1,0 +1,338 @@
+"""Reward guidance inside ComfyUI's sampling, apart from ComfyUI: torch only.
+
+    x0 = x0_old + s (x0_lora - x0_old)        added to what classifier-free guidance gave
+
+ComfyUI's samplers work on denoised predictions, x0 = x - sigma v for flow models. At one x and sigma x0 is an affine
+map of the network's output, so this is the velocity's formula for every prediction type (M9). In fp32.
+
+A `Guide` gives ComfyUI three functions, which only add to lists that other nodes add to as well:
+
+    around_sampling   installs the LoRA on the modules for one run of the sampler, takes it out, and keeps the record:
+                      a MODEL is cached between prompts, so nothing of a run may stay in it
+    around_model      keeps the tokens that the alpha head reads in the base pass; in mode "fast" sets the LoRA's scale
+    after_cfg         finds s, runs the model once more with the LoRA on, adds the push
+
+Under classifier-free guidance both predictions are guided, with the conditional one's alpha, and cfg times the push of
+the conditional one plus (1 - cfg) times that of the unconditional one is added: the picture that the guided model would
+give at this cfg. (guide="cond" guides the conditional one alone, which cfg then amplifies.) The same as
+DiffusionNFTPipeline's nft_guide.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nft_pipeline import guidance
+from nft_pipeline.alpha_head import AlphaHead
+from nft_pipeline.forward_call import as_tokens
+from nft_pipeline.settings import GuidanceError, GuidanceSettings
+from nft_pipeline.stats import NFTStats, StatsRecorder
+from nft_pipeline.terms import read_alpha, term_scale
+
+from .delta import Listener, Switch, Target, install
+from .reward_file import RewardFile
+
+SECOND_PASS = "nft_second_pass"  # marks, in transformer_options, the forwards that guidance itself asks for
+Conds = Sequence[Mapping[str, Any]]
+
+
+class Host(Protocol):
+    """What a guide needs of ComfyUI."""
+
+    def predict(self, model: Any, conds: list[Any], x: Tensor, sigma: Tensor, options: Mapping[str, Any]) -> list[Any]:
+        """The denoised prediction for each list of conds."""
+
+    def noise_level(self, model: Any, sigma: Tensor) -> Tensor:
+        """t in [0, 1] of sigmas."""
+
+    def level_at(self, model: Any, percent: float) -> float:
+        """t at a share of the sampling: 1 at 0, 0 at 1."""
+
+    def say(self, node_id: str | None, text: str) -> None:
+        """Show a line under a node."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a person has set, checked.
+
+    Args:
+        tilt: lambda = 2 / beta, the strength in natural units; 0 is off.
+        settings: law, cap, mode and guided rows; its interval and schedule are set when sampling starts.
+        start, end: share of the sampling where guidance begins and ends, 0 being the first step.
+        curve: points (share of the sampling, factor of the tilt); empty for 1 everywhere.
+    """
+
+    tilt: float
+    settings: GuidanceSettings
+    start: float = 0.0
+    end: float = 1.0
+    curve: tuple[tuple[float, float], ...] = ()
+
+    def settle(self, level_at: Callable[[float], float]) -> GuidanceSettings:
+        """The settings in noise levels, for a model whose sampling goes through t = level_at(share)."""
+        low, high = level_at(self.end), level_at(self.start)
+        points = {level_at(share): factor for share, factor in self.curve}
+        return replace(self.settings, interval=(low, high), schedule=sorted(points.items()) if points else None)
+
+
+@dataclass
+class _Run:
+    """What lives as long as one run of a sampler."""
+
+    settings: GuidanceSettings
+    recorder: StatsRecorder
+    head: AlphaHead | None  # a copy, on the device of the tokens once it is known
+    steps: int
+    tokens: dict[Any, Tensor] = field(default_factory=dict)  # of the base pass, by the conds' uuid
+    names: dict[Any, Any] = field(default_factory=dict)  # uuids of the second pass, by those of the first
+    alpha: Tensor | None = None  # of the step before, for "fast"
+    noise_level: Tensor | None = None
+    pushed: bool = False  # any second pass was made
+    moved: bool = False  # and differed from the first
+
+
+class Guide:
+    """One adapter at work on one MODEL.
+
+    Args:
+        reward: the adapter.
+        targets: its layers in the model, see `match.match_layers`.
+        plan: strength, law and the rest.
+        host: ComfyUI, or a stand-in for tests.
+        tap: the module whose input the head reads, relative to the model; None without a head.
+        node_id: under which node to show the live text.
+    """
+
+    def __init__(
+        self,
+        reward: RewardFile,
+        targets: Sequence[Target],
+        plan: Plan,
+        host: Host,
+        *,
+        tap: str | None = None,
+        node_id: str | None = None,
+    ) -> None:
+        self.reward, self.targets, self.plan, self.host, self.tap = reward, targets, plan, host, tap
+        self.node_id = node_id
+        self.stats: NFTStats | None = None
+        self._switch, self._listener = Switch(), Listener()
+        self._run: _Run | None = None
+
+    def __deepcopy__(self, memo: Any) -> Guide:
+        # ComfyUI deep-copies a MODEL's options with each clone, and with them the guide behind `after_cfg`: it would no
+        # longer be the one behind the two wrappers, and the LoRA would be held twice.
+        return self
+
+    # Around one run of a sampler.
+
+    def around_sampling(self, executor: Any, guider: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Wraps the sampler: executor(guider, sigmas, ...)."""
+        if self.plan.tilt == 0:
+            return executor(guider, sigmas, *args, **kwargs)
+        model = guider.inner_model
+        outer = self._run
+        run = self._run = self._begin(model, len(sigmas) - 1)
+        listeners = {} if self.tap is None else {self.tap: self._listener}
+        try:
+            with install(self.targets, model, self._switch, listeners):
+                return executor(guider, sigmas, *args, **kwargs)
+        finally:
+            self._run, self._switch.scale, self._listener.seen = outer, None, None
+            self.stats = run.recorder.stats()
+            if run.pushed and not run.moved:
+                text = f"{self.reward.config.name}: guidance had no effect, the LoRA changed nothing in any step"
+                logging.warning(text)
+                self.host.say(self.node_id, text)
+
+    def _begin(self, model: Any, steps: int) -> _Run:
+        settings = self.plan.settle(lambda share: self.host.level_at(model, share))
+        recorder = StatsRecorder([self.reward.config.name])
+        return _Run(settings, recorder, copy.deepcopy(self.reward.head), steps)
+
+    # Around one forward of the model.
+
+    def around_model(
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Wraps BaseModel.apply_model: x and t hold one part for each of transformer_options["uuids"]."""
+        run, options = self._run, transformer_options or {}
+        arguments = (x, t, c_concat, c_crossattn, control, options)
+        names = options.get("uuids", [])
+        if run is None:
+            return executor(*arguments, **kwargs)
+        if run.settings.mode == "single":
+            # In another guide's second pass too: to that one this LoRA is a part of the base model.
+            rows = x.shape[0] // max(1, len(names))
+            scale = self._fast_scale(run, self.host.noise_level(executor.class_obj, t[:rows]))
+            on = scale.repeat(x.shape[0] // len(scale)) if bool(scale.any()) else None
+            with self._switch.at(on):
+                out = executor(*arguments, **kwargs)
+        else:
+            out = executor(*arguments, **kwargs)
+        tokens = self._listener.take()
+        if tokens is not None and names and SECOND_PASS not in options:
+            run.tokens.update(zip(names, as_tokens(tokens).chunk(len(names)), strict=True))
+        return out
+
+    def _fast_scale(self, run: _Run, noise_level: Tensor) -> Tensor:
+        """s from the alpha of the step before, or from the adapter's base rate in the first."""
+        factor, alpha = run.settings.multiplier(noise_level), None
+        if self.tap is not None:
+            alpha = run.alpha
+            if alpha is None or alpha.shape != noise_level.shape:
+                alpha = torch.full_like(noise_level, self.reward.config.base_rate or 0.0)
+        return term_scale(self.reward.config, self.plan.tilt, alpha, factor, run.settings.law)
+
+    # After classifier-free guidance.
+
+    def after_cfg(self, args: Mapping[str, Any]) -> Tensor:
+        """The guided prediction of a step; a function of ComfyUI's sampler_post_cfg_function list."""
+        run, cond, denoised = self._run, args["cond"], args["denoised"]
+        if run is None or cond is None:  # DualCFGGuider at cfg 1 has no cond
+            return denoised
+        try:
+            noise_level = self.host.noise_level(args["model"], args["sigma"].expand(denoised.shape[0]))
+            return self._step(run, args, noise_level)
+        finally:
+            run.tokens.clear()
+
+    def _step(self, run: _Run, args: Mapping[str, Any], t: Tensor) -> Tensor:
+        settings, denoised = run.settings, args["denoised"]
+        factor = settings.multiplier(t)
+        zero = torch.zeros_like(t)
+        if not bool(factor.any()):
+            self._record(run, t, None, zero, zero, 1.0)
+            return denoised
+        alpha = None if self.tap is None else self._alpha(run, args["cond"], t)
+        if settings.mode == "single":
+            scale = self._fast_scale(run, t)
+            run.alpha = alpha
+            self._record(run, t, alpha, scale, torch.full_like(t, math.nan), 1.0)
+            return denoised
+        scale = term_scale(self.reward.config, self.plan.tilt, alpha, factor, settings.law)
+        if not bool(scale.any()):
+            self._record(run, t, alpha, zero, zero, 1.0)
+            return denoised
+        conds, olds, weights = _guided_conds(args, settings.guide)
+        plus = self._second_pass(run, args, conds)
+        run.pushed = True
+        run.moved = run.moved or not all(torch.equal(*pair) for pair in zip(olds, plus, strict=True))
+        pushes = [guidance.total_push(old, [new], [scale]) for old, new in zip(olds, plus, strict=True)]
+        # Denoised predictions: the push in x_0 itself.
+        relative = guidance.relative_push(pushes[0], olds[0], args["input"], t, "sample")
+        if settings.cap is not None:
+            shorten = (settings.cap / relative.clamp(min=1e-12)).clamp(max=1.0)
+            scale, relative = scale * shorten, relative * shorten
+            pushes = [push * shorten.reshape(-1, *[1] * (push.ndim - 1)) for push in pushes]
+        given = 1 if args["uncond"] is None else 2
+        self._record(run, t, alpha, scale, relative, 1 + len(conds) / given)
+        total = torch.zeros_like(pushes[0])
+        for weight, push in zip(weights, pushes, strict=True):
+            total = total + weight * push
+        return (denoised.to(total.dtype) + total).to(denoised.dtype)
+
+    def _second_pass(self, run: _Run, args: Mapping[str, Any], conds: Sequence[Conds]) -> list[Tensor]:
+        """The predictions with the LoRA on."""
+        # Caches of other nodes (EasyCache) go by uuid: the two models must not share an entry.
+        named = [[{**c, "uuid": run.names.setdefault(c["uuid"], uuid.uuid4())} for c in cond] for cond in conds]
+        options = dict(args["model_options"])
+        options["transformer_options"] = {**options.get("transformer_options", {}), SECOND_PASS: True}
+        with self._switch.at(1.0):
+            return self.host.predict(args["model"], named, args["input"], args["sigma"], options)
+
+    def _alpha(self, run: _Run, cond: Conds, t: Tensor) -> Tensor:
+        """alpha of the base pass, (samples,); of several prompts at once, such as regional ones, their mean."""
+        alphas = []
+        for entry in cond:
+            tokens = run.tokens.get(entry["uuid"])
+            if tokens is None:  # a prompt that is not used at this point of the sampling
+                continue
+            if run.head is None or next(run.head.parameters()).device != tokens.device:
+                run.head = copy.deepcopy(self.reward.head).to(tokens.device)  # type: ignore[union-attr]
+            text = entry["model_conds"].get("c_crossattn")
+            words = None if text is None else text.cond.to(tokens.device).expand(len(t), -1, -1)
+            alphas.append(read_alpha(run.head, self.reward.config.name, tokens, t.to(tokens.device), words))
+        if not alphas:
+            raise GuidanceError(
+                f"the module {self.tap!r}, which the alpha head of {self.reward.config.name!r} reads, did not run in "
+                "this step, so alpha is unknown. Bypass nodes that skip steps of the model (EasyCache, TeaCache), or "
+                'set kind to "policy", which needs no head.'
+            )
+        return torch.stack(alphas).mean(0).to(t.device)
+
+    def _record(self, run: _Run, t: Tensor, alpha: Tensor | None, scale: Tensor, push: Tensor, cost: float) -> None:
+        nan = torch.full_like(t, math.nan)
+        read = nan if alpha is None else alpha
+        run.recorder.step(t, read[None], scale[None], push, 1 if cost == 1 else 2)
+        line = [f"step {run.recorder.steps}/{run.steps}"]
+        line += [f"alpha {alpha.mean():.2f}"] if alpha is not None else []
+        line += [f"scale {scale.mean():.2f}"]
+        line += [f"push {push.mean():.1%}"] if bool(push.isfinite().all()) else []
+        self.host.say(self.node_id, "  ".join([*line, f"cost x{cost:.2g}"]))
+
+
+def _guided_conds(args: Mapping[str, Any], guide: str) -> tuple[list[Conds], list[Tensor], list[float]]:
+    """The conds to predict once more, what they gave, and by how much each counts in the result of cfg."""
+    cfg, uncond = args["cond_scale"], args["uncond"]
+    conds, olds, weights = [args["cond"]], [args["cond_denoised"]], [float(cfg)]
+    if uncond is None:
+        weights = [1.0]
+    elif guide == "both" and cfg != 1:
+        conds.append(uncond)
+        olds.append(args["uncond_denoised"])
+        weights.append(1.0 - float(cfg))
+    return conds, olds, weights
+
+
+def tap_in_comfyui(reward: RewardFile, model: nn.Module) -> str | None:
+    """The module of a ComfyUI model whose input the adapter's head reads; None for an adapter without a head.
+
+    Raises:
+        GuidanceError: nobody has said where ComfyUI computes what this head reads.
+    """
+    if reward.head is None:
+        return None
+    wanted = (reward.config.denoiser, reward.head.config.tap)
+    name = TAPS.get(wanted)
+    if name is not None:
+        try:
+            model.get_submodule(name)
+            return name
+        except AttributeError:
+            pass
+    known = ", ".join(sorted(f"{tap} of {denoiser}" for denoiser, tap in TAPS))
+    raise GuidanceError(
+        f"the alpha head of {reward.config.name!r} reads {wanted[1]!r} of {wanted[0]}, and this version does not know "
+        f'where ComfyUI computes that; it knows {known}. Set kind to "policy" to use the LoRA without its head.'
+    )
+
+
+# (denoiser of diffusers, its module) -> the module of ComfyUI's model with the same input.
+TAPS = {
+    ("SD3Transformer2DModel", "norm_out"): "diffusion_model.final_layer",
+    ("FluxTransformer2DModel", "norm_out"): "diffusion_model.final_layer",
+    ("ChromaTransformer2DModel", "norm_out"): "diffusion_model.final_layer",
+    ("ZImageTransformer2DModel", "all_final_layer.2-1"): "diffusion_model.final_layer",
+    ("QwenImageTransformer2DModel", "norm_out"): "diffusion_model.norm_out",
+    ("WanTransformer3DModel", "norm_out"): "diffusion_model.head",
+    ("UNet2DConditionModel", "conv_norm_out"): "diffusion_model.out.0",
+}

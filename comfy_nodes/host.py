@@ -1,0 +1,129 @@
+"""The only module that touches ComfyUI. What it uses, by name and parameter: tests/comfyui/contract.json.
+
+Imported by `nodes`, and that by the doorway when ComfyUI asks for the nodes: never by the package itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import comfy.lora
+import comfy.model_sampling
+import comfy.samplers
+import folder_paths
+from comfy.patcher_extension import WrappersMP
+from comfy_api.latest import ComfyExtension as ComfyExtension
+from comfy_api.latest import io as io
+from comfy_api.latest import ui as ui
+from torch import Tensor
+
+from .delta import Target
+from .guide import Guide
+
+_ATTACHMENT = "nft_guide_"
+
+
+class ComfyUI:
+    """What a `Guide` needs, see `guide.Host`."""
+
+    def predict(self, model: Any, conds: list[Any], x: Tensor, sigma: Tensor, options: Mapping[str, Any]) -> list[Any]:
+        """The denoised prediction for each list of conds."""
+        return list(comfy.samplers.calc_cond_batch(model, conds, x, sigma, options))
+
+    def noise_level(self, model: Any, sigma: Tensor) -> Tensor:
+        """t in [0, 1]: sigma itself for flow models, sigma / (1 + sigma) where x = x_0 + sigma eps."""
+        flow = isinstance(model.model_sampling, comfy.model_sampling.CONST)
+        level = sigma.float() if flow else sigma.float() / (1 + sigma.float())
+        return level.clamp(0, 1)
+
+    def level_at(self, model: Any, percent: float) -> float:
+        """t at a share of the sampling, by the model's own schedule: 1 at 0, 0 at 1."""
+        sigma = Tensor([float(model.model_sampling.percent_to_sigma(percent))])
+        return float(self.noise_level(model, sigma))
+
+    def say(self, node_id: str | None, text: str) -> None:
+        """Show a line under a node; without a server, nowhere."""
+        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        if server is not None and node_id is not None:
+            server.send_progress_text(text, node_id)
+
+
+def key_map(model: Any) -> dict[str, Any]:
+    """ComfyUI's map from the names of LoRA layers to a MODEL's weights."""
+    return dict(comfy.lora.model_lora_keys_unet(model.model, {}))
+
+
+def name_of(model: Any) -> str:
+    """What ComfyUI calls the base model of a MODEL, such as "SD3" or "Flux"."""
+    return type(model.model).__name__
+
+
+def attach(model: Any, guide: Guide) -> Any:
+    """A clone of the MODEL that is guided; the MODEL itself is as before."""
+    key = _ATTACHMENT + uuid.uuid4().hex
+    guided = model.clone()
+    guided.set_model_sampler_post_cfg_function(guide.after_cfg)
+    guided.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, key, guide.around_sampling)
+    guided.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, guide.around_model)
+    guided.set_attachments(key, guide)
+    return guided
+
+
+def guides_of(model: Any) -> list[Guide]:
+    """The guides on a MODEL, in the order they were added."""
+    return [guide for key, guide in model.attachments.items() if key.startswith(_ATTACHMENT)]
+
+
+def loaded_twice(model: Any, targets: Sequence[Target]) -> bool:
+    """Whether a LoRA loader has put this very LoRA into the MODEL: then v_old contains it already."""
+    for target in targets:
+        for patch in model.patches.get(f"{target.module}.weight", []):
+            weights: tuple[Any, ...] = getattr(patch[1], "weights", ())
+            down = weights[1] if len(weights) > 1 and isinstance(weights[1], Tensor) else None
+            if down is None or down.numel() != target.a.numel():
+                continue
+            if bool((down.flatten().cpu().float() == target.a.flatten().cpu().float()).all()):
+                return True
+    return False
+
+
+def adapter_names() -> list[str]:
+    """The files of models/loras."""
+    return list(folder_paths.get_filename_list("loras"))
+
+
+def adapter_path(name: str) -> str:
+    """Where such a file is. Raises FileNotFoundError if it is gone."""
+    return str(folder_paths.get_full_path_or_raise("loras", name))
+
+
+def file_identity(name: str) -> str:
+    """Changes when the file does, so that ComfyUI reads it again."""
+    try:
+        status = os.stat(adapter_path(name))
+    except (OSError, FileNotFoundError) as error:
+        return f"{name}: {error}"
+    return f"{name}:{status.st_mtime_ns}:{status.st_size}"
+
+
+def output_folder() -> str:
+    """ComfyUI's folder of pictures."""
+    return str(folder_paths.get_output_directory())
+
+
+def cfg_guider(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
+    """A GUIDER for SamplerCustomAdvanced."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    return guider
+
+
+def warn(text: str) -> None:
+    """To ComfyUI's log."""
+    logging.warning("[diffusion-nft] %s", text)

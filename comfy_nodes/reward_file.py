@@ -1,0 +1,161 @@
+"""A file of models/loras as a reward adapter: our own single file, or anybody's plain LoRA.
+
+reward = read_reward_file(path)               # LoRA at scale 1, head, config
+print(describe(reward))
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nft_pipeline.adapter_config import AdapterConfig, AdapterError, BaseModel
+from nft_pipeline.adapter_single import read_single_file
+from nft_pipeline.alpha_head import AlphaHead
+from nft_pipeline.foreign_files import PEFT_CONFIG, PEFT_WEIGHTS, PICKLES, ForeignFiles, load_lora, peft_folder
+from nft_pipeline.keys_foreign import Layer, bake, scales_of
+
+KINDS = ("auto", "positive", "policy")
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class RewardFile:
+    """An adapter as the nodes use it.
+
+    Args:
+        config: the adapter's; of a plain LoRA, one that says "unknown" where the file says nothing.
+        layers: scale baked in, under the names of the file.
+        head: alpha; None where alpha is not used.
+        form: None for our own adapters, else what the file is, for people.
+        scales: what the LoRA's tool multiplies B A by, each value that occurs; (1,) for our own.
+        scale_recorded: whether the file says so, or 1 was assumed.
+    """
+
+    config: AdapterConfig
+    layers: Mapping[str, Layer]
+    head: AlphaHead | None
+    form: str | None = None
+    scales: tuple[float, ...] = (1.0,)
+    scale_recorded: bool = True
+
+
+def read_reward_file(path: str | os.PathLike[str], kind: str = "auto") -> RewardFile:
+    """Read a file, checking all of it.
+
+    Args:
+        path: a .safetensors file. One called adapter_model.safetensors is read with the adapter_config.json beside it.
+        kind: "auto" reads it as what it says it is, and a plain LoRA as a policy. "policy" leaves an alpha head out, so
+            that the push is the same for every picture. "positive" insists on a head.
+
+    Raises:
+        AdapterError: the file is damaged, a pickle, no plain LoRA, or not of that kind.
+    """
+    path = Path(path)
+    if kind not in KINDS:
+        raise AdapterError(f"kind is {kind!r}, expected one of {', '.join(map(repr, KINDS))}")
+    if path.suffix in PICKLES:
+        raise AdapterError(
+            f"{path.name} is a pickle, which can run code and is never loaded; ask its author for safetensors"
+        )
+    adapter = read_single_file(path)
+    if adapter is None:
+        return _read_plain(path, kind)
+    layers = {
+        key.removesuffix(".lora_A.weight"): Layer(a, adapter.lora[key.replace(".lora_A.", ".lora_B.")])
+        for key, a in adapter.lora.items()
+        if key.endswith(".lora_A.weight")
+    }
+    if kind == "positive" and adapter.head is None:
+        raise _no_head(path)
+    if kind == "policy" and adapter.head is not None:
+        return RewardFile(replace(adapter.config, kind="policy", base_rate=None), layers, None)
+    return RewardFile(adapter.config, layers, adapter.head)
+
+
+def _read_plain(path: Path, kind: str) -> RewardFile:
+    if kind == "positive":
+        raise _no_head(path)
+    beside = path.name == PEFT_WEIGHTS and (path.parent / PEFT_CONFIG).is_file()
+    files = peft_folder(path.parent) if beside else ForeignFiles("plain LoRA file", path)
+    found = load_lora(files)
+    scales = scales_of(found.layers, found.peft_config)
+    layers = bake(found.layers, found.peft_config)
+    said = (found.peft_config or {}).get("base_model_name_or_path")
+    base = said if isinstance(said, str) and said.strip() else UNKNOWN
+    config = AdapterConfig(
+        kind="policy",
+        name=re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-")[:100] or "lora",
+        beta=1.0,
+        tilt=2.0,
+        base_model=BaseModel(base, None, "sha256:" + "0" * 16),
+        denoiser=UNKNOWN,
+        prediction="flow",
+        rank=max(layer.rank for layer in layers.values()),
+        reward={"name": UNKNOWN, "description": "not recorded in the file", "normaliser": None},
+        guidance_scale=1.0,
+        resolution=(1024, 1024),
+        licence=UNKNOWN,
+    )
+    recorded = found.peft_config is not None or any(layer.alpha is not None for layer in found.layers.values())
+    return RewardFile(config, layers, None, files.form, tuple(sorted(set(scales.values()))), recorded)
+
+
+def _no_head(path: Path) -> AdapterError:
+    return AdapterError(
+        f'{path.name} cannot be used as kind "positive": such an adapter has an alpha head, and there is none in it',
+        advice='Set kind to "auto" or "policy": the LoRA alone is then what strength 1 gives.',
+    )
+
+
+def needed_base(reward: RewardFile) -> str:
+    """The base model an adapter is for, in words."""
+    config = reward.config
+    if reward.form is None:
+        return f"{config.base_model.id} ({config.denoiser})"
+    if config.base_model.id != UNKNOWN:
+        return config.base_model.id
+    return f"a model with layers such as {next(iter(reward.layers))}"
+
+
+def describe(reward: RewardFile) -> str:
+    """What a file is, in a few lines."""
+    config = reward.config
+    parameters = sum(layer.a.numel() + layer.b.numel() for layer in reward.layers.values())
+    ranks = sorted({layer.rank for layer in reward.layers.values()})
+    lines = [f"{config.name}: {config.kind}, {_kind_in_words(reward)}"]
+    if reward.form is None:
+        lines += [
+            f"reward: {config.reward['description']}",
+            f"base model: {config.base_model.id} ({config.denoiser}, {config.prediction})",
+            f"strength 1 is beta {config.beta:g}, tilt {config.tilt:g}; recommended strength {config.strength:g}",
+            f"made at CFG {config.guidance_scale:g}, {config.resolution[1]} x {config.resolution[0]} px; "
+            f"licence {config.licence}",
+        ]
+        if config.base_rate is not None:
+            lines.append(f"without guidance {config.base_rate:.0%} of pictures are liked")
+    else:
+        scales = ", ".join(f"{scale:g}" for scale in reward.scales)
+        lines += [
+            f"{reward.form}; it says nothing about reward or beta, so strength is the share of the way to the LoRA",
+            f"base model: {config.base_model.id}",
+            f"LoRA scale alpha / rank: {scales}" + ("" if reward.scale_recorded else ", assumed"),
+        ]
+        if not reward.scale_recorded:
+            lines.append(
+                "WARNING: no scale is recorded. Files from peft, DiffusionNFT's among them, were often trained at "
+                "scale 2 (rank 32, lora_alpha 64) and then come out at half strength here and in any LoRA loader; "
+                "keep adapter_config.json beside adapter_model.safetensors, or ask the author."
+            )
+    head = "" if reward.head is None else f"; alpha head {sum(p.numel() for p in reward.head.parameters()):,}"
+    lines.append(f"{len(reward.layers)} LoRA layers, rank {', '.join(map(str, ranks))}, {parameters:,} numbers{head}")
+    return "\n".join(lines)
+
+
+def _kind_in_words(reward: RewardFile) -> str:
+    if reward.head is not None:
+        return "the LoRA draws what is liked, and a head says how likely that is already"
+    return "the LoRA is the trained model itself"

@@ -1,0 +1,40 @@
+"""A clone in custom_nodes is imported by path and under another name, with nothing of it on sys.path."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from helpers.repository import ROOT
+
+PROBE = """
+import asyncio, importlib.util, sys
+from pathlib import Path
+root = Path(sys.argv[1])
+sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != root]
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
+before = set(sys.modules)
+spec = importlib.util.spec_from_file_location("custom_x_nodes", root / "__init__.py",
+                                              submodule_search_locations=[str(root)])
+module = importlib.util.module_from_spec(spec)
+sys.modules["custom_x_nodes"] = module
+spec.loader.exec_module(module)
+print(sorted(set(sys.modules) - before))
+print((root / module.WEB_DIRECTORY).is_dir(), hasattr(module, "NODE_CLASS_MAPPINGS"))
+try:
+    asyncio.run(module.comfy_entrypoint())
+except ImportError as error:
+    print(error)
+print(Path(sys.modules["nft_pipeline"].__file__).parent == root / "nft_pipeline")
+"""
+
+
+def test_nothing_is_imported_before_comfyui_asks_and_then_the_clones_own_package() -> None:
+    command = [sys.executable, "-c", PROBE, str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT.parent)
+    assert done.returncode == 0, done.stderr
+    brought, web, asked, own = done.stdout.splitlines()
+    assert brought == "['custom_x_nodes']"
+    assert web == "True False"
+    assert asked == "No module named 'comfy'"
+    assert own == "True"

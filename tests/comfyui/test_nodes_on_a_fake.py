@@ -1,0 +1,406 @@
+"""The nodes on a FAKE of ComfyUI (helpers/fake_comfyui.py), against runs computed by hand from merged weights."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from helpers import fake_comfyui as fake
+from helpers.adapters import config_values, random_head
+from helpers.comfyui_contract import contract_faults
+from helpers.repository import ROOT
+from nft_pipeline.adapter import Adapter, AdapterConfig, AdapterError, write_adapter
+from nft_pipeline.guidance import law_scale
+from nft_pipeline.settings import GuidanceError
+
+SIGMAS = torch.linspace(1, 0, 6)
+STEPS = len(SIGMAS) - 1
+LAYERS = {"block.to_q": fake.WIDTH, "block.to_v": fake.WIDTH, "proj_out": fake.WIDTH}
+
+
+def random_lora(seed: int, size: float = 0.3) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    lora = {}
+    for name in LAYERS:
+        lora[f"transformer.{name}.lora_A.weight"] = torch.randn(2, fake.WIDTH, generator=generator)
+        lora[f"transformer.{name}.lora_B.weight"] = size * torch.randn(fake.WIDTH, 2, generator=generator)
+    return lora
+
+
+def words_of(conds: list[dict[str, Any]]) -> Tensor:
+    return conds[0]["model_conds"]["c_crossattn"].cond.expand(2, -1, -1)
+
+
+class World:
+    """A fake ComfyUI with one model, and adapters in models/loras."""
+
+    def __init__(self, folder: Path, texts: list[str]) -> None:
+        from nft_pipeline.comfy_nodes import nodes
+
+        self.nodes, self.folder, self.texts = nodes, folder, texts
+        self.model = fake.ModelPatcher(fake.BaseModel())
+        self.positive, self.negative = fake.conditioning(1), fake.conditioning(2)
+        self.noise = torch.randn(2, 4, fake.WIDTH, generator=torch.Generator().manual_seed(3))
+        self.adapters: dict[str, Adapter] = {}
+        (folder / "loras").mkdir()
+        for name, kind, seed in (("liked", "positive", 4), ("policy", "policy", 4), ("other", "policy", 5)):
+            config = AdapterConfig.from_dict(config_values(kind=kind, name=name, rank=2))
+            head = random_head(fake.WIDTH, fake.TEXT) if kind == "positive" else None
+            self.adapters[name] = Adapter(config, random_lora(seed), head)
+            written = write_adapter(folder / "written" / name, self.adapters[name])
+            shutil.copy(written / "comfyui" / f"{name}.safetensors", folder / "loras")
+
+    def guided(self, adapter: str = "liked", model: Any = None, strength: float = 1.0, **values: Any) -> Any:
+        node = self.nodes.NFTRewardGuidance
+        return node.execute(model or self.model, f"{adapter}.safetensors", strength=strength, **values).args[0]
+
+    def sample(self, model: Any, cfg: float = 1.0) -> Tensor:
+        guider = fake.CFGGuider(model)
+        guider.set_conds(self.positive, self.negative)
+        guider.set_cfg(cfg)
+        return guider.sample(self.noise, SIGMAS)
+
+    def merged(self, adapter: str, scale: float = 1.0) -> fake.BaseModel:
+        """The model with the LoRA in its weights."""
+        model = copy.deepcopy(self.model.model)
+        lora = self.adapters[adapter].lora
+        delta = {name: scale * lora[f"transformer.{name}.lora_B.weight"] @ lora[f"transformer.{name}.lora_A.weight"]
+                 for name in LAYERS}  # fmt: skip
+        model.diffusion_model.qkv.weight += torch.cat([delta["block.to_q"], delta["block.to_v"]])
+        model.diffusion_model.final_layer.weight += delta["proj_out"]
+        return model
+
+    def by_hand(self, scale_of: Callable[[Tensor, float], Tensor], adapter: str, cfg: float, guide: str) -> Tensor:
+        """Both predictions guided before classifier-free guidance, as the pipeline does it."""
+        base, plus = self.model.model, self.merged(adapter)
+        text = [
+            conds[0]["model_conds"]["c_crossattn"].cond.expand(2, -1, -1) for conds in (self.positive, self.negative)
+        ]
+        x = self.noise
+        for sigma, lower in pairwise(SIGMAS):
+            seen: list[Tensor] = []
+            hook = base.diffusion_model.final_layer.register_forward_pre_hook(lambda m, a, seen=seen: seen.append(a[0]))
+            old = [base.diffusion_model(x, words) for words in text]
+            hook.remove()
+            new = [plus.diffusion_model(x, words) for words in text]
+            head = self.adapters[adapter].head
+            alpha = torch.ones(2) if head is None else head.alpha(seen[0], sigma.expand(2), text[0])
+            s = scale_of(alpha, float(sigma)).reshape(-1, 1, 1)
+            c = old[0] + s * (new[0] - old[0])
+            u = old[1] + s * (new[1] - old[1]) if guide == "both" else old[1]
+            x = x + (u + cfg * (c - u)) * (lower - sigma)
+        return x
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    return World(tmp_path, fake.install(monkeypatch, tmp_path))
+
+
+def replaced(model: Any) -> list[Any]:
+    return [module for module in model.model.modules() if "forward" in module.__dict__]
+
+
+def test_the_fake_has_what_the_contract_names(world: World) -> None:
+    assert contract_faults() == []
+
+
+def test_a_contract_that_is_not_kept_is_noticed(world: World) -> None:
+    broken = {
+        "names": ["comfy.samplers.Nothing"],
+        "callables": {"comfy.samplers.calc_cond_batch": ["model", "x_in", "conds"], "comfy.nosuch.f": []},
+    }
+    assert len(contract_faults(broken)) == 3
+
+
+def test_every_input_and_output_is_explained(world: World) -> None:
+    for node in world.nodes.NODES:
+        schema = node.define_schema()
+        assert schema.description
+        assert [entry.id for entry in [*schema.inputs, *schema.outputs] if not entry.tooltip] == []
+
+
+def test_translations_and_help_cover_every_node_input_and_output(world: World) -> None:
+    schemas = {node.define_schema().node_id: node.define_schema() for node in world.nodes.NODES}
+    assert {path.parent.name for path in (ROOT / "comfy_nodes" / "web" / "docs").glob("*/en.md")} == set(schemas)
+    for path in (ROOT / "locales").glob("*/main.json"):
+        said = json.loads(path.read_text(encoding="utf-8"))["nodeDefs"]
+        assert set(said) == set(schemas)
+        for name, schema in schemas.items():
+            assert list(said[name]["inputs"]) == [entry.id for entry in schema.inputs], (path, name)
+            assert list(said[name]["outputs"]) == [str(i) for i in range(len(schema.outputs))], (path, name)
+            entries = [said[name], *said[name]["inputs"].values(), *said[name]["outputs"].values()]
+            assert all(text for entry in entries for text in entry.values() if isinstance(text, str))
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("law", ["nft", "odds"])
+@pytest.mark.parametrize("guide", ["both", "cond"])
+def test_a_positive_adapter_is_the_formula(world: World, law: str, cfg: float, guide: str) -> None:
+    found = world.sample(world.guided("liked", strength=0.8, law=law, guide=guide), cfg)
+    expected = world.by_hand(lambda alpha, t: law_scale(alpha, 0.8 * 2.0, law), "liked", cfg, guide)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert (found - world.sample(world.model, cfg)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_a_policy_is_the_share_of_the_way_to_its_lora(world: World, cfg: float) -> None:
+    found = world.sample(world.guided("policy", strength=1.5), cfg)
+    expected = world.by_hand(lambda alpha, t: torch.full((2,), 1.5), "policy", cfg, "both")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_kind_policy_pushes_every_picture_alike(world: World) -> None:
+    found = world.sample(world.guided("liked", kind="policy"))
+    torch.testing.assert_close(found, world.sample(world.guided("policy")))
+
+
+def test_strength_0_is_the_model_itself_at_its_cost(world: World) -> None:
+    plain = world.sample(world.model)
+    calls = world.model.model.calls
+    assert torch.equal(world.sample(world.guided(strength=0.0)), plain)
+    assert world.model.model.calls == 2 * calls
+
+
+def test_guidance_costs_one_more_pass_where_it_acts(world: World) -> None:
+    world.sample(world.guided(start_percent=0.3, end_percent=0.7))  # sigma 0.6 and 0.4
+    assert world.model.model.calls == STEPS + 2
+
+
+def test_the_interval_and_the_curve_are_shares_of_the_sampling(world: World) -> None:
+    curve = ((0.0, 0.0), (0.5, 1.0), (1.0, 1.0))
+    found = world.sample(world.guided(end_percent=0.7, schedule=curve))
+    scale = lambda alpha, t: 2.0 * alpha * (t >= 0.3) * min(1.0, 2 * (1 - t))  # noqa: E731
+    torch.testing.assert_close(found, world.by_hand(scale, "liked", 1.0, "both"), rtol=1e-4, atol=1e-5)
+
+
+def test_fast_is_one_pass_at_the_alpha_of_the_step_before(world: World) -> None:
+    found = world.sample(world.guided("policy", strength=0.7, mode="fast"))
+    assert world.model.model.calls == STEPS
+    model = fake.ModelPatcher(world.merged("policy", 0.7))
+    torch.testing.assert_close(found, world.sample(model), rtol=1e-4, atol=1e-5)
+    guided = world.guided("liked", mode="fast")
+    world.sample(guided)
+    (guide,) = (g for key, g in guided.attachments.items())
+    stats = guide.stats
+    torch.testing.assert_close(stats.scale[0], torch.full((2,), 2.0 * 0.31))  # the base rate
+    torch.testing.assert_close(stats.scale[1:], 2.0 * stats.alpha[:-1])
+
+
+def test_a_cap_shortens_the_push(world: World) -> None:
+    guided = world.guided("policy", strength=3.0, cap=0.02)
+    world.sample(guided)
+    (guide,) = guided.attachments.values()
+    assert guide.stats.push.max() <= 0.02 * 1.0001
+    assert guide.stats.scale.max() < 3.0
+
+
+def test_chained_adapters_are_each_measured_from_the_model(world: World) -> None:
+    two = world.guided("other", world.guided("policy", strength=0.5), strength=0.8)
+    found = world.sample(two)
+    base, one, other = world.model.model, world.merged("policy"), world.merged("other")
+    text, x = words_of(world.positive), world.noise
+    for sigma, lower in pairwise(SIGMAS):
+        v, v1, v2 = (m.diffusion_model(x, text) for m in (base, one, other))
+        x = x + (v + 0.5 * (v1 - v) + 0.8 * (v2 - v)) * (lower - sigma)
+    torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_of_a_run_stays(world: World) -> None:
+    plain, guided = world.sample(world.model), world.guided()
+    first = world.sample(guided)
+    assert replaced(world.model) == []
+    assert torch.equal(world.sample(world.model), plain)
+    assert torch.equal(world.sample(guided), first)
+    assert world.model.attachments == {} and world.model.model_options["sampler_post_cfg_function"] == []
+
+
+def test_an_error_in_the_middle_leaves_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    guided, plain = world.guided(), world.sample(world.model)
+    (guide,) = guided.attachments.values()
+    with monkeypatch.context() as patched:
+        patched.setattr(guide.host, "predict", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            world.sample(guided)
+    assert replaced(world.model) == []
+    assert torch.equal(world.sample(world.model), plain)
+    world.sample(guided)
+
+
+def test_without_a_cond_there_is_nothing_to_guide(world: World) -> None:
+    guided = world.guided()
+    (guide,) = guided.attachments.values()
+    denoised = torch.zeros(1)
+    assert guide.after_cfg({"cond": None, "denoised": denoised}) is denoised
+
+
+def test_alpha_of_several_prompts_is_their_mean(world: World) -> None:
+    guided = world.guided()
+    seen = []
+    for conds in (world.positive, world.negative, [*world.positive, *world.negative]):
+        guider = fake.CFGGuider(guided)
+        guider.set_conds(conds, None)
+        guider.sample(world.noise, SIGMAS)
+        (guide,) = guided.attachments.values()
+        seen.append(guide.stats.alpha[0])
+    torch.testing.assert_close(seen[2], (seen[0] + seen[1]) / 2)
+
+
+def test_the_second_pass_has_names_of_its_own_for_caches(world: World) -> None:
+    guided, names = world.guided(), []
+
+    def spy(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        names.append(args[5]["uuids"][0])
+        return executor(*args, **kwargs)
+
+    guided.add_wrapper_with_key("apply_model", "spy", spy)
+    world.sample(guided)
+    assert len(names) == 2 * STEPS and len(set(names)) == 2
+    assert names[::2] == [world.positive[0]["uuid"]] * STEPS
+
+
+def test_live_text_says_where_it_is(world: World) -> None:
+    world.sample(world.guided())
+    assert len(world.texts) == STEPS
+    assert world.texts[2].startswith("step 3/5  alpha 0.") and world.texts[2].endswith("cost x2")
+
+
+def test_a_lora_that_changes_nothing_is_reported(world: World) -> None:
+    tensors = {key: torch.zeros_like(t) if ".lora_B." in key else t for key, t in random_lora(1).items()}
+    save_file(tensors, world.folder / "loras" / "nothing.safetensors")
+    world.sample(world.guided("nothing"))
+    assert world.texts[-1] == "nothing: guidance had no effect, the LoRA changed nothing in any step"
+
+
+def test_the_info_counts_layers(world: World) -> None:
+    info = world.nodes.NFTRewardGuidance.execute(world.model, "liked.safetensors", strength=1.0).args[1]
+    assert "3 of 3 LoRA layers active on a BaseModel model" in info
+    assert "alpha is read at the input of diffusion_model.final_layer" in info
+
+
+def test_a_base_whose_head_nobody_can_read_is_refused(world: World) -> None:
+    del world.model.model.diffusion_model.final_layer
+    world.model.model.diffusion_model.final_layer = torch.nn.Identity()
+    with pytest.raises(AdapterError, match="2 of 3 LoRA layers fit"):
+        world.guided()
+
+
+def test_loader_chain_and_guider_are_the_one_node(world: World) -> None:
+    expected = world.sample(world.guided("liked", strength=0.5), 3.0)
+    (adapter,) = world.nodes.NFTLoadAdapter.execute("liked.safetensors").args
+    applied = world.nodes.NFTApplyAdapter.execute(world.model, adapter, strength=0.5).args[0]
+    assert torch.equal(world.sample(applied, 3.0), expected)
+    guider, info = world.nodes.NFTGuider.execute(
+        world.model, adapter, world.positive, world.negative, 3.0, strength=0.5
+    ).args
+    assert torch.equal(guider.sample(world.noise, SIGMAS), expected)
+    assert "liked: positive" in info
+
+
+def test_a_plot_comes_after_a_run(world: World) -> None:
+    plot, guided = world.nodes.NFTAlphaPlot.execute, world.guided("other", world.guided("liked"))
+    with pytest.raises(GuidanceError, match="nothing to plot"):
+        plot({"samples": 0}, guided)
+    world.sample(guided)
+    latent, picture, table = plot({"samples": 0}, guided).args
+    assert latent == {"samples": 0}
+    assert picture.shape == (2, 320, 640, 3) and picture.min() >= 0 and picture.max() <= 1
+    assert "liked\n5 steps, 2 samples, 10 denoiser forwards" in table
+
+
+def test_a_schedule_and_its_picture(world: World) -> None:
+    points, picture = world.nodes.NFTStrengthSchedule.execute("fade out", 0.2, 1.0, 1.0, "").args
+    assert points[0] == (0.0, 1.0) and points[-1] == (1.0, pytest.approx(0.2))
+    assert picture.shape == (1, 320, 640, 3)
+
+
+def test_a_sweep_is_a_list_with_labels(world: World) -> None:
+    sweep = world.nodes.NFTStrengthSweep.execute
+    assert sweep(" 0, 0.5,\n2 ").args == ([0.0, 0.5, 2.0], ["strength 0", "strength 0.5", "strength 2"])
+    for text, fault in (("", "strengths is empty"), ("1, x", "'x' in strengths"), ("nan", "no finite number")):
+        with pytest.raises(GuidanceError, match=fault):
+            sweep(text)
+
+
+def test_a_file_that_changed_is_read_again(world: World) -> None:
+    fingerprint = world.nodes.NFTRewardGuidance.fingerprint_inputs
+    before = fingerprint(adapter="liked.safetensors", strength=1.0)
+    save_file(random_lora(9), world.folder / "loras" / "liked.safetensors")
+    assert fingerprint(adapter="liked.safetensors", strength=1.0) != before
+    assert "nosuch" in fingerprint(adapter="nosuch.safetensors")
+
+
+def test_info_reads_a_file_alone(world: World) -> None:
+    assert "the object is red" in world.nodes.NFTAdapterInfo.execute("liked.safetensors").args[0]
+
+
+def test_ratings_are_what_the_trainer_reads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd35m.safetensors"}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a red cube", "clip": ["1", 1]}},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "blurry", "clip": ["1", 1]}},
+        "4": {"class_type": "KSampler", "inputs": {
+            "model": ["1", 0], "seed": 7, "cfg": 3.5, "positive": ["2", 0], "negative": ["3", 0]}},
+        "5": {"class_type": "VAEDecode", "inputs": {"samples": ["4", 0], "vae": ["1", 2]}},
+        "7": {"class_type": "NFTRateImages", "inputs": {"images": ["5", 0]}},
+    }  # fmt: skip
+    monkeypatch.setattr(fake.ComfyNode.hidden, "prompt", graph)
+    images = torch.rand(2, 8, 8, 3, generator=torch.Generator().manual_seed(1))
+    rate = world.nodes.NFTRateImages.execute
+    rate(images, "like", 0.5, "ratings", "")
+    rate(images[:1], "score", 0.25, "ratings", "another prompt")
+    folder = world.folder / "output" / "ratings"
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    facts = {"seed": 7, "guidance_scale": 3.5, "model": "sd35m.safetensors"}
+    assert rows[0] == {"image": rows[0]["image"], "prompt": "another prompt", "score": 0.25, **facts}
+    assert rows[1] == {"image": rows[1]["image"], "prompt": "a red cube", "liked": True, **facts}
+    assert sorted(p.name for p in folder.glob("*.png")) == sorted(row["image"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"verdict": "meh"}, "verdict is 'meh'"),
+        ({"verdict": "score", "score": float("nan")}, "score is nan"),
+        ({"folder": "../x"}, "expected one inside ComfyUI's output folder"),
+        ({"folder": ""}, "expected one inside ComfyUI's output folder"),
+        ({"prompt": " "}, "no prompt was found"),
+    ],
+)
+def test_a_rating_with_a_fault_writes_nothing(world: World, values: dict[str, Any], fault: str) -> None:
+    given = {"verdict": "like", "score": 0.5, "folder": "ratings", "prompt": "a cube", **values}
+    with pytest.raises(GuidanceError, match=fault):
+        world.nodes.NFTRateImages.execute(torch.rand(1, 4, 4, 3), **given)
+    assert not (world.folder / "output").exists()
+
+
+def test_a_damaged_list_of_ratings_is_left_alone(world: World) -> None:
+    folder = world.folder / "output" / "ratings"
+    folder.mkdir(parents=True)
+    (folder / "metadata.jsonl").write_text("no json\n")
+    with pytest.raises(GuidanceError, match=r"line 1 is no rating"):
+        world.nodes.NFTRateImages.execute(torch.rand(1, 4, 4, 3), "like", 0.5, "ratings", "a cube")
+    assert [p.name for p in folder.iterdir()] == ["metadata.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [("", "the curve has no points"), ("0.5", "is no point"), ("2: 1", "is no point"), ("0: 1, 0: 2", "is no point")],
+)
+def test_a_curve_with_a_fault(world: World, text: str, fault: str) -> None:
+    with pytest.raises(GuidanceError, match=fault):
+        world.nodes.NFTStrengthSchedule.execute("custom", 0.0, 1.0, 1.0, text)
+    with pytest.raises(GuidanceError, match="shape is 'zigzag'"):
+        world.nodes.NFTStrengthSchedule.execute("zigzag", 0.0, 1.0, 1.0, text)
+    with pytest.raises(GuidanceError, match="power is 0"):
+        world.nodes.NFTStrengthSchedule.execute("middle", 0.0, 1.0, 0.0, text)

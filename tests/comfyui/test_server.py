@@ -1,0 +1,184 @@
+"""A real ComfyUI server with a copy of this repository in custom_nodes; see test_real.py for COMFYUI_PATH."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers.repository import ROOT, repository_files
+from nft_pipeline.models import shipped_adapter
+
+CHECKOUTS = [Path(path) for path in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if path]
+pytestmark = pytest.mark.skipif(not CHECKOUTS, reason="COMFYUI_PATH does not name a checkout of ComfyUI")
+NODES = sorted(path.name for path in (ROOT / "comfy_nodes" / "web" / "docs").iterdir())
+CONDITIONING = '''
+import torch
+class TestConditioning:
+    """Stands for a text encoder, which the tests do without."""
+    @classmethod
+    def INPUT_TYPES(cls): return {"required": {"text": ("STRING", {"default": ""})}}
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "make", "test"
+    def make(self, text):
+        generator = torch.Generator().manual_seed(len(text))
+        pooled = {"pooled_output": torch.randn(1, 128, generator=generator)}
+        return ([[torch.randn(1, 8, 128, generator=generator), pooled]],)
+NODE_CLASS_MAPPINGS = {"TestConditioning": TestConditioning}
+'''
+
+
+def graph(name: str, guide: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    nodes: dict[str, Any] = {
+        "1": ("UNETLoader", {"unet_name": "shapes.safetensors", "weight_dtype": "default"}),
+        "2": ("TestConditioning", {"text": "a circle"}),
+        "3": ("TestConditioning", {"text": "nothing at all"}),
+        "4": ("EmptySD3LatentImage", {"width": 64, "height": 64, "batch_size": 1}),
+        "6": ("KSampler", {
+            "model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": 5,
+            "steps": 4, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}),
+        "9": ("SaveLatent", {"samples": ["6", 0], "filename_prefix": name}),
+    }  # fmt: skip
+    if guide is not None:
+        nodes["5"] = ("NFTRewardGuidance", {
+            "model": ["1", 0], "adapter": "shapes-warm.safetensors", "strength": 1.0, "start_percent": 0.0,
+            "end_percent": 1.0, "law": "nft", "mode": "exact", "beta": 0.0, "kind": "auto", "cap": 0.0, "guide": "both",
+            **guide})  # fmt: skip
+        nodes["6"][1]["model"] = ["5", 0]
+    nodes |= more
+    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
+
+
+GRAPHS = {
+    "base": graph("base"),
+    "off": graph("off", {"strength": 0.0}),
+    "guided": graph("guided", {}),
+    "again": graph("again", {}),
+    "plotted": graph("plotted", {}, **{
+        "7": ("NFTAlphaPlot", {"latent": ["6", 0], "model": ["5", 0]}),
+        "8": ("PreviewImage", {"images": ["7", 1]}),
+    }),
+    "scheduled": graph("scheduled", {"schedule": ["10", 0]}, **{
+        "10": ("NFTStrengthSchedule", {"shape": "fade out", "low": 0.0, "high": 1.0, "power": 1.0, "custom": ""}),
+    }),
+    "swept": graph("swept", {"strength": ["11", 0]}, **{
+        "11": ("NFTStrengthSweep", {"strengths": "0, 1"}),
+    }),
+    "info": {"1": {"class_type": "NFTAdapterInfo", "inputs": {"adapter": "shapes-warm.safetensors"}}},
+    "rated": graph("rated", None, **{
+        "20": ("EmptyImage", {"width": 8, "height": 8, "batch_size": 1, "color": 255}),
+        "21": ("NFTRateImages", {
+            "images": ["20", 0], "verdict": "like", "score": 0.5, "folder": "ratings", "prompt": "a circle"}),
+    }),
+    "custom": graph("custom", None, **{
+        "12": ("NFTLoadAdapter", {"adapter": "shapes-warm.safetensors", "kind": "auto"}),
+        "13": ("NFTGuider", {
+            "model": ["1", 0], "adapter": ["12", 0], "positive": ["2", 0], "negative": ["3", 0], "cfg": 1.0,
+            "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "law": "nft", "mode": "exact", "beta": 0.0,
+            "cap": 0.0, "guide": "both"}),
+        "14": ("RandomNoise", {"noise_seed": 5}),
+        "15": ("KSamplerSelect", {"sampler_name": "euler"}),
+        "16": ("BasicScheduler", {"model": ["1", 0], "scheduler": "simple", "steps": 4, "denoise": 1.0}),
+        "6": ("SamplerCustomAdvanced", {
+            "noise": ["14", 0], "guider": ["13", 0], "sampler": ["15", 0], "sigmas": ["16", 0],
+            "latent_image": ["4", 0]}),
+    }),
+    "gone": graph("gone", {"adapter": "nosuch.safetensors"}),
+    "backwards": graph("backwards", {"start_percent": 0.9, "end_percent": 0.1}),
+    "base after": graph("base_after"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=CHECKOUTS or [None], ids=lambda path: "none" if path is None else path.name)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The report, and ComfyUI's base directory."""
+    folder = tmp_path_factory.mktemp("server")
+    shipped = shipped_adapter("shapes-warm")
+    assert shipped is not None
+    for path in repository_files():
+        copy = folder / "custom_nodes" / "diffusion-nft" / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    (folder / "custom_nodes" / "test_conditioning").mkdir()
+    (folder / "custom_nodes" / "test_conditioning" / "__init__.py").write_text(CONDITIONING)
+    for kind, source, name in (
+        ("loras", shipped / "comfyui" / "shapes-warm.safetensors", "shapes-warm.safetensors"),
+        (
+            "diffusion_models",
+            shipped.parent / "shapes" / "transformer" / "diffusion_pytorch_model.safetensors",
+            "shapes.safetensors",
+        ),
+    ):
+        (folder / "models" / kind).mkdir(parents=True)
+        shutil.copy(source, folder / "models" / kind / name)
+    (folder / "graphs.json").write_text(json.dumps(GRAPHS))
+    (folder / "nodes.json").write_text(json.dumps(NODES))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
+    client = ROOT / "tests" / "helpers" / "comfyui_client.py"
+    command = [python, str(client), str(request.param), str(folder), str(port)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    log = (folder / "server.log").read_text(errors="replace")
+    assert done.returncode == 0, done.stderr[-3000:] + log[-6000:]
+    return json.loads((folder / "report.json").read_text()), folder, log
+
+
+def latent(folder: Path, name: str, number: int = 1) -> torch.Tensor:
+    return load_file(folder / "output" / f"{name}_{number:05}_.latent")["latent_tensor"]
+
+
+def test_all_nodes_are_there_with_a_help_page(server: Any) -> None:
+    report, _, log = server
+    assert len(NODES) == 9
+    for node in NODES:
+        assert report[f"info {node}"] is not None, log[-3000:]
+        status, text = report[f"help {node} en"]
+        assert status == 200 and text.startswith("# ")
+
+
+def test_graphs_run_to_their_end(server: Any) -> None:
+    report, _, log = server
+    wrong = ("gone", "backwards")
+    ends = {name: report[f"run {name}"].get("end", report[f"run {name}"]) for name in GRAPHS if name not in wrong}
+    assert set(map(str, ends.values())) == {"execution_success"}, (ends, log[-4000:])
+
+
+def test_pictures_are_what_they_should_be(server: Any) -> None:
+    _, folder, _ = server
+    base, guided = latent(folder, "base"), latent(folder, "guided")
+    assert torch.equal(latent(folder, "off"), base)
+    assert (guided - base).abs().max() > 0.05
+    assert torch.equal(latent(folder, "base_after"), base)
+    torch.testing.assert_close(latent(folder, "custom"), guided)
+    assert torch.equal(latent(folder, "swept", 1), base) and torch.equal(latent(folder, "swept", 2), guided)
+    assert not torch.equal(latent(folder, "scheduled"), guided)
+
+
+def test_a_line_under_the_node_says_how_far_it_is(server: Any) -> None:
+    report, _, _ = server
+    texts = report["run guided"]["texts"]["5"]
+    assert [text.partition("  ")[0] for text in texts] == [f"step {i}/4" for i in range(1, 5)]
+    assert "alpha 0." in texts[0] and "push" in texts[0]
+
+
+def test_nodes_show_texts_and_ratings_are_written(server: Any) -> None:
+    report, folder, _ = server
+    assert "everything drawn is red or orange" in str(report["run info"]["outputs"])
+    row = json.loads((folder / "output" / "ratings" / "metadata.jsonl").read_text())
+    assert row["prompt"] == "a circle" and row["liked"] is True
+
+
+def test_wrong_values_end_in_a_sentence(server: Any) -> None:
+    report, _, _ = server
+    assert "nosuch.safetensors" in str(report["run gone"])
+    assert "expected 0 <= start < end <= 1" in report["run backwards"]["said"]

@@ -1,0 +1,303 @@
+"""A FAKE of the little of ComfyUI that the nodes use, written for these tests: names and parameters are those of
+tests/comfyui/contract.json, behaviour is the least that shows what the nodes do. The real one: test_real.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import types
+import uuid
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nft_pipeline.comfy_nodes
+
+WIDTH, TEXT = 6, 5
+
+
+class WrappersMP:
+    SAMPLER_SAMPLE = "sampler_sample"
+    APPLY_MODEL = "apply_model"
+
+
+class WrapperExecutor:
+    def __init__(self, original: Callable[..., Any], class_obj: Any, wrappers: list[Any], index: int = 0) -> None:
+        self.original, self.class_obj, self.wrappers, self.index = original, class_obj, wrappers, index
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return WrapperExecutor(self.original, self.class_obj, self.wrappers, self.index + 1).execute(*args, **kwargs)
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        if self.index == len(self.wrappers):
+            return self.original(*args, **kwargs)
+        return self.wrappers[self.index](self, *args, **kwargs)
+
+
+def wrappers(options: dict[str, Any], kind: str) -> list[Any]:
+    return [wrapper for group in options.get("wrappers", {}).get(kind, {}).values() for wrapper in group]
+
+
+class CONST:
+    def percent_to_sigma(self, percent: float) -> float:
+        return 1.0 - percent
+
+
+class Denoiser(nn.Module):
+    """Tokens (B, N, WIDTH) in, velocity out; the text is added to every token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv, self.words = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(TEXT, WIDTH)
+        self.final_layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        one, two = self.qkv(x).chunk(2, -1)
+        return self.final_layer(torch.tanh(one) * two + self.words(text).mean(1, keepdim=True))
+
+
+class BaseModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.diffusion_model, self.model_sampling, self.calls = Denoiser(), CONST(), 0
+        self.requires_grad_(False)
+
+    def apply_model(
+        self,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        options = transformer_options or {}
+        run = WrapperExecutor(self._apply_model, self, wrappers(options, WrappersMP.APPLY_MODEL))
+        return run.execute(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    def _apply_model(self, x: Tensor, t: Tensor, c_concat: Any, text: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+        self.calls += 1
+        return x - t.reshape(-1, 1, 1) * self.diffusion_model(x, text)
+
+
+class ModelPatcher:
+    def __init__(self, model: BaseModel) -> None:
+        self.model, self.patches, self.attachments = model, {}, {}
+        self.model_options: dict[str, Any] = {"transformer_options": {"wrappers": {}}, "sampler_post_cfg_function": []}
+
+    def clone(self) -> ModelPatcher:
+        other = ModelPatcher(self.model)
+        other.patches, other.attachments = dict(self.patches), dict(self.attachments)
+        ours = self.model_options["transformer_options"]["wrappers"]
+        copied = {kind: {key: list(group) for key, group in groups.items()} for kind, groups in ours.items()}
+        other.model_options["transformer_options"]["wrappers"] = copied
+        functions = copy.deepcopy(self.model_options["sampler_post_cfg_function"])  # ComfyUI 0.3.64 copies them too
+        other.model_options["sampler_post_cfg_function"] = functions
+        return other
+
+    def set_model_sampler_post_cfg_function(self, post_cfg_function: Any) -> None:
+        self.model_options["sampler_post_cfg_function"].append(post_cfg_function)
+
+    def add_wrapper_with_key(self, wrapper_type: str, key: str, wrapper: Any) -> None:
+        groups = self.model_options["transformer_options"]["wrappers"].setdefault(wrapper_type, {})
+        groups.setdefault(key, []).append(wrapper)
+
+    def set_attachments(self, key: str, attachment: Any) -> None:
+        self.attachments[key] = attachment
+
+
+def calc_cond_batch(model: Any, conds: list[Any], x_in: Tensor, timestep: Tensor, model_options: Any) -> list[Tensor]:
+    """All conds in one batch, last first, as ComfyUI does; several of one list are averaged."""
+    entries = [(i, cond) for i, group in enumerate(conds) if group is not None for cond in group][::-1]
+    rows = x_in.shape[0]
+    text = torch.cat([cond["model_conds"]["c_crossattn"].cond.expand(rows, -1, -1) for _, cond in entries])
+    options = {**model_options["transformer_options"], "uuids": [cond["uuid"] for _, cond in entries]}
+    t, x = timestep.repeat(len(entries)), x_in.repeat(len(entries), 1, 1)
+    parts = model.apply_model(x, t, c_crossattn=text, transformer_options=options).chunk(len(entries))
+    given = [[part for (j, _), part in zip(entries, parts, strict=True) if j == i] for i in range(len(conds))]
+    return [torch.stack(found).mean(0) if found else torch.zeros_like(x_in) for found in given]
+
+
+def conditioning(seed: int) -> list[dict[str, Any]]:
+    text = torch.randn(1, 3, TEXT, generator=torch.Generator().manual_seed(seed))
+    return [{"uuid": uuid.uuid4(), "model_conds": {"c_crossattn": types.SimpleNamespace(cond=text)}}]
+
+
+class CFGGuider:
+    """Euler steps with classifier-free guidance."""
+
+    def __init__(self, model_patcher: ModelPatcher) -> None:
+        self.model_patcher, self.inner_model, self.cfg = model_patcher, model_patcher.model, 1.0
+
+    def set_conds(self, positive: Any, negative: Any) -> None:
+        self.positive, self.negative = positive, negative
+
+    def set_cfg(self, cfg: float) -> None:
+        self.cfg = cfg
+
+    def sample(self, noise: Tensor, sigmas: Tensor) -> Tensor:
+        options = self.model_patcher.model_options
+        found = wrappers(options["transformer_options"], WrappersMP.SAMPLER_SAMPLE)
+        return WrapperExecutor(self._sample, None, found).execute(self, sigmas, noise)
+
+    def _sample(self, guider: Any, sigmas: Tensor, x: Tensor) -> Tensor:
+        for sigma, lower in pairwise(sigmas):
+            x0 = self._denoise(x, sigma.expand(len(x)))
+            x = x + (x - x0) / sigma * (lower - sigma)
+        return x
+
+    def _denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        options, negative = self.model_patcher.model_options, None if self.cfg == 1 else self.negative
+        c, u = calc_cond_batch(self.inner_model, [self.positive, negative], x, sigma, options)
+        result = u + self.cfg * (c - u)
+        for function in options["sampler_post_cfg_function"]:
+            args = {"denoised": result, "cond": self.positive, "uncond": negative, "cond_scale": self.cfg, "input": x,
+                    "cond_denoised": c, "uncond_denoised": u, "sigma": sigma, "model": self.inner_model,
+                    "model_options": options}  # fmt: skip
+            result = function(args)
+        return result
+
+
+def model_lora_keys_unet(model: Any, key_map: dict[str, Any]) -> dict[str, Any]:
+    rows = (0, 0, WIDTH), (0, WIDTH, WIDTH)
+    names = {f"transformer.block.to_{n}": ("diffusion_model.qkv.weight", r) for n, r in zip("qv", rows, strict=True)}
+    return {**key_map, **names, "transformer.proj_out": "diffusion_model.final_layer.weight"}
+
+
+class Entry:
+    """An input or output of a node."""
+
+    def __init__(self, id: str = "", **facts: Any) -> None:
+        self.id, self.extra_dict, self.optional = id, {}, facts.get("optional", False)
+        self.tooltip, self.facts = facts.get("tooltip"), facts
+
+
+class _FloatInput(Entry):
+    def __init__(
+        self, id: str, tooltip: Any = None, default: Any = None, min: Any = None, max: Any = None, step: Any = None
+    ) -> None:
+        super().__init__(id, tooltip=tooltip, default=default, min=min, max=max, step=step)
+
+
+class _ComboInput(Entry):
+    def __init__(self, id: str, options: Any = None, tooltip: Any = None, default: Any = None) -> None:
+        super().__init__(id, options=options, tooltip=tooltip, default=default)
+
+
+class _StringInput(Entry):
+    def __init__(self, id: str, tooltip: Any = None, multiline: bool = False, default: Any = None) -> None:
+        super().__init__(id, tooltip=tooltip, multiline=multiline, default=default)
+
+
+class _SocketInput(Entry):
+    def __init__(self, id: str, optional: bool = False, tooltip: Any = None) -> None:
+        super().__init__(id, optional=optional, tooltip=tooltip)
+
+
+class _Output(Entry):
+    def __init__(self, display_name: Any = None, tooltip: Any = None, is_output_list: bool = False) -> None:
+        super().__init__("", tooltip=tooltip, display_name=display_name, is_output_list=is_output_list)
+
+
+def _type(input_class: type = _SocketInput) -> Any:
+    return type("Type", (), {"Input": input_class, "Output": _Output})
+
+
+class Schema:
+    def __init__(
+        self,
+        node_id: str,
+        display_name: Any = None,
+        category: str = "",
+        inputs: Any = None,
+        outputs: Any = None,
+        hidden: Any = None,
+        description: str = "",
+        is_output_node: bool = False,
+    ) -> None:
+        self.node_id, self.display_name, self.category, self.description = node_id, display_name, category, description
+        self.inputs, self.outputs, self.hidden = inputs or [], outputs or [], hidden or []
+
+
+class NodeOutput:
+    def __init__(self, *args: Any, ui: Any = None) -> None:
+        self.args, self.ui = args, ui
+
+
+class ComfyNode:
+    hidden = types.SimpleNamespace(unique_id="7", prompt={})
+
+
+class PreviewImage:
+    def __init__(self, image: Any, cls: Any = None) -> None:
+        self.image = image
+
+
+class PreviewText:
+    def __init__(self, value: str) -> None:
+        self.value = value
+
+
+def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
+    """Put the fake in the place of ComfyUI for one test; returns the list that live texts are added to."""
+    texts: list[str] = []
+
+    class PromptServer:
+        instance: Any = types.SimpleNamespace(send_progress_text=lambda text, node_id: texts.append(text))
+
+    io = types.SimpleNamespace(
+        Custom=lambda io_type: _type(),
+        Combo=_type(_ComboInput),
+        Float=_type(_FloatInput),
+        String=_type(_StringInput),
+        **{name: _type() for name in ("Model", "Conditioning", "Latent", "Image", "Guider")},
+        Schema=Schema,
+        NodeOutput=NodeOutput,
+        ComfyNode=ComfyNode,
+        Hidden=types.SimpleNamespace(unique_id="UNIQUE_ID", prompt="PROMPT"),
+    )
+    ui = types.SimpleNamespace(PreviewImage=PreviewImage, PreviewText=PreviewText)
+
+    def full_path(folder_name: str, filename: str) -> str:
+        path = folder / folder_name / filename
+        if not path.is_file():
+            raise FileNotFoundError(f"Model in folder '{folder_name}' with filename '{filename}' not found.")
+        return str(path)
+
+    modules: dict[str, dict[str, Any]] = {
+        "comfy": {},
+        "comfy.lora": {"model_lora_keys_unet": model_lora_keys_unet},
+        "comfy.model_sampling": {"CONST": CONST},
+        "comfy.model_base": {"BaseModel": BaseModel},
+        "comfy.model_patcher": {"ModelPatcher": ModelPatcher},
+        "comfy.samplers": {"calc_cond_batch": calc_cond_batch, "CFGGuider": CFGGuider},
+        "comfy.patcher_extension": {"WrappersMP": WrappersMP, "WrapperExecutor": WrapperExecutor},
+        "comfy_api": {},
+        "comfy_api.latest": {"io": io, "ui": ui, "ComfyExtension": type("ComfyExtension", (), {})},
+        "server": {"PromptServer": PromptServer},
+        "folder_paths": {
+            "get_filename_list": lambda folder_name: sorted(p.name for p in (folder / folder_name).glob("*")),
+            "get_full_path_or_raise": full_path,
+            "get_output_directory": lambda: str(folder / "output"),
+        },
+    }
+    for name, contents in modules.items():
+        module = types.ModuleType(name)
+        module.__dict__.update(contents)
+        module.__path__ = []  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, name, module)
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
+    for name in ("nodes", "host", "build"):  # imported anew, on this fake
+        monkeypatch.delitem(sys.modules, f"nft_pipeline.comfy_nodes.{name}", raising=False)
+        monkeypatch.delattr(nft_pipeline.comfy_nodes, name, raising=False)
+    return texts
