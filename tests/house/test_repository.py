@@ -39,6 +39,11 @@ def test_no_file_names_a_folder_of_the_machine_it_was_written_on() -> None:
     assert not found, "\n".join(found)
 
 
+def test_no_merge_was_left_half_done() -> None:
+    marker = re.compile(rb"^(<{7}|>{7}) ", re.MULTILINE)
+    assert not [str(path.relative_to(ROOT)) for path in repository_files() if marker.search(path.read_bytes())]
+
+
 def test_the_licence_is_the_plain_apache_2_text() -> None:
     # sha256 of https://www.apache.org/licenses/LICENSE-2.0.txt
     expected = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
