@@ -12,7 +12,7 @@ import os
 import re
 import time
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -117,8 +117,8 @@ def locate(source: str | os.PathLike[str], *, revision: str | None = None, subfo
             f"{text} is a file, expected the adapter's folder or a .safetensors file",
             advice=f"Give the folder that holds {CONFIG_FILE}.",
         )
-    if isinstance(source, str) and _HUB_ID.fullmatch(text) and ".." not in text:
-        return _folder_inside(_fetch(text, revision, inner), inner, None)
+    if is_hub_id(source):
+        return _folder_inside(_fetch(source, revision, inner), inner, None)
     near = difflib.get_close_matches(text, ADAPTERS, n=1)
     raise AdapterError(
         f'there is no adapter "{text}"' + (f'; did you mean "{near[0]}"?' if near else ""),
@@ -131,6 +131,11 @@ def locate(source: str | os.PathLike[str], *, revision: str | None = None, subfo
         ],
         f'Give a folder, a Hub id such as "someone/sd35m-nft-ocr", or a shipped name: {", ".join(ADAPTERS)}.',
     )
+
+
+def is_hub_id(source: str | os.PathLike[str]) -> TypeGuard[str]:
+    """Could this be a repository on the Hub, "owner/name"? A folder of that name here comes first, in `locate`."""
+    return isinstance(source, str) and _HUB_ID.fullmatch(source) is not None and ".." not in source
 
 
 def _inner_folder(subfolder: str | None) -> str:

@@ -32,7 +32,7 @@ CONFIG_HEADER_KEY = "diffusion_nft"
 HEAD_CONFIG_HEADER_KEY = "diffusion_nft_alpha_head"
 HASH_HEADER_KEY = "modelspec.hash_sha256"
 # Beside the contract's own names, what may stand in an adapter's folder and is replaced with it.
-_CARD_NAMES = {"README.md", "samples", "plots"}
+_CARD_NAMES = {"README.md", "run_report.json", "samples", "plots"}
 
 
 def write_adapter(
@@ -66,7 +66,7 @@ def write_adapter(
     if faults:
         raise AdapterError("the adapter was not written: its extra files have faults", faults)
     try:
-        _check_target(settle(target), extras)
+        check_replaceable(settle(target), extras)
         with atomic_folder(target) as new:
             for name, data in {**adapter_files(adapter), **extras}.items():
                 path = new / name
@@ -164,8 +164,16 @@ def _extra_faults(name: str, data: object) -> list[str]:
     return []
 
 
-def _check_target(target: Path, extras: Mapping[str, bytes]) -> None:
-    """Replacing deletes what is there, so it must be an adapter and nothing of the person's own."""
+def check_replaceable(target: Path, extras: Mapping[str, bytes]) -> None:
+    """Raise unless what stands there may be replaced whole: nothing, or an adapter and nothing of the person's own.
+
+    Args:
+        target: the folder that is to be replaced.
+        extras: files beside the contract's own that will be there afterwards.
+
+    Raises:
+        AdapterError: naming what would be deleted.
+    """
     if not target.is_dir():
         return
     found = {path.name for path in target.iterdir()}
