@@ -16,6 +16,7 @@ from nft_pipeline.adapter_read import (
     LORA_FILE,
     MAX_HEAD_BYTES,
     MAX_LORA_BYTES,
+    MAX_PICTURE_BYTES,
 )
 from nft_pipeline.adapter_write import COMFYUI_FOLDER
 from nft_pipeline.foreign_files import PICKLES
@@ -24,7 +25,6 @@ from .card import CARD_FILE
 from .report import REPORT_FILE
 
 MAX_TEXT_BYTES = 1_000_000
-MAX_PICTURE_BYTES = 20_000_000
 MAX_PICTURES = 200
 HUB_OWN = (".gitattributes", "LICENSE", "LICENSE.md", "LICENSE.txt")  # what the Hub or its site may add
 _SIZES = {

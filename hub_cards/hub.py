@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from nft_pipeline.adapter import AdapterError
+from nft_pipeline.adapter_read import is_network_error
 
 # What may be otherwise in a moment. 409 and 412: somebody else, or our own lost request, was at it; look again.
 TRANSIENT = (408, 409, 412, 425, 429, 500, 502, 503, 504)
@@ -43,21 +44,6 @@ def is_transient(error: BaseException) -> bool:
     """May the same request succeed in a moment?"""
     status = status_of(error)
     return status in TRANSIENT if status is not None else is_network_error(error)
-
-
-def is_network_error(error: BaseException) -> bool:
-    """Did the connection fail, whatever the client wrapped that into?"""
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OfflineModeIsEnabled):
-            return False
-        # The HTTP library under the client has changed its name between versions, and all its errors are of this kind.
-        if isinstance(seen, ConnectionError | TimeoutError) or type(seen).__module__.startswith("httpx"):
-            return True
-        seen = seen.__cause__
-    return False
 
 
 def explain(error: BaseException, doing: str, repo: str) -> HubError:

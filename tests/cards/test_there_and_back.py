@@ -67,9 +67,10 @@ read_adapter("someone/tiny-red", revision="v1")
 
 @dataclass(frozen=True)
 class Trip:
-    """What was pushed, where it is on disk, and what the fresh process left in `out`."""
+    """What was pushed, where it and its base model are on disk, and what the fresh process left in `out`."""
 
     adapter: Adapter
+    base: Path
     folder: Path
     hub: LocalHub
     out: Path
@@ -101,7 +102,7 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trip]:
             timeout=600,
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        yield Trip(adapter, folder, hub, place / "out")
+        yield Trip(adapter, place / "base", folder, hub, place / "out")
 
 
 def fitted(snippet: str) -> str:
@@ -128,7 +129,7 @@ def test_a_subfolder_comes_back_too(trip: Trip) -> None:
 
 @pytest.mark.parametrize("strength", [0.0, 1.0, 1.7])
 def test_latents_are_those_of_the_local_folder_bit_for_bit(trip: Trip, strength: float) -> None:
-    pipe: Any = DiffusionNFTPipeline.from_pipe(tiny_pipe(), trip.folder)
+    pipe: Any = DiffusionNFTPipeline.from_pretrained(trip.base, nft_adapter=trip.folder)
     pipe.set_progress_bar_config(disable=True)
     here = sample(pipe, nft_strength=strength)
     assert torch.equal(load_file(trip.out / "found.safetensors")[f"latents {strength}"], here)
