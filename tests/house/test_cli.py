@@ -55,7 +55,10 @@ def test_a_typo_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["smaple", "a ring"]) == 2
     assert "there is no command 'smaple'; did you mean 'sample'?" in capsys.readouterr().err
     assert main(["zzz"]) == 2
-    assert "expected one of demo, sample, info, train, eval, env." in capsys.readouterr().err
+    assert (
+        "expected one of demo, sample, info, card, push, pull, verify, export, train, eval, env."
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("arguments", [["--nosuch"], ["env", "--nosuch"], ["info"], ["sample", "x", "--steps", "few"]])
