@@ -46,7 +46,8 @@ def private_faults(files: Mapping[str, bytes], owner: str | None = None) -> list
         for found in dict.fromkeys(_LOCAL_PATH.findall(text)):
             faults.append((path, f"holds the local path {found[:120]}"))
         for name in sorted(accounts):
-            if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text):
+            # Before a slash it is the owner of a repository, or in a path, which is found above.
+            if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w/-])", text):
                 faults.append((path, f"holds the name of your account on this machine, {name}"))
     return faults
 

@@ -19,13 +19,14 @@ from typing import Any
 import torch
 
 from nft_pipeline.adapter import Adapter, AdapterError, check_base, check_lora_modules, read_adapter
-from nft_pipeline.adapter_read import CONFIG_FILE, HEAD_FOLDER, LORA_FILE, is_hub_id, locate
+from nft_pipeline.adapter_read import CONFIG_FILE, HEAD_FOLDER, LORA_FILE, is_hub_id, is_network_error, locate
 from nft_pipeline.adapter_write import COMFYUI_FOLDER, CONFIG_HEADER_KEY, HASH_HEADER_KEY, adapter_files
 from nft_pipeline.families import unwrap_compiled
 from nft_pipeline.strict_files import TensorFile, content_hash, read_safetensors
 
 from .card import CARD_FILE
 from .contents import MAX_TEXT_BYTES, folder_sizes, largest, listing_faults, read_texts
+from .hub import explain
 from .licence import UNKNOWN
 from .report import REPORT_FILE, RunReport
 from .scan import private_faults
@@ -80,7 +81,7 @@ def verify(
     if not folder.is_dir():
         raise AdapterError(f"{folder} is a file, expected an adapter's folder or a Hub id")
     from_hub = is_hub_id(source) and not Path(os.path.expanduser(source)).is_dir()
-    sizes = repository_sizes(str(source), revision, subfolder) if from_hub else folder_sizes(folder)
+    sizes = repository_sizes(str(source), revision, subfolder) if from_hub else None
     owner = str(source).partition("/")[0] if from_hub else None
     return folder_faults(folder, sizes=sizes, from_hub=from_hub, base=base, card=card, owner=owner)
 
@@ -118,11 +119,21 @@ def folder_faults(
     return list(dict.fromkeys(faults))
 
 
-def repository_sizes(repo: str, revision: str | None, subfolder: str | None) -> dict[str, int]:
-    """Bytes of every file of a repository on the Hub, by path relative to the subfolder."""
-    from huggingface_hub import HfApi
+def repository_sizes(repo: str, revision: str | None, subfolder: str | None) -> dict[str, int] | None:
+    """Bytes of every file of a repository on the Hub, by path relative to the subfolder; None if it is out of reach.
 
-    info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+    Raises:
+        HubError: the Hub answered with an error.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+    except Exception as error:
+        if isinstance(error, OfflineModeIsEnabled) or is_network_error(error):
+            return None  # what lies in the cache is looked at all the same
+        raise explain(error, f"{repo} was not verified", repo) from error
     inner = f"{subfolder.strip('/')}/" if subfolder else ""
     named = [(sibling.rfilename, sibling.size or 0) for sibling in info.siblings or ()]
     return {name.removeprefix(inner): size for name, size in named if name.startswith(inner)}

@@ -55,6 +55,7 @@ def test_the_accounts_name_is_private_except_as_the_repositorys_owner(monkeypatc
     files = {"a.json": b'{"by": "annalena"}', "b.json": b'{"by": "annalenas-model"}'}
     assert private_faults(files) == [("a.json", "holds the name of your account on this machine, annalena")]
     assert private_faults(files, owner="annalena") == []
+    assert private_faults({"README.md": b'load_lora_weights("annalena/red")'}) == []
     monkeypatch.setattr(getpass, "getuser", lambda: "root")
     assert private_faults({"a.json": b"the root of it"}) == []
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import safetensors.torch
 import torch
@@ -228,7 +229,7 @@ def test_the_head_of_another_model(tmp_path: Path) -> None:
     assert "feature_dim is 64, but the LoRA's layers are 32 wide" in str(fault)
 
 
-def test_a_repository_on_the_hub(sound: Path, hub: LocalHub) -> None:
+def test_a_repository_on_the_hub(sound: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     push(sound, "someone/tiny-red", licence="apache-2.0", pause=0)
     assert verify("someone/tiny-red") == []
     repo = hub.repos["someone/tiny-red"]
@@ -239,3 +240,6 @@ def test_a_repository_on_the_hub(sound: Path, hub: LocalHub) -> None:
     assert not [path for _, path in hub.requests if path.endswith("evil.pt")]  # listed, never fetched
     with pytest.raises(AdapterError, match="there is no such repository"):
         verify("someone/nothing")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    lines = [str(fault) for fault in verify("someone/tiny-red")]
+    assert lines and not any(line.startswith("evil.pt") for line in lines)  # of the cache, where it never came
