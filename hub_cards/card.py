@@ -105,9 +105,15 @@ def card_metadata(config: AdapterConfig, report: RunReport, licence: Licence) ->
     if report.samples:
         facts["widget"] = [
             {"text": f"{sample.prompt} (strength {sample.strength:g})", "output": {"url": sample.file}}
-            for sample in report.samples[:GALLERY]
+            for sample in report.samples[: _gallery(report)]
         ]
     return ModelCardData(**facts).to_yaml().strip()
+
+
+def _gallery(report: RunReport) -> int:
+    """How many samples: as many whole rows of strengths as `GALLERY` holds."""
+    row = len({sample.strength for sample in report.samples})
+    return GALLERY // row * row if row <= GALLERY else GALLERY
 
 
 def _base_link(base: str) -> str:

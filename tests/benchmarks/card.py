@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageChops
 
 from nft_pipeline import DiffusionNFTPipeline, read_adapter, write_adapter
 from nft_pipeline.hub_cards.draw import draw_samples
@@ -89,10 +90,14 @@ def photograph(folder: Path, theme: str, out: Path) -> None:
     whole = f"<style>{style}</style><pre>{html.escape(metadata)}</pre>{page}"
     (folder / "card.html").write_text(f'<!doctype html><meta charset="utf-8">{whole}', encoding="utf-8")
     chromium = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=800,3600"]
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=800,6000"]
     address = (folder / "card.html").absolute().as_uri()
     subprocess.run([chromium, *options, f"--screenshot={out.absolute()}", address], check=True, timeout=300)
     (folder / "card.html").unlink()
+    picture = Image.open(out).convert("RGB")
+    empty = Image.new("RGB", picture.size, picture.getpixel((2, picture.height - 2)))
+    _, _, _, bottom = ImageChops.difference(picture, empty).getbbox() or (0, 0, 0, picture.height)
+    picture.crop((0, 0, picture.width, bottom + 24)).quantize(128).save(out, optimize=True)
 
 
 def main() -> None:

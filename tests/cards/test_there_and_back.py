@@ -109,7 +109,8 @@ def fitted(snippet: str) -> str:
     """The card's snippet for a base model without a T5, in fp32 where weights are compared, and in one step."""
     if "load_lora_weights" in snippet:
         return snippet.replace("torch.bfloat16", "torch.float32, text_encoder_3=None, tokenizer_3=None")
-    return snippet.replace("guidance_scale=1)", "guidance_scale=1, num_inference_steps=1, max_sequence_length=4)")
+    assert "guidance_scale=1,\n" in snippet
+    return snippet.replace("guidance_scale=1,\n", "guidance_scale=1, num_inference_steps=1, max_sequence_length=4\n")
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
