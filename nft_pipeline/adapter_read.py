@@ -12,8 +12,9 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -36,9 +37,13 @@ LORA_METADATA_KEY = "lora_adapter_metadata"  # diffusers' name for the header en
 MAX_LORA_BYTES = 16 * 2**30
 MAX_HEAD_BYTES = 2 * 2**30
 MAX_HEAD_LAYERS = 64
+MAX_JSON_BYTES = 50_000_000  # of any .json that lies beside an adapter, a tokenizer's say; our own are far smaller
+MAX_PICTURE_BYTES = 20_000_000
+MAX_REPOSITORY_BYTES = 64 * 2**30
 HUB_PATTERNS = ("*.safetensors", "*.json", "*.md", "*.png")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _READ_TRIES = 7
+_FETCH_TRIES = 3
 _FIRST_PAUSE = 0.05  # seconds, doubled from try to try: a writer that is at it gets time to finish
 
 
@@ -119,8 +124,8 @@ def locate(source: str | os.PathLike[str], *, revision: str | None = None, subfo
             f"{text} is a file, expected the adapter's folder or a .safetensors file",
             advice=f"Give the folder that holds {CONFIG_FILE}.",
         )
-    if isinstance(source, str) and _HUB_ID.fullmatch(text) and ".." not in text:
-        return _folder_inside(_fetch(text, revision, inner), inner, None)
+    if is_hub_id(source):
+        return _folder_inside(_fetch(source, revision, inner), inner, None)
     near = difflib.get_close_matches(text, ADAPTERS, n=1)
     raise AdapterError(
         f'there is no adapter "{text}"' + (f'; did you mean "{near[0]}"?' if near else ""),
@@ -133,6 +138,11 @@ def locate(source: str | os.PathLike[str], *, revision: str | None = None, subfo
         ],
         f'Give a folder, a Hub id such as "someone/sd35m-nft-ocr", or a shipped name: {", ".join(ADAPTERS)}.',
     )
+
+
+def is_hub_id(source: str | os.PathLike[str]) -> TypeGuard[str]:
+    """Could this be a repository on the Hub, "owner/name"? A folder of that name here comes first, in `locate`."""
+    return isinstance(source, str) and _HUB_ID.fullmatch(source) is not None and ".." not in source
 
 
 def _inner_folder(subfolder: str | None) -> str:
@@ -174,7 +184,14 @@ def _fetch(repo: str, revision: str | None, inner: str) -> Path:
 
     patterns = [f"{inner}/{pattern}" if inner else pattern for pattern in HUB_PATTERNS]
     what = f'the adapter "{repo}" is no folder here and could not be fetched from the Hub'
+    _refuse_huge(repo, revision, patterns)
     try:
+        for _ in range(_FETCH_TRIES - 1):
+            try:
+                return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+            except Exception as error:  # the client tries again to reach the Hub, but not when a file breaks off
+                if not is_network_error(error):
+                    raise
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except GatedRepoError as error:
         fault = "the repository is gated"
@@ -197,11 +214,58 @@ def _fetch(repo: str, revision: str | None, inner: str) -> Path:
         fault = f"{reason} and there is no whole copy in the local cache"
         advice = "Try again, online, to fetch it once, or give a folder."
         cause = error
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:
+        if not isinstance(error, HfHubHTTPError | OSError) and not is_network_error(error):
+            raise
         fault = f"the download failed: {str(error) or type(error).__name__}"
         advice = "Try again; what was fetched is kept."
         cause = error
     raise AdapterError(what, [fault], advice) from cause
+
+
+def is_network_error(error: BaseException) -> bool:
+    """Did the connection to the Hub fail, whatever its client made of that? False while HF_HUB_OFFLINE is set."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, HfHubHTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled):
+            return False  # an answer, or one that is final
+        # The HTTP library under the client has changed its name between versions, and all its errors are of this kind.
+        if isinstance(seen, ConnectionError | TimeoutError) or type(seen).__module__.startswith("httpx"):
+            return True
+        seen = seen.__cause__
+    return False
+
+
+def _refuse_huge(repo: str, revision: str | None, patterns: list[str]) -> None:
+    """Raise before a download that no adapter needs: a whole model, or a repository made to fill disks.
+
+    A Hub that does not answer is passed over: the download itself finds the words for that, or the copy in the cache.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        files = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=30).siblings or []
+    except Exception:  # of the network, of the Hub, of its client: see above
+        return
+    sizes = {file.rfilename: file.size or 0 for file in files}
+    wanted = [name for name in sizes if any(fnmatch(name, pattern) for pattern in patterns)]
+    limits = {".json": MAX_JSON_BYTES, ".safetensors": MAX_LORA_BYTES + MAX_HEAD_BYTES}
+    faults = [
+        f"{name} is {sizes[name]:,} bytes long, at most {limit:,} are read"
+        for name in wanted
+        if sizes[name] > (limit := limits.get(PurePosixPath(name).suffix, MAX_PICTURE_BYTES))
+    ]
+    total = sum(sizes[name] for name in wanted)
+    if total > MAX_REPOSITORY_BYTES:
+        faults.append(f"together they are {total:,} bytes, at most {MAX_REPOSITORY_BYTES:,} are fetched")
+    if faults:
+        raise AdapterError(
+            f'the adapter "{repo}" was not fetched from the Hub: it is too large for an adapter',
+            faults,
+            "Give subfolder= if the adapter is a small part of the repository, or download yourself what you trust.",
+        )
 
 
 def _identity(folder: Path) -> tuple[int, int, int] | None:

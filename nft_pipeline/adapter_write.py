@@ -7,7 +7,8 @@
     README.md, samples/, plots/, ...   what the caller adds
 
 The single file carries the LoRA with an `.alpha` per layer, the head's tensors under "alpha_head.", and in its header
-nft_config.json under "diffusion_nft" and alpha_head/config.json under "diffusion_nft_alpha_head".
+nft_config.json under "diffusion_nft" and alpha_head/config.json under "diffusion_nft_alpha_head". Both LoRA files have
+modelspec.* and ss_* texts in their headers, which model managers read.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from .strict_files import safetensors_bytes
 COMFYUI_FOLDER = "comfyui"
 CONFIG_HEADER_KEY = "diffusion_nft"
 HEAD_CONFIG_HEADER_KEY = "diffusion_nft_alpha_head"
+HASH_HEADER_KEY = "modelspec.hash_sha256"
 # Beside the contract's own names, what may stand in an adapter's folder and is replaced with it.
-_CARD_NAMES = {"README.md", "samples", "plots"}
+_CARD_NAMES = {"README.md", "run_report.json", "samples", "plots"}
 
 
 def write_adapter(
@@ -64,9 +66,9 @@ def write_adapter(
     if faults:
         raise AdapterError("the adapter was not written: its extra files have faults", faults)
     try:
-        _check_target(settle(target), extras)
+        check_replaceable(settle(target), extras)
         with atomic_folder(target) as new:
-            for name, data in {**_files(adapter), **extras}.items():
+            for name, data in {**adapter_files(adapter), **extras}.items():
                 path = new / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
@@ -78,8 +80,12 @@ def write_adapter(
     return target
 
 
-def _files(adapter: Adapter) -> dict[str, bytes]:
-    """Every file of the contract, by relative path."""
+def adapter_files(adapter: Adapter) -> dict[str, bytes]:
+    """Every file of the contract, by relative path; the same bytes for the same adapter.
+
+    Args:
+        adapter: checked.
+    """
     config = adapter.config
     lora = {key: _plain(tensor) for key, tensor in adapter.lora.items()}
     said = {}
@@ -88,12 +94,12 @@ def _files(adapter: Adapter) -> dict[str, bytes]:
         if part:
             facts = {"r": config.rank, "lora_alpha": config.rank, "target_modules": lora_modules(part)}
             said.update({f"{component}.{name}": value for name, value in facts.items()})
-    header = {"format": "pt", LORA_METADATA_KEY: _json(said)}
+    texts = _header(config)
     files = {
-        LORA_FILE: safetensors_bytes(lora, header),
+        LORA_FILE: safetensors_bytes(lora, {**texts, LORA_METADATA_KEY: _json(said)}, HASH_HEADER_KEY),
         CONFIG_FILE: config.to_json().encode(),
     }
-    single, single_header = lora_to_comfyui(lora, config.rank), _comfyui_header(config)
+    single, single_header = lora_to_comfyui(lora, config.rank), dict(texts)
     if adapter.head is not None:
         state = {key: _plain(tensor) for key, tensor in adapter.head.state_dict().items()}
         head_config = _json(adapter.head.config.to_dict())
@@ -101,22 +107,30 @@ def _files(adapter: Adapter) -> dict[str, bytes]:
         files[HEAD_FILE] = safetensors_bytes(state, {"format": "pt"})
         single |= head_to_comfyui(state)
         single_header[HEAD_CONFIG_HEADER_KEY] = head_config
-    files[f"{COMFYUI_FOLDER}/{config.name}.safetensors"] = safetensors_bytes(single, single_header)
+    files[f"{COMFYUI_FOLDER}/{config.name}.safetensors"] = safetensors_bytes(single, single_header, HASH_HEADER_KEY)
     return files
 
 
-def _comfyui_header(config: AdapterConfig) -> dict[str, str]:
-    """Texts only: a safetensors header is a flat table of texts. modelspec.* is what model managers read."""
+def _header(config: AdapterConfig) -> dict[str, str]:
+    """What both LoRA files say about themselves. Texts only: a safetensors header is a flat table of texts.
+
+    modelspec.* (https://github.com/Stability-AI/ModelSpec) and ss_* are what model managers read; `diffusion_nft` is
+    the whole config, so that a file that was parted from its folder still says what it is.
+    """
     height, width = config.resolution
     return {
         "format": "pt",
         CONFIG_HEADER_KEY: config.to_json(),
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{config.denoiser}/lora",
+        "modelspec.implementation": "https://github.com/huggingface/diffusers",
         "modelspec.title": config.name,
         "modelspec.description": str(config.reward["description"]),
         "modelspec.license": config.licence,
         "modelspec.resolution": f"{width}x{height}",
+        "modelspec.tags": "diffusion-nft, lora",
+        "modelspec.usage_hint": "reward guidance: v = v_old + scale (v_lora - v_old); as a plain LoRA, without its "
+        "alpha, it goes all the way",
         "ss_base_model_version": config.base_model.id,
         "ss_network_dim": str(config.rank),
         "ss_network_alpha": str(config.rank),
@@ -150,8 +164,16 @@ def _extra_faults(name: str, data: object) -> list[str]:
     return []
 
 
-def _check_target(target: Path, extras: Mapping[str, bytes]) -> None:
-    """Replacing deletes what is there, so it must be an adapter and nothing of the person's own."""
+def check_replaceable(target: Path, extras: Mapping[str, bytes]) -> None:
+    """Raise unless what stands there may be replaced whole: nothing, or an adapter and nothing of the person's own.
+
+    Args:
+        target: the folder that is to be replaced.
+        extras: files beside the contract's own that will be there afterwards.
+
+    Raises:
+        AdapterError: naming what would be deleted.
+    """
     if not target.is_dir():
         return
     found = {path.name for path in target.iterdir()}

@@ -40,6 +40,11 @@ COMMANDS: dict[str, Command] = {
     "demo": Command("nft_pipeline.training.shapes.demo", "train a small adapter before your eyes and measure it"),
     "sample": Command("nft_pipeline.commands.sample", "draw prompts at several strengths into one labelled picture"),
     "info": Command("nft_pipeline.commands.info", "say what an adapter is: kind, base model, tilt, reward, licence"),
+    "card": Command("nft_pipeline.hub_cards.commands.card", "write an adapter's card from its own numbers"),
+    "push": Command("nft_pipeline.hub_cards.commands.push", "put an adapter with its card on the Hub"),
+    "pull": Command("nft_pipeline.hub_cards.commands.pull", "fetch an adapter from the Hub into a folder"),
+    "verify": Command("nft_pipeline.hub_cards.commands.verify", "say everything that is wrong with an adapter"),
+    "export": Command("nft_pipeline.hub_cards.commands.export", "write an adapter's LoRA for other tools"),
     "train": Command("nft_pipeline.training.command", "train an adapter"),
     "check": Command("nft_pipeline.training.check_command", "find what would stop a training run later, now"),
     "score": Command("nft_pipeline.commands.score", "score a folder of pictures with rewards, for training on them"),
@@ -50,7 +55,7 @@ COMMANDS: dict[str, Command] = {
 }
 
 # Import names of what the extras bring, and of what a plain installation brings.
-_EXTRAS = {"train": {"filelock", "matplotlib", "requests", "scipy", "yaml"}}
+_EXTRAS = {"train": {"filelock", "matplotlib", "requests", "scipy", "yaml"}, "hub": {"jinja2"}}
 _CORE = {
     "PIL",
     "accelerate",

@@ -166,7 +166,7 @@ def load_lora(files: ForeignFiles) -> ForeignLora:
     file = read_safetensors(files.weights, shown, MAX_BYTES)
     if _OWN_HEADER in file.header:
         raise AdapterError(
-            f"{shown} is an adapter of this package in ComfyUI's form",
+            f"{shown} is a file out of an adapter of this package",
             advice="Give the adapter's folder (with nft_config.json); it says its kind and beta itself.",
         )
     if files.peft_config is not None:

@@ -7,6 +7,7 @@ Pickles are never opened: loading one runs code.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def read_safetensors(path: Path, shown: str, max_bytes: int) -> TensorFile:
         raise AdapterError(f"{shown} is damaged ({error}); {_DOWNLOAD_AGAIN}") from error
 
 
-def safetensors_bytes(tensors: dict[str, Tensor], header: dict[str, str]) -> bytes:
+def safetensors_bytes(tensors: dict[str, Tensor], header: dict[str, str], hash_key: str | None = None) -> bytes:
     """The content of a safetensors file, always the same for the same input.
 
     The library writes the header's texts in random order; equal adapters should be equal files, for hashes and the Hub.
@@ -65,13 +66,22 @@ def safetensors_bytes(tensors: dict[str, Tensor], header: dict[str, str]) -> byt
     Args:
         tensors: on the CPU, contiguous, not sharing memory.
         header: texts for the header.
+        hash_key: a further text of the header, for the `content_hash` of the file; None for none.
     """
     data = safetensors.torch.save(tensors)
     length = int.from_bytes(data[:8], "little")
+    if hash_key is not None:
+        header = {**header, hash_key: content_hash(data)}
     entries = {"__metadata__": dict(sorted(header.items())), **json.loads(data[8 : 8 + length])}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the tensors stay aligned
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def content_hash(data: bytes) -> str:
+    """ "0x" and the SHA-256 of what follows the header of a safetensors file: the tensors, whatever the header says."""
+    length = int.from_bytes(data[:8], "little")
+    return "0x" + hashlib.sha256(memoryview(data)[8 + length :]).hexdigest()
 
 
 def tensor_faults(tensors: dict[str, Tensor]) -> list[str]:

@@ -495,7 +495,5 @@ def test_a_file_takes_no_subfolder_and_other_files_are_no_adapters(tmp_path: Pat
 
 def test_our_own_file_for_comfyui_is_sent_back_to_its_folder(tmp_path: Path, pipe: Any) -> None:
     ours = write_adapter(tmp_path / "ours", sd3_adapter(kind="policy"))
-    with pytest.raises(
-        AdapterError, match=r"is an adapter of this package in ComfyUI's form\n.*it says its kind and beta"
-    ):
+    with pytest.raises(AdapterError, match=r"is a file out of an adapter of this package\n.*it says its kind and beta"):
         read_for(pipe, ours / "comfyui" / "tiny-red.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -71,11 +72,25 @@ def test_the_lora_header_tells_diffusers_the_scale(tmp_path: Path) -> None:
     made = tiny_adapter()
     write_adapter(tmp_path / "a", made)
     header, tensors = header_and_tensors(tmp_path / "a" / "pytorch_lora_weights.safetensors")
-    assert sorted(header) == ["format", "lora_adapter_metadata"] and header["format"] == "pt"
+    assert header["format"] == "pt"
     said = json.loads(header["lora_adapter_metadata"])
     assert said["transformer.r"] == said["transformer.lora_alpha"] == made.config.rank
     assert said["transformer.target_modules"] == lora_modules(made.lora)
     assert_same_tensors(tensors, dict(made.lora))
+
+
+def test_both_files_say_what_they_are(tmp_path: Path) -> None:
+    """A file parted from its folder still names its base model, licence and config, and its content's hash."""
+    write_adapter(tmp_path / "a", tiny_adapter())
+    for name in ("pytorch_lora_weights.safetensors", "comfyui/tiny-red.safetensors"):
+        header, _ = header_and_tensors(tmp_path / "a" / name)
+        data = (tmp_path / "a" / name).read_bytes()
+        start = 8 + int.from_bytes(data[:8], "little")
+        assert header["modelspec.hash_sha256"] == "0x" + hashlib.sha256(data[start:]).hexdigest()
+        assert header["diffusion_nft"] == (tmp_path / "a" / "nft_config.json").read_text()
+        assert header["ss_base_model_version"] == "someone/tiny-sd3"
+        required = ("sai_model_spec", "architecture", "implementation", "title")  # of ModelSpec 1.0
+        assert all(header[f"modelspec.{field}"] for field in required)
 
 
 def test_the_single_file_is_the_whole_adapter(tmp_path: Path) -> None:

@@ -1,0 +1,165 @@
+"""Files of an adapter for other tools.
+
+    comfyui   one file for ComfyUI's models/loras: LoRA, alpha head, settings
+    kohya     lora_down, lora_up and alpha under underscored names, for tools of that family
+    peft      adapter_config.json and adapter_model.safetensors, for peft's PeftModel
+    merged    a plain LoRA at one fixed strength, for tools that know nothing of reward guidance
+
+All but the first lose the dial. In `merged` the change of the weights is scaled once and for all,
+
+    W + s B A,    s = law_scale(alpha, strength tilt) for a positive adapter, s = strength for a policy,
+
+with one alpha for all samples and noise levels. That is not guidance (which scales the difference of two outputs, each
+sample by its own alpha), only its nearest relative that one LoRA file can hold.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nft_pipeline.adapter import Adapter, AdapterError
+from nft_pipeline.adapter_read import LORA_METADATA_KEY
+from nft_pipeline.adapter_write import COMFYUI_FOLDER, adapter_files
+from nft_pipeline.guidance import law_scale
+from nft_pipeline.keys import SECOND, component_lora, lora_key, lora_modules
+from nft_pipeline.strict_files import safetensors_bytes
+
+EXPORT_HEADER_KEY = "diffusion_nft_export"
+
+
+def export(
+    adapter: Adapter,
+    form: str,
+    *,
+    strength: float | None = None,
+    law: str = "nft",
+    alpha: float | None = None,
+) -> dict[str, bytes]:
+    """The files of one form.
+
+    Args:
+        adapter: checked; one with a LoRA for v_old is refused.
+        form: one of `FORMS`.
+        strength: for "merged" only; default the adapter's recommended one.
+        law: for "merged" of a positive adapter, see `nft_pipeline.guidance.law_scale`.
+        alpha: for "merged" of a positive adapter, the one alpha that stands for all; default its base rate.
+
+    Returns:
+        Contents by file name, relative to where they go.
+
+    Raises:
+        AdapterError: a form that is not known or cannot hold this adapter, or no alpha to be had.
+    """
+    if form not in FORMS:
+        raise AdapterError(f"the form is {form!r}, expected one of {', '.join(FORMS)}")
+    if adapter.old is not None:
+        raise AdapterError("the adapter has a LoRA for v_old, which no other tool's file can hold")
+    if form == "merged":
+        return _merged(adapter, adapter.config.strength if strength is None else strength, law, alpha)
+    if strength is not None or alpha is not None:
+        raise AdapterError(f"strength and alpha are for the form merged; the form {form} holds the LoRA at full weight")
+    return FORMS[form](adapter)
+
+
+def _comfyui(adapter: Adapter) -> dict[str, bytes]:
+    name = f"{adapter.config.name}.safetensors"
+    return {name: adapter_files(adapter)[f"{COMFYUI_FOLDER}/{name}"]}
+
+
+def _kohya(adapter: Adapter) -> dict[str, bytes]:
+    config = adapter.config
+    _one_denoiser(adapter, "kohya")
+    prefix = "lora_unet_" if config.component == "unet" else "lora_transformer_"
+    tensors: dict[str, Tensor] = {}
+    for module in lora_modules(adapter.lora):
+        name = prefix + module.replace(".", "_")
+        for side, arm in (("A", "down"), ("B", "up")):
+            tensors[f"{name}.lora_{arm}.weight"] = adapter.lora[lora_key(config.component, module, side)].contiguous()
+        tensors[f"{name}.alpha"] = torch.tensor(float(config.rank))
+    header = {"ss_network_module": "networks.lora", **_header(adapter, {"form": "kohya"})}
+    return {f"{config.name}-kohya.safetensors": safetensors_bytes(tensors, header)}
+
+
+def _peft(adapter: Adapter) -> dict[str, bytes]:
+    """A folder a denoiser: peft wraps one model."""
+    config = adapter.config
+    components = [part for part in (config.component, config.component + SECOND) if component_lora(adapter.lora, part)]
+    files: dict[str, bytes] = {}
+    for component in components:
+        lora = component_lora(adapter.lora, component)
+        folder = "" if len(components) == 1 else f"{component}/"
+        named = {f"base_model.model.{key.removeprefix(f'{component}.')}": t.contiguous() for key, t in lora.items()}
+        settings = {
+            "peft_type": "LORA",
+            "base_model_name_or_path": config.base_model.id,
+            "revision": config.base_model.revision,
+            "r": config.rank,
+            "lora_alpha": config.rank,
+            "bias": "none",
+            "inference_mode": True,
+            # One expression for whole names: peft takes a list's entries for endings, and "proj_out" ends many names.
+            "target_modules": "|".join(re.escape(module) for module in lora_modules(lora)),
+        }
+        files[f"{folder}adapter_config.json"] = (json.dumps(settings, indent=2) + "\n").encode()
+        files[f"{folder}adapter_model.safetensors"] = safetensors_bytes(named, _header(adapter, {"form": "peft"}))
+    return files
+
+
+def _merged(adapter: Adapter, strength: float, law: str, alpha: float | None) -> dict[str, bytes]:
+    config = adapter.config
+    scale, said = strength, {"form": "merged", "strength": strength}
+    if config.kind == "positive":
+        alpha = config.base_rate if alpha is None else alpha
+        if alpha is None:
+            raise AdapterError(
+                "this positive adapter does not say its base_rate, so there is no one alpha to scale its LoRA by",
+                advice="Give alpha (--alpha), the share of the base model's pictures that the reward likes, say 0.4.",
+            )
+        scale = law_scale(alpha, strength * config.tilt, law).item()
+        said |= {"law": law, "alpha": alpha}
+    lora = {
+        key: ((tensor.double() * scale).to(tensor.dtype) if key.endswith("lora_B.weight") else tensor).contiguous()
+        for key, tensor in adapter.lora.items()
+    }
+    parts = [part for part in (config.component, config.component + SECOND) if component_lora(lora, part)]
+    facts: dict[str, Any] = {}
+    for part in parts:
+        facts |= {f"{part}.r": config.rank, f"{part}.lora_alpha": config.rank}
+        facts[f"{part}.target_modules"] = lora_modules(component_lora(lora, part))
+    header = {**_header(adapter, {**said, "scale": scale}), LORA_METADATA_KEY: json.dumps(facts)}
+    return {f"{config.name}-strength-{strength:g}.safetensors": safetensors_bytes(lora, header)}
+
+
+FORMS: dict[str, Callable[[Adapter], dict[str, bytes]]] = {
+    "comfyui": _comfyui,
+    "kohya": _kohya,
+    "peft": _peft,
+    "merged": lambda adapter: export(adapter, "merged"),
+}
+
+
+def _one_denoiser(adapter: Adapter, form: str) -> None:
+    second = adapter.config.component + SECOND
+    if component_lora(adapter.lora, second):
+        raise AdapterError(f"the adapter changes two denoisers, and the form {form} has names for one; export as peft")
+
+
+def _header(adapter: Adapter, said: dict[str, Any]) -> dict[str, str]:
+    """No `diffusion_nft` in it: that marks files that guidance can be done with."""
+    config = adapter.config
+    return {
+        "format": "pt",
+        EXPORT_HEADER_KEY: json.dumps({"name": config.name, "kind": config.kind, **said}),
+        "modelspec.title": config.name,
+        "modelspec.license": config.licence,
+        "modelspec.architecture": f"{config.denoiser}/lora",
+        "ss_base_model_version": config.base_model.id,
+        "ss_network_dim": str(config.rank),
+        "ss_network_alpha": str(config.rank),
+    }

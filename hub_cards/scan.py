@@ -1,0 +1,85 @@
+"""What must not go up: local paths, the name of the person's account on this machine, and tokens.
+
+Texts are looked at as they are, the headers of safetensors files, and the texts inside PNGs (ComfyUI and others write
+whole workflows there). Tensors and pixels are not.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+from collections.abc import Iterator, Mapping
+from io import BytesIO
+from pathlib import Path
+
+_SECRETS = {
+    "a Hugging Face token": r"hf_[A-Za-z0-9]{20,}",
+    "an API key": r"sk-[A-Za-z0-9_-]{20,}",
+    "a GitHub token": r"gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{20,}",
+    "an AWS key": r"AKIA[0-9A-Z]{16}",
+    "a Slack token": r"xox[abprs]-[A-Za-z0-9-]{10,}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+}
+# After a letter, a digit, a dot or another slash it is part of an address or of a relative path.
+_LOCAL_PATH = re.compile(
+    r"(?<![\w./])(?:/(?:home|root|Users|mnt|media|tmp|var|opt|srv|scratch|workspace|work|content|kaggle|private|data)/"
+    r"[^\s\"'<>|)]+|[A-Za-z]:\\{1,2}[^\s\"'<>|)]+|~/[\w.-]+|file://[^\s\"'<>|)]+)"
+)
+_COMMON_ACCOUNTS = {"root", "user", "admin", "ubuntu", "runner", "home", "work", "test", "model", "train", "nobody"}
+
+
+def private_faults(files: Mapping[str, bytes], owner: str | None = None) -> list[tuple[str, str]]:
+    """Everything private in the files, as (file, what it holds); a token's own text is not repeated.
+
+    Args:
+        files: contents by path.
+        owner: of the repository; that name is no secret there.
+    """
+    accounts = _accounts() - {owner}
+    faults = []
+    for path, data in sorted(files.items()):
+        text = "\n".join(_texts(path, data))
+        for what, pattern in _SECRETS.items():
+            if match := re.search(pattern, text):
+                faults.append((path, f"holds {what} ({match.group()[:4]}...)"))
+        for found in dict.fromkeys(_LOCAL_PATH.findall(text)):
+            faults.append((path, f"holds the local path {found[:120]}"))
+        for name in sorted(accounts):
+            # Before a slash it is the owner of a repository, or in a path, which is found above.
+            if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w/-])", text):
+                faults.append((path, f"holds the name of your account on this machine, {name}"))
+    return faults
+
+
+def _accounts() -> set[str]:
+    """Names of the person's account that tell who it is."""
+    try:
+        names = {getpass.getuser(), Path.home().name}
+    except (OSError, KeyError, RuntimeError):  # an account without a name, as in some containers
+        return set()
+    return {name for name in names if len(name) > 2 and name.lower() not in _COMMON_ACCOUNTS}
+
+
+def _texts(path: str, data: bytes) -> Iterator[str]:
+    """What a file says in words."""
+    if path.endswith(".safetensors"):
+        length = int.from_bytes(data[:8], "little")
+        try:
+            header = json.loads(data[8 : 8 + length]).get("__metadata__", {}) if length < len(data) else {}
+        except (ValueError, AttributeError):  # damaged; that is for others to say
+            return
+        for key, value in header.items() if isinstance(header, dict) else ():
+            yield f"{key}: {value}"
+    elif path.endswith(".png"):
+        from PIL import Image
+
+        try:
+            with Image.open(BytesIO(data), formats=["PNG"]) as picture:
+                picture.load()
+                yield from (f"{key}: {value}" for key, value in picture.info.items() if isinstance(value, str))
+                yield from (str(value) for value in picture.getexif().values())
+        except (OSError, ValueError, SyntaxError):  # no picture; that is for others to say
+            return
+    else:
+        yield data.decode("utf-8", "replace")

@@ -1,0 +1,194 @@
+"""The card: what the Hub reads of it, what it says of numbers that are there and of those that are not."""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from helpers.adapters import config_values
+from helpers.cards import extra_files, full_report, shared_adapter
+from helpers.local_hub import LocalHub
+from nft_pipeline.adapter import AdapterConfig, AdapterError
+from nft_pipeline.hub_cards.card import Card, render_card
+from nft_pipeline.hub_cards.licence import Licence, as_licence, base_licence, card_licence
+from nft_pipeline.hub_cards.push import make_card, write_card
+from nft_pipeline.hub_cards.report import RunReport
+
+REPO = "someone/tiny-red"
+
+
+@functools.cache  # its plots cost seconds
+def full_card() -> Card:
+    return card(full_report())
+
+
+def card(report: RunReport, kind: str = "positive", **changed: Any) -> Card:
+    config = AdapterConfig.from_dict(config_values(kind=kind, **changed))
+    return render_card(config, report, extra_files(report), repo_id=REPO, licence=Licence("apache-2.0"))
+
+
+def test_the_hub_reads_its_metadata() -> None:
+    data = ModelCard(full_card().text, ignore_metadata_errors=False).data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "diffusers", "text-to-image")
+    assert data.base_model == "someone/tiny-sd3" and data.base_model_relation == "adapter"
+    assert set(data.tags) == {"diffusion-nft", "lora", "comfyui", "text-to-image"}
+    assert len(data.widget) == 10
+    assert data.widget[2] == {"text": "a red ring (strength 1)", "output": {"url": "samples/0-2.png"}}
+
+
+def test_it_says_what_was_measured() -> None:
+    text = full_card().text
+    for phrase in (
+        "| red | trained on | 0.300 ± 0.020 | 0.500 ± 0.020 | +0.200 | 128 |",
+        "| aesthetic | not trained on | 5.500 ± 0.050 | 5.400 ± 0.050 | -0.100 | 128 |",
+        "red: 64 held-out prompts; ± is the standard error.",
+        "**1.5 is what its author recommends**, and 0.5 to 2 is the useful range",
+        "**Reward hacking:** none seen. the reward it was not trained on stays level",
+        "| 0.9 | 0.780 | 0.070 | 1536 |",
+        "| hours | 0.25 |",
+        "| hardware | 2 CPU cores |",
+        "comfyui/tiny-red.safetensors",
+        "arXiv:2509.16117",
+    ):
+        assert phrase in text, phrase
+
+
+def test_it_says_what_was_not_measured() -> None:
+    found = card(RunReport())
+    assert found.plots == {}
+    for phrase in (
+        "the useful range was not measured",
+        "Pictures: not drawn.",
+        "Rewards at strength 0 and 1: not measured.",
+        "**Reward hacking:** not measured.",
+        "### How good its alpha is\n\nNot measured.",
+        "| hours | not recorded |",
+    ):
+        assert phrase in found.text, phrase
+    only_trained = full_report(rewards=full_report().rewards[:1])
+    assert "A reward that it was not trained on: not measured." in card(only_trained).text
+    assert "widget" not in ModelCard(found.text).data.to_dict()
+
+
+def test_a_policy_has_no_alpha() -> None:
+    text = card(RunReport(), kind="policy").text
+    assert "How good its alpha is" not in text and "policy: the LoRA is the trained model" in text
+
+
+def test_the_same_numbers_are_the_same_card() -> None:
+    assert card(full_report()).files() == full_card().files()
+
+
+def test_texts_of_others_cannot_break_out_of_their_place() -> None:
+    evil = "x | y\n# Heading\n<script>alert(1)</script> [a](http://b)"
+    text = card(RunReport(), reward={"name": evil, "description": evil, "normaliser": None}).text
+    body = text.split("---\n", 2)[2]
+    assert "<script>" not in body and "\n# Heading" not in body and "[a](http" not in body
+    (line,) = [line for line in body.splitlines() if line.startswith("| reward | x")]
+    assert line.count("|") - line.count(r"\|") == 3
+
+
+@pytest.mark.parametrize(("base", "shown"), [("shapes", "shapes (ships with"), ("./mine", "./mine (not on the Hub)")])
+def test_a_base_model_that_is_not_on_the_hub_is_no_link(base: str, shown: str) -> None:
+    found = card(RunReport(), base_model={"id": base, "revision": None, "fingerprint": "sha256:0123456789abcdef"})
+    assert shown in found.text and "load_lora_weights" not in found.text
+    assert ModelCard(found.text).data.base_model is None
+
+
+def test_a_video_model_is_said_to_be_one() -> None:
+    data = ModelCard(card(RunReport(), denoiser="WanTransformer3DModel").text).data
+    assert data.pipeline_tag == "text-to-video"
+
+
+def test_plots_are_sharp_at_twice_a_cards_width_and_differ_by_theme() -> None:
+    plots = full_card().plots
+    light, dark = (Image.open(io.BytesIO(plots[f"plots/reward_{theme}.png"])) for theme in ("light", "dark"))
+    assert light.size == dark.size and light.width == 1500
+    assert light.convert("L").getpixel((2, 2)) > 250 and dark.convert("L").getpixel((2, 2)) < 30
+    strip = Image.open(io.BytesIO(plots["plots/strip.png"]))
+    assert strip.width > 5 * 16 * 10  # five columns of small pictures, enlarged
+
+
+def test_rows_of_the_strip_that_lack_a_strength_are_left_out() -> None:
+    report = full_report()
+    heights = []
+    for samples in (report.samples, report.samples[:-1]):
+        strip = card(RunReport(samples=samples)).plots["plots/strip.png"]
+        heights.append(Image.open(io.BytesIO(strip)).height)
+    assert heights[1] < heights[0]
+    assert "plots/strip.png" not in card(RunReport(samples=report.samples[:1])).plots
+
+
+def test_every_file_the_text_names_is_there() -> None:
+    found = full_card()
+    files = {**found.files(), **extra_files(full_report()), "comfyui/tiny-red.safetensors": b""}
+    named = re.findall(r'(?:\]\(|src="|srcset="|url: )((?!http)[\w./-]+\.(?:png|safetensors))', found.text)
+    assert len(named) >= 14 and set(named) <= set(files)
+
+
+def test_a_card_is_put_into_the_folder(tmp_path: Path, hub: LocalHub) -> None:
+    hub.add("someone/tiny-sd3", {"README.md": b"---\nlicense: apache-2.0\n---\n"})
+    folder = shared_adapter(tmp_path / "a")
+    made = make_card(folder, REPO)
+    assert write_card(folder, made).read_text() == made.text
+    assert (folder / "plots" / "strip.png").read_bytes() == made.plots["plots/strip.png"]
+    (folder / "samples" / "0-0.png").unlink()
+    with pytest.raises(AdapterError, match="names pictures that are not there") as caught:
+        make_card(folder, REPO)
+    assert "samples/0-0.png" in str(caught.value)
+    with pytest.raises(AdapterError, match=r"has no nft_config.json, so it is no adapter"):
+        make_card(tmp_path, REPO)
+
+
+APACHE, STABILITY = Licence("apache-2.0"), Licence("other", "stabilityai-ai-community", "https://x.y/licence")
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "base", "expected"),
+    [
+        ("apache-2.0", None, APACHE, APACHE),
+        ("unknown", None, STABILITY, STABILITY),
+        ("stabilityai-ai-community", None, STABILITY, STABILITY),
+        ("unknown", "MIT", STABILITY, Licence("mit")),
+        ("mit", None, None, Licence("mit")),
+        ("my-own-1.0", None, None, Licence("other", "my-own-1.0")),
+    ],
+)
+def test_the_licence(config: str, given: str | None, base: Licence | None, expected: Licence) -> None:
+    assert card_licence("someone/base", config, given, base) == expected
+
+
+def test_a_licence_nobody_knows_is_refused() -> None:
+    with pytest.raises(AdapterError, match=r"neither the adapter says it nor a card .* someone/base") as caught:
+        card_licence("someone/base", "unknown", None, None)
+    assert "--licence" in str(caught.value)
+
+
+def test_a_licence_that_contradicts_the_base_models_is_refused() -> None:
+    with pytest.raises(AdapterError, match=r"its licence is mit, but the card of its base model x/y says stability"):
+        card_licence("x/y", "mit", None, STABILITY)
+
+
+@pytest.mark.parametrize("text", ["unknown", "", "two words", "x" * 99])
+def test_what_is_no_licence(text: str) -> None:
+    with pytest.raises(AdapterError, match=r"expected an id such as apache-2\.0"):
+        as_licence(text)
+
+
+def test_the_licence_of_the_base_models_card(hub: LocalHub) -> None:
+    hub.add("a/free", {"README.md": b"---\nlicense: mit\n---\n# free"})
+    own = b"---\nlicense: other\nlicense_name: own-1\nlicense_link: https://x.y/l\n---\n"
+    hub.add("a/own", {"README.md": own})
+    hub.add("a/silent", {"README.md": b"# nothing"})
+    hub.add("a/bare", {"x.json": b"{}"})
+    assert base_licence("a/free") == Licence("mit")
+    assert base_licence("a/own") == Licence("other", "own-1", "https://x.y/l")
+    assert [base_licence(name) for name in ("a/silent", "a/bare", "a/nothing", "not an id at all")] == [None] * 4
+    assert base_licence("shapes") == APACHE

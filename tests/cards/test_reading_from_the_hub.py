@@ -1,0 +1,120 @@
+"""read_adapter and pull through the real client: what is refused, and the sentence that helps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+
+from helpers.adapters import assert_same
+from helpers.cards import light_adapter
+from helpers.local_hub import Fault, LocalHub
+from nft_pipeline import adapter_read
+from nft_pipeline.adapter import AdapterError, read_adapter, write_adapter
+from nft_pipeline.hub_cards.pull import pull
+
+REPO = "someone/tiny-red"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = write_adapter(tmp_path_factory.mktemp("a") / "adapter", light_adapter(), {"README.md": b"# card"})
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_nothing_but_safetensors_json_markdown_and_png_is_fetched(
+    hub: LocalHub, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    hub.add(REPO, {**files, "run.py": b"print(1)", "old.bin": b"x", "x.pkl": b"x", "plots/a.png": b"x", "c.yaml": b"x"})
+    assert_same(read_adapter(REPO), light_adapter())
+    folder = pull(REPO, tmp_path / "here")
+    assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == sorted(
+        [*(Path(name).name for name in files), "a.png"]
+    )
+    fetched = {path for _, path in hub.requests if "/resolve/" in path}
+    assert not [path for path in fetched if path.endswith((".py", ".bin", ".pkl", ".yaml"))]
+
+
+def test_what_is_too_large_is_not_fetched(
+    hub: LocalHub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(REPO, files)
+    monkeypatch.setattr(adapter_read, "MAX_LORA_BYTES", 500)
+    monkeypatch.setattr(adapter_read, "MAX_HEAD_BYTES", 500)
+    monkeypatch.setattr(adapter_read, "MAX_REPOSITORY_BYTES", 2000)
+    with pytest.raises(AdapterError, match="too large for an adapter") as caught:
+        read_adapter(REPO)
+    text = str(caught.value)
+    assert "pytorch_lora_weights.safetensors is" in text and "at most 1,000 are read" in text
+    assert "together they are" in text and "subfolder=" in text
+    assert not [path for _, path in hub.requests if "/resolve/" in path]
+
+
+def test_by_revision_and_subfolder_and_offline(
+    hub: LocalHub, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = hub.add(REPO, files)
+    first = repo.refs["main"]
+    repo.tags["v1"] = first
+    newer = write_adapter(tmp_path / "newer", light_adapter(seed=4))
+    hub.commit(repo, "main", {p.relative_to(newer).as_posix(): p.read_bytes() for p in newer.rglob("*") if p.is_file()})
+    assert_same(read_adapter(REPO), light_adapter(seed=4))
+    for revision in ("v1", first):
+        assert_same(read_adapter(REPO, revision=revision), light_adapter())
+    hub.add("someone/several", {f"a/b/{path}": data for path, data in files.items()})
+    assert_same(read_adapter("someone/several", subfolder="a/b"), light_adapter())
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert_same(read_adapter(REPO, revision="v1"), light_adapter())
+    pull(REPO, tmp_path / "offline")
+    with pytest.raises(AdapterError, match="the Hub cannot be reached"):
+        read_adapter("someone/new")
+
+
+def test_what_is_missing_private_or_gated(
+    hub: LocalHub, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(REPO, files).gated = True
+    hub.add("someone/secret", files, private=True)
+    monkeypatch.delenv("HF_TOKEN")
+    for ask in (read_adapter, lambda repo: pull(repo, tmp_path / "x")):
+        with pytest.raises(AdapterError, match=r"the repository is gated\n.*Accept its terms on https://"):
+            ask(REPO)
+        for repo in ("someone/secret", "someone/nothing"):
+            with pytest.raises(AdapterError, match=r"no such repository, or it is private\n.*hf auth login"):
+                ask(repo)
+    with pytest.raises(AdapterError, match="no revision 'v9'"):
+        hub.repos[REPO].gated = False
+        read_adapter(REPO, revision="v9")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_copy_that_was_damaged_on_the_way_is_not_taken(
+    hub: LocalHub, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    hub.add(REPO, files)
+    cached = adapter_read.locate(REPO)
+    blob = (cached / "README.md").resolve()
+    blob.write_bytes(b"# cord")
+    with pytest.raises(AdapterError, match=r"is not what the Hub lists:\n  - README.md has another hash"):
+        pull(REPO, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(hub: LocalHub, files: dict[str, bytes], tmp_path: Path) -> None:
+    hub.add(REPO, files)
+    (tmp_path / "thesis.md").write_text("mine")
+    with pytest.raises(AdapterError, match="exists and is no adapter"):
+        pull(REPO, tmp_path)
+    assert (tmp_path / "thesis.md").read_text() == "mine"
+
+
+def test_a_broken_line_is_tried_again_and_one_that_stays_broken_has_its_sentence(
+    hub: LocalHub, files: dict[str, bytes]
+) -> None:
+    hub.add(REPO, files)
+    hub.fail(Fault("GET", "/resolve/.*nft_config.json", "reset", None))
+    with pytest.raises(AdapterError, match=r"the download failed: .*\n.*Try again; what was fetched is kept"):
+        read_adapter(REPO)
+    hub.fail(Fault("GET", "/resolve/.*nft_config.json", "reset"))
+    assert_same(read_adapter(REPO), light_adapter())

@@ -1,0 +1,245 @@
+"""Planted faults: each is found, in one line that says what to do. And a sound adapter has none."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import safetensors.torch
+import torch
+from safetensors import safe_open
+
+from helpers.cards import light_adapter, picture, shared_adapter
+from helpers.local_hub import LocalHub
+from nft_pipeline.adapter import AdapterError
+from nft_pipeline.hub_cards.push import make_card, push, write_card
+from nft_pipeline.hub_cards.verify import verify
+
+LORA = "pytorch_lora_weights.safetensors"
+HEAD = "alpha_head/diffusion_pytorch_model.safetensors"
+ONE_FILE = "comfyui/tiny-red.safetensors"
+TO_Q = "transformer.blocks.0.attn.to_q"
+Plant = Callable[[Path], Any]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = shared_adapter(tmp_path_factory.mktemp("sound") / "adapter")
+    write_card(folder, make_card(folder, "someone/tiny-red", licence="apache-2.0"))
+    return folder
+
+
+def in_json(name: str, /, **changed: Any) -> Plant:
+    def plant(folder: Path) -> None:
+        values = json.loads((folder / name).read_text()) | changed
+        (folder / name).write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
+
+    return plant
+
+
+def in_tensors(name: str, change: Callable[[dict[str, Any]], Any], **header: str) -> Plant:
+    def plant(folder: Path) -> None:
+        with safe_open(folder / name, "pt") as file:
+            texts = {**file.metadata(), **header}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        change(tensors)
+        (folder / name).write_bytes(safetensors.torch.save(tensors, metadata=texts))
+
+    return plant
+
+
+def write(name: str, data: bytes) -> Plant:
+    def plant(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+
+    return plant
+
+
+def in_text(name: str, old: str, new: str) -> Plant:
+    def plant(folder: Path) -> None:
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new))
+
+    return plant
+
+
+def cut_short(folder: Path) -> None:
+    (folder / LORA).write_bytes((folder / LORA).read_bytes()[:-40])
+
+
+def link_outside(folder: Path) -> None:
+    (folder.parent / "outside.png").write_bytes(picture())
+    os.symlink(folder.parent / "outside.png", folder / "samples" / "link.png")
+
+
+UNSCALED = json.dumps({"transformer.r": 4, "transformer.lora_alpha": 8})
+PLANTED: dict[str, tuple[Plant, str, str]] = {  # what: (plant, the line's file, what it says)
+    "no LoRA": (lambda f: (f / LORA).unlink(), LORA, "is missing"),
+    "no config": (lambda f: (f / "nft_config.json").unlink(), "nft_config.json", "has no nft_config.json"),
+    "no head": (lambda f: shutil.rmtree(f / "alpha_head"), "alpha_head", "there is no alpha head"),
+    "no file for ComfyUI": (lambda f: (f / ONE_FILE).unlink(), ONE_FILE, "is missing, so ComfyUI finds nothing"),
+    "no card": (lambda f: (f / "README.md").unlink(), "README.md", "is missing: nobody can tell"),
+    "LoRA cut short": (cut_short, LORA, "is truncated or damaged"),
+    "wrong shape": (
+        in_tensors(LORA, lambda t: t.update({f"{TO_Q}.lora_A.weight": torch.ones(3, 32)})),
+        LORA,
+        "A is of rank 3, B of rank 4",
+    ),
+    "half a pair": (in_tensors(LORA, lambda t: t.pop(f"{TO_Q}.lora_B.weight")), LORA, "but no lora_B"),
+    "NaN": (in_tensors(LORA, lambda t: t[f"{TO_Q}.lora_A.weight"].fill_(float("nan"))), LORA, "are NaN or infinite"),
+    "wrong hash": (in_tensors(LORA, lambda t: t[f"{TO_Q}.lora_A.weight"].mul_(2)), LORA, "have another hash than the"),
+    "scale not baked": (
+        in_tensors(LORA, lambda t: None, lora_adapter_metadata=UNSCALED),
+        LORA,
+        "the LoRA's scale is not baked into lora_B",
+    ),
+    "a text encoder's layer": (
+        in_tensors(LORA, lambda t: t.update({"text_encoder.x.lora_A.weight": torch.ones(4, 4)})),
+        LORA,
+        "belongs to a text encoder",
+    ),
+    "another LoRA for ComfyUI": (
+        in_tensors(ONE_FILE, lambda t: t[f"{TO_Q}.lora_B.weight"].mul_(2)),
+        ONE_FILE,
+        "1 tensors are not those of pytorch_lora_weights",
+    ),
+    "another config in a header": (
+        in_json("nft_config.json", strength=2.0),
+        LORA,
+        "its header holds another config than nft_config.json",
+    ),
+    "a second file for ComfyUI": (
+        lambda f: shutil.copy(f / ONE_FILE, f / "comfyui" / "old.safetensors"),
+        "comfyui/old.safetensors",
+        "is another file than comfyui/tiny-red.safetensors",
+    ),
+    "head of another width": (
+        in_json("alpha_head/config.json", feature_dim=64),
+        HEAD,
+        "has shape",
+    ),
+    "NaN in the head": (
+        in_tensors(HEAD, lambda t: next(iter(t.values())).fill_(float("inf"))),
+        HEAD,
+        "are NaN or infinite",
+    ),
+    "absurd tilt": (
+        in_json("nft_config.json", tilt=500.0, beta=0.004),
+        "nft_config.json",
+        "tilt 500 times the recommended strength 1.5 is 750, expected at most 20",
+    ),
+    "beta and tilt disagree": (in_json("nft_config.json", tilt=3.0), "nft_config.json", "do not belong together"),
+    "licence missing": (in_json("nft_config.json", licence=...), "nft_config.json", "licence is missing"),
+    "licence unknown": (in_json("nft_config.json", licence="unknown"), "nft_config.json", "licence is unknown"),
+    "licence missing in the card": (
+        in_text("README.md", "license: apache-2.0\n", ""),
+        "README.md",
+        "its metadata has no license",
+    ),
+    "another base model in the card": (
+        in_text("README.md", "base_model: someone/tiny-sd3", "base_model: someone/else"),
+        "README.md",
+        "its base_model is 'someone/else', the config's 'someone/tiny-sd3'",
+    ),
+    "a card without metadata": (write("README.md", b"# hello"), "README.md", "has no metadata that can be read"),
+    "the name leaves the folder": (
+        in_json("nft_config.json", name="../../etc/x"),
+        "nft_config.json",
+        "name is '../../etc/x', expected a plain name",
+    ),
+    "a sample leaves the folder": (
+        in_text("run_report.json", "samples/0-0.png", "samples/../../x.png"),
+        "run_report.json",
+        "expected a picture inside the folder",
+    ),
+    "a sample that is not there": (
+        lambda f: (f / "samples" / "0-1.png").unlink(),
+        "run_report.json",
+        "names the picture samples/0-1.png, which is not there",
+    ),
+    "a link to the outside": (link_outside, "samples/link.png", "is a link to something outside"),
+    "a pickle": (
+        write("pytorch_lora_weights.bin", b"x"),
+        "pytorch_lora_weights.bin",
+        "is a pickle, which can run code",
+    ),
+    "a pickle under another name": (
+        write(LORA, b"PK\x03\x04" + b"x" * 50),
+        LORA,
+        "is a pickle (a torch.save file under another name)",
+    ),
+    "a script": (write("run.py", b"print(1)"), "run.py", "is no part of an adapter"),
+    "no picture": (write("samples/0-0.png", b"GIF89a"), "samples/0-0.png", "is no PNG, whatever its name says"),
+    "an empty file": (write("plots/strip.png", b""), "plots/strip.png", "is empty"),
+    "a huge text": (write("run_report.json", b" " * 2_000_000), "run_report.json", "is 2,000,000 bytes long, at most"),
+    "an unknown version": (in_json("nft_config.json", format_version=9), "nft_config.json", "format_version is 9"),
+    "a local path": (
+        in_json("nft_config.json", training={"data": "/" + "home/anna/pictures"}),
+        "nft_config.json",
+        "holds the local path",
+    ),
+    "a token": (
+        in_text("README.md", "## Limits", "hf_" + "abcdefghijklmnopqrstuvwxyz"),
+        "README.md",
+        "holds a Hugging Face token (hf_a...)",
+    ),
+}
+
+
+def test_a_sound_adapter_has_no_fault(sound: Path) -> None:
+    assert verify(sound) == []
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_a_planted_fault_is_found_in_one_line_that_says_what_to_do(what: str, sound: Path, tmp_path: Path) -> None:
+    plant, where, phrase = PLANTED[what]
+    folder = tmp_path / "adapter"
+    shutil.copytree(sound, folder)
+    plant(folder)
+    found = [fault for fault in verify(folder) if fault.where == where and phrase in fault.what]
+    assert found, [str(fault) for fault in verify(folder)]
+    line = str(found[0])
+    assert "\n" not in line and found[0].advice and len(found[0].advice) > 8 and line.endswith(found[0].advice)
+
+
+def test_all_faults_come_at_once(sound: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(sound, folder)
+    for what in ("a script", "NaN", "licence missing in the card", "a sample that is not there"):
+        PLANTED[what][0](folder)
+    lines = "\n".join(map(str, verify(folder)))
+    assert all(PLANTED[what][2] in lines for what in ("a script", "NaN", "licence missing in the card"))
+
+
+def test_the_head_of_another_model(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from helpers.adapters import random_head
+
+    folder = shared_adapter(tmp_path / "a", replace(light_adapter(), head=random_head(feature_dim=64)))
+    (fault,) = verify(folder, card=False)
+    assert "feature_dim is 64, but the LoRA's layers are 32 wide" in str(fault)
+
+
+def test_a_repository_on_the_hub(sound: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    push(sound, "someone/tiny-red", licence="apache-2.0", pause=0)
+    assert verify("someone/tiny-red") == []
+    repo = hub.repos["someone/tiny-red"]
+    hub.commit(repo, "main", {**hub.files("someone/tiny-red"), "evil.pt": b"x", "nft_config.json": b"{"})
+    lines = [str(fault) for fault in verify("someone/tiny-red")]
+    assert any(line.startswith("evil.pt: is a pickle") for line in lines)
+    assert any("is not valid JSON" in line for line in lines)
+    assert not [path for _, path in hub.requests if path.endswith("evil.pt")]  # listed, never fetched
+    with pytest.raises(AdapterError, match="there is no such repository"):
+        verify("someone/nothing")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    lines = [str(fault) for fault in verify("someone/tiny-red")]
+    assert lines and not any(line.startswith("evil.pt") for line in lines)  # of the cache, where it never came
