@@ -322,15 +322,16 @@ TRAINABLE: dict[str, type[TrainBase]] = {
 
 
 def train_base(pipe: Any, call: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> TrainBase:
-    """The trainer's view of a pipeline.
+    """The trainer's view of a pipeline; of a guided one too, for sampling from it.
 
     Raises:
         TrainingError: a pipeline that cannot be trained on, which may still be guided.
     """
     name = type(pipe).__name__
-    if name not in TRAINABLE:
+    known = [kind.__name__ for kind in type(pipe).__mro__ if kind.__name__ in TRAINABLE]
+    if not known:
         raise TrainingError(
             f"the base model is a {name}; the trainer supports {', '.join(TRAINABLE)} so far. Set base_model to one of "
             "these; adapters trained elsewhere for other families can be used for sampling."
         )
-    return TRAINABLE[name](pipe, call, dtype)
+    return TRAINABLE[known[0]](pipe, call, dtype)
