@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Read by the libraries when they are imported, hence before anything else. A developer's own setting wins.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,6 +19,10 @@ os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 import pytest
 
 import nft_pipeline  # noqa: F401  (before diffusers and transformers: it lets a mismatched torchvision be imported)
+
+# A job in the background ignores Ctrl-C, and so would the processes that tests start and then interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist the tests run all the same
