@@ -74,9 +74,10 @@ def check(
         faults += error.faults or (str(error),)
         say("settings: fault")
 
+    options = config.reward_options if config is not None else {}
     names = [mapping.get("reward"), *(mapping.get("rewards") or {})]
     for name in [name for name in names if isinstance(name, str) and name]:
-        stage(f"reward {name}", partial(find_reward, name))
+        stage(f"reward {name}", partial(find_reward, name, **options.get(name, {})))
     for key in ("prompts", "held_out_prompts"):
         if isinstance(mapping.get(key), str):
             stage(key, partial(find_prompts, mapping[key]))

@@ -47,7 +47,7 @@ class TrainConfig:
     reward_description: str
     licence: str
     reward: str = ""
-    rewards: dict[str, float] = field(default_factory=dict)
+    rewards: dict[str, Any] = field(default_factory=dict)  # name: weight, or name: {weight: ..., option: ...}
     prompts: str | None = None
     held_out_prompts: str | None = None
     data: str | None = None
@@ -121,7 +121,13 @@ class TrainConfig:
     @property
     def weights(self) -> dict[str, float]:
         """Rewards by name with their weights; empty where the data brings its scores."""
-        return {self.reward: 1.0} if self.reward else dict(self.rewards)
+        weights = {name: _entry(value)[0] for name, value in self.rewards.items()}
+        return {self.reward: 1.0} if self.reward else weights
+
+    @property
+    def reward_options(self) -> dict[str, dict[str, Any]]:
+        """What each of `rewards` is made with, by name."""
+        return {name: _entry(value)[1] for name, value in self.rewards.items()}
 
     @property
     def reward_name(self) -> str:
@@ -212,9 +218,16 @@ _TEXT: Check = (lambda value: isinstance(value, str) and bool(value.strip()), "t
 _FLAG: Check = (lambda value: isinstance(value, bool), "true or false")
 
 
+def _entry(value: Any) -> tuple[Any, dict[str, Any]]:
+    """Weight and options of one of `rewards`."""
+    if not isinstance(value, dict):
+        return value, {}
+    return value.get("weight", 1.0), {key: option for key, option in value.items() if key != "weight"}
+
+
 def _are_weights(value: Any) -> bool:
     right = isinstance(value, dict) and all(_TEXT[0](name) for name in value)
-    return right and all(_number(0)[0](weight) for weight in value.values())
+    return right and all(_number(0)[0](_entry(weight)[0]) for weight in value.values())
 
 
 def _is_targets(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """From scores to r in [0, 1], the probability that a picture is a good one (DESIGN M1).
 
-    raw         r = the score itself, in [0, 1] already
+    raw         r = the score itself, in [0, 1] already (a built-in reward's is mapped there by its card)
     likes       r = the score, 0 or 1
     threshold   r = 1 from a score on
     sigmoid     r = 1 / (1 + exp(-z)), z the score in standard deviations from the mean of all

@@ -28,8 +28,9 @@ Say = Callable[[str], None]
 
 
 def rewards_of(config: TrainConfig) -> dict[str, Reward]:
-    """The run's rewards by name."""
-    return {name: find_reward(name) for name in config.weights}
+    """The run's rewards by name: r by each one's card with optimality "raw", else scores for it to normalise."""
+    own_scale, options = config.optimality != "raw", config.reward_options
+    return {name: find_reward(name, own_scale=own_scale, **options.get(name, {})) for name in config.weights}
 
 
 def offline_pools(base: TrainBase, config: TrainConfig, out: Path, say: Say) -> tuple[Pool, Pool | None]:

@@ -52,14 +52,19 @@ ONLINE: dict[str, Any] = {
 }
 
 
-def bright(pictures: np.ndarray, prompts: list[str]) -> np.ndarray:
-    """Mean brightness, in no particular unit."""
-    return pictures.astype(np.float64).mean(axis=(1, 2, 3))
+def bright(images: list[Image.Image], prompts: list[str], metadata: list[Any]) -> np.ndarray:
+    """Mean brightness, 1 for white."""
+    return np.array([np.asarray(image, dtype=np.float64).mean() / 255 for image in images])
 
 
-def sometimes_missing(pictures: np.ndarray, prompts: list[str]) -> np.ndarray:
+def in_bytes(images: list[Image.Image], prompts: list[str], metadata: list[Any]) -> np.ndarray:
+    """As `bright`, 255 for white, and without an `info` that says so."""
+    return 255 * bright(images, prompts, metadata)
+
+
+def sometimes_missing(images: list[Image.Image], prompts: list[str], metadata: list[Any]) -> np.ndarray:
     """As `bright`, NaN for the last of every call."""
-    scores = bright(pictures, prompts)
+    scores = bright(images, prompts, metadata)
     scores[-1] = np.nan
     return scores
 

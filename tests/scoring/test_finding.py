@@ -13,7 +13,7 @@ import torch
 
 from helpers import my_rewards
 from helpers.plain_pictures import noise, plain
-from nft_pipeline.training.reward import as_probability, checked_scores, find_reward
+from nft_pipeline.training.reward import as_probability, find_reward
 from nft_pipeline.training.rewards import RewardError, load_reward, load_rewards, parse_rewards, registry
 from nft_pipeline.training.rewards.pictures import to_arrays
 
@@ -130,9 +130,13 @@ def test_importing_the_registry_imports_no_scorer() -> None:
 
 def test_the_trainer_gets_probabilities_from_uint8_pictures() -> None:
     pictures = np.stack(to_arrays([noise(0, 256), plain("red", (256, 256))]))
-    scores = checked_scores(find_reward("jpeg_size")(pictures, ["", ""]), 2, "jpeg_size")
+    scores = find_reward("jpeg_size")(pictures, ["", ""])
     assert scores[0] > 0.99 and scores[1] < 0.5
+    own = find_reward("jpeg_size", own_scale=True)(pictures, ["", ""])
+    np.testing.assert_allclose(scores, 1 / (1 + np.exp(2.0 - own)), rtol=1e-5)
     mix = as_probability(load_rewards({"jpeg_size": -1}))
     assert mix(pictures, ["", ""]) == pytest.approx(1 - scores, abs=1e-6)
     with pytest.raises(RewardError, match="did you mean 'jpeg_size'"):
         find_reward("jpg_size")
+    spoilt = find_reward("helpers.my_rewards:spoilt")(pictures, ["good", "nan"])
+    assert np.isfinite(spoilt[0]) and np.isnan(spoilt[1])

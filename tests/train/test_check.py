@@ -60,7 +60,7 @@ def test_faults_of_different_stages_come_in_one_report(faults_of, tmp_path):
 @pytest.mark.parametrize(
     ("change", "phrase"),
     [
-        ({"optimality": "raw"}, "expects scores in [0, 1]. Set optimality: rank or sigmoid"),
+        ({"reward": "helpers.tiny_run:in_bytes"}, "outside its range 0 to 1; give the function an attribute `info`"),
         ({"lora_targets": ["to_nothing"]}, "to_nothing"),
         ({"base_model": "no/such-model"}, "base model: "),
         ({"reward": "helpers.tiny_run:prompts"}, "samples, pictures and scores: "),

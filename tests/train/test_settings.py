@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nft_pipeline.training.config import PRESETS, ConfigError, TrainConfig
-from nft_pipeline.training.reward import PROMPTS, REWARDS, RewardError, checked_scores, find_prompts, find_reward
+from nft_pipeline.training.reward import PROMPTS, RewardError, find_prompts, find_reward
 
 NEEDED = {
     "name": "x",
@@ -86,7 +86,11 @@ def test_yaml_files_that_cannot_be_used(tmp_path):
 
 
 def test_rewards_and_prompts_are_found_by_name_by_function_and_by_file(tmp_path):
-    assert find_reward("shapes_warm") is find_reward(REWARDS["shapes_warm"])
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    bright = find_reward("helpers.tiny_run:bright")(pictures, ["", ""])
+    np.testing.assert_allclose(bright, pictures.mean(axis=(1, 2, 3)) / 255, rtol=1e-6)
+    with pytest.raises(RewardError, match="'jpeg_size' has no option 'quality'"):
+        find_reward("jpeg_size", quality=10)
     assert find_prompts("shapes_warm") == find_prompts(PROMPTS["shapes_warm"])
     (tmp_path / "prompts.txt").write_text("a circle\n\n  a cross \n")
     assert find_prompts(str(tmp_path / "prompts.txt")) == ["a circle", "a cross"]
@@ -110,17 +114,3 @@ def test_an_empty_prompt_list_is_named(tmp_path):
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(RewardError, match="is an empty list"):
         find_prompts(str(tmp_path / "empty.txt"))
-
-
-@pytest.mark.parametrize(
-    ("scores", "phrase"),
-    [
-        ([0.1, float("nan"), 0.2], "1 scores of 3 that are NaN or infinite"),
-        ([0.1, 0.2], r"shape \(2,\) for 3 pictures"),
-        ([0.1, 5.0, 0.2], "from 0.1 to 5; expected"),
-        ([-0.1, 0.5, 0.2], "from -0.1 to 0.5; expected"),
-    ],
-)
-def test_scores_that_cannot_be_used_are_named(scores, phrase):
-    with pytest.raises(RewardError, match=phrase):
-        checked_scores(np.array(scores), 3, "mine")

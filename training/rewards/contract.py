@@ -109,17 +109,25 @@ class Reward(ABC):
         """The same of a tensor (B, 3, H, W) in [0, 1]."""
         return self.score(to_pil(images), prompts, metadata)
 
-    def __call__(self, images: Images, prompts: Sequence[str], metadata: Metadata | None = None) -> RewardOutput:
+    def __call__(
+        self,
+        images: Images,
+        prompts: Sequence[str],
+        metadata: Metadata | None = None,
+        *,
+        allow_missing: bool = False,
+    ) -> RewardOutput:
         """Score pictures, `batch` at a time.
 
         Args:
             images: PIL pictures, or a tensor (B, 3, H, W) in [0, 1].
             prompts: B texts.
             metadata: B mappings of what else is known of each picture (default: nothing is).
+            allow_missing: give NaN where a score is NaN or infinite, for a caller that leaves such pictures out.
 
         Raises:
             RewardError: lengths differ, the pictures are of no such form, gradients are asked of a reward that has
-                none, or the scores are of another number, NaN or infinite.
+                none, or the scores are of another number, or NaN or infinite.
         """
         n, name = len(images), self.info.name
         metadata = [{}] * n if metadata is None else metadata
@@ -149,7 +157,7 @@ class Reward(ABC):
                 part = self.score_tensor(some, texts, known)
             else:
                 part = self.score([image.convert("RGB") for image in some], texts, known)
-            parts.append(_checked(part, len(texts), name))
+            parts.append(_checked(part, len(texts), name, allow_missing))
         scores = torch.cat([part.scores for part in parts]) if parts else torch.zeros(0)
         keys = dict.fromkeys(key for part in parts for key in part.details)
         blank = [[None] * len(part.scores) for part in parts]
@@ -160,12 +168,14 @@ class Reward(ABC):
         return RewardOutput(scores, details)
 
 
-def _checked(output: RewardOutput, n: int, name: str) -> RewardOutput:
+def _checked(output: RewardOutput, n: int, name: str, allow_missing: bool) -> RewardOutput:
     scores = output.scores.float()
     if scores.shape != (n,):
         raise RewardError(f"reward {name!r} gave scores of shape {tuple(scores.shape)} for {n} pictures")
     bad = (~scores.isfinite()).nonzero().flatten().tolist()
-    if bad:
+    if bad and allow_missing:
+        scores = torch.where(scores.isfinite(), scores, torch.nan)
+    elif bad:
         raise RewardError(
             f"reward {name!r} gave {len(bad)} scores of {n} that are NaN or infinite, the first for picture {bad[0]}. "
             "Look at that picture; in 16 bits a reward model may overflow, try float32"
