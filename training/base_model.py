@@ -25,6 +25,8 @@ from .noising import per_sample, vp_norm
 from .precision import autocast
 
 Conditions = dict[str, Tensor]
+# Positions of a latent: 32 pictures of 8 x 8, which fit a CPU's cache (128 took twice as long each), one of 64 x 64.
+DECODED_AT_ONCE = 2048
 
 
 class TrainingError(ValueError):
@@ -124,10 +126,10 @@ class TrainBase:
         return (code - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
 
     @torch.no_grad()
-    def decode_latents(self, latents: Tensor, batch: int = 128) -> np.ndarray:
+    def decode_latents(self, latents: Tensor) -> np.ndarray:
         """Scaled latents (B, C, h, w) to uint8 pictures (B, H, W, 3)."""
         vae, pictures = self.pipe.vae, []
-        for part in latents.split(batch):
+        for part in latents.split(max(1, DECODED_AT_ONCE // latents[0, 0].numel())):
             z = part.to(vae.device, vae.dtype) / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
             x = vae.decode(z, return_dict=False)[0].float()
             pictures.append(((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())

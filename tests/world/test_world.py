@@ -8,6 +8,8 @@ import pytest
 from nft_pipeline.training.shapes.world import (
     BACKGROUNDS,
     COLOURS,
+    GRID,
+    RADII,
     SHAPES,
     SIZE,
     Noun,
@@ -70,6 +72,17 @@ def test_things_never_touch_each_other_or_the_edge():
         total = sum(coverage(thing.shape, thing.x, thing.y, thing.r) for thing in scene.things)
         assert total.max() <= 1.0 + 1e-9
         assert max(total[0].max(), total[-1].max(), total[:, 0].max(), total[:, -1].max()) == 0.0
+
+
+@pytest.mark.parametrize("stray", [0, 1])
+def test_centres_stand_on_the_grid_and_sizes_are_two(stray):
+    rng = np.random.default_rng(6)
+    scenes = [sample_scene(rng, stray) for _ in range(400)]
+    things = [thing for scene in scenes for thing in scene.things]
+    assert all(thing.x % GRID == thing.y % GRID == 0 and thing.r == RADII[thing.size] for thing in things)
+    assert {thing.x for thing in things} == {16, 32, 48} == {thing.y for thing in things}
+    alone = {(scene.things[0].x, scene.things[0].y) for scene in scenes if len(scene.things) == 1}
+    assert len(alone) == (1 if stray == 0 else 9)
 
 
 def test_a_picture_shows_the_palette():

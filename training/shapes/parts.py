@@ -22,11 +22,11 @@ from .world import BACKGROUNDS, COLOURS, COUNTS, PLURALS, RADII, RELATIONS, SHAP
 class Sizes:
     """Sizes of the shipped model. `depth` fixes the width: 64 channels a head, `depth` heads, `depth` blocks."""
 
-    depth: int = 3
+    depth: int = 2
     text_tokens: int = 14  # begin, 12 words (the longest prompt of the grammar), end
     text_width: int = 64  # of each of the two text encoders
     text_layers: int = 3  # the pipeline reads the last but one
-    vae_channels: tuple[int, ...] = (12, 24, 48, 64)
+    vae_channels: tuple[int, ...] = (8, 16, 32, 64)
     latent_channels: int = 16
 
     @property

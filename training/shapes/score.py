@@ -22,7 +22,7 @@ from .world import BACKGROUNDS, COLOURS, RADII, SHAPES, SIZE, Noun, Prompt, cove
 
 CATEGORIES = ("single object", "two objects", "counting", "colours", "position", "colour attribution")
 SMALLEST = 20  # pixels; anything smaller is a speck, not a thing
-LARGE_FROM = (RADII["small"][1] + RADII["large"][0]) / 2  # half side in pixels
+LARGE_FROM = (RADII["small"] + RADII["large"]) / 2  # half side in pixels
 
 
 @dataclass(frozen=True)

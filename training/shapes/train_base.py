@@ -3,6 +3,8 @@
     python -m nft_pipeline.training.shapes.train_vae  vae/
     python -m nft_pipeline.training.shapes.train_base vae/ shapes/     # writes a StableDiffusion3Pipeline folder
 
+(docs/shapes.md has the two rounds that made the shipped one.)
+
 Captions name only about half of what is in the picture, and one in six names something wrong. A base model made this
 way spreads evenly over what the prompt leaves open and obeys only part of what it says: there is something for a reward
 to teach, as there is with real models.
@@ -20,16 +22,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
-from transformers import CLIPTextModelWithProjection
 
 from ..precision import autocast, choose_precision
+from .latents import PatchComponents
 from .muon import Muon
 from .parts import (
     Sizes,
@@ -37,6 +39,7 @@ from .parts import (
     build_text_encoder,
     build_tokenizer,
     build_transformer,
+    build_vae,
     embed_ids,
     tokenize,
 )
@@ -49,6 +52,7 @@ CALL_DEFAULTS = {
     "height": 64,
     "width": 64,
 }
+MUON = 5  # its learning rate by AdamW's: with 1 a loss took twice the pictures
 T5_PADDING = 256  # zero tokens that StableDiffusion3Pipeline appends by default when there is no T5
 
 
@@ -57,14 +61,14 @@ class BaseTraining:
     """Settings of the shipped base model."""
 
     scenes: int = 60_000
-    steps: int = 5_000
-    batch: int = 256
-    lr: float = 1.5e-3
+    steps: int = 6_000
+    batch: int = 192
+    lr: float = 2e-3  # AdamW's; Muon's, for the matrices inside the blocks, is five times that
     keep: float = 0.5  # an attribute is named with this probability
     wrong: float = 0.16  # a caption has one attribute wrong with this probability
     empty: float = 0.08
-    shift: float = 2.0  # of the noise levels: above 1 trains more at high noise
-    distil: float = 1.0  # above 1: learn the starting model's output under classifier-free guidance of this scale
+    shift: float = 3.0  # of the noise levels: the sampler's, so that every one of its steps is trained alike
+    stray: int = 0  # see world.scene_for
     seed: int = 0
 
 
@@ -89,15 +93,12 @@ class CountedPadding(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@torch.no_grad()
-def encode_scenes(scenes: list[Scene], vae: AutoencoderKL, batch: int = 250) -> Tensor:
-    """Scaled latents of drawn scenes, float16, shape (N, 16, 8, 8)."""
+def draw_latents(scenes: list[Scene], channels: int, batch: int = 500) -> Tensor:
+    """Scaled latents of drawn scenes, exact, float16, shape (N, channels, 8, 8)."""
+    components = PatchComponents.of_drawn_scenes(channels)
     latents = []
-    for part in tqdm(range(0, len(scenes), batch), desc="latents"):
-        pictures = np.stack([draw(scene) for scene in scenes[part : part + batch]])
-        x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        z = vae.encode(x).latent_dist.mode()
-        latents.append(((z - vae.config.shift_factor) * vae.config.scaling_factor).half())
+    for part in tqdm(range(0, len(scenes), batch), desc="scenes"):
+        latents.append(components.encode(np.stack([draw(scene) for scene in scenes[part : part + batch]])).half())
     return torch.cat(latents)
 
 
@@ -127,10 +128,11 @@ class TextAndDenoiser(nn.Module):
             )[0]
 
     def load(self, folder: Path) -> None:
-        """Take the weights of a pipeline folder."""
-        self.transformer.load_state_dict(SD3Transformer2DModel.from_pretrained(folder / "transformer").state_dict())
-        for name, encoder in zip(("text_encoder", "text_encoder_2"), self.encoders, strict=True):
-            encoder.load_state_dict(CLIPTextModelWithProjection.from_pretrained(folder / name).state_dict())
+        """Take the weights of a pipeline folder written by `save`."""
+        made = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
+        self.transformer.load_state_dict(made.transformer.float().state_dict())
+        for own, loaded in zip(self.encoders, (made.text_encoder, made.text_encoder_2), strict=True):
+            own.load_state_dict(loaded.state_dict())
 
     def pipeline(self, vae: AutoencoderKL) -> StableDiffusion3Pipeline:
         return StableDiffusion3Pipeline(
@@ -146,11 +148,8 @@ class TextAndDenoiser(nn.Module):
         )
 
 
-def build_optimizers(model: TextAndDenoiser, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for embeddings, input, output, norms and biases.
-
-    With AdamW alone a million pictures taught backgrounds and places but hardly colours and shapes.
-    """
+def build_optimizers(model: TextAndDenoiser, settings: BaseTraining) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for embeddings, input, output, norms and biases."""
     inside = [*model.transformer.transformer_blocks.parameters()]
     for encoder in model.encoders:
         inside += [p for name, p in encoder.named_parameters() if name.startswith("text_model.encoder.")]
@@ -158,34 +157,35 @@ def build_optimizers(model: TextAndDenoiser, lr: float) -> list[torch.optim.Opti
     chosen = {id(parameter) for parameter in matrices}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     return [
-        Muon(matrices, lr=lr, weight_decay=0.01),
-        torch.optim.AdamW(rest, lr=lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True),
+        Muon(matrices, lr=MUON * settings.lr, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=settings.lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True),
     ]
 
 
-def train_base(
-    vae: AutoencoderKL, settings: BaseTraining, out: Path, start: Path | None = None, save_every: int = 500
-) -> None:
-    """Train and save; the averaged weights are what is saved, in half precision, every `save_every` steps.
+def train_base(vae: Path, settings: BaseTraining, out: Path, start: Path | None = None, save_every: int = 500) -> None:
+    """Train, from the weights of the pipeline folder `start` if given, and save.
 
-    `start` is a folder written before: its weights are where training begins, for a second round of the schedule.
+    The averaged weights are what is saved, in half precision, every `save_every` steps.
+
+    The VAE in the folder `vae` is only read when saving, so it may be in training at the same time.
     """
     torch.manual_seed(settings.seed)
     dtype, _ = choose_precision("auto", torch.device("cpu"))
     rng = np.random.default_rng(settings.seed)
-    scenes = [sample_scene(rng) for _ in range(settings.scenes)]
-    latents = encode_scenes(scenes, vae)
+    scenes = [sample_scene(rng, settings.stray) for _ in range(settings.scenes)]
+    latents = draw_latents(scenes, Sizes().latent_channels)
     model = TextAndDenoiser(Sizes())
     if start is not None:
         model.load(start)
-    teacher = copy.deepcopy(model).requires_grad_(False) if settings.distil > 1 else None
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(1 - 4 / settings.steps))  # about the last quarter
-    optimizers = build_optimizers(model, settings.lr)
+    average = AveragedModel(
+        model, multi_avg_fn=get_ema_multi_avg_fn(max(0.0, 1 - 4 / settings.steps))
+    )  # about the last quarter
+    optimizers = build_optimizers(model, settings)
     schedules = [
         torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, settings.lr, total_steps=settings.steps, pct_start=0.04, cycle_momentum=False, div_factor=25
+            optimizer, lr, total_steps=settings.steps, pct_start=0.04, cycle_momentum=False, div_factor=25
         )
-        for optimizer in optimizers
+        for optimizer, lr in zip(optimizers, (MUON * settings.lr, settings.lr), strict=True)
     ]
     began, losses = time.monotonic(), []
     for step in (bar := tqdm(range(settings.steps), desc="base", smoothing=0.05)):
@@ -202,11 +202,6 @@ def train_base(
         padding = (torch.rand(len(x_0)) < 0.25) * float(T5_PADDING)
         ids, y = tokenize(prompts, model.tokenizer), eps - x_0
         with autocast(x_t.device, dtype), sdpa_kernel(SDPBackend.MATH):
-            if teacher is not None:
-                with torch.no_grad():
-                    v_cond = teacher(x_t, t, ids, padding).float()
-                    v_empty = teacher(x_t, t, tokenize([""] * len(ids), model.tokenizer), padding).float()
-                y = v_empty + settings.distil * (v_cond - v_empty)
             v = model(x_t, t, ids, padding).float()
         loss = F.mse_loss(v, y)
         model.zero_grad(set_to_none=True)
@@ -224,12 +219,14 @@ def train_base(
             save(average.module, vae, out)
 
 
-def save(model: Any, vae: AutoencoderKL, out: Path) -> None:
+def save(model: Any, vae_folder: Path, out: Path) -> None:
     """Write the pipeline folder and the call arguments it was trained for.
 
     Denoiser and VAE are stored in half precision (diffusers loads them as float32); the text encoders are not, because
     transformers would keep them in half.
     """
+    vae = build_vae(Sizes())  # a loaded one would carry the folder's name in its config
+    vae.load_state_dict(AutoencoderKL.from_pretrained(vae_folder).state_dict())
     halved = [copy.deepcopy(part).half() for part in (model.transformer, vae)]
     pipe = model.pipeline(vae)
     pipe.register_modules(transformer=halved[0], vae=halved[1])
@@ -243,23 +240,17 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write the pipeline into")
     parser.add_argument("--steps", type=int, default=BaseTraining.steps, help="fewer leaves shapes ragged")
     parser.add_argument("--scenes", type=int, default=BaseTraining.scenes, help="drawn pictures to train on")
-    parser.add_argument(
-        "--lr", type=float, default=BaseTraining.lr, help="peak learning rate; lower for a second round"
-    )
-    parser.add_argument("--shift", type=float, default=BaseTraining.shift, help="above 1 trains more at high noise")
-    parser.add_argument(
-        "--distil", type=float, default=1.0, help="above 1: learn --start's output under CFG of this scale, without CFG"
-    )
     parser.add_argument("--start", type=Path, help="begin with the weights of this pipeline folder: a second round")
+    parser.add_argument("--lr", type=float, default=BaseTraining.lr, help="AdamW's; Muon's is five times as large")
+    parser.add_argument(
+        "--stray", type=int, default=BaseTraining.stray, help="grid steps that things may stand off their places"
+    )
     parser.add_argument("--seed", type=int, default=BaseTraining.seed, help="use another one for a second round")
     args = parser.parse_args()
-    if args.distil > 1 and args.start is None:
-        parser.error("--distil needs --start: the model whose guided output is learned")
-    vae = AutoencoderKL.from_pretrained(args.vae).eval()
-    settings = BaseTraining(
-        steps=args.steps, scenes=args.scenes, lr=args.lr, shift=args.shift, distil=args.distil, seed=args.seed
-    )
-    train_base(vae, settings, args.out, args.start)
+    if not (args.vae / "config.json").is_file():
+        parser.error(f"{args.vae} is not a VAE folder; make one with python -m nft_pipeline.training.shapes.train_vae")
+    settings = BaseTraining(steps=args.steps, scenes=args.scenes, lr=args.lr, stray=args.stray, seed=args.seed)
+    train_base(args.vae, settings, args.out, args.start)
 
 
 if __name__ == "__main__":

@@ -34,11 +34,11 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "gray": (135, 135, 135),
     "black": (15, 15, 15),
 }
-RADII = {"small": (7.5, 9.0), "large": (11.5, 13.5)}
+RADII = {"small": 8.0, "large": 12.0}
+GRID = 16.0  # centres stand on a grid of this many pixels, a token of the denoiser
 COUNTS = {1: "a", 2: "two", 3: "three"}
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-MARGIN = 1.5
 T = TypeVar("T")
 
 
@@ -185,27 +185,26 @@ def _pick(rng: np.random.Generator, values: Iterable[Any]) -> Any:
     return values[int(rng.integers(len(values)))]
 
 
-def _radius(rng: np.random.Generator, size: str) -> float:
-    return float(rng.uniform(*RADII[size]))
+def _centre(rng: np.random.Generator, low: float, high: float, steps: int) -> float:
+    """The middle of [low, high], or up to `steps` grid steps off it to either side."""
+    return (low + high) / 2 + GRID * int(rng.integers(-steps, steps + 1))
 
 
-def _inside(rng: np.random.Generator, low: float, high: float, r: float, spread: float) -> float:
-    """A centre in [low, high] that keeps a thing of half side r clear of both ends, at most `spread` off the middle."""
-    middle, room = (low + high) / 2, (high - low) / 2 - r - MARGIN
-    return float(middle + rng.uniform(-1, 1) * min(max(room, 0.0), spread))
+def scene_for(prompt: Prompt, rng: np.random.Generator, stray: int = 0) -> Scene:
+    """A scene that obeys `prompt`; whatever the prompt leaves open is drawn evenly.
 
-
-def scene_for(prompt: Prompt, rng: np.random.Generator) -> Scene:
-    """A scene that obeys `prompt`; whatever the prompt leaves open is drawn evenly."""
+    Things stand in the middle of the picture, of its halves or of its quarters, so that nothing is left open that a
+    prompt cannot name. With `stray` they stand up to so many grid steps off it, along sides as long as the picture.
+    """
     if not prompt.nouns:
-        return sample_scene(rng)
+        return sample_scene(rng, stray)
     background = prompt.background or _pick(rng, BACKGROUNDS)
     half = SIZE / 2
 
-    def thing(noun: Noun, box: tuple[float, float, float, float], colour: str, size: str, spread: float = 7.0) -> Thing:
-        r = _radius(rng, size)
+    def thing(noun: Noun, box: tuple[float, float, float, float], colour: str, size: str) -> Thing:
         x0, x1, y0, y1 = box
-        return Thing(noun.shape, colour, size, _inside(rng, x0, x1, r, spread), _inside(rng, y0, y1, r, spread), r)
+        x, y = (_centre(rng, low, high, stray if high - low == SIZE else 0) for low, high in ((x0, x1), (y0, y1)))
+        return Thing(noun.shape, colour, size, x, y, RADII[size])
 
     def attributes(noun: Noun) -> tuple[str, str]:
         return noun.colour or _pick(rng, COLOURS), noun.size or _pick(rng, RADII)
@@ -221,18 +220,21 @@ def scene_for(prompt: Prompt, rng: np.random.Generator) -> Scene:
     noun = prompt.nouns[0]
     colour, size = attributes(noun)
     if noun.count == 1:
-        return Scene((thing(noun, (0, SIZE, 0, SIZE), colour, size, spread=9.0),), background)
+        return Scene((thing(noun, (0, SIZE, 0, SIZE), colour, size),), background)
     if noun.count == 2:
         places: Sequence = boxes[_pick(rng, RELATIONS)]
     else:
         quarters = [(x, x + half, y, y + half) for x, y in itertools.product((0.0, half), repeat=2)]
         del quarters[int(rng.integers(4))]
         places = quarters
-    return Scene(tuple(thing(noun, box, colour, size, spread=5.0) for box in places), background)
+    return Scene(tuple(thing(noun, box, colour, size) for box in places), background)
 
 
-def sample_scene(rng: np.random.Generator) -> Scene:
-    """A scene of the training distribution: 35 % one thing, 45 % two unlike things, 20 % two or three of a kind."""
+def sample_scene(rng: np.random.Generator, stray: int = 0) -> Scene:
+    """A scene of the training distribution: 35 % one thing, 45 % two unlike things, 20 % two or three of a kind.
+
+    `stray` as in `scene_for`.
+    """
     kind = rng.random()
     if kind < 0.35:
         nouns: tuple[Noun, ...] = (Noun(_pick(rng, SHAPES)),)
@@ -240,7 +242,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
         nouns = (Noun(_pick(rng, SHAPES)), Noun(_pick(rng, SHAPES)))
     else:
         nouns = (Noun(_pick(rng, SHAPES), count=int(rng.integers(2, 4))),)
-    return scene_for(Prompt(nouns), rng)
+    return scene_for(Prompt(nouns), rng, stray)
 
 
 def describe(scene: Scene) -> Prompt:
