@@ -101,3 +101,25 @@ def guide_model(model: Any, reward: RewardFile, node_id: str | None, **values: A
         host.warn(lines[-1])
     guide = Guide(reward, targets, plan, host.ComfyUI(), tap=tap, node_id=node_id)
     return host.attach(model, guide), "\n".join(lines)
+
+
+def parse_strengths(text: str) -> list[float]:
+    """Numbers with commas between.
+
+    Raises:
+        GuidanceError: none, or something that is no finite number.
+    """
+    values = []
+    for part in (part.strip() for part in text.replace("\n", ",").split(",")):
+        if not part:
+            continue
+        try:
+            value = float(part)
+        except ValueError:
+            value = float("nan")
+        if not abs(value) < float("inf"):
+            raise GuidanceError(f"{part!r} in strengths is no finite number, expected some such as 0, 0.5, 1")
+        values.append(value)
+    if not values:
+        raise GuidanceError("strengths is empty, expected numbers with commas between, such as 0, 0.5, 1")
+    return values

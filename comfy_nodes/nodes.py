@@ -11,141 +11,14 @@ import torch
 
 from nft_pipeline.settings import GuidanceError
 
-from . import host
-from .build import MODES, guide_model
+from . import host, inputs
+from .build import guide_model, parse_strengths
 from .curve import SHAPES, Line, draw, shape_curve
 from .host import io, ui
 from .rate import VERDICTS, facts_of_graph, rate_images, rating_folder
-from .reward_file import KINDS, describe, read_reward_file
+from .reward_file import describe, read_reward_file
 
 CATEGORY = "guidance/reward"
-Adapter = io.Custom("NFT_ADAPTER")
-Schedule = io.Custom("NFT_SCHEDULE")
-
-
-def _advanced(widget: Any) -> Any:
-    """Hidden behind "Show advanced inputs" where the frontend has that. (The argument of that name is newer.)"""
-    widget.extra_dict["advanced"] = True
-    return widget
-
-
-def _model() -> Any:
-    return io.Model.Input(
-        "model",
-        tooltip="Your model, with any style LoRAs on it. Do not also load the reward adapter with a LoRA loader.",
-    )
-
-
-def _adapter_file() -> Any:
-    return io.Combo.Input(
-        "adapter",
-        options=host.adapter_names(),
-        tooltip="A reward adapter in models/loras: the file in an adapter's comfyui folder, or any plain LoRA that was "
-        "trained with a reward (DiffusionNFT, Flow-GRPO and the like).",
-    )
-
-
-def _kind() -> Any:
-    return _advanced(
-        io.Combo.Input(
-            "kind",
-            options=list(KINDS),
-            default="auto",
-            tooltip="What the file is. auto: what it says it is; a plain LoRA is a policy. policy: push every picture "
-            "alike and leave an alpha head out. positive: insist on an alpha head.",
-        )
-    )
-
-
-def _strength() -> Any:
-    return io.Float.Input(
-        "strength",
-        default=1.0,
-        min=-4.0,
-        max=8.0,
-        step=0.05,
-        tooltip="How much of the reward you want. 0: your model, unchanged. 1: as the author shipped it. Above 1: "
-        "more, until pictures look burnt. Below 0: away from it. Not a LoRA weight: it scales the difference of two "
-        "predictions, so it stays calibrated.",
-    )
-
-
-def _settings() -> list[Any]:
-    return [
-        io.Float.Input(
-            "start_percent",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Where in the sampling guidance begins. 0 is the first step; the early steps decide composition.",
-        ),
-        io.Float.Input(
-            "end_percent",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Where guidance ends. 0.8 keeps your model's fine texture and saves a fifth of the extra time.",
-        ),
-        io.Combo.Input(
-            "law",
-            options=["nft", "odds"],
-            default="nft",
-            tooltip="How strength becomes a push. nft: proportional to alpha, the paper's. odds: exact, and never past "
-            "what the LoRA alone would draw; needs an adapter with an alpha head.",
-        ),
-        io.Combo.Input(
-            "mode",
-            options=list(MODES),
-            default="exact",
-            tooltip="exact: a second pass of the model in each guided step, about twice the time. fast: one pass with "
-            "the LoRA at a varying weight, no extra time, a little stronger than asked.",
-        ),
-        _advanced(
-            io.Float.Input(
-                "beta",
-                default=0.0,
-                min=0.0,
-                max=100.0,
-                step=0.01,
-                tooltip="DiffusionNFT's beta instead of a strength; smaller is stronger. 0: off, strength counts.",
-            )
-        ),
-        _kind(),
-        _advanced(
-            io.Float.Input(
-                "cap",
-                default=0.0,
-                min=0.0,
-                max=2.0,
-                step=0.01,
-                tooltip="The most a step may move the predicted picture, as a fraction of its size. 0: no limit. Try "
-                "0.3 when pictures look burnt; the live text shows the push.",
-            )
-        ),
-        _advanced(
-            io.Combo.Input(
-                "guide",
-                options=["both", "cond"],
-                default="both",
-                tooltip="At CFG above 1. both: guide the positive and the negative prediction, so that CFG does not "
-                "change the strength. cond: the positive one alone, which is cheaper and which CFG amplifies.",
-            )
-        ),
-        Schedule.Input(
-            "schedule",
-            optional=True,
-            tooltip="From Reward Strength Schedule: a curve that strength is multiplied by over the sampling.",
-        ),
-    ]
-
-
-def _guided_outputs() -> list[Any]:
-    return [
-        io.Model.Output(display_name="model", tooltip="The guided model, for any sampler, detailer or upscaler."),
-        io.String.Output(display_name="info", tooltip="What the adapter is, and how many of its layers are active."),
-    ]
 
 
 class NFTRewardGuidance(io.ComfyNode):
@@ -159,8 +32,8 @@ class NFTRewardGuidance(io.ComfyNode):
             display_name="Reward Guidance",
             category=CATEGORY,
             description="Steers sampling towards what a reward adapter likes, by a dial that works after training.",
-            inputs=[_model(), _adapter_file(), _strength(), *_settings()],
-            outputs=_guided_outputs(),
+            inputs=[inputs.model(), inputs.adapter_file(), inputs.strength(), *inputs.settings()],
+            outputs=inputs.guided_outputs(),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -187,8 +60,10 @@ class NFTLoadAdapter(io.ComfyNode):
             display_name="Load Reward Adapter",
             category=CATEGORY,
             description="Reads a reward adapter once, for Apply Reward Adapter and Reward Guider.",
-            inputs=[_adapter_file(), _kind()],
-            outputs=[Adapter.Output(display_name="adapter", tooltip="For Apply Reward Adapter and Reward Guider.")],
+            inputs=[inputs.adapter_file(), inputs.kind()],
+            outputs=[
+                inputs.Adapter.Output(display_name="adapter", tooltip="For Apply Reward Adapter and Reward Guider.")
+            ],
         )
 
     @classmethod
@@ -200,10 +75,6 @@ class NFTLoadAdapter(io.ComfyNode):
     def execute(cls, adapter: str, kind: str = "auto") -> Any:
         """Read it."""
         return io.NodeOutput(read_reward_file(host.adapter_path(adapter), kind))
-
-
-def _adapter_socket() -> Any:
-    return Adapter.Input("adapter", tooltip="From Load Reward Adapter.")
 
 
 class NFTApplyAdapter(io.ComfyNode):
@@ -218,8 +89,13 @@ class NFTApplyAdapter(io.ComfyNode):
             category=CATEGORY,
             description="Reward guidance with a loaded adapter. Chain several, each with its own strength: the pushes "
             "add up, and each is measured from your model alone.",
-            inputs=[_model(), _adapter_socket(), _strength(), *[w for w in _settings() if w.id != "kind"]],
-            outputs=_guided_outputs(),
+            inputs=[
+                inputs.model(),
+                inputs.adapter_socket(),
+                inputs.strength(),
+                *inputs.settings_of_a_loaded_adapter(),
+            ],
+            outputs=inputs.guided_outputs(),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -241,8 +117,8 @@ class NFTGuider(io.ComfyNode):
             category=CATEGORY,
             description="A guider for SamplerCustomAdvanced: CFG and reward guidance in one node.",
             inputs=[
-                _model(),
-                _adapter_socket(),
+                inputs.model(),
+                inputs.adapter_socket(),
                 io.Conditioning.Input("positive", tooltip="What the picture should show."),
                 io.Conditioning.Input("negative", tooltip="What it should not show; not used at CFG 1."),
                 io.Float.Input(
@@ -253,8 +129,8 @@ class NFTGuider(io.ComfyNode):
                     step=0.1,
                     tooltip="Classifier-free guidance. Take the value the adapter was made at (see info); 1 is off.",
                 ),
-                _strength(),
-                *[w for w in _settings() if w.id != "kind"],
+                inputs.strength(),
+                *inputs.settings_of_a_loaded_adapter(),
             ],
             outputs=[
                 io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."),
@@ -309,7 +185,9 @@ class NFTStrengthSchedule(io.ComfyNode):
                 ),
             ],
             outputs=[
-                Schedule.Output(display_name="schedule", tooltip="For the schedule input of the guidance nodes."),
+                inputs.Schedule.Output(
+                    display_name="schedule", tooltip="For the schedule input of the guidance nodes."
+                ),
                 io.Image.Output(display_name="curve", tooltip="A picture of the curve."),
             ],
         )
@@ -422,7 +300,7 @@ class NFTAdapterInfo(io.ComfyNode):
             category=CATEGORY,
             description="Reads an adapter without loading a model: reward, base model, strength, and whether it would "
             "load at half strength elsewhere.",
-            inputs=[_adapter_file()],
+            inputs=[inputs.adapter_file()],
             outputs=[io.String.Output(display_name="info", tooltip="The same text as shown on the node.")],
             is_output_node=True,
         )
@@ -489,28 +367,6 @@ class NFTRateImages(io.ComfyNode):
         target = rating_folder(host.output_folder(), folder)
         names = rate_images(target, images, verdict, score, facts)
         return io.NodeOutput(images, ui=ui.PreviewText(f"{verdict}: {len(names)} in {folder}"))
-
-
-def parse_strengths(text: str) -> list[float]:
-    """Numbers with commas between.
-
-    Raises:
-        GuidanceError: none, or something that is no finite number.
-    """
-    values = []
-    for part in (part.strip() for part in text.replace("\n", ",").split(",")):
-        if not part:
-            continue
-        try:
-            value = float(part)
-        except ValueError:
-            value = float("nan")
-        if not abs(value) < float("inf"):
-            raise GuidanceError(f"{part!r} in strengths is no finite number, expected some such as 0, 0.5, 1")
-        values.append(value)
-    if not values:
-        raise GuidanceError("strengths is empty, expected numbers with commas between, such as 0, 0.5, 1")
-    return values
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

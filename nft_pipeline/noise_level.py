@@ -56,6 +56,12 @@ def sana(inputs: Inputs, scheduler: Any) -> Tensor:
     return value if type(scheduler).__name__ == "SCMScheduler" else value / 1000
 
 
+def log_sigmas(alphas_cumprod: Tensor) -> Tensor:
+    """log sigma of each index into a scheduler's table, sigma = sqrt((1 - a) / a); t = sigma / (1 + sigma) is its
+    logistic function. A schedule that ends in pure noise has a = 0 there, sigma infinite; 20 is t = 1 in fp32."""
+    return (0.5 * torch.log((1 - alphas_cumprod) / alphas_cumprod)).clamp(max=20.0)
+
+
 def variance_preserving(*, state: str = "hidden_states", timestep: str = "timestep") -> Reader:
     """timestep is an index, whole or fractional, into the scheduler's alphas_cumprod.
 
@@ -71,12 +77,10 @@ def variance_preserving(*, state: str = "hidden_states", timestep: str = "timest
                 "one with alphas_cumprod, such as DDIMScheduler or EulerDiscreteScheduler. Set pipe.scheduler to one."
             )
         index = raw_timestep(inputs, state, timestep)
-        # A schedule that ends in pure noise has a = 0 there, sigma infinite; t is 1 in fp32 long before.
-        log_sigma = (0.5 * torch.log((1 - a) / a)).clamp(max=20.0).to(index.device, torch.float32)
+        log_sigma = log_sigmas(a).to(index.device, torch.float32)
         index = index.clamp(0, len(log_sigma) - 1)
         below = index.floor().long()
         above = (below + 1).clamp(max=len(log_sigma) - 1)
-        # sigma / (1 + sigma) is the logistic function of log sigma.
         return torch.sigmoid(torch.lerp(log_sigma[below], log_sigma[above], index - below))
 
     return noise_level

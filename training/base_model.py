@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nft_pipeline.families import Family, family_of
+from nft_pipeline.noise_level import log_sigmas
 
 from .noising import per_sample, vp_norm
 from .precision import autocast
@@ -219,9 +220,8 @@ class SDBase(TrainBase):
 
     def __init__(self, pipe: Any, call: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(pipe, call, dtype)
-        a = pipe.scheduler.alphas_cumprod.double()
-        # As nft_pipeline.noise_level reads it: t = sigma / (1 + sigma), log sigma linear between two indices.
-        self._log_sigma = (0.5 * torch.log((1 - a) / a)).clamp(max=20.0)
+        # Linear between two indices, as nft_pipeline.noise_level reads it.
+        self._log_sigma = log_sigmas(pipe.scheduler.alphas_cumprod.double())
 
     def noise_range(self) -> tuple[float, float]:
         low, high = torch.sigmoid(self._log_sigma[[0, -1]]).tolist()

@@ -28,8 +28,8 @@ from .base_model import TrainBase
 from .noising import interpolate, velocity
 from .optimality import Method, Optimality, optimality
 from .pool import Pool
+from .rewards.scores_file import FILE
 
-METADATA = "metadata.jsonl"
 # `diffusion-nft score` and `rate` and ComfyUI's Rate Images write the last three, which training does not read.
 KEYS = {"image", "prompt", "score", "liked", "seed", "guidance_scale", "model", "scores", "reward"}
 SHOWN_FAULTS = 20
@@ -77,7 +77,7 @@ def read_folder(folder: str | Path) -> Folder:
         DataError: no such file, or every fault of its lines in one report.
     """
     root = Path(folder)
-    path = root / METADATA
+    path = root / FILE
     if not path.is_file():
         raise DataError(f"there is no {path}; expected one JSON object a line with image, prompt, and score or liked")
     pictures, faults, kinds, unjudged = [], [], set(), 0

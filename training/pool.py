@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nft_pipeline.atomic import atomic_write_bytes
 
-from .base_model import Conditions, TrainBase, rows_of, train_base
+from .base_model import Conditions, TrainBase, rows_of
 from .optimality import Method, Optimality, optimality
 from .precision import autocast
 from .reward import Reward, RewardError
@@ -116,38 +116,6 @@ class Pool:
                 plain[key] = value
         buckets = tuple(parts["buckets"][str(i)] for i in range(len(parts["buckets"])))
         return cls(buckets=buckets, conditions=parts["conditions"], **plain)
-
-
-# The three below are what training/shapes calls: stable diffusion 3's two conditions by their place.
-
-
-def encode_prompts(pipe: Any, prompts: Sequence[str], call: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Prompt embeddings (P, L, D) and pooled (P, E), as a call of `pipe` without CFG makes them."""
-    conditions = train_base(pipe, call).encode_prompts(prompts)
-    return conditions["text"], conditions["pooled"]
-
-
-def decode_latents(pipe: Any, latents: Tensor) -> np.ndarray:
-    """Pictures, uint8 (B, H, W, 3), of scaled latents (B, C, H, W)."""
-    return train_base(pipe).decode_latents(latents)
-
-
-def sample_latents(
-    pipe: Any,
-    text: Tensor,
-    pooled: Tensor,
-    prompt: Tensor,
-    *,
-    seed: int,
-    batch: int,
-    label: str,
-    empty: tuple[Tensor, Tensor] | None = None,
-    **call: Any,
-) -> Tensor:
-    """`TrainBase.sample` of conditions given by their place."""
-    unguided = None if empty is None else dict(zip(("text", "pooled"), empty, strict=True))
-    base = train_base(pipe, call)
-    return base.sample({"text": text, "pooled": pooled}, prompt, seed=seed, batch=batch, label=label, empty=unguided)
 
 
 def sample_pool(

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import Adapter, BaseModel, fingerprint, write_adapter
+from nft_pipeline.atomic import atomic_write_bytes
 
 from . import processes
 from .base_model import TrainBase, TrainingError, train_base
@@ -226,7 +227,7 @@ class Run:
         lines = path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if _number(line) <= number]
         if len(kept) < len(lines):
-            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            atomic_write_bytes(path, "".join(line + "\n" for line in kept).encode())
 
     def _save(self, learner: Learner) -> None:
         """A checkpoint. A full disk does not end the run: it goes on, and tries again next time."""

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub.constants
 import pytest
-import safetensors.torch
 import torch
-from safetensors import safe_open
 
 from helpers.cards import light_adapter, picture, shared_adapter
 from helpers.local_hub import LocalHub
+from helpers.plants import Plant, in_json, in_tensors
 from nft_pipeline.adapter import AdapterError
 from nft_pipeline.hub_cards.push import make_card, push, write_card
 from nft_pipeline.hub_cards.verify import verify
@@ -25,7 +22,6 @@ LORA = "pytorch_lora_weights.safetensors"
 HEAD = "alpha_head/diffusion_pytorch_model.safetensors"
 ONE_FILE = "comfyui/tiny-red.safetensors"
 TO_Q = "transformer.blocks.0.attn.to_q"
-Plant = Callable[[Path], Any]
 
 
 @pytest.fixture(scope="module")
@@ -33,25 +29,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = shared_adapter(tmp_path_factory.mktemp("sound") / "adapter")
     write_card(folder, make_card(folder, "someone/tiny-red", licence="apache-2.0"))
     return folder
-
-
-def in_json(name: str, /, **changed: Any) -> Plant:
-    def plant(folder: Path) -> None:
-        values = json.loads((folder / name).read_text()) | changed
-        (folder / name).write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
-
-    return plant
-
-
-def in_tensors(name: str, change: Callable[[dict[str, Any]], Any], **header: str) -> Plant:
-    def plant(folder: Path) -> None:
-        with safe_open(folder / name, "pt") as file:
-            texts = {**file.metadata(), **header}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        change(tensors)
-        (folder / name).write_bytes(safetensors.torch.save(tensors, metadata=texts))
-
-    return plant
 
 
 def write(name: str, data: bytes) -> Plant:

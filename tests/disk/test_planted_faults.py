@@ -12,15 +12,14 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from safetensors import safe_open
 
 from helpers.adapters import assert_same, tiny_adapter, tiny_sd3
+from helpers.plants import Plant, in_json, in_tensors
 from nft_pipeline.adapter import AdapterError, read_adapter, write_adapter
 
 LORA = "pytorch_lora_weights.safetensors"
 HEAD = "alpha_head/diffusion_pytorch_model.safetensors"
 TO_Q = "transformer.transformer_blocks.0.attn.to_q"
-Plant = Callable[[Path], None]
 
 
 @pytest.fixture(scope="module")
@@ -31,30 +30,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for kind in folders:
         assert_same(read_adapter(folders[kind]), tiny_adapter(model, kind))
     return folders
-
-
-def in_json(name: str, /, **changed: Any) -> Plant:
-    """Change fields of a JSON file; None as a value is kept, ... removes the key."""
-
-    def plant(folder: Path) -> None:
-        values = json.loads((folder / name).read_text()) | changed
-        (folder / name).write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
-
-    return plant
-
-
-def in_tensors(name: str, change: Callable[[dict[str, Any]], Any], **header: str) -> Plant:
-    """Change the tensors or header texts of a safetensors file."""
-
-    def plant(folder: Path) -> None:
-        with safe_open(folder / name, "pt") as file:
-            texts = {**file.metadata(), **header}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        change(tensors)
-        texts = {key: value for key, value in texts.items() if value}
-        (folder / name).write_bytes(safetensors.torch.save(tensors, metadata=texts))
-
-    return plant
 
 
 def in_header(**changed: Any) -> Plant:

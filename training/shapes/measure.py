@@ -19,7 +19,7 @@ import torch
 
 from nft_pipeline.guidance import promised_rate
 
-from ..pool import decode_latents, encode_prompts, sample_latents
+from ..base_model import train_base
 from ..precision import autocast
 from ..reward import Reward
 from .score import judge
@@ -81,14 +81,18 @@ class Workload:
     def pictures(self, pipe: Any, label: str = "", **steering: Any) -> np.ndarray:
         """Pictures of `pipe`, uint8 (n, H, W, 3), steered by further arguments of its call."""
         call = {**self.call, **steering}
-        text, pooled = encode_prompts(pipe, self.prompts, call)
-        empty = encode_prompts(pipe, [""], call) if call.get("guidance_scale", 1.0) > 1.0 else None
-        prompt = torch.arange(self.n) % len(self.prompts)
-        with autocast(pipe.transformer.device, self.dtype):
-            latents = sample_latents(
-                pipe, text, pooled, prompt, seed=self.seed, batch=self.batch, label=label, empty=empty, **call
-            )
-            return decode_latents(pipe, latents.to(pipe.transformer.device))
+        base = train_base(pipe, call, self.dtype)
+        empty = base.encode_prompts([""]) if call.get("guidance_scale", 1.0) > 1.0 else None
+        latents = base.sample(
+            base.encode_prompts(self.prompts),
+            torch.arange(self.n) % len(self.prompts),
+            seed=self.seed,
+            batch=self.batch,
+            label=label,
+            empty=empty,
+        )
+        with autocast(base.device, self.dtype):
+            return base.decode_latents(latents)
 
 
 def measure_pictures(pictures: np.ndarray, texts: Sequence[str], reward: Reward) -> tuple[float, float]:

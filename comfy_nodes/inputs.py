@@ -1,0 +1,147 @@
+"""What several nodes ask a person for: inputs and outputs with their ranges, defaults and tooltips."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import host
+from .build import MODES
+from .host import io
+from .reward_file import KINDS
+
+Adapter = io.Custom("NFT_ADAPTER")
+Schedule = io.Custom("NFT_SCHEDULE")
+
+
+def advanced(widget: Any) -> Any:
+    """Hidden behind "Show advanced inputs" where the frontend has that. (The argument of that name is newer.)"""
+    widget.extra_dict["advanced"] = True
+    return widget
+
+
+def model() -> Any:
+    return io.Model.Input(
+        "model",
+        tooltip="Your model, with any style LoRAs on it. Do not also load the reward adapter with a LoRA loader.",
+    )
+
+
+def adapter_file() -> Any:
+    return io.Combo.Input(
+        "adapter",
+        options=host.adapter_names(),
+        tooltip="A reward adapter in models/loras: the file in an adapter's comfyui folder, or any plain LoRA that was "
+        "trained with a reward (DiffusionNFT, Flow-GRPO and the like).",
+    )
+
+
+def kind() -> Any:
+    return advanced(
+        io.Combo.Input(
+            "kind",
+            options=list(KINDS),
+            default="auto",
+            tooltip="What the file is. auto: what it says it is; a plain LoRA is a policy. policy: push every picture "
+            "alike and leave an alpha head out. positive: insist on an alpha head.",
+        )
+    )
+
+
+def strength() -> Any:
+    return io.Float.Input(
+        "strength",
+        default=1.0,
+        min=-4.0,
+        max=8.0,
+        step=0.05,
+        tooltip="How much of the reward you want. 0: your model, unchanged. 1: as the author shipped it. Above 1: "
+        "more, until pictures look burnt. Below 0: away from it. Not a LoRA weight: it scales the difference of two "
+        "predictions, so it stays calibrated.",
+    )
+
+
+def settings() -> list[Any]:
+    return [
+        io.Float.Input(
+            "start_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Where in the sampling guidance begins. 0 is the first step; the early steps decide composition.",
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Where guidance ends. 0.8 keeps your model's fine texture and saves a fifth of the extra time.",
+        ),
+        io.Combo.Input(
+            "law",
+            options=["nft", "odds"],
+            default="nft",
+            tooltip="How strength becomes a push. nft: proportional to alpha, the paper's. odds: exact, and never past "
+            "what the LoRA alone would draw; needs an adapter with an alpha head.",
+        ),
+        io.Combo.Input(
+            "mode",
+            options=list(MODES),
+            default="exact",
+            tooltip="exact: a second pass of the model in each guided step, about twice the time. fast: one pass with "
+            "the LoRA at a varying weight, no extra time, a little stronger than asked.",
+        ),
+        advanced(
+            io.Float.Input(
+                "beta",
+                default=0.0,
+                min=0.0,
+                max=100.0,
+                step=0.01,
+                tooltip="DiffusionNFT's beta instead of a strength; smaller is stronger. 0: off, strength counts.",
+            )
+        ),
+        kind(),
+        advanced(
+            io.Float.Input(
+                "cap",
+                default=0.0,
+                min=0.0,
+                max=2.0,
+                step=0.01,
+                tooltip="The most a step may move the predicted picture, as a fraction of its size. 0: no limit. Try "
+                "0.3 when pictures look burnt; the live text shows the push.",
+            )
+        ),
+        advanced(
+            io.Combo.Input(
+                "guide",
+                options=["both", "cond"],
+                default="both",
+                tooltip="At CFG above 1. both: guide the positive and the negative prediction, so that CFG does not "
+                "change the strength. cond: the positive one alone, which is cheaper and which CFG amplifies.",
+            )
+        ),
+        Schedule.Input(
+            "schedule",
+            optional=True,
+            tooltip="From Reward Strength Schedule: a curve that strength is multiplied by over the sampling.",
+        ),
+    ]
+
+
+def settings_of_a_loaded_adapter() -> list[Any]:
+    """The same without `kind`, which is asked for where the file is read."""
+    return [widget for widget in settings() if widget.id != "kind"]
+
+
+def guided_outputs() -> list[Any]:
+    return [
+        io.Model.Output(display_name="model", tooltip="The guided model, for any sampler, detailer or upscaler."),
+        io.String.Output(display_name="info", tooltip="What the adapter is, and how many of its layers are active."),
+    ]
+
+
+def adapter_socket() -> Any:
+    return Adapter.Input("adapter", tooltip="From Load Reward Adapter.")
