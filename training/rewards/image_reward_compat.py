@@ -99,6 +99,7 @@ def _old_names() -> Iterator[None]:
 
 
 def _gone(*arguments: Any, **options: Any) -> Any:
+    """Stands for helpers of head pruning that transformers 5 removed: the package imports them, scoring calls none."""
     raise NotImplementedError("transformers 5 cannot prune attention heads; scoring does not need it")
 
 
