@@ -222,9 +222,9 @@ class Guide:
         if not bool(factor.any()):
             self._record(run, t, None, zero, zero, 1.0)
             return denoised
-        alpha = None if self.tap is None else self._alpha(run, args["cond"], t)
-        if settings.mode == "single":
-            scale = self._fast_scale(run, t)
+        scale = self._fast_scale(run, t) if settings.mode == "single" else None
+        alpha = None if self.tap is None else self._alpha(run, args["cond"], t, scale)
+        if scale is not None:
             run.alpha = alpha
             self._record(run, t, alpha, scale, torch.full_like(t, math.nan), 1.0)
             return denoised
@@ -259,8 +259,9 @@ class Guide:
         with self._switch.at(1.0):
             return self.host.predict(args["model"], named, args["input"], args["sigma"], options)
 
-    def _alpha(self, run: _Run, cond: Conds, t: Tensor) -> Tensor:
-        """alpha of the base pass, (samples,); of several prompts at once, such as regional ones, their mean."""
+    def _alpha(self, run: _Run, cond: Conds, t: Tensor, lora_scale: Tensor | None) -> Tensor:
+        """alpha of the pass whose tokens were kept, (samples,); of several prompts at once, such as regional ones,
+        their mean. `lora_scale` is the LoRA's in it, (samples,), None for off."""
         alphas = []
         for entry in cond:
             tokens = run.tokens.get(entry["uuid"])
@@ -270,7 +271,8 @@ class Guide:
                 run.head = copy.deepcopy(self.reward.head).to(tokens.device)  # type: ignore[union-attr]
             text = entry["model_conds"].get("c_crossattn")
             words = None if text is None else text.cond.to(tokens.device).expand(len(t), -1, -1)
-            alphas.append(read_alpha(run.head, self.reward.config.name, tokens, t.to(tokens.device), words))
+            on = None if lora_scale is None else lora_scale.to(tokens.device)
+            alphas.append(read_alpha(run.head, self.reward.config.name, tokens, t.to(tokens.device), words, on))
         if not alphas:
             raise GuidanceError(
                 f"the module {self.tap!r}, which the alpha head of {self.reward.config.name!r} reads, did not run in "

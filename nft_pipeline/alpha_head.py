@@ -10,6 +10,10 @@ costs next to nothing. Two readings of the tokens are added up into one logit:
 - *attention*, a few learned queries that look at image tokens and text tokens together, for rewards that depend on
   what stands where, or on the prompt. (Mean pooling was at chance on those.)
 
+Where the tokens come from a pass with the LoRA on, as in the one-pass mode, the head is told at which scale. It cannot
+tell from the tokens: at high noise a LoRA that makes pictures redder moves them just as a redder picture would, and a
+head that had seen both without being told said too little with the LoRA off and too much with it on.
+
 Torch only: ComfyUI, diffusers and the trainer use this same class.
 """
 
@@ -121,6 +125,7 @@ class AlphaHead(nn.Module):
         self.config = config
         width = config.width
         self.noise_level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.lora_scale = nn.Linear(1, width, bias=False)
         self.tokens_in = nn.Linear(config.feature_dim, width)
         self.text_in = None if config.text_dim is None else nn.Linear(config.text_dim, width)
         self.no_text = nn.Parameter(torch.zeros(width))
@@ -135,7 +140,9 @@ class AlphaHead(nn.Module):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.attention_out.bias)
 
-    def forward(self, tokens: Tensor, noise_level: Tensor, text: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, noise_level: Tensor, text: Tensor | None = None, lora_scale: Tensor | None = None
+    ) -> Tensor:
         """The logit of alpha.
 
         Args:
@@ -143,6 +150,8 @@ class AlphaHead(nn.Module):
             noise_level: t = sigma in [0, 1], shape (B,) or ().
             text: text tokens, shape (B, L, text_dim); required if the head was made with `text_dim`. Tokens that are
                 exactly zero are padding (SD3 without T5 pads with zeros) and are not looked at.
+            lora_scale: at which scale the adapter's LoRA was on while the tokens were computed, shape (B,); None for
+                off, which is 0. Trained from -1 to 1, and read as the nearer of the two beyond.
 
         Returns:
             Logits, fp32, shape (B,).
@@ -160,10 +169,12 @@ class AlphaHead(nn.Module):
             seen = None if text is None else tuple(text.shape)
             raise ValueError(f"alpha head: text tokens have shape {seen}, expected (B, L, {config.text_dim})")
         with torch.autocast(tokens.device.type, enabled=False):
-            return self._logit(tokens.float(), noise_level.expand(tokens.shape[0]), text)
+            features = noise_level_features(noise_level.expand(tokens.shape[0]), config.width)
+            if lora_scale is not None:
+                features = features + self.lora_scale(lora_scale.float().clamp(-1, 1)[:, None])
+            return self._logit(tokens.float(), self.noise_level(features), text)
 
-    def _logit(self, tokens: Tensor, noise_level: Tensor, text: Tensor | None) -> Tensor:
-        level = self.noise_level(noise_level_features(noise_level, self.config.width))
+    def _logit(self, tokens: Tensor, level: Tensor, text: Tensor | None) -> Tensor:
         # The size of the tokens differs by orders of magnitude between models; their direction is the message.
         image = self.tokens_in(F.layer_norm(tokens, tokens.shape[-1:])) + level[:, None]
         none = self.no_text.expand(image.shape[0], 1, -1)
@@ -186,6 +197,8 @@ class AlphaHead(nn.Module):
         evidence = self.evidence_out(self.evidence(image) * gate[:, None]).squeeze(-1).sum(1)
         return attention + evidence / math.sqrt(image.shape[1])
 
-    def alpha(self, tokens: Tensor, noise_level: Tensor, text: Tensor | None = None) -> Tensor:
+    def alpha(
+        self, tokens: Tensor, noise_level: Tensor, text: Tensor | None = None, lora_scale: Tensor | None = None
+    ) -> Tensor:
         """alpha in (0, 1), fp32, shape (B,): the sigmoid of `forward`, same arguments and errors."""
-        return torch.sigmoid(self(tokens, noise_level, text))
+        return torch.sigmoid(self(tokens, noise_level, text, lora_scale))

@@ -212,9 +212,10 @@ class NFTEngine:
                 return None
             if call.way in ("two_pass", "batched"):
                 return self._guide(call, output)
-            alphas = self._keep_alphas(call) if self.settings.mode == "single" else None
+            scales = self._scales if call.way == "single" else None
+            alphas = self._keep_alphas(call, scales) if self.settings.mode == "single" else None
             if call.way == "single":
-                self._record(call, alphas, self._scales or [], math.nan, passes=1)
+                self._record(call, alphas, scales or [], math.nan, passes=1)
             else:  # one pass, of v_old or of v_lora
                 known = [torch.full_like(call.noise_level, float(call.way == "on"))] * len(call.terms)
                 scales = self._of_all_terms(call, known)
@@ -292,11 +293,11 @@ class NFTEngine:
         found = dict(zip(call.terms, scales, strict=True))
         return [found.get(k, torch.zeros_like(call.noise_level)) for k in range(len(self.terms))]
 
-    def _alpha(self, call: DenoiserCall, term: Term) -> Tensor:
+    def _alpha(self, call: DenoiserCall, term: Term, lora_scale: Tensor | None = None) -> Tensor:
         text = self._family.read_text(call.inputs)
         if text is not None:  # one prompt for all samples may come as one row, which the denoiser broadcasts
             text = text.expand(call.rows, -1, -1)[call.samples] if text.shape[0] == 1 else text[call.samples]
-        return term.alpha(call.noise_level, call.samples, text)
+        return term.alpha(call.noise_level, call.samples, text, lora_scale)
 
     def _push(self, call: DenoiserCall, v_old: Tensor, v_loras: list[Tensor], scales: list[Tensor]) -> Tensor:
         """How far the samples' predicted pictures move, shape (samples,)."""
@@ -358,12 +359,13 @@ class NFTEngine:
             scales.append(term.scale(alpha, call.factor, self.settings))
         return self._of_all_terms(call, scales)
 
-    def _keep_alphas(self, call: DenoiserCall) -> list[Tensor | None]:
-        """What the heads say now, for the next step."""
+    def _keep_alphas(self, call: DenoiserCall, scales: list[Tensor] | None) -> list[Tensor | None]:
+        """What the heads say now, with the LoRAs at these scales or off, for the next step."""
         alphas: list[Tensor | None] = [None] * len(self.terms)
         for k in call.terms:
             if self.terms[k].needs_alpha and not call.auxiliary:
-                alphas[k] = self.trace.alphas[self.terms[k].name] = self._alpha(call, self.terms[k])
+                on = None if scales is None else scales[k]
+                alphas[k] = self.trace.alphas[self.terms[k].name] = self._alpha(call, self.terms[k], on)
         return alphas
 
     # Switches and records.

@@ -84,13 +84,16 @@ class Term:
         if self._tokens is None:
             self._tokens = as_tokens(args[0] if args else next(iter(kwargs.values())))
 
-    def alpha(self, noise_level: Tensor, samples: slice, text: Tensor | None) -> Tensor:
+    def alpha(
+        self, noise_level: Tensor, samples: slice, text: Tensor | None, lora_scale: Tensor | None = None
+    ) -> Tensor:
         """What the head says about the forward that has just run.
 
         Args:
             noise_level: t of the samples, shape (samples,).
             samples: which rows of the tokens they are.
             text: text tokens of the samples, (samples, L, D), None where the family has none.
+            lora_scale: at which scale this term's LoRA was on in it, (samples,); None for off.
 
         Returns:
             Probabilities, shape (samples,).
@@ -109,7 +112,7 @@ class Term:
                 f"the module {head.config.tap!r}, which the alpha head of {name!r} reads, did not run at noise level "
                 f"{_rounded(noise_level)}, so alpha is unknown. Switch caching of the denoiser off."
             )
-        return read_alpha(head.to(tokens.device), name, tokens[samples], noise_level, text)
+        return read_alpha(head.to(tokens.device), name, tokens[samples], noise_level, text, lora_scale)
 
     def scale(self, alpha: Tensor | None, factor: Tensor, settings: GuidanceSettings) -> Tensor:
         """s for each sample: by the law from alpha, or a policy's, whose alpha is inside its weights.
@@ -122,7 +125,14 @@ class Term:
         return term_scale(self.adapter.config, self.tilt, alpha, factor, settings.law)
 
 
-def read_alpha(head: AlphaHead, name: str, tokens: Tensor, noise_level: Tensor, text: Tensor | None) -> Tensor:
+def read_alpha(
+    head: AlphaHead,
+    name: str,
+    tokens: Tensor,
+    noise_level: Tensor,
+    text: Tensor | None,
+    lora_scale: Tensor | None = None,
+) -> Tensor:
     """alpha of samples whose tokens were read at the head's tap.
 
     Args:
@@ -131,6 +141,7 @@ def read_alpha(head: AlphaHead, name: str, tokens: Tensor, noise_level: Tensor, 
         tokens: (samples, N, C).
         noise_level: t, (samples,).
         text: text tokens, (samples, L, D); not looked at by a head without text.
+        lora_scale: at which scale the adapter's LoRA was on, (samples,); None for off.
 
     Returns:
         Probabilities, (samples,), fp32.
@@ -138,7 +149,7 @@ def read_alpha(head: AlphaHead, name: str, tokens: Tensor, noise_level: Tensor, 
     Raises:
         GuidanceError: the head gave no probabilities.
     """
-    alpha = head.alpha(tokens, noise_level, text if head.config.text_dim is not None else None)
+    alpha = head.alpha(tokens, noise_level, text if head.config.text_dim is not None else None, lora_scale)
     if not bool(alpha.isfinite().all()):
         raise GuidanceError(
             f"the alpha head of {name!r} gave {_rounded(alpha)} at noise level {_rounded(noise_level)}, expected "

@@ -133,11 +133,11 @@ class Learner:
             output = self.base.predict(batch.states.x_t, batch.states.t, batch.conditions)
         return output, as_tokens(seen[-1])
 
-    def logit(self, batch: Batch, tokens: Tensor) -> Tensor:
-        """The head's logit of alpha, (B,)."""
+    def logit(self, batch: Batch, tokens: Tensor, lora_scale: Tensor | None = None) -> Tensor:
+        """The head's logit of alpha, (B,), from tokens of a pass with the LoRA at this scale, (B,); None for off."""
         assert self.head is not None
         text = None if self.head.config.text_dim is None else self.base.text(batch.conditions).to(self.device)
-        return self.head(tokens, batch.states.t.to(self.device), text)
+        return self.head(tokens, batch.states.t.to(self.device), text, lora_scale)
 
     @torch.no_grad()
     def alpha(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
@@ -194,13 +194,13 @@ class Learner:
         config, losses = self.config, {"v_plus": 0.0, "alpha": 0.0}
         batch = self.draw(pool, config.head_batch, config.head_noise_shift)
         # Half of the samples as the two-pass engine reads them, LoRA off; half as the one-pass one does, at some scale.
-        scale = torch.rand(2, config.head_batch, generator=self.generator)
-        scale = torch.where(scale[0] < 0.5, 0.0, scale[1])
+        on, scale = torch.rand(2, config.head_batch, generator=self.generator)
+        scale = torch.where(on < 0.5, 0.0, 2 * scale - 1)
         for index, part in batch.parts(config.micro_batch):
-            part = part.to(self.device)
-            with self.roles.theta_by_row(scale[index].to(self.device)):
+            part, part_scale = part.to(self.device), scale[index].to(self.device)
+            with self.roles.theta_by_row(part_scale):
                 _, tokens = self.output_and_tokens(part)
-            loss = alpha_loss(self.logit(part, tokens), part.states.r).sum() / config.head_batch
+            loss = alpha_loss(self.logit(part, tokens, part_scale), part.states.r).sum() / config.head_batch
             losses["alpha"] += self._backward(loss)
         for _, part in self.draw(pool, config.batch, config.noise_shift, pool.r).parts(config.micro_batch):
             losses["v_plus"] += self._theta_loss(part.to(self.device))

@@ -45,6 +45,22 @@ def test_the_head_computes_the_same(tmp_path: Path) -> None:
     alpha = head.alpha(tokens, level, text)
     assert torch.equal(alpha, made.head.alpha(tokens, level, text))
     assert alpha.std() > 1e-4
+    on = torch.tensor([0.3, 1.0, -0.5])
+    told = head.alpha(tokens, level, text, on)
+    assert torch.equal(told, made.head.alpha(tokens, level, text, on)) and (told - alpha).abs().min() > 1e-4
+
+
+def test_the_head_reads_the_lora_s_scale_as_0_when_off_and_no_further_than_1() -> None:
+    head = tiny_adapter().head
+    assert head is not None
+    tokens, text, level = torch.randn(2, 5, 32), torch.randn(2, 7, 24), torch.tensor([0.5, 0.9])
+
+    def alpha(scale: float) -> torch.Tensor:
+        return head.alpha(tokens, level, text, torch.full((2,), scale))
+
+    assert torch.equal(alpha(0.0), head.alpha(tokens, level, text))
+    assert torch.equal(alpha(3.0), alpha(1.0)) and torch.equal(alpha(-3.0), alpha(-1.0))
+    assert not torch.equal(alpha(1.0), alpha(-1.0))
 
 
 def test_the_folder_holds_the_contract_and_the_extras(tmp_path: Path) -> None:

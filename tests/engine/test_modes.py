@@ -86,6 +86,22 @@ def test_single_uses_the_alpha_of_the_step_before_one_a_sample() -> None:
         assert stats.alpha.std(1).min() > 1e-4 and stats.push.isnan().all()
 
 
+def test_single_tells_the_head_at_which_scale_the_lora_is() -> None:
+    pipe = tiny_pipe()
+    adapter = with_base_rate(tiny_adapter(pipe.transformer, tilt=1.5))
+    assert adapter.head is not None
+    heard: list[torch.Tensor | None] = []
+    adapter.head.register_forward_pre_hook(lambda module, args: heard.append(args[3]))
+    guided = DiffusionNFTPipeline.from_pipe(pipe, adapter)
+    sample(guided, num_inference_steps=3, num_images_per_prompt=2, nft_mode="single", nft_interval=(0.0, 0.9))
+    stats = guided.nft_stats
+    assert stats.scale[0].eq(0).all() and heard[0] is None  # outside the interval the LoRA is off
+    assert all(torch.equal(one, scale) for one, scale in zip(heard[1:], stats.scale[1:], strict=True))
+    heard.clear()
+    sample(guided, num_inference_steps=3)
+    assert heard == [None] * 3
+
+
 def test_single_reads_alpha_before_the_interval_begins() -> None:
     pipe = tiny_pipe()
     guided = DiffusionNFTPipeline.from_pipe(pipe, with_base_rate(tiny_adapter(pipe.transformer)))

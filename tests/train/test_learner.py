@@ -119,9 +119,13 @@ def test_the_head_sees_the_lora_at_random_scales_and_off():
     seen = []
     by_row = learner.roles.theta_by_row
     learner.roles.theta_by_row = lambda scale: seen.append(scale) or by_row(scale)
+    told = []
+    learner.head.register_forward_pre_hook(lambda module, args: told.append(args[3]))
     learner.step(pool)
     scale = seen[0]
-    assert 20 <= (scale == 0).sum() <= 44 and scale.max() <= 1 and len(scale.unique()) > 20
+    assert 20 <= (scale == 0).sum() <= 44 and len(scale.unique()) > 20
+    assert -1 <= scale.min() < -0.5 and 0.5 < scale.max() <= 1
+    assert torch.equal(told[0], scale)
     low = learner.draw(pool, 8, 1.0)
     tokens = []
     for role in ("base", "theta"):
