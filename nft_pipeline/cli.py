@@ -49,7 +49,7 @@ COMMANDS: dict[str, Command] = {
     "check": Command("nft_pipeline.training.check_command", "find what would stop a training run later, now"),
     "score": Command("nft_pipeline.commands.score", "score a folder of pictures with rewards, for training on them"),
     "rate": Command("nft_pipeline.commands.rate", "like and dislike pictures on a local page, for training on them"),
-    "reward": Command("nft_pipeline.commands.reward", "serve a reward to runs on other machines"),
+    "reward": Command("nft_pipeline.commands.reward", "list the rewards, or serve one to runs on other machines"),
     "eval": Command("nft_pipeline.training.shapes.evaluate", "score the shapes model, with or without an adapter"),
     "env": Command("nft_pipeline.commands.env", "print versions and device, to paste into a bug report"),
 }

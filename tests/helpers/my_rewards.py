@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from os import getpid
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,9 @@ class Slow(Reward):
         if "crash" in prompts:
             raise RuntimeError("out of memory")
         scores = [float("nan") if p == "nan" else red for p, red in zip(prompts, redness(images, [], []), strict=True)]
-        return RewardOutput(torch.tensor(scores), {"at_once": [len(images)] * len(images)})
+        return RewardOutput(
+            torch.tensor(scores), {"at_once": [len(images)] * len(images), "by": [getpid()] * len(images)}
+        )
 
 
 made_already = Darkness()

@@ -13,6 +13,7 @@ import torch
 
 from helpers import my_rewards
 from helpers.plain_pictures import noise, plain
+from nft_pipeline.cli import main
 from nft_pipeline.training.reward import as_probability, find_reward
 from nft_pipeline.training.rewards import RewardError, load_reward, load_rewards, parse_rewards, registry
 from nft_pipeline.training.rewards.pictures import to_arrays
@@ -140,3 +141,15 @@ def test_the_trainer_gets_probabilities_from_uint8_pictures() -> None:
         find_reward("jpg_size")
     spoilt = find_reward("helpers.my_rewards:spoilt")(pictures, ["good", "nan"])
     assert np.isfinite(spoilt[0]) and np.isnan(spoilt[1])
+
+
+def test_the_list_names_every_reward_and_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda package: None)
+    assert main(["reward", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    described = {line.split()[0]: line for line in lines if not line.startswith(("entry", "Besides")) and line}
+    assert set(described) == set(registry.known_rewards())
+    assert 'needs rapidocr, onnxruntime: pip install "diffusion-nft[ocr]"' in described["ocr"]
+    assert all(len(line.split()) > 4 for line in described.values()) and "needs" not in described["sharpness"]

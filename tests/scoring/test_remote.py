@@ -65,11 +65,21 @@ def served(reward: Reward, **settings: Any) -> Iterator[str]:
 
 
 @contextmanager
-def command(port: int, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def command(port: int, *more: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """`diffusion-nft reward serve` as a person starts it, once it answers."""
     tests = Path(__file__).parents[1]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")]), **environment}
-    arguments = ["reward", "serve", "--reward", "helpers.my_rewards:Slow", "--port", str(port), "--device", "cpu"]
+    arguments = [
+        "reward",
+        "serve",
+        "--reward",
+        "helpers.my_rewards:Slow",
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+        *more,
+    ]
     process = subprocess.Popen([sys.executable, "-m", "nft_pipeline", *arguments], env=env)
     try:
         for _ in range(1200):
@@ -156,6 +166,20 @@ def test_a_kill_in_the_middle_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     assert output.scores.tolist() == pytest.approx([i / 255 for i in range(200)])
     assert sum("The run is paused and nothing is lost" in line for line in said) == 1
     assert sum("is back after" in line for line in said) == 1
+
+
+@pytest.mark.slow
+def test_several_workers_answer() -> None:
+    port, seen = free_port(), set[int]()
+    with command(port, "--workers", "2") as process:
+        deadline = time.monotonic() + 120
+        while len(seen) < 2:
+            assert time.monotonic() < deadline, f"only {seen} answered"
+            remote = quick(f"http://127.0.0.1:{port}", per_request=1, concurrency=20)
+            output = remote([red(i) for i in range(20)], [""] * 20)
+            assert output.scores.tolist() == pytest.approx([i / 255 for i in range(20)])
+            seen |= set(output.details["by"])
+    assert process.pid not in seen
 
 
 def test_a_server_that_stays_away_is_an_error_with_a_name() -> None:

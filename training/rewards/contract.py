@@ -94,11 +94,13 @@ class Reward(ABC):
     Attributes:
         info: the card.
         differentiable: whether gradients reach a tensor of pictures.
+        needs: packages it imports that not every extra brings, by their import names.
         batch: pictures scored at once, at most.
     """
 
     info: RewardInfo
     differentiable: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
     batch: int = 64
 
     @abstractmethod

@@ -27,6 +27,8 @@ class HPSv2(ModelReward):
         batch: pictures at once; fewer need less memory.
     """
 
+    needs = ("open_clip",)
+
     def __init__(
         self,
         weights: str = "xswu/HPSv2",

@@ -32,6 +32,8 @@ class ImageReward(ModelReward):
         batch: pictures at once; fewer need less memory.
     """
 
+    needs = ("ImageReward",)
+
     def __init__(
         self,
         weights: str = "THUDM/ImageReward",

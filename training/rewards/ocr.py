@@ -27,6 +27,7 @@ class OCR(Reward):
     Details: `text`, what was read.
     """
 
+    needs = ("rapidocr", "onnxruntime")
     batch = 16
 
     def __init__(self) -> None:

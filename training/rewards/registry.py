@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
@@ -118,7 +119,7 @@ def load_reward(name: str, **options: Any) -> Reward:
     """
     if fault := fault_of_name(name):
         raise RewardError(fault)
-    target = _target(name)
+    target = find_target(name)
     if name.startswith(REMOTE):
         options = {"url": name.removeprefix(REMOTE), **options}
     if isinstance(target, Reward):
@@ -136,11 +137,16 @@ def load_reward(name: str, **options: Any) -> Reward:
 
 def options_of(name: str) -> list[str]:
     """The options `load_reward` takes for a reward; none for functions and rewards that are made already."""
-    target = _target(name)
+    target = find_target(name)
     return list(inspect.signature(target).parameters) if inspect.isclass(target) else []
 
 
-def _target(name: str) -> Any:
+def find_target(name: str) -> Any:
+    """The class, reward or function behind a name.
+
+    Raises:
+        RewardError: it cannot be imported.
+    """
     path = f"{_HERE}.remote:RemoteReward" if name.startswith(REMOTE) else known_rewards().get(name, name)
     return import_path(path, f"reward {name!r}")
 
@@ -177,7 +183,17 @@ def import_path(path: str, what: str) -> Any:
 def missing(error: ImportError) -> str:
     """What an import lacked, and the extra that brings it."""
     extra = EXTRAS.get((error.name or "").partition(".")[0])
-    return f'{error}; pip install "diffusion-nft[{extra}]"' if extra else str(error)
+    return f"{error}; {_installing(extra)}" if extra else str(error)
+
+
+def lacking(target: Any) -> str:
+    """The packages a reward `needs` that are not installed, and the extra that brings them; "" if none."""
+    absent = [package for package in getattr(target, "needs", ()) if importlib.util.find_spec(package) is None]
+    return f"needs {', '.join(absent)}: {_installing(EXTRAS[absent[0]])}" if absent else ""
+
+
+def _installing(extra: str) -> str:
+    return f'pip install "diffusion-nft[{extra}]"'
 
 
 def _construct(cls: type[Reward], name: str, options: Mapping[str, Any]) -> Reward:
