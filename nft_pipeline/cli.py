@@ -10,7 +10,7 @@ A subcommand is a module with three names:
 itself import torch and diffusers inside `run`, so that its own help is quick as well.
 
 Exit codes: 0 done; 1 done, but the answer is no (the demo's guidance did not help); 2 an error the user can mend;
-130 interrupted.
+130 interrupted; 141 the reader of the output went away.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import os
 import shutil
 import sys
 import traceback
@@ -138,7 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in COMMANDS:
             raise ValueError(_unknown_command(name))
         module = importlib.import_module(COMMANDS[name].module)
-        return int(module.run(command_parser(name, module).parse_args(arguments[at + 1 :])))
+        code = int(module.run(command_parser(name, module).parse_args(arguments[at + 1 :])))
+        sys.stdout.flush()
+        return code
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong option, which it has explained
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
@@ -148,6 +151,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if advice is None:
             raise
         return _fail(advice, 2, debug)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit complains again
+        return 141
     except (ValueError, OSError) as error:
         hint = "" if debug else f"\n(`{PROG} --debug ...` shows where this was raised)"
         return _fail(f"error: {str(error) or type(error).__name__}{hint}", 2, debug)

@@ -104,3 +104,9 @@ def test_debug_adds_the_traceback(arguments: list[str], capsys: pytest.CaptureFi
 def test_our_own_faults_are_not_hidden(error: str) -> None:
     with pytest.raises((ImportError, RuntimeError)):
         main(["fail", "--raise", error])
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = f"{sys.executable} -m nft_pipeline reward list | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
+    assert (done.stdout.strip(), done.stderr) == ("141", "")
