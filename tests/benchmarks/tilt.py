@@ -1,6 +1,6 @@
-"""Promise against measurement: both laws on the shapes model over several training runs, rivals beside them.
+"""Promise against measurement: both laws on the shapes model, in two passes and in one, LoRA weight beside them.
 
-    python tests/benchmarks/tilt.py --work runs/tilt            # three training seeds; about half an hour on two cores
+    python tests/benchmarks/tilt.py --work runs/tilt            # three training seeds; forty minutes on two cores
 
 Every training seed gets its own pool, adapter and measurement, kept in --work, so a stopped run goes on where it was.
 Writes docs/pictures/tilt.png, docs/pictures/alpha_reliability.png and docs/measured/tilt.md.
@@ -36,6 +36,8 @@ from nft_pipeline.training.shapes.report import markdown, plot_promise
 from nft_pipeline.training.trainer import train
 
 TILTS = (-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 4.0)
+LAWS = ("odds", "nft")
+MODES = ("two_pass", "single")
 WEIGHTS = (-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.5)
 NOISE_SEED = 80_001
 DOCS = Path(__file__).parents[2] / "docs"
@@ -70,12 +72,12 @@ def one_run(seed: int, n: int, work: Path) -> dict:
     load = workload(seed, n, dict(guided.call_defaults))
     base = measure_base(guided.unwrap(), load, reward)
     guided.load_nft_adapter(read_adapter(folder / "adapter"))
-    points = measure_laws(guided, load, reward, base, TILTS, ("odds", "nft"))
+    modes = {mode: measure_laws(guided, load, reward, base, TILTS, LAWS, mode) for mode in MODES}
     rivals = measure_lora_weight(guided.unwrap(), folder / "adapter", load, reward, base, WEIGHTS)
     measured = {
         "seed": seed,
         "base": base.to_dict(),
-        "points": [point.to_dict() for point in points],
+        "modes": {mode: [point.to_dict() for point in points] for mode, points in modes.items()},
         "rivals": [point.to_dict() for point in rivals],
         **trained,
     }
@@ -90,13 +92,13 @@ def spread(values: list[float]) -> str:
     return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
-def report(runs: list[dict], n: int) -> str:
-    """The tables of docs/measured/tilt.md."""
-    points = [[Point(**point) for point in run["points"]] for run in runs]
+def law_table(runs: list[dict], mode: str) -> str:
+    """Both laws in a mode, LoRA weight at the same P(o=1) beside them."""
+    points = [[Point(**point) for point in run["modes"][mode]] for run in runs]
     rivals = [[Point(**point) for point in run["rivals"]] for run in runs]
     base_quality = float(np.mean([run["base"]["quality"] for run in runs]))
     rows = []
-    for law in ("odds", "nft"):
+    for law in LAWS:
         for tilt in TILTS:
             same = [next(p for p in run if p.method == law and p.setting == tilt) for run in points]
             matched = [matched_quality(rival, p.rate) for rival, p in zip(rivals, same, strict=True)]
@@ -123,7 +125,13 @@ def report(runs: list[dict], n: int) -> str:
         "against base",
         "LoRA weight, same P(o=1): quality",
     ]
-    laws = markdown(head, rows)
+    return markdown(head, rows)
+
+
+def report(runs: list[dict], n: int) -> str:
+    """The tables of docs/measured/tilt.md."""
+    rivals = [[Point(**point) for point in run["rivals"]] for run in runs]
+    base_quality = float(np.mean([run["base"]["quality"] for run in runs]))
     weights = markdown(
         ["LoRA weight", "measured P(o=1)", "quality"],
         [
@@ -164,9 +172,16 @@ Base model: P(o=1) {spread([run["base"]["rate"] for run in runs])}, quality {bas
 templates, 1 = as drawn).
 The promise is p e^λ / (1 - p + p e^λ) from each run's own base rate p (DESIGN M10).
 
-{laws}
+Two passes, which is the exact mode: two forwards a step.
+
+{law_table(runs, "two_pass")}
 
 ![Promise and measurement](../pictures/tilt.png)
+
+One pass (`nft_mode="single"`): the LoRA's weights at scale s for each sample, alpha from the step before; one forward a
+step, as LoRA weight.
+
+{law_table(runs, "single")}
 
 The rival, plain LoRA weight strength (the same LoRA, one pass, weights scaled):
 
@@ -198,7 +213,7 @@ def main() -> None:
     pictures, measured = DOCS / "pictures", DOCS / "measured"
     pictures.mkdir(parents=True, exist_ok=True)
     measured.mkdir(parents=True, exist_ok=True)
-    points = [[Point(**point) for point in run["points"]] for run in runs]
+    points = [[Point(**point) for point in run["modes"]["two_pass"]] for run in runs]
     rivals = [Point(**point) for run in runs for point in run["rivals"]]
     plot_promise(
         points, rivals, pictures / "tilt.png", f"shapes-warm, training runs: {len(runs)}, n = {args.n} a point"
