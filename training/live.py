@@ -103,7 +103,8 @@ class Live:
         learner.roles.use("base")
         self.base.pipe, self.base.call = guided, dict(call)
         try:
-            with averaged(learner), torch.random.fork_rng():
+            devices = [self.base.device] if self.base.device.type == "cuda" else []
+            with averaged(learner), torch.random.fork_rng(devices):
                 yield
         finally:
             self.base.pipe, self.base.call = pipe, call

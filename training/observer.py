@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,7 @@ class Observer:
         self._works = processes.rank() == 0
         self._records: Records | None = None
         self.sweep: Sweep | None = None  # the last one
+        self._card: tuple[dict[str, bytes], list[Sample]] = ({}, [])
         if self.draws:
             known, self._words = held_out(config)
             held = _spread(known, max(1, config.sweep_size // GROUP)) if config.sweep_size else []
@@ -141,10 +143,19 @@ class Observer:
         atomic_write_bytes(path, buffer.getvalue())
         self.records.picture("samples", picture, step)
 
-    def look(self, learner: Learner) -> Sweep | None:
-        """Sweep over the held-out prompts, say and record what was found; None if none is wanted or it was stopped."""
+    def look(self, learner: Learner, again: bool = False) -> Sweep | None:
+        """Sweep over the held-out prompts, say and record what was found.
+
+        Args:
+            again: also if the records have a sweep of this step.
+
+        Returns:
+            The sweep; None if none is wanted, or the run was asked to stop.
+        """
         config, step = self.config, learner.step_number
         if not (self._works and config.sweep_size):
+            return None
+        if not again and any(row["step"] == step for row in self.records.rows("sweeps")):
             return None
         name = config.watch_reward
         watched = (name, find_reward(name, own_scale=True)) if name else None
@@ -176,10 +187,6 @@ class Observer:
             self.say(f"{warning}reward hacking: {verdict.verdict}; {verdict.reason}")
         return sweep
 
-    def swept(self, learner: Learner) -> bool:
-        """Whether there is a sweep of this step already."""
-        return any(row["step"] == learner.step_number for row in self.records.rows("sweeps"))
-
     def is_best(self, sweep: Sweep) -> bool:
         """Whether strength 1 did never better on the held-out prompts, of the sweeps at which it is trusted."""
         point = next((point for point in sweep.points if point.strength == 1), None)
@@ -188,17 +195,25 @@ class Observer:
         rows = [row for row in self.records.rows("sweeps") if row["strength"] == 1 and row.get("trusted")]
         return point.values[sweep.goal].mean >= max((row[sweep.goal] for row in rows), default=-np.inf)
 
-    def finish(self, learner: Learner, pictures: int, seconds: float, calibration: Sequence[Calibration]) -> Findings:
+    def draw_for_card(self, learner: Learner) -> None:
+        """Draw the pictures that go with the adapter, unless the run was asked to stop."""
+        if self.draws and self.config.samples_every:
+            strengths = self.config.sweep_strengths
+            with suppress(Interrupted):
+                columns = self._samples(learner, strengths, "pictures for the card")
+                rows = [(self.live.texts[row], 0) for row in self._shown]
+                self._card = sample_files(rows, strengths, columns)
+
+    def finish(self, pictures: int, seconds: float, calibration: Sequence[Calibration]) -> Findings:
         """The report of a run that is done, and its page in the run's folder.
 
         Args:
-            learner: with its running averages in place.
             pictures: it learned from.
             seconds: it took.
             calibration: of its head.
         """
         config = self.config
-        files, samples = self._card_samples(learner)
+        files, samples = dict(self._card[0]), self._card[1]
         facts = trained_facts(config, pictures, seconds, self.base.device)
         report = run_report(config, facts, calibration, self.sweep, samples)
         strength, why = 1.0, ""
@@ -232,14 +247,6 @@ class Observer:
         rows = [(row, 0) for row in self._shown]
         with memory_advice("sampling", pool_batch=self.config.pool_batch), self.live.of(learner) as draw:
             return [[Image.fromarray(picture) for picture in draw(rows, s, label)] for s in strengths]
-
-    def _card_samples(self, learner: Learner) -> tuple[dict[str, bytes], list[Sample]]:
-        """The pictures that go with the adapter."""
-        if not (self.draws and self.config.samples_every):
-            return {}, []
-        strengths = self.config.sweep_strengths
-        columns = self._samples(learner, strengths, "pictures for the card")
-        return sample_files([(self.live.texts[row], 0) for row in self._shown], strengths, columns)
 
 
 def held_out(config: TrainConfig) -> tuple[list[str], str]:

@@ -83,7 +83,7 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
             run.look_at_last(learner)
             learner.use_average()
             calibration = _calibration(learner, held_out, say)
-            found = run.observer.finish(learner, pictures, run.seconds_before + sum(run.seconds.values()), calibration)
+            found = run.observer.finish(pictures, run.seconds_before + sum(run.seconds.values()), calibration)
             adapter = make_adapter(learner, base_model, rate, pictures, calibration, found.strength)
         finally:
             run.observer.close()
@@ -187,20 +187,22 @@ class Run:
         return learner, learner.mean_r, self._sampled(learner)
 
     def look_at_last(self, learner: Learner) -> None:
-        """The sweep of the finished run."""
+        """The sweep and the pictures of the finished run."""
         started = time.monotonic()
-        self._look(learner)
+        self._look(learner, again=True)
+        self.observer.draw_for_card(learner)
+        self._stop_if_asked(learner)
         self.seconds["sweep"] = self.seconds.get("sweep", 0.0) + time.monotonic() - started
 
     def _look_if_due(self, learner: Learner) -> None:
         """An online run's sweep every so many rounds, if it was not made before a stop."""
         every, number = self.config.sweep_every, learner.round_number
-        if every and number and number % every == 0 and not self.observer.swept(learner):
+        if every and number and number % every == 0:
             self._look(learner)
 
-    def _look(self, learner: Learner) -> None:
+    def _look(self, learner: Learner, again: bool = False) -> None:
         """A sweep, and the adapter as it is now kept beside if it is the best so far."""
-        sweep = self.observer.look(learner)
+        sweep = self.observer.look(learner, again)
         self._stop_if_asked(learner)
         if sweep is not None and self.config.keep_best and self.observer.is_best(sweep):
             with averaged(learner):
