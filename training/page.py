@@ -1,4 +1,7 @@
-"""report.html: a run on one page, with everything inside it, to be opened from anywhere or sent to somebody."""
+"""report.html: a run on one page, with everything inside it, to be opened from anywhere or sent to somebody.
+
+So paths on this machine stand there as names; settings.yaml has them whole.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from nft_pipeline.hub_cards.report import RunReport
 
 from .calibration import Calibration, plot_reliability
 from .config import TrainConfig
+from .export import without_paths
 from .run_report import statistics_curves
 from .sweep import Sweep
 
@@ -70,12 +74,13 @@ def write_page(
     template = environment.from_string((Path(__file__).parent / "page.html.jinja").read_text(encoding="utf-8"))
     page = template.render(
         config=config,
+        base_model=without_paths(config.base_model),
         report=report,
         strength=strength,
         why=why,
         plots={name: _data_url(picture, "png") for name, picture in plots.items() if picture is not None},
         grids={step: _grid_url(path) for step, path in _some(grids or {}).items()},
-        settings=yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True),
+        settings=yaml.safe_dump(without_paths(config.to_dict()), sort_keys=False, allow_unicode=True),
     )
     return atomic_write_bytes(out / PAGE_FILE, page.encode())
 

@@ -88,7 +88,8 @@ def trained_facts(config: TrainConfig, pictures: int, seconds: float, device: to
 def hardware(device: torch.device) -> str:
     """What it ran on, without the machine's name: "2 x NVIDIA H100 80GB HBM3" or "CPU, 8 threads"."""
     count = processes.count()
-    what = f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    what = f"CPU, {threads} thread{'s' * (threads != 1)}"
     if device.type == "cuda":
         what = torch.cuda.get_device_name(device)
     return what if count == 1 else f"{count} x {what}"

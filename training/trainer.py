@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import Adapter, BaseModel, fingerprint, write_adapter
-from nft_pipeline.hub_cards.report import RunReport
+from nft_pipeline.hub_cards.report import REPORT_FILE, RunReport, Trained
 
 from . import processes
 from .base_model import TrainBase, TrainingError, train_base
@@ -32,8 +32,10 @@ from .online import Prompts, sample_round
 from .pool import Pool, load_pool, pool_key, save_pool
 from .precision import choose_precision
 from .reward import find_prompts
+from .run_report import run_report
 from .sources import offline_pools, rewards_of
 from .stopping import Stopped, Stopper
+from .watch import choose_strength
 
 Say = Callable[[str], None]
 
@@ -206,8 +208,10 @@ class Run:
         self._stop_if_asked(learner)
         if sweep is not None and self.config.keep_best and self.observer.is_best(sweep):
             with averaged(learner):
-                best = make_adapter(learner, self.base_model, learner.mean_r, self._sampled(learner))
-            write_adapter(self.out / "best", best)
+                pictures, strength = self._sampled(learner), choose_strength(sweep).strength
+                best = make_adapter(learner, self.base_model, learner.mean_r, pictures, strength=strength)
+            report = run_report(self.config, Trained(), (), sweep)
+            write_adapter(self.out / "best", best, {REPORT_FILE: report.to_json().encode()})
             self.say(f"best so far, written to {self.out / 'best'}")
 
     def _sampled(self, learner: Learner) -> int:

@@ -206,7 +206,7 @@ def test_the_page_has_every_part_inside_it(shown: Any) -> None:
     assert page.count("samples at step") == 3 and "Reward hacking: " in page and "Recommended strength" in page
     sources = re.findall(r'src="(.*?)"', page)
     assert sources and all(source.startswith("data:image/") for source in sources)
-    assert "http" not in re.sub(r"base64,[^\"]*", "", page)
+    assert str(out.parent) not in page and "http" not in re.sub(r"base64,[^\"]*", "", page)
 
 
 def test_the_best_adapter_of_an_online_run_is_kept(shown: Any) -> None:
@@ -215,7 +215,9 @@ def test_the_best_adapter_of_an_online_run_is_kept(shown: Any) -> None:
         assert sorted(path.name for path in out.glob("checkpoint*")) == ["checkpoint-000002.pt", "checkpoint-000004.pt"]
         assert not (out / "best").exists()
     else:
-        assert read_adapter(out / "best").config.kind == "policy"
+        best = read_adapter(out / "best").config
+        assert best.kind == "policy" and best.tilt <= read_adapter(out / "adapter").config.tilt
+        assert RunReport.from_json((out / "best" / "run_report.json").read_bytes()).rewards
         assert any(line.startswith("best so far, written to") for line in lines)
         assert {line["step"] for line in lines_of(out / "sweeps.jsonl")} == {2, 4}
 
