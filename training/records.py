@@ -188,8 +188,10 @@ def _identity(out: Path) -> str:
 
 def _started(name: str, config: TrainConfig, identity: str) -> Any:
     """A tracker of accelerate's, begun; the project is called diffusion-nft."""
+    from accelerate import PartialState
     from accelerate.tracking import TrackioTracker, WandBTracker
 
+    PartialState()  # accelerate's trackers ask it which process they are in
     if name == "wandb":
         tracker = WandBTracker("diffusion-nft", name=config.name, id=identity, resume="allow")
     else:
