@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nft_pipeline.adapter import AdapterConfig
 from nft_pipeline.adapter_read import CONFIG_FILE
@@ -14,6 +15,9 @@ from nft_pipeline.cli import command_parser
 from nft_pipeline.commands import sample
 
 from .report import REPORT_FILE, RunReport, Sample
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def draw_samples(
@@ -46,14 +50,29 @@ def draw_samples(
     rows = [(prompt, seed) for prompt in prompts for seed in seeds]
     with torch.inference_mode():
         columns, _ = sample.draw(pipe.to(device), rows, args)
-    made: list[Sample] = []
+    files, made = sample_files(rows, strengths, columns)
     with atomic_folder(folder / "samples") as new:
-        for strength, pictures in zip(strengths, columns, strict=True):
-            for number, ((prompt, seed), picture) in enumerate(zip(rows, pictures, strict=True)):
-                name = f"{number}-strength-{strength:g}.png"
-                buffer = io.BytesIO()
-                picture.save(buffer, "PNG")
-                (new / name).write_bytes(buffer.getvalue())
-                made.append(Sample(f"samples/{name}", prompt, seed, strength))
-    made.sort(key=lambda entry: (rows.index((entry.prompt, entry.seed)), entry.strength))
+        for name, data in files.items():
+            (new / Path(name).name).write_bytes(data)
     atomic_write_bytes(path, replace(report, samples=tuple(made)).to_json().encode())
+
+
+def sample_files(
+    rows: Sequence[tuple[str, int]], strengths: Sequence[float], columns: Sequence[Sequence[Image]]
+) -> tuple[dict[str, bytes], list[Sample]]:
+    """PNGs by their paths in an adapter's folder, and the list of them for its report, row by row.
+
+    Args:
+        rows: (prompt, seed) of each.
+        strengths: of the columns.
+        columns: columns[strength][row].
+    """
+    files, made = dict[str, bytes](), list[Sample]()
+    for number, (prompt, seed) in enumerate(rows):
+        for strength, pictures in sorted(zip(strengths, columns, strict=True), key=lambda column: column[0]):
+            name = f"samples/{number}-strength-{strength:g}.png"
+            buffer = io.BytesIO()
+            pictures[number].save(buffer, "PNG")
+            files[name] = buffer.getvalue()
+            made.append(Sample(name, prompt, seed, float(strength)))
+    return files, made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ def calibration_table(results: Sequence[Calibration]) -> str:
     return "\n".join(lines)
 
 
-def plot_reliability(results: Sequence[Calibration], path: Path, title: str) -> None:
+def plot_reliability(results: Sequence[Calibration], file: Path | IO[bytes], title: str) -> None:
     """Reliability by noise level: mean reward against mean alpha in ten bins, the diagonal is perfect."""
     import matplotlib
 
@@ -125,5 +125,5 @@ def plot_reliability(results: Sequence[Calibration], path: Path, title: str) -> 
     axes[0][0].set_ylabel("rate of liked samples")
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.savefig(file, dpi=130, format="png")
     plt.close(figure)

@@ -28,8 +28,10 @@ from .export import make_adapter
 from .folder import Folder, load_picture, read_folder
 from .learner import Learner
 from .memory import memory_advice
+from .observer import Observer
 from .optimality import optimality
 from .pool import Pool, score
+from .records import check_trackers
 from .reward import find_prompts, find_reward
 from .sources import rewards_of
 from .trainer import load_base
@@ -78,6 +80,8 @@ def check(
     names = [mapping.get("reward"), *(mapping.get("rewards") or {})]
     for name in [name for name in names if isinstance(name, str) and name]:
         stage(f"reward {name}", partial(find_reward, name, **options.get(name, {})))
+    if isinstance(mapping.get("watch_reward"), str) and mapping["watch_reward"]:
+        stage(f"reward {mapping['watch_reward']}", partial(find_reward, mapping["watch_reward"]))
     for key in ("prompts", "held_out_prompts"):
         if isinstance(mapping.get(key), str):
             stage(key, partial(find_prompts, mapping[key]))
@@ -86,6 +90,7 @@ def check(
         folder = stage("data", partial(_checked_folder, mapping["data"]))
     if config is None:
         return faults
+    stage("trackers", partial(check_trackers, config.trackers))
 
     out = out or Path("runs") / config.name
     stage("checkpoint", lambda: load_checkpoint(out / "checkpoint.pt", config.to_dict()))
@@ -98,7 +103,7 @@ def check(
         return faults
     pool = stage("samples, pictures and scores", lambda: _trial_pool(base, config, folder))
     if pool is not None:
-        stage("one optimiser step, and an adapter", lambda: _trial_step(base, config, pool))
+        stage("one optimiser step, samples and a sweep, an adapter", lambda: _trial_step(base, config, pool))
     say(config.loss.describe(config.online, max(1, config.rounds)))
     return faults
 
@@ -164,13 +169,24 @@ def _trial_pool(base: TrainBase, config: TrainConfig, folder: Folder | None) -> 
 def _trial_step(base: TrainBase, config: TrainConfig, pool: Pool) -> None:
     base_model = BaseModel(id=config.base_model, revision=None, fingerprint=fingerprint(base.denoiser))
     learner = Learner(base, pool.conditions, replace(config, checkpoint_every=0))
+    small: dict[str, Any] = {"sweep_size": min(2, config.sweep_size), "samples_every": min(1, config.samples_every)}
+    small |= {"sweep_strengths": [0.0, 1.0], "trackers": [], "keep_best": False}
+    steps, base.call["num_inference_steps"] = base.call["num_inference_steps"], min(2, config.pool_steps)
     try:
         with memory_advice("training", micro_batch=config.micro_batch):
             learner.step(pool)
         if config.online:
             learner.finish_round()
         with tempfile.TemporaryDirectory() as folder:
+            observer = Observer(replace(config, **small), base, base_model, Path(folder), say=lambda line: None)
+            try:
+                observer.begin(learner)
+                observer.grid(learner)
+                observer.look(learner)
+            finally:
+                observer.close()
             write_adapter(Path(folder) / "adapter", make_adapter(learner, base_model, 0.5, len(pool)))
     finally:
+        base.call["num_inference_steps"] = steps
         with suppress(Exception):
             learner.remove()

@@ -93,6 +93,16 @@ class TrainConfig:
     precision: Precision = "auto"
     seed: int = 0
     checkpoint_every: int = 100
+    keep_last: int = 1
+    keep_best: bool = False
+
+    samples_every: int = 100
+    sample_prompts: list[str] = field(default_factory=list)
+    sweep_size: int = 128
+    sweep_strengths: list[float] = field(default_factory=lambda: [0.0, 0.5, 1.0, 1.5, 2.0])
+    sweep_every: int = 0
+    watch_reward: str = ""
+    trackers: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         faults = _faults({entry.name: getattr(self, entry.name) for entry in fields(self)})
@@ -189,6 +199,7 @@ class TrainConfig:
 
 
 PRESETS = Path(__file__).parent / "presets"
+TRACKERS = ("wandb", "trackio")
 
 Check = tuple[Callable[[Any], bool], str]
 
@@ -215,6 +226,7 @@ def _optional(check: Check) -> Check:
 
 
 _TEXT: Check = (lambda value: isinstance(value, str) and bool(value.strip()), "text")
+_TEXT_OR_NONE: Check = (lambda value: isinstance(value, str) and (value == "" or bool(value.strip())), "text")
 _FLAG: Check = (lambda value: isinstance(value, bool), "true or false")
 
 
@@ -230,15 +242,24 @@ def _are_weights(value: Any) -> bool:
     return right and all(_number(0)[0](_entry(weight)[0]) for weight in value.values())
 
 
-def _is_targets(value: Any) -> bool:
+def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(target, str) and target for target in value)
+
+
+def _are_strengths(value: Any) -> bool:
+    right = isinstance(value, list) and all(type(entry) in (int, float) and 0 <= entry <= 100 for entry in value)
+    return right and 0 in value and len(set(value)) == len(value) > 1
+
+
+def _are_trackers(value: Any) -> bool:
+    return isinstance(value, list) and all(entry in TRACKERS for entry in value) and len(set(value)) == len(value)
 
 
 # name -> (is it sound?, what was expected). Checks must not raise, whatever YAML holds.
 _CHECKS: dict[str, Check] = {
     **dict.fromkeys(("name", "base_model", "reward_description", "licence"), _TEXT),
     **dict.fromkeys(("prompts", "held_out_prompts", "data"), _optional(_TEXT)),
-    "reward": (lambda value: isinstance(value, str) and (value == "" or bool(value.strip())), "text"),
+    **dict.fromkeys(("reward", "watch_reward"), _TEXT_OR_NONE),
     "rewards": (_are_weights, "names with weights above 0, such as {aesthetic: 1.0, text: 0.5}"),
     "made_by_base": _FLAG,
     "optimality": _choice(*METHODS),
@@ -255,7 +276,7 @@ _CHECKS: dict[str, Check] = {
     "group_size": _whole(2),
     "old": _choice(*SCHEDULES),
     "rank": _whole(1),
-    "lora_targets": (_is_targets, "a list of layer names, or [] for the default"),
+    "lora_targets": (_are_texts, "a list of layer names, or [] for the default"),
     **dict.fromkeys(("head_width", "head_queries", "head_layers"), _whole(1)),
     **dict.fromkeys(("steps", "batch", "head_batch"), _whole(1)),
     "micro_batch": _whole(0),
@@ -266,6 +287,12 @@ _CHECKS: dict[str, Check] = {
     "precision": _choice("auto", "fp32", "bf16", "fp16"),
     "seed": _whole(0),
     "checkpoint_every": _whole(0),
+    "keep_last": _whole(1),
+    "keep_best": _FLAG,
+    **dict.fromkeys(("samples_every", "sweep_size", "sweep_every"), _whole(0)),
+    "sample_prompts": (_are_texts, "a list of prompts, or [] for some of the held-out ones"),
+    "sweep_strengths": (_are_strengths, "a list of different strengths from 0 on, 0 and at least one other"),
+    "trackers": (_are_trackers, f"a list of {' and '.join(TRACKERS)}, or [] for TensorBoard alone"),
 }
 
 
@@ -281,7 +308,7 @@ def _faults(values: Mapping[str, Any], complete: bool = True) -> list[str]:
 
 def _agreement_faults(values: Mapping[str, Any]) -> list[str]:
     defaults = {entry.name: entry.default for entry in fields(TrainConfig) if entry.default is not MISSING}
-    defaults |= {"rewards": {}}
+    defaults |= {"rewards": {}, "sweep_strengths": [1]}
     v = {**defaults, **values}
     faults = []
     if v["data"] is not None and v["rounds"]:
@@ -305,6 +332,13 @@ def _agreement_faults(values: Mapping[str, Any]) -> list[str]:
         faults.append(f"optimality is {v['optimality']!r} with {len(v['rewards'])} rewards; use group, rank or sigmoid")
     if v["optimality"] == "threshold" and v["optimality_at"] is None:
         faults.append("optimality is 'threshold' and optimality_at is missing: from which score on is a picture liked?")
+    if v["watch_reward"] and v["watch_reward"] in (v["reward"], *v["rewards"]):
+        faults.append(f"watch_reward is {v['watch_reward']!r}, which is trained on; watch one that is not")
+    if v["keep_best"] and not (v["rounds"] and v["sweep_every"] and v["sweep_size"] and 1 in v["sweep_strengths"]):
+        faults.append(
+            "keep_best is true, which needs an online run with sweeps to compare: rounds, sweep_every and sweep_size "
+            "above 0, and 1 among sweep_strengths"
+        )
     if v["optimality"] == "group" and not v["rounds"]:
         faults.append("optimality is 'group', which needs groups of one prompt (rounds above 0); use rank or sigmoid")
     return faults

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from nft_pipeline.adapter import Adapter, AdapterConfig, BaseModel
 from nft_pipeline.guidance import accumulated_tilt, beta_from_tilt
@@ -18,6 +21,8 @@ _NORMALISERS = {
     "rank": "rank within the group",
     "group": "1/2 + clip((score - mean of the prompt) / (std + 1e-4), -5, 5) / 10",
 }
+LEAST_TILT = 1e-3  # of an adapter that has not learned anything yet, whose tilt is 0
+MAX_PATH = 4096
 
 
 def adapter_tilt(learner: Learner) -> float:
@@ -28,23 +33,17 @@ def adapter_tilt(learner: Learner) -> float:
     return learner.tilt.theta if config.online else accumulated_tilt(config.tilt, 1, config.eta0)
 
 
-def make_adapter(
+def adapter_config(
     learner: Learner,
     base_model: BaseModel,
     rate: float,
     pictures: int,
     calibration: Sequence[Calibration] = (),
-) -> Adapter:
-    """The adapter, of the learner's present weights.
-
-    Args:
-        learner: with its running averages in place.
-        base_model: what it was trained on.
-        rate: mean of r over the pictures.
-        pictures: how many were trained on.
-        calibration: of the head, on held-out pictures.
-    """
-    config, tilt = learner.config, adapter_tilt(learner)
+    strength: float = 1.0,
+) -> AdapterConfig:
+    """What the adapter says about itself; arguments as `make_adapter`."""
+    config = learner.config
+    tilt = max(adapter_tilt(learner), LEAST_TILT)
     family, positive = learner.base.family, config.kind == "positive"
     source = "sampled in rounds" if config.online else config.data or "sampled from the base model"
     summary = {
@@ -62,7 +61,7 @@ def make_adapter(
             for c in calibration
         ],
     }
-    adapter_config = AdapterConfig(
+    return AdapterConfig(
         kind="positive" if positive else "policy",
         name=config.name,
         beta=beta_from_tilt(tilt),
@@ -80,8 +79,46 @@ def make_adapter(
         base_rate=min(max(rate, 1e-4), 1 - 1e-4) if positive else None,
         guidance_scale=config.guidance_scale,
         resolution=learner.base.resolution,
-        training=summary,
+        training=without_paths(summary),
         licence=config.licence,
+        strength=strength,
     )
-    head = learner.head.cpu() if positive and learner.head is not None else None
-    return Adapter(adapter_config, learner.roles.lora(), head)
+
+
+def make_adapter(
+    learner: Learner,
+    base_model: BaseModel,
+    rate: float,
+    pictures: int,
+    calibration: Sequence[Calibration] = (),
+    strength: float = 1.0,
+) -> Adapter:
+    """The adapter, of the learner's present weights.
+
+    Args:
+        learner: with its running averages in place.
+        base_model: what it was trained on.
+        rate: mean of r over the pictures.
+        pictures: how many were trained on.
+        calibration: of the head, on held-out pictures.
+        strength: to recommend.
+    """
+    config = adapter_config(learner, base_model, rate, pictures, calibration, strength)
+    head = None
+    if config.kind == "positive" and learner.head is not None:
+        head = copy.deepcopy(learner.head).cpu()  # the learner may go on
+    lora = {key: tensor.detach().clone() for key, tensor in learner.roles.lora().items()}
+    return Adapter(config, lora, head)
+
+
+def without_paths(value: Any) -> Any:
+    """Settings or a summary with the name in the place of every path on this machine: an adapter gets shared."""
+    if isinstance(value, dict):
+        return {key: without_paths(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_paths(entry) for entry in value]
+    if isinstance(value, str) and "\n" not in value and len(value) < MAX_PATH:
+        path = Path(value).expanduser()
+        if path.is_absolute() or (len(path.parts) > 1 and path.exists()):
+            return path.name
+    return value

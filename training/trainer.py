@@ -5,10 +5,9 @@ The same call resumes: a pool and a checkpoint found in the run's folder are use
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +16,40 @@ from tqdm import tqdm
 
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import Adapter, BaseModel, fingerprint, write_adapter
-from nft_pipeline.atomic import atomic_write_bytes
+from nft_pipeline.hub_cards.report import REPORT_FILE, RunReport, Trained
 
 from . import processes
 from .base_model import TrainBase, TrainingError, train_base
 from .calibration import Calibration, calibrate, calibration_table
-from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from .checkpoint import CheckpointError, load_checkpoint, rotate, save_checkpoint
 from .config import TrainConfig
 from .export import make_adapter
 from .learner import Learner
+from .live import averaged
 from .memory import memory_advice
+from .observer import Observer
 from .online import Prompts, sample_round
 from .pool import Pool, load_pool, pool_key, save_pool
 from .precision import choose_precision
 from .reward import find_prompts
+from .run_report import run_report
 from .sources import offline_pools, rewards_of
 from .stopping import Stopped, Stopper
+from .watch import choose_strength
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run made: the adapter, where it is, how well alpha does on held-out samples, and seconds by phase."""
+    """What a run made: the adapter, where it is, how well alpha does on held-out samples, seconds by phase since it was
+    started or went on, and the report beside the adapter."""
 
     adapter: Adapter
     folder: Path
     calibration: list[Calibration]
     seconds: dict[str, float]
+    report: RunReport = field(default_factory=RunReport)
 
 
 def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "auto") -> TrainResult:
@@ -52,14 +57,14 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
 
     Args:
         config: the run's settings.
-        out: the run's folder; pools, checkpoint, losses and adapter go there.
+        out: the run's folder; pools, checkpoint, records, sample grids, report.html and adapter go there.
         say: gets one line a phase.
         device: "auto" is CUDA if there is one, else the CPU.
 
     Raises:
         Stopped: a signal asked for it; the same call goes on.
-        ConfigError, RewardError, OptimalityError, PoolError, DataError, CheckpointError, TrainingError, AdapterError:
-            named where they are defined.
+        ConfigError, RewardError, OptimalityError, PoolError, DataError, CheckpointError, TrainingError, TrackerError,
+            AdapterError: named where they are defined.
     """
     processes.start()
     if processes.rank() != 0:
@@ -68,7 +73,7 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
     base, reason = load_base(config, device)
     base_model = BaseModel(id=config.base_model, revision=None, fingerprint=fingerprint(base.denoiser))
     with Stopper() as stopper:
-        run = Run(config, out, base, say, stopper)
+        run = Run(config, out, base, base_model, say, stopper)
         learner = None
         try:
             if config.online:
@@ -77,19 +82,22 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
             else:
                 learner, pool, held_out = run.offline(reason)
                 rate, pictures = pool.r.mean().item(), len(pool)
+            run.look_at_last(learner)
             learner.use_average()
             calibration = _calibration(learner, held_out, say)
-            adapter = make_adapter(learner, base_model, rate, pictures, calibration)
+            found = run.observer.finish(pictures, run.seconds_before + sum(run.seconds.values()), calibration)
+            adapter = make_adapter(learner, base_model, rate, pictures, calibration, found.strength)
         finally:
+            run.observer.close()
             if learner is not None:
                 learner.remove()
     folder = out / "adapter"
     if processes.rank() == 0:
-        folder = write_adapter(folder, adapter)
+        folder = write_adapter(folder, adapter, found.files)
         for name in ("checkpoint.pt", "round.safetensors"):
             (out / name).unlink(missing_ok=True)
     say(f"adapter written to {folder}")
-    return TrainResult(adapter, folder, calibration, run.seconds)
+    return TrainResult(adapter, folder, calibration, run.seconds, found.report)
 
 
 def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str]:
@@ -117,10 +125,15 @@ def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str
 class Run:
     """The two kinds of run, over one base model and one folder."""
 
-    def __init__(self, config: TrainConfig, out: Path, base: TrainBase, say: Say, stopper: Stopper) -> None:
+    def __init__(
+        self, config: TrainConfig, out: Path, base: TrainBase, base_model: BaseModel, say: Say, stopper: Stopper
+    ) -> None:
         self.config, self.out, self.base, self.say, self.stopper = config, out, base, say, stopper
+        self.base_model = base_model
         self.seconds: dict[str, float] = {}
+        self.seconds_before = 0.0  # that the run had taken when it was stopped
         self.path = out / "checkpoint.pt"
+        self.observer = Observer(config, base, base_model, out, say, lambda: self.stopper.requested)
 
     def offline(self, reason: str) -> tuple[Learner, Pool, Pool | None]:
         """A pool once, then optimiser steps on it."""
@@ -129,7 +142,9 @@ class Run:
             offline_pools(self.base, config, self.out, self.say)
         processes.wait()
         pool, held_out = offline_pools(self.base, config, self.out, _silent)
-        self.base.release(*self.base.encoders, "vae")
+        self.base.release(*self.base.encoders, *(() if self.observer.draws else ("vae",)))
+        if self.observer.draws:
+            self.base.pipe.vae.to("cpu")  # until something is drawn
         self.seconds["pool"] = time.monotonic() - started
         self.say(config.loss.describe(online=False))
         learner = Learner(self.base, pool.conditions, config)
@@ -138,6 +153,8 @@ class Run:
         self.say(f"training {config.steps} steps in {reason}")
         self._optimise(learner, pool, config.steps)
         self.seconds["train"] = time.monotonic() - started
+        self.observer.grid(learner)
+        self._save(learner)
         return learner, pool, held_out
 
     def online(self, reason: str) -> tuple[Learner, float, int]:
@@ -157,6 +174,7 @@ class Run:
         self.say(f"training {config.rounds} rounds of {config.round_steps} steps in {reason}")
         self.seconds |= {"pool": 0.0, "train": 0.0}
         while learner.round_number < config.rounds:
+            self._look_if_due(learner)
             started = time.monotonic()
             pool = self._round_pool(learner, prompts, rewards)
             learner.mean_r = pool.r.mean().item()
@@ -167,7 +185,38 @@ class Run:
             self.say(f"round {learner.round_number}: tilt {learner.tilt.theta:.3g} (M8, if every round converges)")
             self._save(learner)
             self.seconds["train"] += time.monotonic() - started
-        return learner, learner.mean_r, config.rounds * config.round_prompts * config.group_size
+        self.observer.grid(learner)
+        return learner, learner.mean_r, self._sampled(learner)
+
+    def look_at_last(self, learner: Learner) -> None:
+        """The sweep and the pictures of the finished run."""
+        started = time.monotonic()
+        self._look(learner, again=True)
+        self.observer.draw_for_card(learner)
+        self._stop_if_asked(learner)
+        self.seconds["sweep"] = self.seconds.get("sweep", 0.0) + time.monotonic() - started
+
+    def _look_if_due(self, learner: Learner) -> None:
+        """An online run's sweep every so many rounds, if it was not made before a stop."""
+        every, number = self.config.sweep_every, learner.round_number
+        if every and number and number % every == 0:
+            self._look(learner)
+
+    def _look(self, learner: Learner, again: bool = False) -> None:
+        """A sweep, and the adapter as it is now kept beside if it is the best so far."""
+        sweep = self.observer.look(learner, again)
+        self._stop_if_asked(learner)
+        if sweep is not None and self.config.keep_best and self.observer.is_best(sweep):
+            with averaged(learner):
+                pictures, strength = self._sampled(learner), choose_strength(sweep).strength
+                best = make_adapter(learner, self.base_model, learner.mean_r, pictures, strength=strength)
+            report = run_report(self.config, Trained(), (), sweep)
+            write_adapter(self.out / "best", best, {REPORT_FILE: report.to_json().encode()})
+            self.say(f"best so far, written to {self.out / 'best'}")
+
+    def _sampled(self, learner: Learner) -> int:
+        """Pictures that an online run has sampled."""
+        return max(1, learner.round_number) * self.config.round_prompts * self.config.group_size
 
     def _round_pool(self, learner: Learner, prompts: Prompts, rewards: dict[str, Any]) -> Pool:
         """The round's pool: the one a stopped run left, or sampled now.
@@ -185,9 +234,10 @@ class Run:
                 self.base, learner.roles, prompts, rewards, config, number, stop=lambda: self._stop_if_asked(learner)
             )
         self.say(f"round {number + 1}: {found.describe()}")
-        self._forget_after(self.out / "rounds.jsonl", number)
+        self.observer.records.forget_after("rounds", number)
         said = {"mean": found.mean, "spread": found.spread, "flat_groups": found.flat_groups, "dropped": found.dropped}
-        self._log("rounds.jsonl", {"round": number + 1, **said, "tilt_old": learner.tilt.old})
+        line = {"round": number + 1, **said, "tilt_old": learner.tilt.old}
+        self.observer.records.log("rounds", line, learner.step_number)
         save_pool(pool, path, key)
         return pool
 
@@ -204,10 +254,11 @@ class Run:
         ) as bar:
             while learner.step_number < until:
                 self._stop_if_asked(learner)
+                self.observer.grid(learner)
                 with memory_advice("training", micro_batch=config.micro_batch):
                     losses = learner.step(pool)
                 smooth = {name: 0.95 * smooth.get(name, loss) + 0.05 * loss for name, loss in losses.items()}
-                self._log("losses.jsonl", {"step": learner.step_number, **losses})
+                self.observer.records.log("losses", {"step": learner.step_number, **losses}, learner.step_number)
                 bar.update()
                 bar.set_postfix({name: f"{loss:.4f}" for name, loss in smooth.items()})
                 due = config.checkpoint_every and learner.step_number % config.checkpoint_every == 0
@@ -217,24 +268,17 @@ class Run:
     def _resume(self, learner: Learner) -> None:
         if state := load_checkpoint(self.path, self.config.to_dict()):
             learner.load_state_dict(state["learner"])
+            self.seconds_before = state.get("seconds", 0.0)
             self.say(f"resumed at step {learner.step_number}")
-        self._forget_after(self.out / "losses.jsonl", learner.step_number)
-
-    def _forget_after(self, path: Path, number: int) -> None:
-        """Drop log lines of steps or rounds that are about to be done again."""
-        if processes.rank() != 0 or not path.is_file():
-            return
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _number(line) <= number]
-        if len(kept) < len(lines):
-            atomic_write_bytes(path, "".join(line + "\n" for line in kept).encode())
+        self.observer.begin(learner)
 
     def _save(self, learner: Learner) -> None:
         """A checkpoint. A full disk does not end the run: it goes on, and tries again next time."""
         if processes.rank() != 0:
             return
         try:
-            save_checkpoint(self.path, {"settings": self.config.to_dict(), "learner": learner.state_dict()})
+            save_checkpoint(self.path, self._state(learner))
+            rotate(self.path, learner.step_number, self.config.keep_last)
         except CheckpointError as error:
             self.say(f"warning: {error}; training goes on, the next checkpoint tries again")
 
@@ -242,13 +286,12 @@ class Run:
         if not processes.any_true(self.stopper.requested):
             return
         if processes.rank() == 0:
-            save_checkpoint(self.path, {"settings": self.config.to_dict(), "learner": learner.state_dict()})
+            save_checkpoint(self.path, self._state(learner))
         raise Stopped(f"stopped at step {learner.step_number} of {self.config.total_steps}, saved to {self.path}")
 
-    def _log(self, name: str, entry: dict[str, Any]) -> None:
-        if processes.rank() == 0:
-            with (self.out / name).open("a", encoding="utf-8") as log:
-                log.write(json.dumps(entry) + "\n")
+    def _state(self, learner: Learner) -> dict[str, Any]:
+        seconds = self.seconds_before + sum(self.seconds.values())
+        return {"settings": self.config.to_dict(), "learner": learner.state_dict(), "seconds": seconds}
 
 
 def _calibration(learner: Learner, held_out: Pool | None, say: Say) -> list[Calibration]:
@@ -258,15 +301,6 @@ def _calibration(learner: Learner, held_out: Pool | None, say: Say) -> list[Cali
     found = calibrate(learner.alpha, held_out)
     say("alpha on held-out samples:\n" + calibration_table(found))
     return found
-
-
-def _number(line: str) -> int:
-    """The step or round of a log line; one cut short by a kill counts as after everything."""
-    try:
-        entry = json.loads(line)
-        return int(entry.get("step", entry.get("round")))
-    except (ValueError, TypeError, AttributeError):
-        return 2**62
 
 
 def _silent(line: str) -> None:

@@ -49,7 +49,7 @@ def one_training(seed: int, work: Path) -> tuple[Path, dict]:
     if (folder / "adapter").is_dir() and (folder / "trained.json").is_file():
         return folder, json.loads((folder / "trained.json").read_text())
     started = time.monotonic()
-    result = train(TrainConfig.from_yaml("shapes_warm", {"seed": seed}), folder)
+    result = train(TrainConfig.from_yaml("shapes_warm", {"seed": seed, "samples_every": 0, "sweep_size": 0}), folder)
     trained = {"calibration": [c.to_dict() for c in result.calibration], "seconds": time.monotonic() - started}
     (folder / "trained.json").write_text(json.dumps(trained))
     return folder, trained

@@ -25,7 +25,7 @@ from nft_pipeline.training.config import TrainConfig
 from nft_pipeline.training.trainer import train
 
 KINDS: dict[str, dict[str, Any]] = {
-    "offline": {**SMALL, "objective": "policy", "checkpoint_every": 3},
+    "offline": {**SMALL, "objective": "policy", "checkpoint_every": 3, "samples_every": 5},
     "online": {**ONLINE, "round_steps": 4, "checkpoint_every": 2},
 }
 

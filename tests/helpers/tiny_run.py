@@ -39,7 +39,10 @@ SMALL: dict[str, Any] = {
     "head_batch": 8,
     "precision": "fp32",
     "checkpoint_every": 2,
+    "samples_every": 0,
+    "sweep_size": 0,
 }
+SHOWN: dict[str, Any] = {"samples_every": 2, "sweep_size": 6, "sweep_strengths": [0, 1], "watch_reward": "sharpness"}
 ONLINE: dict[str, Any] = {
     **SMALL,
     "optimality": "group",

@@ -64,6 +64,13 @@ def test_five_mistakes_make_one_report():
         ({"objective": "positive", "rounds": 2}, "online runs train 'policy' or 'paper'"),
         ({"eta0": 4.0}, "eta0 is 4 with objective 'positive': the anchor belongs to 'policy'"),
         ({"optimality": "threshold"}, "optimality_at is missing"),
+        ({"sweep_strengths": [1, 2]}, "sweep_strengths is [1, 2], expected a list of different strengths from 0 on, 0"),
+        ({"sweep_strengths": [0, "1"]}, "sweep_strengths is [0, '1']"),
+        ({"sample_prompts": "a cat"}, "sample_prompts is 'a cat', expected a list of prompts"),
+        ({"trackers": ["wandbb"]}, "trackers is ['wandbb'], expected a list of wandb and trackio"),
+        ({"keep_last": 0}, "keep_last is 0, expected a whole number from 1"),
+        ({"watch_reward": "shapes_warm"}, "watch_reward is 'shapes_warm', which is trained on; watch one that is not"),
+        ({"keep_best": True}, "keep_best is true, which needs an online run with sweeps to compare"),
         ({"optimality": "group"}, "needs groups of one prompt (rounds above 0); use rank or sigmoid"),
     ],
 )

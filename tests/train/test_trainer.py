@@ -24,6 +24,8 @@ SMALL = {
     "head_batch": 16,
     "precision": "fp32",
     "checkpoint_every": 2,
+    "samples_every": 0,
+    "sweep_size": 0,
 }
 
 
@@ -46,8 +48,12 @@ def test_a_run_writes_an_adapter_that_guides(whole):
     assert sorted(path.name for path in out.iterdir()) == [
         "adapter",
         "held_out.safetensors",
+        "losses.csv",
         "losses.jsonl",
         "pool.safetensors",
+        "report.html",
+        "settings.yaml",
+        "tensorboard",
     ]
     adapter = read_adapter(out / "adapter")
     config = adapter.config
