@@ -118,7 +118,9 @@ def open_template(opened: Any, address: str, name: str) -> Any:
     page = opened.new_page(viewport={"width": 2000, "height": 1200})
     page.set_default_timeout(240_000)
     page.goto(f"{address}/?template={name}&source={CLONE}")
-    page.wait_for_function("window.app && window.app.graph && window.app.graph.nodes.length > 3")
+    # It shows a workflow of ComfyUI's own first.
+    ours = "n => n.type === 'NFTRewardGuidance'"
+    page.wait_for_function(f"window.app && window.app.graph && window.app.graph.nodes.some({ours})")
     page.wait_for_timeout(3000)
     return page
 
