@@ -82,9 +82,9 @@ def ways(driver: Any) -> dict[str, Callable[[int], Any]]:
     other = merged(comfy.sd.load_diffusion_model(str(driver.folder / "base.safetensors")))
     two = base.clone()
     two.set_additional_models("second", [other])
-    other.model.current_patcher = other  # what a sampler says to its own model
 
     def towards_the_other(args: Mapping[str, Any]) -> Any:
+        other.model.current_patcher = other  # what a sampler says to its own model
         call = (args["cond"],), args["input"], args["sigma"], args["model_options"]
         (plus,) = comfy.samplers.calc_cond_batch(other.model, *call)
         return args["denoised"] + STRENGTH * (plus - args["cond_denoised"])

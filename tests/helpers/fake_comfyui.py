@@ -311,7 +311,7 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, module)
-    for name in ("nodes", "host", "build"):  # imported anew, on this fake
+    for name in ("nodes", "host", "build", "inputs"):  # imported anew, on this fake
         monkeypatch.delitem(sys.modules, f"nft_pipeline.comfy_nodes.{name}", raising=False)
         monkeypatch.delattr(nft_pipeline.comfy_nodes, name, raising=False)
     return texts
