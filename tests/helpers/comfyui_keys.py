@@ -46,6 +46,8 @@ def model_of(name: str, folder: Path) -> Any:
     kind, config = CONFIGS[name]
     meta = torch.device("meta")
     with meta:
+        if name == "flux" and "txt_ids_dims" in comfy.ldm.flux.model.FluxParams.__annotations__:
+            config = {**config, "txt_ids_dims": []}  # newer than 0.3.64
         made = getattr(comfy.supported_models, kind)(dict(config))
         made.unet_config = {**made.unet_config, "dtype": torch.float32}
         made.set_inference_dtype(torch.float32, None)
