@@ -24,6 +24,8 @@ from torch.nn import functional as F
 
 from nft_pipeline.settings import GuidanceError
 
+_IDLE = "_nft_idle_dispatcher"
+
 
 @dataclass(frozen=True)
 class Target:
@@ -131,13 +133,22 @@ class Listener:
 
 
 class Dispatcher:
-    """Stands for the forward of a module while it has guests."""
+    """Stands for the forward of a module while it has guests.
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.own = "forward" in module.__dict__  # somebody replaced it before us
-        self.original: Callable[..., Any] = module.forward
+    Afterwards it lies idle on the module and is taken again the next time. torch.compile drops the graphs it made of a
+    forward when that object is gone, and stops compiling after eight: with a new one each run it would, after two.
+    """
+
+    module: nn.Module
+    original: Callable[..., Any]
+    own: bool  # somebody replaced the forward before us
+
+    def __init__(self) -> None:
         self.guests: list[Guest] = []
+
+    def enter(self, module: nn.Module) -> None:
+        """Take the place of the module's forward."""
+        self.module, self.original, self.own = module, module.forward, "forward" in module.__dict__
         module.forward = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -153,17 +164,22 @@ class Dispatcher:
     def leave(self, guest: Guest) -> None:
         """Remove a guest; the last one puts the forward back, if it is still this one."""
         self.guests = [other for other in self.guests if other is not guest]
-        if not self.guests and self.module.__dict__.get("forward") is self:
+        module = self.module
+        if not self.guests and module.__dict__.get("forward") is self:
             if self.own:
-                self.module.forward = self.original
+                module.forward = self.original
             else:
-                del self.module.forward
+                del module.forward
+            del self.module, self.original  # idle, it must not keep the module's weights in memory
+            module.__dict__[_IDLE] = self
 
 
 def join(module: nn.Module, guest: Guest) -> Dispatcher:
     """Add a guest to the module's dispatcher, made if there is none."""
-    installed = module.__dict__.get("forward")
-    dispatcher = installed if isinstance(installed, Dispatcher) else Dispatcher(module)
+    dispatcher = module.__dict__.get("forward")
+    if not isinstance(dispatcher, Dispatcher):
+        dispatcher = module.__dict__.pop(_IDLE, None) or Dispatcher()
+        dispatcher.enter(module)
     dispatcher.guests = [*dispatcher.guests, guest]
     return dispatcher
 
@@ -172,7 +188,7 @@ def join(module: nn.Module, guest: Guest) -> Dispatcher:
 def install(
     targets: Sequence[Target], model: nn.Module, switch: Switch, listeners: Mapping[str, Listener] | None = None
 ) -> Iterator[None]:
-    """A LoRA and listeners on a model, inside the block; afterwards no trace of them, also after an error.
+    """A LoRA and listeners on a model, inside the block; afterwards its own forwards again, also after an error.
 
     Args:
         targets: checked against the model (`nft_pipeline.comfy_nodes.match`).

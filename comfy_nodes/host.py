@@ -15,12 +15,16 @@ from typing import Any
 import comfy.lora
 import comfy.model_sampling
 import comfy.samplers
+import comfy.sd
 import folder_paths
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import ComfyExtension as ComfyExtension
 from comfy_api.latest import io as io
 from comfy_api.latest import ui as ui
 from torch import Tensor
+
+from nft_pipeline.adapter_write import COMFYUI_FOLDER
+from nft_pipeline.models import ADAPTERS, shipped_adapter
 
 from .delta import Target
 from .guide import Guide
@@ -90,6 +94,17 @@ def loaded_twice(model: Any, targets: Sequence[Target]) -> bool:
             if bool((down.flatten().cpu().float() == target.a.flatten().cpu().float()).all()):
                 return True
     return False
+
+
+def offer_shipped_adapters() -> None:
+    """Let the files of the shipped adapters be found beside those in models/loras."""
+    for folder in filter(None, map(shipped_adapter, ADAPTERS)):
+        folder_paths.add_model_folder_path("loras", str(folder / COMFYUI_FOLDER))
+
+
+def load_model(path: str) -> Any:
+    """A MODEL from a transformer's file."""
+    return comfy.sd.load_diffusion_model(path)
 
 
 def adapter_names() -> list[str]:

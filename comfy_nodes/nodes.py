@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from nft_pipeline.models import shipped_model
 from nft_pipeline.settings import GuidanceError
 
 from . import host, inputs
@@ -17,6 +18,7 @@ from .curve import SHAPES, Line, draw, shape_curve
 from .host import io, ui
 from .rate import VERDICTS, facts_of_graph, rate_images, rating_folder
 from .reward_file import describe, read_reward_file
+from .shapes import WEIGHTS, ShapesText, ShapesVAE
 
 CATEGORY = "guidance/reward"
 
@@ -257,6 +259,7 @@ class NFTAlphaPlot(io.ComfyNode):
                 io.Image.Output(display_name="plot", tooltip="A plot for each adapter on the model."),
                 io.String.Output(display_name="table", tooltip="The same in numbers."),
             ],
+            is_output_node=True,
         )
 
     @classmethod
@@ -369,6 +372,37 @@ class NFTRateImages(io.ComfyNode):
         return io.NodeOutput(images, ui=ui.PreviewText(f"{verdict}: {len(names)} in {folder}"))
 
 
+class NFTShapesModel(io.ComfyNode):
+    """Something to try all this on, without a download."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """The node's face."""
+        return io.Schema(
+            node_id="NFTShapesModel",
+            display_name="Load Shapes Model",
+            category=CATEGORY,
+            description="The small model that ships with these nodes: coloured shapes at 64 x 64, in seconds without a "
+            "GPU. For trying reward guidance with the adapter shapes-warm.",
+            inputs=[],
+            outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip="As from Load Checkpoint; a Stable Diffusion 3 in small."
+                ),
+                io.Clip.Output(display_name="clip", tooltip="For CLIP Text Encode: a red circle left of a blue cross."),
+                io.Vae.Output(display_name="vae", tooltip="For VAE Decode and VAE Encode."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> Any:
+        """Load them from the package."""
+        folder = shipped_model("shapes")
+        assert folder is not None
+        model = host.load_model(str(folder / "transformer" / WEIGHTS))
+        return io.NodeOutput(model, ShapesText(folder), ShapesVAE(folder))
+
+
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     """Without the sockets that nothing is connected to."""
     return {name: value for name, value in values.items() if value is not None}
@@ -384,6 +418,7 @@ NODES = [
     NFTAlphaPlot,
     NFTAdapterInfo,
     NFTRateImages,
+    NFTShapesModel,
 ]
 
 
@@ -391,5 +426,6 @@ class Extension(host.ComfyExtension):
     """What ComfyUI asks for."""
 
     async def get_node_list(self) -> list[Any]:
-        """All nodes."""
+        """All nodes; adapters that ship are in their lists."""
+        host.offer_shipped_adapters()
         return NODES

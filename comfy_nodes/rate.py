@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from nft_pipeline.atomic import atomic_write_bytes
+from nft_pipeline.ratings_lock import METADATA, ratings_lock
 from nft_pipeline.settings import GuidanceError
 
-METADATA = "metadata.jsonl"
 VERDICTS = ("like", "dislike", "score")
 Graph = Mapping[str, Any]
 
@@ -54,18 +54,19 @@ def rate_images(folder: Path, images: Tensor, verdict: str, score: float, facts:
             "it into the prompt input."
         )
     thought: dict[str, Any] = {"score": float(score)} if verdict == "score" else {"liked": verdict == "like"}
-    rows = _read_rows(folder / METADATA)
-    names = []
-    for image in images:
-        pixels = (image.detach().cpu().float().clamp(0, 1) * 255).round().to("cpu").numpy().astype(np.uint8)
-        name = hashlib.sha256(pixels.tobytes()).hexdigest()[:24] + ".png"
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "PNG")
-        atomic_write_bytes(folder / name, file.getvalue())
-        rows[name] = {"image": name, "prompt": facts["prompt"], **thought, **facts}
-        names.append(name)
-    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows.values())
-    atomic_write_bytes(folder / METADATA, text.encode())
+    with ratings_lock(folder):
+        rows = _read_rows(folder / METADATA)
+        names = []
+        for image in images:
+            pixels = (image.detach().cpu().float().clamp(0, 1) * 255).round().numpy().astype(np.uint8)
+            name = hashlib.sha256(pixels.tobytes()).hexdigest()[:24] + ".png"
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            atomic_write_bytes(folder / name, file.getvalue())
+            rows[name] = {"image": name, "prompt": facts["prompt"], **thought, **facts}
+            names.append(name)
+        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows.values())
+        atomic_write_bytes(folder / METADATA, text.encode())
     return names
 
 

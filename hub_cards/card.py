@@ -20,9 +20,11 @@ from nft_pipeline.models import MODELS
 from .licence import Licence
 from .plots import THEMES, reward_plot, strip
 from .report import Curve, Point, RunReport, Trained
+from .workflow import workflow_picture
 
 CARD_FILE = "README.md"
 STRIP_FILE = "plots/strip.png"
+WORKFLOW_FILE = "plots/comfyui_workflow.png"
 TAGS = ("diffusion-nft", "lora", "comfyui", "text-to-image")
 GALLERY = 12
 _VIDEO = re.compile(r"Video|Wan|LTX|Mochi|CogView?X", re.IGNORECASE)
@@ -64,6 +66,9 @@ def render_card(
     shown = strip(report.samples, pictures)
     if shown is not None:
         plots[STRIP_FILE] = shown
+    workflow = workflow_picture(config)
+    if workflow is not None:
+        plots[WORKFLOW_FILE] = workflow
     if report.rewards:
         for theme in THEMES:
             plot = reward_plot(report.rewards, theme, config.strength, report.strength_range)
@@ -81,6 +86,7 @@ def render_card(
         base_link=_base_link(base),
         hub_base=hub_base,
         strip=shown is not None,
+        workflow=workflow is not None,
         plot=bool(report.rewards),
         rows=[_row(curve) for curve in report.rewards],
         notes=[note for curve in report.rewards if (note := _note(curve))],

@@ -1,7 +1,7 @@
 """Files of an adapter for other tools.
 
     comfyui   one file for ComfyUI's models/loras: LoRA, alpha head, settings
-    kohya     lora_down, lora_up and alpha under underscored names, for tools of that family
+    kohya     lora_down, lora_up and alpha under underscored names, for tools of that family: SD 1.5, SDXL, SD3, FLUX.1
     peft      adapter_config.json and adapter_model.safetensors, for peft's PeftModel
     merged    a plain LoRA at one fixed strength, for tools that know nothing of reward guidance
 
@@ -31,6 +31,13 @@ from nft_pipeline.keys import SECOND, component_lora, lora_key, lora_modules
 from nft_pipeline.strict_files import safetensors_bytes
 
 EXPORT_HEADER_KEY = "diffusion_nft_export"
+# Before diffusers' name of a layer, with underscores: what kohya's tools write for U-Nets, OneTrainer for transformers.
+# ComfyUI reads both; tests/cards/test_export_in_comfyui.py asks it about every layer.
+_KOHYA_PREFIXES = {
+    "UNet2DConditionModel": "lora_unet_",
+    "SD3Transformer2DModel": "lora_transformer_",
+    "FluxTransformer2DModel": "lora_transformer_",
+}
 
 
 def export(
@@ -75,7 +82,13 @@ def _comfyui(adapter: Adapter) -> dict[str, bytes]:
 def _kohya(adapter: Adapter) -> dict[str, bytes]:
     config = adapter.config
     _one_denoiser(adapter, "kohya")
-    prefix = "lora_unet_" if config.component == "unet" else "lora_transformer_"
+    prefix = _KOHYA_PREFIXES.get(config.denoiser)
+    if prefix is None:
+        raise AdapterError(
+            f"the form kohya has names for the layers of {', '.join(_KOHYA_PREFIXES)}, and this adapter is for "
+            f"{config.denoiser}: a tool would find no layer of it",
+            advice="Export as comfyui or peft.",
+        )
     tensors: dict[str, Tensor] = {}
     for module in lora_modules(adapter.lora):
         name = prefix + module.replace(".", "_")

@@ -16,7 +16,7 @@ from .adapter_config import AdapterConfig, AdapterError, parse_json
 from .adapter_content import Adapter, head_faults, lora_faults
 from .adapter_read import MAX_HEAD_BYTES, MAX_LORA_BYTES, build_head, head_config
 from .adapter_write import CONFIG_HEADER_KEY, HEAD_CONFIG_HEADER_KEY
-from .keys import HEAD_PREFIX, comfyui_to_head
+from .keys import HEAD_PREFIX, comfyui_to_head, lora_from_comfyui
 from .strict_files import TensorFile, read_safetensors
 
 
@@ -61,7 +61,7 @@ def read_single_file(path: str | os.PathLike[str]) -> Adapter | None:
 
 def _lora(file: TensorFile, config: AdapterConfig) -> tuple[dict[str, Tensor], list[str]]:
     """The LoRA without its scales, which must all be 1: alpha equal to the rank, one for each layer."""
-    ours = {key: tensor for key, tensor in file.tensors.items() if not key.startswith(HEAD_PREFIX)}
+    ours = lora_from_comfyui({k: tensor for k, tensor in file.tensors.items() if not k.startswith(HEAD_PREFIX)})
     lora = {key: tensor for key, tensor in ours.items() if not key.endswith(".alpha")}
     faults = []
     for module in sorted({key.rpartition(".lora_")[0] for key in lora}):

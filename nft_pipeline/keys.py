@@ -104,14 +104,28 @@ def lora_from_peft(
 def lora_to_comfyui(lora: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
     """The same LoRA with one `<component>.<module>.alpha` per layer, equal to `rank`.
 
-    ComfyUI multiplies by alpha / rank where it finds an alpha, so it applies exactly B @ A.
+    ComfyUI multiplies by alpha / rank where it finds an alpha, so it applies exactly B @ A. Of a U-Net's attention
+    layers it knows the names diffusers once gave them, with "processor" in them.
     """
-    named = dict(lora)
-    for key in lora:
+    named = {}
+    for key, tensor in lora.items():
         part = split_lora_key(key)
-        if part is not None:
-            named[f"{part[0]}.{part[1]}.alpha"] = torch.tensor(float(rank))
+        if part is None:
+            named[key] = tensor
+            continue
+        component, module, side = part
+        if component == "unet":
+            module = module.replace(".to_", ".processor.to_").removesuffix(".0") if ".to_" in module else module
+        named[lora_key(component, module, side)] = tensor
+        named[f"{component}.{module}.alpha"] = torch.tensor(float(rank))
     return named
+
+
+def lora_from_comfyui(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `lora_to_comfyui` as to names; alphas stay."""
+    old = ".processor.to_"
+    return {re.sub(r"(\.to_out)(?=\.(lora_[AB]\.weight|alpha)$)", r"\1.0", key).replace(old, ".to_")
+            if key.startswith("unet.") and old in key else key: tensor for key, tensor in tensors.items()}  # fmt: skip
 
 
 def head_to_comfyui(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -24,11 +24,12 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
+from nft_pipeline.ratings_lock import METADATA
+
 from .base_model import TrainBase
 from .noising import interpolate, velocity
 from .optimality import Method, Optimality, optimality
 from .pool import Pool
-from .rewards.scores_file import FILE
 
 # `diffusion-nft score` and `rate` and ComfyUI's Rate Images write the last three, which training does not read.
 KEYS = {"image", "prompt", "score", "liked", "seed", "guidance_scale", "model", "scores", "reward"}
@@ -77,7 +78,7 @@ def read_folder(folder: str | Path) -> Folder:
         DataError: no such file, or every fault of its lines in one report.
     """
     root = Path(folder)
-    path = root / FILE
+    path = root / METADATA
     if not path.is_file():
         raise DataError(f"there is no {path}; expected one JSON object a line with image, prompt, and score or liked")
     pictures, faults, kinds, unjudged = [], [], set(), 0

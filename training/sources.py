@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
+from nft_pipeline.ratings_lock import METADATA
+
 from .base_model import TrainBase
 from .config import TrainConfig
 from .folder import folder_pool, read_folder, split, support_gap
 from .memory import memory_advice
 from .pool import Pool, check_pool, load_pool, pool_key, sample_pool, save_pool
 from .reward import Reward, find_prompts, find_reward
-from .rewards.scores_file import FILE
 
 HELD_OUT_SEED = 1_000_003  # added to the run's seed: the held-out pool's noise is never the training pool's
 HELD_OUT_EVERY = 10  # of a folder's pictures
@@ -96,7 +97,7 @@ def _folder(base: TrainBase, config: TrainConfig, out: Path, say: Say) -> tuple[
     folder = read_folder(config.data)
     if folder.unjudged:
         say(f"data: {folder.unjudged} lines have neither a score nor liked and are left out")
-    said = hashlib.sha256((Path(config.data) / FILE).read_bytes()).hexdigest()
+    said = hashlib.sha256((Path(config.data) / METADATA).read_bytes()).hexdigest()
     stamps = [[p.path.stat().st_size, p.path.stat().st_mtime_ns] for p in folder.pictures]
     path, key = out / "pool.safetensors", pool_key({**_settings(base, config), "metadata": said, "stamps": stamps})
     pool = load_pool(path, key)

@@ -111,10 +111,11 @@ def load_mix(args: argparse.Namespace) -> Any:
 
 def run(args: argparse.Namespace) -> int:
     """Score the folder and say what came out."""
+    from nft_pipeline.ratings_lock import METADATA
     from nft_pipeline.training.rewards.cache import CachedReward, ScoreCache, default_cache
     from nft_pipeline.training.rewards.folder import score_folder
     from nft_pipeline.training.rewards.mix import RewardMix
-    from nft_pipeline.training.rewards.scores_file import FILE, find_pictures, read_scores
+    from nft_pipeline.training.rewards.scores_file import find_pictures, read_scores
 
     find_pictures(args.images)  # before a model of gigabytes is loaded
     mix = load_mix(args)
@@ -124,5 +125,5 @@ def run(args: argparse.Namespace) -> int:
     count = score_folder(args.images, mix, prompt=args.prompt, again=args.again)
     scores = [row["score"] for row in read_scores(args.images) if row.get("reward") == mix.info.name]
     mean = f"mean {sum(scores) / len(scores):.3f}, {min(scores):.3f} to {max(scores):.3f}" if scores else "none"
-    print(f"{count} scored now, {len(scores)} in {args.images / FILE}: {mean}")
+    print(f"{count} scored now, {len(scores)} in {args.images / METADATA}: {mean}")
     return 0

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import random
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +30,7 @@ from nft_pipeline.guidance import combine
 from nft_pipeline.injection import LoraSwitch, tuner_layers
 from nft_pipeline.keys import lora_modules
 from tests.benchmarks.random_models import TEXT, build, random_adapter
+from tests.benchmarks.ratios import in_rounds, table
 
 FREE, CFG = {"guidance_scale": 1.0}, {"guidance_scale": 4.0}
 
@@ -243,19 +242,16 @@ def main(argv: list[str] | None = None) -> int:
     clock = make_clock(options.device)
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     peaks: dict[str, float] = {}
-    for count in tqdm(range(options.rounds + 1), desc="rounds"):
-        order = list(timed)
-        random.Random(count).shuffle(order)
-        for name in order:
-            if options.device != "cpu":
-                torch.cuda.reset_peak_memory_stats()
-            started = clock()
-            with torch.no_grad():
-                timed[name].call()
-            if count:  # the first round is for warming up
-                seconds[name].append(clock() - started)
-            if options.device != "cpu":
-                peaks[name] = torch.cuda.max_memory_allocated() / 2**30
+    for name, count in in_rounds(timed, tqdm(range(options.rounds + 1), desc="rounds")):
+        if options.device != "cpu":
+            torch.cuda.reset_peak_memory_stats()
+        started = clock()
+        with torch.no_grad():
+            timed[name].call()
+        if count:
+            seconds[name].append(clock() - started)
+        if options.device != "cpu":
+            peaks[name] = torch.cuda.max_memory_allocated() / 2**30
 
     print(
         f"{options.model}, {options.size} px, {options.steps} steps, batch {options.batch}, LoRA rank {options.rank}, "
@@ -263,20 +259,10 @@ def main(argv: list[str] | None = None) -> int:
         f"torch {torch.__version__}"
     )
     print(added_memory(options.model, options.rank))
-    missed = []
-    print("\n| way | ms (median) | divided by | ratio | quartiles | bar |" + (" peak GiB |" if peaks else ""))
-    print("|---|---|---|---|---|---|" + ("---|" if peaks else ""))
-    for name, way in timed.items():
-        plain = [other for other in (way.of, f"{way.of}, a second time") if other in timed]
-        means = [statistics.mean(values) for values in zip(*(seconds[other] for other in plain), strict=True)]
-        ratios = [value / mean for value, mean in zip(seconds[name], means, strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-        bar = "" if way.limit is None else f"{way.limit:.2f}"
-        peak = f" {peaks[name]:.1f} |" if peaks else ""
-        millis = 1000 * statistics.median(seconds[name])
-        print(f"| {name} | {millis:.0f} | {way.of} | {middle:.3f} | {low:.3f} to {high:.3f} | {bar} |{peak}")
-        if way.limit is not None and middle > way.limit:
-            missed.append(f"{name}: {middle:.3f} is above {way.limit:.2f}")
+    divided_by, limits = ({name: getattr(way, what) for name, way in timed.items()} for what in ("of", "limit"))
+    more = ("peak GiB", lambda name: f"{peaks[name]:.1f}") if peaks else None
+    shown, missed = table(seconds, divided_by, limits, more)
+    print("\n" + shown)
     if options.check and missed:
         print("\n".join(missed), file=sys.stderr)
         return 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ from helpers.adapters import config_values
 from helpers.cards import extra_files, full_report, shared_adapter
 from helpers.local_hub import LocalHub
 from nft_pipeline.adapter import AdapterConfig, AdapterError
-from nft_pipeline.hub_cards.card import Card, render_card
+from nft_pipeline.hub_cards.card import WORKFLOW_FILE, Card, render_card
 from nft_pipeline.hub_cards.licence import Licence, as_licence, base_licence, card_licence
 from nft_pipeline.hub_cards.push import make_card, write_card
 from nft_pipeline.hub_cards.report import RunReport
+from nft_pipeline.hub_cards.workflow import adapter_workflow
 
 REPO = "someone/tiny-red"
 
@@ -62,7 +65,7 @@ def test_it_says_what_was_measured() -> None:
 
 def test_it_says_what_was_not_measured() -> None:
     found = card(RunReport())
-    assert found.plots == {}
+    assert set(found.plots) == {WORKFLOW_FILE}
     for phrase in (
         "the useful range was not measured",
         "Pictures: not drawn.",
@@ -192,3 +195,33 @@ def test_the_licence_of_the_base_models_card(hub: LocalHub) -> None:
     assert base_licence("a/own") == Licence("other", "own-1", "https://x.y/l")
     assert [base_licence(name) for name in ("a/silent", "a/bare", "a/nothing", "not an id at all")] == [None] * 4
     assert base_licence("shapes") == APACHE
+
+
+def test_a_picture_carries_the_workflow_with_the_adapter_in_it() -> None:
+    with Image.open(io.BytesIO(full_card().plots[WORKFLOW_FILE])) as picture:
+        workflow = json.loads(picture.text["workflow"])  # type: ignore[attr-defined]
+        assert picture.width > 1000
+    by_type = {node["type"]: node["widgets_values"] for node in workflow["nodes"]}
+    config = AdapterConfig.from_dict(config_values(kind="positive"))
+    assert by_type["NFTRewardGuidance"][:2] == ["tiny-red.safetensors", config.strength]
+    assert by_type["KSampler"][3] == config.guidance_scale
+    assert by_type["EmptySD3LatentImage"][:2] == [config.resolution[1], config.resolution[0]]
+    assert f"]({'/'.join(WORKFLOW_FILE.split('/'))})" in full_card().text
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "base", "loader"),
+    [
+        ("FluxTransformer2DModel", "someone/flux", "UNETLoader"),
+        ("UNet2DConditionModel", "someone/sdxl-tuned", "CheckpointLoaderSimple"),
+        ("ZImageTransformer2DModel", "someone/z", "CLIPLoader"),
+        ("SD3Transformer2DModel", "shapes", "NFTShapesModel"),
+        ("UNet2DConditionModel", "someone/sd15", None),
+        ("QwenImageTransformer2DModel", "someone/qwen", None),
+    ],
+)
+def test_the_workflow_is_for_the_adapters_base_model(denoiser: str, base: str, loader: str | None) -> None:
+    config = AdapterConfig.from_dict(config_values(kind="policy", denoiser=denoiser))
+    workflow = adapter_workflow(replace(config, base_model=replace(config.base_model, id=base)))
+    assert (workflow is None) == (loader is None)
+    assert workflow is None or loader in {node["type"] for node in workflow["nodes"]}

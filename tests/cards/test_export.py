@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,11 @@ def test_two_denoisers_do_not_fit_into_one_kohya_file() -> None:
         for component in ("transformer", "transformer_2")
         for name in ("config.json", "model.safetensors")
     ]
+
+
+def test_kohya_has_no_names_for_other_denoisers() -> None:
+    adapter = light_adapter()
+    other = Adapter(replace(adapter.config, denoiser="QwenImageTransformer2DModel"), adapter.lora, adapter.head)
+    with pytest.raises(AdapterError, match="this adapter is for QwenImageTransformer2DModel") as caught:
+        export(other, "kohya")
+    assert "Export as comfyui or peft" in str(caught.value)

@@ -37,7 +37,7 @@ def test_everything_goes_up_in_one_private_commit(adapter: Path, hub: LocalHub) 
     assert hub.history(REPO) == 1 and hub.repos[REPO].refs["main"] == pushed.commit
     held = hub.files(REPO)
     assert {path: held[path] for path in on_disk(adapter)} == on_disk(adapter)
-    assert set(held) - set(on_disk(adapter)) == {"README.md", "plots/strip.png"}
+    assert set(held) - set(on_disk(adapter)) == {"README.md", "plots/comfyui_workflow.png", "plots/strip.png"}
     assert ModelCard(held["README.md"].decode()).data.license == "apache-2.0"
     assert not (adapter / "README.md").exists()  # pushing leaves the folder as it is
 

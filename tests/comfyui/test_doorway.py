@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from helpers.repository import ROOT
 
@@ -38,3 +41,12 @@ def test_nothing_is_imported_before_comfyui_asks_and_then_the_clones_own_package
     assert web == "True False"
     assert asked == "No module named 'comfy'"
     assert own == "True"
+
+
+def test_the_registrys_archive_has_what_the_nodes_need_and_no_more() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout, and the patterns are git's")
+    command = ["git", "ls-files", "-z", "--cached", "--ignored", "--exclude-from=.comfyignore"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    left_out = {Path(name).parts[0] for name in listed if name}
+    assert left_out == {".ci", "docs", "hub_cards", "tests", "training", "Makefile", "constraints.txt"}

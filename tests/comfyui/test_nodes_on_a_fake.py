@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,7 @@ from helpers.comfyui_contract import contract_faults
 from helpers.repository import ROOT
 from nft_pipeline.adapter import Adapter, AdapterConfig, AdapterError, write_adapter
 from nft_pipeline.guidance import law_scale
+from nft_pipeline.ratings_lock import ratings_lock
 from nft_pipeline.settings import GuidanceError
 
 SIGMAS = torch.linspace(1, 0, 6)
@@ -132,7 +134,10 @@ def test_every_input_and_output_is_explained(world: World) -> None:
 
 def test_translations_and_help_cover_every_node_input_and_output(world: World) -> None:
     schemas = {node.define_schema().node_id: node.define_schema() for node in world.nodes.NODES}
-    assert {path.parent.name for path in (ROOT / "comfy_nodes" / "web" / "docs").glob("*/en.md")} == set(schemas)
+    for language in ("en", "zh"):
+        pages = (ROOT / "comfy_nodes" / "web" / "docs").glob(f"*/{language}.md")
+        assert {path.parent.name for path in pages} == set(schemas)
+    assert {path.parent.name for path in (ROOT / "locales").glob("*/main.json")} == {"en", "zh"}
     for path in (ROOT / "locales").glob("*/main.json"):
         said = json.loads(path.read_text(encoding="utf-8"))["nodeDefs"]
         assert set(said) == set(schemas)
@@ -141,6 +146,21 @@ def test_translations_and_help_cover_every_node_input_and_output(world: World) -
             assert list(said[name]["outputs"]) == [str(i) for i in range(len(schema.outputs))], (path, name)
             entries = [said[name], *said[name]["inputs"].values(), *said[name]["outputs"].values()]
             assert all(text for entry in entries for text in entry.values() if isinstance(text, str))
+
+
+def test_the_english_texts_are_those_of_the_nodes(world: World) -> None:
+    said = json.loads((ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["nodeDefs"]
+    for schema in (node.define_schema() for node in world.nodes.NODES):
+        ours = {
+            "display_name": schema.display_name,
+            "description": schema.description,
+            "inputs": {entry.id: {"name": entry.id, "tooltip": entry.tooltip} for entry in schema.inputs},
+            "outputs": {
+                str(i): {"name": entry.facts["display_name"], "tooltip": entry.tooltip}
+                for i, entry in enumerate(schema.outputs)
+            },
+        }
+        assert said[schema.node_id] == ours
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
@@ -390,7 +410,20 @@ def test_a_damaged_list_of_ratings_is_left_alone(world: World) -> None:
     (folder / "metadata.jsonl").write_text("no json\n")
     with pytest.raises(GuidanceError, match=r"line 1 is no rating"):
         world.nodes.NFTRateImages.execute(torch.rand(1, 4, 4, 3), "like", 0.5, "ratings", "a cube")
-    assert [p.name for p in folder.iterdir()] == ["metadata.jsonl"]
+    assert (folder / "metadata.jsonl").read_text() == "no json\n" and not list(folder.glob("*.png"))
+
+
+def test_a_rating_waits_for_the_trainers_tools(world: World) -> None:
+    folder = world.folder / "output" / "ratings"
+    arguments = (torch.rand(1, 4, 4, 3), "like", 0.5, "ratings", "a cube")
+    with ratings_lock(folder):
+        rating = threading.Thread(target=world.nodes.NFTRateImages.execute, args=arguments)
+        rating.start()
+        rating.join(0.3)
+        assert rating.is_alive() and not (folder / "metadata.jsonl").exists()
+        (folder / "metadata.jsonl").write_text('{"image": "other.png", "prompt": "a ring", "liked": false}\n')
+    rating.join(60)
+    assert [json.loads(line)["liked"] for line in (folder / "metadata.jsonl").read_text().splitlines()] == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.repository import ROOT, repository_files
+from helpers.comfyui_page import client_command, free_port, put_into_custom_nodes
+from helpers.repository import ROOT
 from nft_pipeline.models import shipped_adapter
 
 CHECKOUTS = [Path(path) for path in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if path]
@@ -91,6 +90,12 @@ GRAPHS = {
             "noise": ["14", 0], "guider": ["13", 0], "sampler": ["15", 0], "sigmas": ["16", 0],
             "latent_image": ["4", 0]}),
     }),
+    "shapes": graph("shapes", None, **{
+        "1": ("NFTShapesModel", {}),
+        "2": ("CLIPTextEncode", {"clip": ["1", 1], "text": "a large cross"}),
+        "7": ("VAEDecode", {"samples": ["6", 0], "vae": ["1", 2]}),
+        "8": ("SaveImage", {"images": ["7", 0], "filename_prefix": "shapes"}),
+    }),
     "gone": graph("gone", {"adapter": "nosuch.safetensors"}),
     "backwards": graph("backwards", {"start_percent": 0.9, "end_percent": 0.1}),
     "base after": graph("base_after"),
@@ -103,10 +108,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("server")
     shipped = shipped_adapter("shapes-warm")
     assert shipped is not None
-    for path in repository_files():
-        copy = folder / "custom_nodes" / "diffusion-nft" / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+    put_into_custom_nodes(folder)
     (folder / "custom_nodes" / "test_conditioning").mkdir()
     (folder / "custom_nodes" / "test_conditioning" / "__init__.py").write_text(CONDITIONING)
     for kind, source, name in (
@@ -121,13 +123,9 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         shutil.copy(source, folder / "models" / kind / name)
     (folder / "graphs.json").write_text(json.dumps(GRAPHS))
     (folder / "nodes.json").write_text(json.dumps(NODES))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
-    client = ROOT / "tests" / "helpers" / "comfyui_client.py"
-    command = [python, str(client), str(request.param), str(folder), str(port)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        client_command(request.param, folder, free_port()), capture_output=True, text=True, timeout=900
+    )
     log = (folder / "server.log").read_text(errors="replace")
     assert done.returncode == 0, done.stderr[-3000:] + log[-6000:]
     return json.loads((folder / "report.json").read_text()), folder, log
@@ -139,7 +137,7 @@ def latent(folder: Path, name: str, number: int = 1) -> torch.Tensor:
 
 def test_all_nodes_are_there_with_a_help_page(server: Any) -> None:
     report, _, log = server
-    assert len(NODES) == 9
+    assert len(NODES) == 10
     for node in NODES:
         assert report[f"info {node}"] is not None, log[-3000:]
         status, text = report[f"help {node} en"]

@@ -112,3 +112,17 @@ def test_names_without_what_peft_injected(name: str, plain: str | None) -> None:
 )
 def test_keys_of_another_form(key: str) -> None:
     assert keys.split_lora_key(key) is None
+
+
+def test_a_unets_attention_has_the_names_comfyui_knows_and_comes_back() -> None:
+    modules = ["down.0.attn1.to_q", "down.0.attn1.to_out.0", "down.0.ff.net.0.proj"]
+    lora = {f"unet.{module}.lora_{side}.weight": torch.ones(2, 2) for module in modules for side in "AB"}
+    named = keys.lora_to_comfyui(lora, rank=2)
+    alphas = {key for key in named if key.endswith(".alpha")}
+    assert alphas == {
+        "unet.down.0.attn1.processor.to_q.alpha",
+        "unet.down.0.attn1.processor.to_out.alpha",
+        "unet.down.0.ff.net.0.proj.alpha",
+    }
+    back = keys.lora_from_comfyui(named)
+    assert set(back) == set(lora) | {f"unet.{module}.alpha" for module in modules}

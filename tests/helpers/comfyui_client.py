@@ -1,10 +1,10 @@
 """Starts a real ComfyUI server with this repository in custom_nodes and uses it as a browser does; started by
 tests/comfyui with ComfyUI's own interpreter.
 
-    python comfyui_client.py <ComfyUI checkout> <folder> <port>
+    python comfyui_client.py <ComfyUI checkout> <folder> <port> [--serve]
 
-The folder is ComfyUI's base directory, with graphs.json and nodes.json (ids to look up) in it. Every graph of
-graphs.json is queued; report.json gets what the server said.
+With --serve it is that server and nothing else. The folder is ComfyUI's base directory, with graphs.json and nodes.json
+(ids to look up) in it. Every graph of graphs.json is queued; report.json gets what the server said.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from comfyui_driver import allow_torchvision_without_its_binary
 
 TEXT_EVENT = 3
 OPTIONS = ["--cpu", "--listen", "127.0.0.1", "--disable-api-nodes", "--disable-auto-launch"]
+OPTIONS += ["--database-url", "sqlite:///:memory:"]
 
 
-def serve(root: Path, arguments: list[str]) -> None:
+def serve(root: Path, folder: Path, port: int) -> None:
     """ComfyUI's main.py, in this process."""
     allow_torchvision_without_its_binary()
     sys.path.insert(0, str(root))
-    sys.argv = [str(root / "main.py"), *arguments]
+    sys.argv = [str(root / "main.py"), *OPTIONS, "--port", str(port), "--base-directory", str(folder)]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
@@ -91,12 +92,11 @@ async def follow(socket: Any, prompt_id: str) -> dict[str, Any]:
 
 def main() -> None:
     root, folder, port = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    if len(sys.argv) > 4:
-        serve(root, sys.argv[4:])
+    if sys.argv[4:] == ["--serve"]:
+        serve(root, folder, port)
         return
-    options = [*OPTIONS, "--port", str(port), "--base-directory", str(folder), "--database-url", "sqlite:///:memory:"]
     with (folder / "server.log").open("wb") as log:
-        command = [sys.executable, __file__, *sys.argv[1:4], *options]
+        command = [sys.executable, __file__, *sys.argv[1:4], "--serve"]
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=root)
         try:
             found = asyncio.run(use(folder, port, server))

@@ -172,6 +172,10 @@ def model_lora_keys_unet(model: Any, key_map: dict[str, Any]) -> dict[str, Any]:
     return {**key_map, **names, "transformer.proj_out": "diffusion_model.final_layer.weight"}
 
 
+def load_diffusion_model(unet_path: str) -> ModelPatcher:
+    return ModelPatcher(BaseModel())
+
+
 class Entry:
     """An input or output of a node."""
 
@@ -207,8 +211,11 @@ class _Output(Entry):
         super().__init__("", tooltip=tooltip, display_name=display_name, is_output_list=is_output_list)
 
 
-def _type(input_class: type = _SocketInput) -> Any:
-    return type("Type", (), {"Input": input_class, "Output": _Output})
+def _type(io_type: str, input_class: type = _SocketInput) -> Any:
+    named = {"io_type": io_type}
+    return type(
+        "Type", (), {"Input": type("Input", (input_class,), named), "Output": type("Output", (_Output,), named)}
+    )
 
 
 class Schema:
@@ -254,11 +261,11 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         instance: Any = types.SimpleNamespace(send_progress_text=lambda text, node_id: texts.append(text))
 
     io = types.SimpleNamespace(
-        Custom=lambda io_type: _type(),
-        Combo=_type(_ComboInput),
-        Float=_type(_FloatInput),
-        String=_type(_StringInput),
-        **{name: _type() for name in ("Model", "Conditioning", "Latent", "Image", "Guider")},
+        Custom=_type,
+        Combo=_type("COMBO", _ComboInput),
+        Float=_type("FLOAT", _FloatInput),
+        String=_type("STRING", _StringInput),
+        **{name: _type(name.upper()) for name in ("Model", "Conditioning", "Latent", "Image", "Guider", "Clip", "Vae")},
         Schema=Schema,
         NodeOutput=NodeOutput,
         ComfyNode=ComfyNode,
@@ -266,11 +273,16 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
     )
     ui = types.SimpleNamespace(PreviewImage=PreviewImage, PreviewText=PreviewText)
 
+    folders = [folder / "loras"]  # of models/loras, the only kind that the nodes ask for
+
+    def add_folder(folder_name: str, full_folder_path: str) -> None:
+        folders.append(Path(full_folder_path))
+
     def full_path(folder_name: str, filename: str) -> str:
-        path = folder / folder_name / filename
-        if not path.is_file():
+        found = next((path for place in folders if (path := place / filename).is_file()), None)
+        if found is None:
             raise FileNotFoundError(f"Model in folder '{folder_name}' with filename '{filename}' not found.")
-        return str(path)
+        return str(found)
 
     modules: dict[str, dict[str, Any]] = {
         "comfy": {},
@@ -280,11 +292,13 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         "comfy.model_patcher": {"ModelPatcher": ModelPatcher},
         "comfy.samplers": {"calc_cond_batch": calc_cond_batch, "CFGGuider": CFGGuider},
         "comfy.patcher_extension": {"WrappersMP": WrappersMP, "WrapperExecutor": WrapperExecutor},
+        "comfy.sd": {"load_diffusion_model": load_diffusion_model},
         "comfy_api": {},
         "comfy_api.latest": {"io": io, "ui": ui, "ComfyExtension": type("ComfyExtension", (), {})},
         "server": {"PromptServer": PromptServer},
         "folder_paths": {
-            "get_filename_list": lambda folder_name: sorted(p.name for p in (folder / folder_name).glob("*")),
+            "add_model_folder_path": add_folder,
+            "get_filename_list": lambda folder_name: sorted({p.name for place in folders for p in place.glob("*")}),
             "get_full_path_or_raise": full_path,
             "get_output_directory": lambda: str(folder / "output"),
         },
@@ -297,7 +311,7 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, module)
-    for name in ("nodes", "host", "build"):  # imported anew, on this fake
+    for name in ("nodes", "host", "build", "inputs"):  # imported anew, on this fake
         monkeypatch.delitem(sys.modules, f"nft_pipeline.comfy_nodes.{name}", raising=False)
         monkeypatch.delattr(nft_pipeline.comfy_nodes, name, raising=False)
     return texts

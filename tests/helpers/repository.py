@@ -11,6 +11,7 @@ ROOMS = {
     "training": "nft_pipeline.training",
     "comfy_nodes": "nft_pipeline.comfy_nodes",
     "hub_cards": "nft_pipeline.hub_cards",
+    "example_workflows": "nft_pipeline.example_workflows",
 }
 _NOT_OURS = {".git", ".venv", "build", "demo", "dist", "runs", "__pycache__"}
 

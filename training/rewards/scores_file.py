@@ -16,11 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from filelock import FileLock
-
 from nft_pipeline.atomic import atomic_write_bytes
+from nft_pipeline.ratings_lock import METADATA, ratings_lock
 
-FILE = "metadata.jsonl"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -35,7 +33,7 @@ def read_scores(folder: Path) -> list[dict[str, Any]]:
         ScoresError: a line is no JSON object, has no `image` or one outside the folder, a picture comes twice, or
             `liked` or `score` is of another type; the first ten faults are named with their line.
     """
-    path = folder / FILE
+    path = folder / METADATA
     if not path.is_file():
         return []
     rows: list[dict[str, Any]] = []
@@ -89,13 +87,13 @@ def update_scores(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> Non
         ScoresError: the file there cannot be read; it is left as it is.
         OSError: the disk is full, ...; the old file is then still there, untouched.
     """
-    with FileLock(folder / f".{FILE}.lock"):
+    with ratings_lock(folder):
         rows = {row["image"]: row for row in read_scores(folder)}
         for image, change in changes.items():
             row = {"image": image, **rows.get(image, {}), **change}
             rows[image] = {key: value for key, value in row.items() if value is not None}
         lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows.values())
-        atomic_write_bytes(folder / FILE, "".join(lines).encode())
+        atomic_write_bytes(folder / METADATA, "".join(lines).encode())
 
 
 def find_pictures(folder: Path) -> list[str]:

@@ -1,0 +1,98 @@
+"""A ComfyUI workflow for an adapter as a picture: dropped onto ComfyUI's page, the PNG opens as the workflow it shows.
+
+The workflow is the one of `example_workflows` for the adapter's base model, with the adapter's file, recommended
+strength, CFG and size in it; ComfyUI reads it from the PNG's text chunk "workflow". What is drawn is the graph.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
+
+from nft_pipeline.adapter_config import AdapterConfig
+
+# Beside this room in a checkout and in an installed package alike.
+TEMPLATES = Path(__file__).resolve().parent.parent / "example_workflows"
+_BY_BASE = {"shapes": "1-shapes-ready-to-run"}
+_BY_DENOISER = {
+    "SD3Transformer2DModel": "2-sd3.5-medium",
+    "FluxTransformer2DModel": "3-flux1-dev",
+    "ZImageTransformer2DModel": "5-z-image-turbo",
+}
+_SDXL = "4-sdxl"
+_SCALE = 0.6
+
+
+def adapter_workflow(config: AdapterConfig) -> dict[str, Any] | None:
+    """The workflow, in the form ComfyUI's page saves; None for a base model that no template is for."""
+    name = _BY_BASE.get(config.base_model.id) or _BY_DENOISER.get(config.denoiser)
+    if name is None and config.denoiser == "UNet2DConditionModel" and "xl" in config.base_model.id.lower():
+        name = _SDXL
+    if name is None:
+        return None
+    workflow: dict[str, Any] = json.loads((TEMPLATES / f"{name}.json").read_text(encoding="utf-8"))
+    for node in workflow["nodes"]:
+        values = node["widgets_values"]
+        if node["type"] == "NFTRewardGuidance":
+            values[:2] = [f"{config.name}.safetensors", config.strength]
+        elif node["type"] == "KSampler":
+            values[3] = config.guidance_scale
+        elif node["type"].startswith("Empty"):
+            values[:2] = [config.resolution[1], config.resolution[0]]
+    return workflow
+
+
+def workflow_picture(config: AdapterConfig) -> bytes | None:
+    """That workflow as a PNG that shows and carries it, or None."""
+    workflow = adapter_workflow(config)
+    if workflow is None:
+        return None
+    text, file = PngInfo(), io.BytesIO()
+    text.add_text("workflow", json.dumps(workflow))
+    _draw(workflow).save(file, "PNG", pnginfo=text, optimize=True)
+    return file.getvalue()
+
+
+def _draw(workflow: dict[str, Any]) -> Image.Image:
+    """Boxes with their titles and values, on their groups, joined by lines."""
+    nodes = [node for node in workflow["nodes"] if node["type"] != "MarkdownNote"]
+    groups = [group["bounding"] for group in workflow["groups"]]
+    left, top = (min(box[i] for box in groups) - 20 for i in (0, 1))
+    right, bottom = (max(box[i] + box[i + 2] for box in groups) + 20 for i in (0, 1))
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return (x - left) * _SCALE, (y - top) * _SCALE
+
+    width, height = map(round, at(right, bottom))
+    picture = Image.new("RGB", (width, height), "#1b1b1b")
+    pen = ImageDraw.Draw(picture)
+    for group, (x, y, width, height) in zip(workflow["groups"], groups, strict=True):
+        pen.rectangle([at(x, y), at(x + width, y + height)], fill="#262b31", outline="#4a5563")
+        pen.text(at(x + 10, y + 6), group["title"], fill="#9fb0c3")
+    by_id = {node["id"]: node for node in workflow["nodes"]}
+    for _, source, output, target, slot, _ in workflow["links"]:
+        one, other = by_id[source], by_id[target]
+        start = at(one["pos"][0] + one["size"][0], one["pos"][1] + 10 + 20 * output)
+        end = at(other["pos"][0], other["pos"][1] + 10 + 20 * slot)
+        pen.line([start, end], fill="#7d8ca0")
+    for node in nodes:
+        (x, y), (width, height) = node["pos"], node["size"]
+        ours = node["type"].startswith("NFT")
+        pen.rounded_rectangle(
+            [at(x, y - 28), at(x + width, y + height)], 5, "#353535", "#d66026" if ours else "#555555"
+        )
+        pen.text(at(x + 12, y - 24), node.get("title", node["type"]), fill="#f2a679" if ours else "#e6e6e6")
+        widgets = [entry["name"] for entry in node["inputs"] if "widget" in entry]
+        if "seed" in widgets:
+            widgets.insert(widgets.index("seed") + 1, "")
+        shown = [(name, value) for name, value in zip(widgets, node["widgets_values"], strict=True) if name]
+        for row, (name, value) in enumerate(shown):
+            line = y + 14 + 22 * row
+            if line + 20 < y + height:
+                pen.text(at(x + 14, line), f"{name}  {value}"[: int(width / 10.5)], fill="#c8c8c8")
+    return picture

@@ -1,0 +1,184 @@
+"""ComfyUI's server with a copy of this repository in custom_nodes, and its page in a browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from helpers.repository import ROOT, repository_files
+from nft_pipeline.models import shipped_adapter
+
+CLIENT = ROOT / "tests" / "helpers" / "comfyui_client.py"
+CLONE = "diffusion-nft"
+# No first-run tour; texts at every zoom.
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
+}
+TEMPLATES = sorted((ROOT / "example_workflows").glob("*.json"))
+READY = "1-shapes-ready-to-run"  # the one that needs no file from elsewhere
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def put_into_custom_nodes(folder: Path) -> None:
+    """The repository's files, as a clone of it would have them."""
+    for path in repository_files():
+        copy = folder / "custom_nodes" / CLONE / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def client_command(checkout: Path, folder: Path, port: int) -> list[str]:
+    """helpers/comfyui_client.py under ComfyUI's interpreter."""
+    return [os.environ.get("COMFYUI_PYTHON", sys.executable), str(CLIENT), str(checkout), str(folder), str(port)]
+
+
+def get(address: str) -> Any:
+    with urllib.request.urlopen(address, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+def pretend_to_have(folder: Path, workflow: Mapping[str, Any]) -> None:
+    """Empty files under the names that a workflow's loaders ask for: the page looks at names only."""
+    for node in workflow["nodes"]:
+        wanted = [(model["directory"], model["name"]) for model in node["properties"].get("models", [])]
+        if node["type"] == "NFTRewardGuidance":
+            wanted.append(("loras", node["widgets_values"][0]))
+        for kind, name in wanted:
+            (folder / "models" / kind).mkdir(parents=True, exist_ok=True)
+            if shipped_adapter(Path(name).stem) is None:
+                (folder / "models" / kind / name).touch()
+
+
+@contextmanager
+def comfyui_server(checkout: Path, folder: Path) -> Iterator[str]:
+    """A server with `folder` as its base directory; yields its address. The log goes to server.log in there."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    with (folder / "server.log").open("wb") as log:
+        command = [*client_command(checkout, folder, port), "--serve"]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=checkout)
+        try:
+            for _ in range(600):
+                if process.poll() is not None:
+                    raise RuntimeError("the server ended: " + (folder / "server.log").read_text()[-3000:])
+                try:
+                    get(f"{address}/queue")
+                    break
+                except (urllib.error.URLError, TimeoutError):
+                    time.sleep(0.5)
+            for name, value in SETTINGS.items():
+                data = json.dumps(value).encode()
+                urllib.request.urlopen(
+                    urllib.request.Request(f"{address}/settings/{name}", data, method="POST")
+                ).close()
+            yield address
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@contextmanager
+def browser() -> Iterator[Any]:
+    """A headless Chromium that reaches this machine only."""
+    from playwright.sync_api import sync_playwright
+
+    options = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield opened
+        opened.close()
+
+
+def open_template(opened: Any, address: str, name: str) -> Any:
+    """A page with a template of ours on it, by the address that ComfyUI's page has for templates."""
+    page = opened.new_page(viewport={"width": 2000, "height": 1200})
+    page.set_default_timeout(240_000)
+    page.goto(f"{address}/?template={name}&source={CLONE}")
+    # It shows a workflow of ComfyUI's own first.
+    ours = "n => n.type === 'NFTRewardGuidance'"
+    page.wait_for_function(f"window.app && window.app.graph && window.app.graph.nodes.some({ours})")
+    page.wait_for_timeout(3000)
+    return page
+
+
+# Where the graph is on the page: x, y, width, height.
+_EXTENT = """() => {
+    const view = app.canvas.ds, corner = app.canvas.canvas.getBoundingClientRect();
+    const boxes = [...app.graph.groups.map(g => [...g._bounding]),
+                   ...app.graph.nodes.map(n => [n.pos[0], n.pos[1] - 30, n.size[0], n.size[1] + 30])];
+    const at = (p, i) => (p + view.offset[i]) * view.scale + (i ? corner.top : corner.left);
+    const [x0, y0] = [0, 1].map(i => at(Math.min(...boxes.map(b => b[i])), i));
+    const [x1, y1] = [0, 1].map(i => at(Math.max(...boxes.map(b => b[i] + b[i + 2])), i));
+    return [x0, y0, x1 - x0, y1 - y0];
+}"""
+
+
+def picture_of_graph(page: Any, margin: int = 12) -> bytes:
+    """A PNG of the graph without the page's frame. Afterwards the page shows the graph only."""
+    page.evaluate("app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
+    page.wait_for_timeout(1000)
+    page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    before: Any = None
+    while (extent := page.evaluate(_EXTENT)) != before:  # it glides there
+        before = extent
+        page.wait_for_timeout(1500)
+    x, y, width, height = extent[0] - margin, extent[1] - margin, extent[2] + 2 * margin, extent[3] + 2 * margin
+    return bytes(page.screenshot(clip={"x": x, "y": y, "width": width, "height": height}))
+
+
+def run_template(page: Any, address: str) -> dict[str, Any]:
+    """Press Run; the history's entry when it has ended."""
+    before = set(get(f"{address}/history"))
+    page.get_by_role("button", name="Run", exact=True).first.click()
+    for _ in range(600):
+        new = {key: entry for key, entry in get(f"{address}/history").items() if key not in before}
+        if new:
+            page.wait_for_timeout(3000)  # until the pictures are on their nodes
+            return dict(next(iter(new.values())))
+        time.sleep(0.5)
+    raise TimeoutError("the queued workflow did not end in five minutes")
+
+
+def main() -> None:
+    """Draw the pictures beside the templates: python -m helpers.comfyui_page <ComfyUI checkout>, from tests/."""
+    with tempfile.TemporaryDirectory() as place:
+        put_into_custom_nodes(Path(place))
+        for path in TEMPLATES:
+            pretend_to_have(Path(place), json.loads(path.read_text(encoding="utf-8")))
+        with comfyui_server(Path(sys.argv[1]), Path(place)) as address, browser() as opened:
+            for path in TEMPLATES:
+                page = open_template(opened, address, path.stem)
+                if path.stem == READY:
+                    run_template(page, address)
+                picture = Image.open(io.BytesIO(picture_of_graph(page))).convert("RGB")
+                picture.thumbnail((1400, 1400), Image.Resampling.LANCZOS)
+                picture.save(path.with_suffix(".jpg"), quality=82, optimize=True)
+                page.close()
+
+
+if __name__ == "__main__":
+    main()
