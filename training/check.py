@@ -147,7 +147,7 @@ def _trial_pool(base: TrainBase, config: TrainConfig, folder: Folder | None) -> 
         noise = torch.randn(base.latent_shape(count), generator=torch.Generator().manual_seed(config.seed))
         steps, base.call["num_inference_steps"] = base.call["num_inference_steps"], min(2, config.pool_steps)
         try:
-            empty = base.encode_prompts([""]) if config.guidance_scale > 1 and base.has_cfg else None
+            empty = base.encode_empty()
             latents = base.sample_batch(rows_of(conditions, prompt), noise, empty)
         finally:
             base.call["num_inference_steps"] = steps

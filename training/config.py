@@ -66,6 +66,7 @@ class TrainConfig:
     held_out_size: int = 768
     guidance_scale: float = 1.0
     resolution: int | None = None
+    num_frames: int | None = None
 
     rounds: int = 0
     round_prompts: int = 48
@@ -250,6 +251,7 @@ _CHECKS: dict[str, Check] = {
     **dict.fromkeys(("pool_size", "pool_steps", "pool_batch", "held_out_size"), _whole(1)),
     "guidance_scale": _number(0),
     "resolution": _optional(_whole(8)),
+    "num_frames": _optional(_whole(1)),
     "rounds": _whole(0),
     **dict.fromkeys(("round_prompts", "round_steps"), _whole(1)),
     "group_size": _whole(2),

@@ -20,7 +20,7 @@ from nft_pipeline.adapter import Adapter, BaseModel, fingerprint, write_adapter
 from nft_pipeline.atomic import atomic_write_bytes
 
 from . import processes
-from .base_model import TrainBase, TrainingError, train_base
+from .base_model import TrainBase, TrainingError
 from .calibration import Calibration, calibrate, calibration_table
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .config import TrainConfig
@@ -33,6 +33,7 @@ from .precision import choose_precision
 from .reward import find_prompts
 from .sources import offline_pools, rewards_of
 from .stopping import Stopped, Stopper
+from .trainable import train_base
 
 Say = Callable[[str], None]
 
@@ -107,6 +108,8 @@ def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str
     call |= {key: value for key, value in guided.call_defaults.items() if key not in call}
     if config.resolution is not None:
         call |= {"height": config.resolution, "width": config.resolution}
+    if config.num_frames is not None:
+        call["num_frames"] = config.num_frames
     base = train_base(guided.unwrap(), call, dtype)
     base.pipe.to(where)
     if where.type == "cuda" and dtype != torch.float32:
@@ -147,7 +150,7 @@ class Run:
         if processes.count() > 1:
             raise TrainingError("online runs use one process so far; start the run without accelerate launch")
         texts = find_prompts(config.prompts)
-        empty = self.base.encode_prompts([""]) if config.guidance_scale > 1 and self.base.has_cfg else None
+        empty = self.base.encode_empty()
         prompts = Prompts(texts, self.base.encode_prompts(texts), empty)
         rewards = rewards_of(config)
         self.base.release()
