@@ -193,6 +193,7 @@ class SanaBase(TrainBase):
         super().__init__(pipe, call, dtype)
         # Sizes are the run's own; binned ones would be scaled back after the VAE, which training does not see.
         self.call["use_resolution_binning"] = False
+        self.call["negative_prompt"] = None  # its default is a text, which may not stand beside embeddings
 
     def _encode(self, prompts: list[str]) -> Conditions:
         stock = inspect.signature(type(self.pipe).__call__).parameters["complex_human_instruction"].default

@@ -30,6 +30,7 @@ from .learner import Learner
 from .memory import memory_advice
 from .optimality import optimality
 from .pool import Pool, score
+from .processes import check_launcher
 from .reward import find_prompts, find_reward
 from .sources import rewards_of
 from .trainer import load_base
@@ -65,6 +66,7 @@ def check(
         say(f"{what}: ok")
         return result
 
+    stage("launcher", check_launcher)
     config, mapping = None, dict[str, Any]()
     try:
         mapping = TrainConfig.read_yaml(source, overrides)

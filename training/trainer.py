@@ -20,7 +20,7 @@ from nft_pipeline.adapter import Adapter, BaseModel, fingerprint, write_adapter
 from nft_pipeline.atomic import atomic_write_bytes
 
 from . import processes
-from .base_model import TrainBase, TrainingError
+from .base_model import TrainBase
 from .calibration import Calibration, calibrate, calibration_table
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .config import TrainConfig
@@ -147,8 +147,6 @@ class Run:
         """Rounds: sample with `old`, score, a few steps, and `old` follows. Returns last mean r and pictures, too."""
         config = self.config
         assert config.prompts is not None
-        if processes.count() > 1:
-            raise TrainingError("online runs use one process so far; start the run without accelerate launch")
         texts = find_prompts(config.prompts)
         empty = self.base.encode_empty()
         prompts = Prompts(texts, self.base.encode_prompts(texts), empty)
@@ -191,7 +189,8 @@ class Run:
         self._forget_after(self.out / "rounds.jsonl", number)
         said = {"mean": found.mean, "spread": found.spread, "flat_groups": found.flat_groups, "dropped": found.dropped}
         self._log("rounds.jsonl", {"round": number + 1, **said, "tilt_old": learner.tilt.old})
-        save_pool(pool, path, key)
+        if processes.rank() == 0:
+            save_pool(pool, path, key)
         return pool
 
     def _optimise(self, learner: Learner, pool: Pool, until: int, quiet: bool = False) -> None:

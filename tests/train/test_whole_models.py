@@ -58,8 +58,8 @@ def state_of(base, inputs):
 
 def assert_same(name, own, stock):
     if isinstance(stock, torch.Tensor):
-        assert own.dtype.is_floating_point == stock.dtype.is_floating_point, name
-        torch.testing.assert_close(own.to(stock.dtype), stock, rtol=1e-5, atol=1e-5, msg=lambda m: f"{name}: {m}")
+        # Some schedulers count timesteps in whole numbers; the model embeds their value.
+        torch.testing.assert_close(own.double(), stock.double(), rtol=1e-5, atol=1e-5, msg=lambda m: f"{name}: {m}")
     elif isinstance(stock, (list, tuple)):
         assert len(own) == len(stock), name
         for a, b in zip(own, stock, strict=True):
@@ -154,17 +154,17 @@ def test_pictures_become_latents_in_the_scale_of_decoding(name):
         torch.testing.assert_close(base.decode_vae(latents), straight, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["positive", "policy"])
 @pytest.mark.parametrize("name", CALLS)
-def test_a_short_run_ends_in_an_adapter_that_changes_the_picture_at_strength_1_only(name, kind, tmp_path):
+def test_a_short_run_ends_in_an_adapter_that_changes_the_picture_at_strength_1_only(name, tmp_path):
     model = save_whole(name, tmp_path / "model")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
-    settings = {**SMALL, "base_model": model, "prompts": str(prompts), "objective": kind, "lr": 0.05}
+    settings = {**SMALL, "base_model": model, "prompts": str(prompts), "lr": 0.05}
     settings |= {"pool_size": 8, "pool_batch": 4, "held_out_size": 4, "batch": 4, "head_batch": 4}
     config = TrainConfig.from_mapping({**settings, "steps": 3, "checkpoint_every": 0})
     result = train(config, tmp_path / "out", say=lambda line: None, device="cpu")
     adapter = read_adapter(result.folder)
+    assert adapter.config.kind == "positive" and adapter.head is not None
     assert adapter.config.denoiser == type(denoiser_of(whole_pipe(name))).__name__
     assert any(value.abs().max() > 0 for key, value in adapter.lora.items() if "lora_B" in key)
     assert adapter.config.guidance_scale == (0.0 if name == "ZImagePipeline" else 1.0)
