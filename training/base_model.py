@@ -230,7 +230,9 @@ class TrainBase:
     @torch.no_grad()
     def sample_batch(self, conditions: Conditions, noise: Tensor, empty: Conditions | None = None) -> Tensor:
         """Latents (B, C, H, W) of one call from this noise."""
-        like: dict[str, Any] = {"device": self.device, "dtype": next(self.denoiser.parameters()).dtype}
+        # Packed weights of a quantised model are whole numbers; what is not packed says what it computes in.
+        dtype = next(weight.dtype for weight in self.denoiser.parameters() if weight.is_floating_point())
+        like: dict[str, Any] = {"device": self.device, "dtype": dtype}
         given = self.call_conditions({name: value.to(**like) for name, value in conditions.items()})
         if empty is not None:
             wide = {name: value.expand(len(noise), *value.shape[1:]).to(**like) for name, value in empty.items()}

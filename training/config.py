@@ -17,6 +17,7 @@ from .objective import BASELINES, KINDS, Baseline, Kind, Objective
 from .old_model import SCHEDULES
 from .optimality import METHODS, Method
 from .precision import Precision
+from .quantised import OPTIMIZERS, QUANTISE
 
 
 class ConfigError(ValueError):
@@ -91,6 +92,8 @@ class TrainConfig:
     noise_shift: float = 2.0
     head_noise_shift: float = 4.0
     gradient_checkpointing: bool = False
+    quantise: str = "none"
+    optimizer: str = "adamw"
     precision: Precision = "auto"
     seed: int = 0
     checkpoint_every: int = 100
@@ -265,6 +268,8 @@ _CHECKS: dict[str, Check] = {
     "weight_decay": _number(0, inclusive=True),
     "ema": _number(0, inclusive=True, below=1),
     "gradient_checkpointing": _FLAG,
+    "quantise": _choice(*QUANTISE),
+    "optimizer": _choice(*OPTIMIZERS),
     "precision": _choice("auto", "fp32", "bf16", "fp16"),
     "seed": _whole(0),
     "checkpoint_every": _whole(0),

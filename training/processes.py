@@ -42,7 +42,7 @@ def check_launcher() -> None:
         if os.environ.get(name, "false").lower() in ("true", "1"):
             raise TrainingError(
                 f"{name} is set: {reason}. Run `accelerate launch --multi_gpu` instead, and where the base model does "
-                "not fit a GPU, set gradient_checkpointing: true and a lower micro_batch"
+                "not fit a GPU, set quantise: nf4, gradient_checkpointing: true and a lower micro_batch"
             )
 
 

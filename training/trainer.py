@@ -30,6 +30,7 @@ from .memory import memory_advice
 from .online import Prompts, sample_round
 from .pool import Pool, load_pool, pool_key, save_pool
 from .precision import choose_precision
+from .quantised import quantise
 from .reward import find_prompts
 from .sources import offline_pools, rewards_of
 from .stopping import Stopped, Stopper
@@ -97,7 +98,7 @@ def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str
     """The run's base model on its device, and in words why it computes in the number format it does.
 
     Raises:
-        TrainingError: a family the trainer does not know.
+        TrainingError: a family the trainer does not know, or bitsandbytes is not installed and asked for.
     """
     where = torch.device(
         "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
@@ -114,6 +115,8 @@ def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str
     base.pipe.to(where)
     if where.type == "cuda" and dtype != torch.float32:
         base.denoiser.to(dtype)  # frozen weights need no more; the LoRA stays in fp32
+    if config.quantise == "nf4":
+        quantise(base.denoiser, dtype)
     return base, reason
 
 
