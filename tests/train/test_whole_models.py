@@ -23,6 +23,17 @@ VARIANTS = [(name, {}) for name in CALLS] + [("WanPipeline", {"num_frames": 5})]
 IDS = [f"{name}{'-video' if more else ''}" for name, more in VARIANTS]
 
 
+def stock_arguments(name, scale=1.0, **more):
+    """Of a call of the stock pipeline for PROMPTS."""
+    key, less = GUIDANCE.get(name, ("guidance_scale", 0))
+    given = {**CALLS[name], **more, key: scale - less, "num_inference_steps": 2, "return_dict": False}
+    if name == "SanaPipeline":
+        given["use_resolution_binning"] = False
+    if name == "QwenImagePipeline" and scale > 1:
+        given["negative_prompt"] = [""] * len(PROMPTS)
+    return {"prompt": list(PROMPTS), "output_type": "latent", **given}
+
+
 def stock_call(pipe, name, scale=1.0, **more):
     """A stock call for PROMPTS: the denoiser's (inputs, output) at each step, and what came out."""
     seen = []
@@ -30,15 +41,9 @@ def stock_call(pipe, name, scale=1.0, **more):
         lambda module, args, kwargs, output: seen.append((bind_inputs(module, args, kwargs), output_tensor(output))),
         with_kwargs=True,
     )
-    key, less = GUIDANCE.get(name, ("guidance_scale", 0))
-    given = {**CALLS[name], **more, key: scale - less, "num_inference_steps": 2}
-    if name == "SanaPipeline":
-        given["use_resolution_binning"] = False
-    if name == "QwenImagePipeline" and scale > 1:
-        given["negative_prompt"] = [""] * len(PROMPTS)
     try:
         torch.manual_seed(0)
-        made = pipe(prompt=list(PROMPTS), output_type="latent", return_dict=False, **given)[0]
+        made = pipe(**stock_arguments(name, scale, **more))[0]
     finally:
         hook.remove()
     return seen, made
@@ -124,11 +129,8 @@ def test_latents_decode_to_the_stock_pipelines_pictures(name, more):
     pipe = whole_pipe(name)
     base = base_of(pipe, name, **more)
     noise = torch.randn(base.latent_shape(2), generator=torch.Generator().manual_seed(1))
-    key, less = GUIDANCE.get(name, ("guidance_scale", 0))
-    given = {**CALLS[name], **more, key: 1.0 - less, "num_inference_steps": 2, "latents": base.start(noise)}
-    if name == "SanaPipeline":
-        given["use_resolution_binning"] = False
-    stock = pipe(prompt=list(PROMPTS), output_type="np", return_dict=False, **given)[0]
+    given = {**stock_arguments(name, **more), "latents": base.start(noise), "output_type": "np"}
+    stock = pipe(**given)[0]
     if name == "WanPipeline":
         stock = stock[:, stock.shape[1] // 2]
     own = base.decode_latents(base.sample_batch(base.encode_prompts(PROMPTS), noise))
@@ -172,14 +174,10 @@ def test_a_short_run_ends_in_an_adapter_that_changes_the_picture_at_strength_1_o
     pipe = DiffusionNFTPipeline.from_pretrained(model, str(result.folder))
     pipe.set_progress_bar_config(disable=True)
     stock = whole_pipe(name)
-    key, less = GUIDANCE.get(name, ("guidance_scale", 0))
-    given = {"num_inference_steps": 2, "output_type": "latent", "return_dict": False, key: 1.0 - less}
-    if name == "SanaPipeline":
-        given["use_resolution_binning"] = False
 
     def draw(pipe, **more):
         generator = torch.Generator().manual_seed(3)
-        return pipe(prompt=list(PROMPTS), generator=generator, **{**CALLS[name], **given, **more})[0]
+        return pipe(generator=generator, **stock_arguments(name), **more)[0]
 
     plain = draw(stock)
     assert torch.equal(draw(pipe, nft_strength=0.0), plain)
