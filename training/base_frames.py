@@ -96,6 +96,7 @@ class WanBase(FramesBase):
         TrainingError: Wan 2.2 with two transformers, one for each half of the noise levels.
     """
 
+    has_frames = True
     patch = 2
     default_resolution = (480, 832)
 
@@ -106,10 +107,6 @@ class WanBase(FramesBase):
                 "the base model is a Wan with two transformers, one for high and one for low noise; the trainer knows "
                 "those with one. Set base_model to Wan 2.1, or to Wan 2.2 with 5 B parameters"
             )
-
-    @property
-    def has_frames(self) -> bool:
-        return True
 
     @property
     def pixels_per_latent(self) -> int:

@@ -56,6 +56,7 @@ class TrainBase:
 
     encoders: tuple[str, ...] = ("text_encoder",)
     has_cfg = True  # whether guidance_scale above 1 is classifier-free guidance, which needs the empty prompt
+    has_frames = False  # whether latents are of videos, (B, C, T, H, W)
     patch = 1  # edges of a latent are multiples of it
     default_resolution: tuple[int, int] | None = None  # of the pipeline's call, where no size stands in the model
 
@@ -72,11 +73,6 @@ class TrainBase:
                 "num_frames out"
             )
         pipe.set_progress_bar_config(disable=True)
-
-    @property
-    def has_frames(self) -> bool:
-        """Whether latents are of videos, (B, C, T, H, W)."""
-        return False
 
     @property
     def stock_guidance_scale(self) -> float:

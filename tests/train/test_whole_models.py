@@ -114,6 +114,15 @@ def test_samples_are_the_stock_pipelines(name, more, scale):
     assert changed > 1e-3 if scale > 1 else changed == 0
 
 
+@pytest.mark.parametrize("name", CALLS)
+def test_prompts_encoded_one_by_one_are_padded_to_what_they_are_together(name):
+    base = base_of(whole_pipe(name), name)
+    together, apart = base.encode_prompts(PROMPTS), base.encode_prompts(PROMPTS, batch=1)
+    assert together.keys() == apart.keys()
+    for key, value in together.items():
+        torch.testing.assert_close(apart[key], value, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("name", "more"), VARIANTS, ids=IDS)
 def test_a_sample_depends_on_its_own_prompt_alone(name, more):
     pipe = whole_pipe(name)
