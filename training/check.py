@@ -31,6 +31,7 @@ from .memory import memory_advice
 from .observer import Observer
 from .optimality import optimality
 from .pool import Pool, score
+from .processes import check_launcher
 from .records import check_trackers
 from .reward import find_prompts, find_reward
 from .sources import rewards_of
@@ -67,6 +68,7 @@ def check(
         say(f"{what}: ok")
         return result
 
+    stage("launcher", check_launcher)
     config, mapping = None, dict[str, Any]()
     try:
         mapping = TrainConfig.read_yaml(source, overrides)
@@ -152,7 +154,7 @@ def _trial_pool(base: TrainBase, config: TrainConfig, folder: Folder | None) -> 
         noise = torch.randn(base.latent_shape(count), generator=torch.Generator().manual_seed(config.seed))
         steps, base.call["num_inference_steps"] = base.call["num_inference_steps"], min(2, config.pool_steps)
         try:
-            empty = base.encode_prompts([""]) if config.guidance_scale > 1 and base.has_cfg else None
+            empty = base.encode_empty()
             latents = base.sample_batch(rows_of(conditions, prompt), noise, empty)
         finally:
             base.call["num_inference_steps"] = steps

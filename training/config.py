@@ -17,6 +17,7 @@ from .objective import BASELINES, KINDS, Baseline, Kind, Objective
 from .old_model import SCHEDULES
 from .optimality import METHODS, Method
 from .precision import Precision
+from .quantised import OPTIMIZERS, QUANTISE
 
 
 class ConfigError(ValueError):
@@ -66,6 +67,7 @@ class TrainConfig:
     held_out_size: int = 768
     guidance_scale: float = 1.0
     resolution: int | None = None
+    num_frames: int | None = None
 
     rounds: int = 0
     round_prompts: int = 48
@@ -90,6 +92,8 @@ class TrainConfig:
     noise_shift: float = 2.0
     head_noise_shift: float = 4.0
     gradient_checkpointing: bool = False
+    quantise: str = "none"
+    optimizer: str = "adamw"
     precision: Precision = "auto"
     seed: int = 0
     checkpoint_every: int = 100
@@ -271,6 +275,7 @@ _CHECKS: dict[str, Check] = {
     **dict.fromkeys(("pool_size", "pool_steps", "pool_batch", "held_out_size"), _whole(1)),
     "guidance_scale": _number(0),
     "resolution": _optional(_whole(8)),
+    "num_frames": _optional(_whole(1)),
     "rounds": _whole(0),
     **dict.fromkeys(("round_prompts", "round_steps"), _whole(1)),
     "group_size": _whole(2),
@@ -284,6 +289,8 @@ _CHECKS: dict[str, Check] = {
     "weight_decay": _number(0, inclusive=True),
     "ema": _number(0, inclusive=True, below=1),
     "gradient_checkpointing": _FLAG,
+    "quantise": _choice(*QUANTISE),
+    "optimizer": _choice(*OPTIMIZERS),
     "precision": _choice("auto", "fp32", "bf16", "fp16"),
     "seed": _whole(0),
     "checkpoint_every": _whole(0),

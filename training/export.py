@@ -77,7 +77,7 @@ def adapter_config(
             "normaliser": _NORMALISERS[config.optimality].format(at=config.optimality_at or 0.0),
         },
         base_rate=min(max(rate, 1e-4), 1 - 1e-4) if positive else None,
-        guidance_scale=config.guidance_scale,
+        guidance_scale=learner.base.stock_guidance_scale,
         resolution=learner.base.resolution,
         training=without_paths(summary),
         licence=config.licence,

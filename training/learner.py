@@ -27,6 +27,7 @@ from .noising import interpolate, noise_levels, raw_target
 from .objective import States, alpha_loss
 from .old_model import SCHEDULES, Tilt
 from .pool import Pool
+from .quantised import make_optimizer
 from .roles import LoraRoles
 
 
@@ -81,7 +82,7 @@ class Learner:
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         groups = [{"params": self.roles.parameters, "lr": config.lr}]
         groups += [{"params": head_parameters, "lr": config.head_lr}] if head_parameters else []
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+        self.optimizer = make_optimizer(config.optimizer, groups, config.weight_decay)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=base.dtype == torch.float16)
         self.step_number, self.round_number, self.tilt = 0, 0, Tilt()

@@ -12,7 +12,7 @@ from .base_model import TrainingError
 _ADVICE = {
     "training": (
         "Lower micro_batch (now {micro_batch}, 0 is the whole batch at once; the result stays the same), then set "
-        "gradient_checkpointing: true, then lower resolution or rank"
+        "gradient_checkpointing: true, then quantise: nf4, then lower resolution or rank"
     ),
     "sampling": "Lower pool_batch (now {pool_batch}), then resolution",
 }

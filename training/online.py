@@ -1,5 +1,6 @@
 """One round of an online run: pictures sampled with `old`, scored while sampling goes on, kept as a pool.
 
+Several processes take batches in turns; the pool is the same in all of them, and the one that a single process makes.
 Prompts and noise of a round follow from the run's seed and the round's number alone, so a round that was lost can be
 sampled again.
 """
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from . import processes
 from .base_model import Conditions, TrainBase, rows_of
 from .config import TrainConfig
 from .optimality import Optimality, optimality
@@ -61,22 +63,36 @@ def sample_round(
     which = round_prompts(len(prompts.texts), config, number)
     noise_generator = torch.Generator().manual_seed(config.seed * 1_000_003 + 500_009 * (number + 1))
     noise = torch.randn(base.latent_shape(len(which)), generator=noise_generator)
-    latents, scores = [], []
+    latents = torch.zeros(noise.shape)
+    scores = torch.zeros(len(rewards), len(which), dtype=torch.float64)
     roles.use("old")
+    parts = torch.arange(len(which)).split(config.pool_batch)
+    asked = []
     with ThreadPoolExecutor(max_workers=1) as judge:
-        parts = torch.arange(len(which)).split(config.pool_batch)
-        for rows in tqdm(parts, desc=f"round {number + 1}: sampling", unit="batch", leave=False):
+        # A turn is one batch for each process; all of them stop between the same two.
+        turns = range(0, len(parts), processes.count())
+        for turn in tqdm(
+            turns, desc=f"round {number + 1}: sampling", unit="batch", leave=False, disable=processes.rank() != 0
+        ):
             stop()
+            if turn + processes.rank() >= len(parts):
+                continue
+            rows = parts[turn + processes.rank()]
             conditions = rows_of(prompts.conditions, which[rows])
-            latents.append(base.sample_batch(conditions, noise[rows], prompts.empty))
+            latents[rows] = base.sample_batch(conditions, noise[rows], prompts.empty)
             with autocast(base.device, base.dtype):
-                pictures = base.decode_latents(latents[-1])
+                pictures = base.decode_latents(latents[rows])
             texts = [prompts.texts[i] for i in which[rows].tolist()]
-            futures = {name: judge.submit(score, reward, name, pictures, texts) for name, reward in rewards.items()}
-            scores.append(futures)
-        table = {name: np.concatenate([futures[name].result() for futures in scores]) for name in rewards}
+            asked += [
+                (rows, index, judge.submit(score, reward, name, pictures, texts))
+                for index, (name, reward) in enumerate(rewards.items())
+            ]
+        for rows, index, answer in asked:
+            scores[index, rows] = torch.from_numpy(answer.result())
+    latents, scores = processes.fill_in(latents), processes.fill_in(scores)
+    table = {name: scores[index].numpy() for index, name in enumerate(rewards)}
     groups = np.repeat(np.arange(config.round_prompts), config.group_size)
     found = optimality(table, config.optimality, weights=config.weights, groups=groups, at=config.optimality_at)
     kept = torch.from_numpy(found.kept)
     r = torch.from_numpy(found.r[found.kept])
-    return Pool.of(torch.cat(latents)[kept].half(), which[kept], prompts.conditions, r), found
+    return Pool.of(latents[kept].half(), which[kept], prompts.conditions, r), found

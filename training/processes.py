@@ -2,6 +2,10 @@
 
 Every process draws the same batch and computes its share of it; gradients are summed. So the result does not depend on
 how many processes there are, up to the order of sums. LoRA and head are small: summing their gradients costs little.
+Online, the batches of a round are sampled and scored in turns, one a process, and every process gets all of them.
+
+That is all there is of data parallelism, so what FSDP and DeepSpeed wrap around a model is not used: `start` refuses
+them by name. Files are read from one disk by all processes and written by the first.
 """
 
 from __future__ import annotations
@@ -10,12 +14,45 @@ import os
 from collections.abc import Iterable
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 from torch.nn import Parameter
+
+from .base_model import TrainingError
+
+# What accelerate launch sets for each, and why it is refused.
+_REFUSED = {
+    "ACCELERATE_USE_FSDP": (
+        "FSDP shards the weights of a model that is trained; here they are frozen, and the LoRA is switched on and off "
+        "between forwards, which its wrappers do not follow"
+    ),
+    "ACCELERATE_USE_DEEPSPEED": (
+        "DeepSpeed shards the state of an optimiser; here that is a LoRA's, a few MB, and ZeRO-3 would shard the LoRA "
+        "that is switched on and off between forwards"
+    ),
+}
+
+
+def check_launcher() -> None:
+    """Whether this process was launched in a way that the trainer takes.
+
+    Raises:
+        TrainingError: accelerate is configured for FSDP or DeepSpeed.
+    """
+    for name, reason in _REFUSED.items():
+        if os.environ.get(name, "false").lower() in ("true", "1"):
+            raise TrainingError(
+                f"{name} is set: {reason}. Run `accelerate launch --multi_gpu` instead, and where the base model does "
+                "not fit a GPU, set quantise: nf4, gradient_checkpointing: true and a lower micro_batch"
+            )
 
 
 def start() -> None:
-    """Join the group if this process was launched as one of several; the backend is gloo on CPUs, nccl on GPUs."""
+    """Join the group if this process was launched as one of several; the backend is gloo on CPUs, nccl on GPUs.
+
+    Raises:
+        TrainingError: as `check_launcher`.
+    """
+    check_launcher()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -68,3 +105,13 @@ def sum_numbers(numbers: dict[str, float]) -> dict[str, float]:
     values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=device)
     distributed.all_reduce(values)
     return dict(zip(numbers, values.tolist(), strict=True))
+
+
+def fill_in(values: Tensor) -> Tensor:
+    """Tensors of one shape, each with the rows its process knows and zeros elsewhere, as one; exact, and NaN stays."""
+    if count() == 1:
+        return values
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    whole = values.to(device)
+    distributed.all_reduce(whole)
+    return whole.to(values.device)

@@ -72,7 +72,7 @@ def _sampled(base: TrainBase, config: TrainConfig, out: Path, say: Say, *, held_
     path, key = out / f"{label.replace(' ', '_')}.safetensors", pool_key({**_settings(base, config), **made})
     pool = load_pool(path, key)
     if pool is None:
-        empty = base.encode_prompts([""]) if config.guidance_scale > 1 and base.has_cfg else None
+        empty = base.encode_empty()
         with memory_advice("sampling", pool_batch=config.pool_batch):
             pool, found = sample_pool(
                 base,

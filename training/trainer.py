@@ -19,7 +19,7 @@ from nft_pipeline.adapter import Adapter, BaseModel, fingerprint, write_adapter
 from nft_pipeline.hub_cards.report import REPORT_FILE, RunReport, Trained
 
 from . import processes
-from .base_model import TrainBase, TrainingError, train_base
+from .base_model import TrainBase
 from .calibration import Calibration, calibrate, calibration_table
 from .checkpoint import CheckpointError, load_checkpoint, rotate, save_checkpoint
 from .config import TrainConfig
@@ -31,10 +31,12 @@ from .observer import Observer
 from .online import Prompts, sample_round
 from .pool import Pool, load_pool, pool_key, save_pool
 from .precision import choose_precision
+from .quantised import quantise
 from .reward import find_prompts
 from .run_report import run_report
 from .sources import offline_pools, rewards_of
 from .stopping import Stopped, Stopper
+from .trainable import train_base
 from .watch import choose_strength
 
 Say = Callable[[str], None]
@@ -104,7 +106,7 @@ def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str
     """The run's base model on its device, and in words why it computes in the number format it does.
 
     Raises:
-        TrainingError: a family the trainer does not know.
+        TrainingError: a family the trainer does not know, or bitsandbytes is not installed and asked for.
     """
     where = torch.device(
         "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
@@ -115,10 +117,14 @@ def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str
     call |= {key: value for key, value in guided.call_defaults.items() if key not in call}
     if config.resolution is not None:
         call |= {"height": config.resolution, "width": config.resolution}
+    if config.num_frames is not None:
+        call["num_frames"] = config.num_frames
     base = train_base(guided.unwrap(), call, dtype)
     base.pipe.to(where)
     if where.type == "cuda" and dtype != torch.float32:
         base.denoiser.to(dtype)  # frozen weights need no more; the LoRA stays in fp32
+    if config.quantise == "nf4":
+        quantise(base.denoiser, dtype)
     return base, reason
 
 
@@ -161,10 +167,8 @@ class Run:
         """Rounds: sample with `old`, score, a few steps, and `old` follows. Returns last mean r and pictures, too."""
         config = self.config
         assert config.prompts is not None
-        if processes.count() > 1:
-            raise TrainingError("online runs use one process so far; start the run without accelerate launch")
         texts = find_prompts(config.prompts)
-        empty = self.base.encode_prompts([""]) if config.guidance_scale > 1 and self.base.has_cfg else None
+        empty = self.base.encode_empty()
         prompts = Prompts(texts, self.base.encode_prompts(texts), empty)
         rewards = rewards_of(config)
         self.base.release()
@@ -238,7 +242,8 @@ class Run:
         said = {"mean": found.mean, "spread": found.spread, "flat_groups": found.flat_groups, "dropped": found.dropped}
         line = {"round": number + 1, **said, "tilt_old": learner.tilt.old}
         self.observer.records.log("rounds", line, learner.step_number)
-        save_pool(pool, path, key)
+        if processes.rank() == 0:
+            save_pool(pool, path, key)
         return pool
 
     def _optimise(self, learner: Learner, pool: Pool, until: int, quiet: bool = False) -> None:

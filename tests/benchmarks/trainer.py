@@ -18,12 +18,13 @@ from collections.abc import Callable
 import torch
 from random_models import TEXT, build
 
-from nft_pipeline.training.base_model import TrainBase, train_base
+from nft_pipeline.training.base_model import TrainBase
 from nft_pipeline.training.config import TrainConfig
 from nft_pipeline.training.learner import Learner
 from nft_pipeline.training.objective import Objective
 from nft_pipeline.training.pool import Pool
 from nft_pipeline.training.shapes.report import markdown
+from nft_pipeline.training.trainable import train_base
 
 OFFLINE = {"positive": {"objective": "positive"}, "policy, baseline alpha": {"objective": "policy"}}
 ONLINE = {"online": {"rounds": 1}, "online, anchored": {"rounds": 1, "eta0": 10.0}}

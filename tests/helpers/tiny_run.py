@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from helpers.tiny import tiny_pipe
-from nft_pipeline.training.base_model import TrainBase, train_base
+from nft_pipeline.training.base_model import TrainBase
 from nft_pipeline.training.config import TrainConfig
 from nft_pipeline.training.pool import Pool
+from nft_pipeline.training.trainable import train_base
 
 REQUIRED: dict[str, Any] = {
     "name": "tiny",

@@ -1,16 +1,16 @@
 """The trainer's own forward is the pipeline's: same arguments, same output, for every family it trains."""
 
-import inspect
-
 import pytest
 import torch
 
+from helpers import whole
 from helpers.tiny import tiny_pipe
 from helpers.zoo import CASES, denoiser_of
 from helpers.zoo_case import WIDTH, WORDS, rows
 from nft_pipeline.families import bind_inputs
-from nft_pipeline.training.base_model import TRAINABLE, TrainingError, rows_of, train_base
+from nft_pipeline.training.base_model import TrainingError, rows_of
 from nft_pipeline.training.noising import interpolate, per_sample, raw_target, velocity, vp_norm
+from nft_pipeline.training.trainable import TRAINABLE, train_base
 
 FAMILIES = ["StableDiffusionPipeline", "StableDiffusionPipeline, v", "StableDiffusionXLPipeline"]
 FAMILIES += ["StableDiffusion3Pipeline", "FluxPipeline"]
@@ -104,11 +104,22 @@ def test_prompts_are_encoded_as_a_call_does_and_encoders_can_leave():
 
 
 def test_a_pipeline_that_cannot_be_trained_on_is_named():
-    pipe = CASES["SanaPipeline"].pipe()
-    with pytest.raises(TrainingError, match="is a SanaPipeline; the trainer supports StableDiffusion3Pipeline"):
+    pipe = CASES["Lumina2Pipeline"].pipe()
+    with pytest.raises(TrainingError, match="is a Lumina2Pipeline; the trainer supports StableDiffusion3Pipeline"):
         train_base(pipe)
 
 
-def test_every_trainable_pipeline_is_tested_here():
-    assert {name.partition(",")[0] for name in FAMILIES} == set(TRAINABLE)
-    assert all(inspect.isclass(kind) for kind in TRAINABLE.values())
+def test_frames_of_a_model_that_draws_single_pictures_are_refused():
+    with pytest.raises(TrainingError, match="num_frames is 5, and a StableDiffusion3Pipeline draws single pictures"):
+        train_base(tiny_pipe(), {"num_frames": 5})
+
+
+def test_wan_with_two_transformers_is_refused():
+    pipe = CASES["WanPipeline"].pipe()
+    pipe.transformer_2 = pipe.transformer
+    with pytest.raises(TrainingError, match=r"a Wan with two transformers.*Set base_model to Wan 2\.1"):
+        train_base(pipe)
+
+
+def test_every_trainable_pipeline_is_tested():
+    assert {name.partition(",")[0] for name in FAMILIES} | set(whole.CALLS) == set(TRAINABLE)

@@ -8,20 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from helpers import kill_trainer
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "kills.py"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its runs, which this system cannot")
 def test_killed_at_random_moments():
-    script = Path(kill_trainer.__file__)
     run = subprocess.run(
-        [sys.executable, str(script), "--kills", "3"],
+        [sys.executable, str(SCRIPT), "--kills", "3"],
         capture_output=True,
         text=True,
         timeout=900,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])},
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    found = re.findall(r"(\w+): (\d) kills of a run of .* weights equal", run.stdout)
+    found = re.findall(r"\| (\w+) \| 12 \| [\d.]+ \| (\d) \| [\d ]+ \| equal \|", run.stdout)
     assert [kind for kind, _ in found] == ["offline", "online"] and all(int(kills) >= 1 for _, kills in found)

@@ -6,12 +6,13 @@ import torch
 from helpers.tiny_run import ONLINE, config, random_pool, tiny_base
 from helpers.zoo import CASES
 from helpers.zoo_case import WIDTH, WORDS, rows
-from nft_pipeline.training.base_model import TrainingError, train_base
+from nft_pipeline.training.base_model import TrainingError
 from nft_pipeline.training.config import TrainConfig
 from nft_pipeline.training.learner import Learner
 from nft_pipeline.training.memory import memory_advice
 from nft_pipeline.training.pool import Pool
 from nft_pipeline.training.roles import OLD, THETA
+from nft_pipeline.training.trainable import train_base
 
 
 def learner_of(**settings):

@@ -81,7 +81,7 @@ def test_a_bad_value_is_named(change, phrase):
 
 
 def test_yaml_files_that_cannot_be_used(tmp_path):
-    with pytest.raises(ConfigError, match="neither a file nor a preset; presets: shapes_follow, shapes_online,"):
+    with pytest.raises(ConfigError, match="neither a file nor a preset; presets: large_model, shapes_follow,"):
         TrainConfig.from_yaml(tmp_path / "nothing.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(ConfigError, match=r"broken.yaml is not YAML"):

@@ -9,10 +9,11 @@ from helpers.zoo import CASES
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import read_adapter
 from nft_pipeline.training import trainer
-from nft_pipeline.training.base_model import TrainingError, train_base
+from nft_pipeline.training.base_model import TrainingError
 from nft_pipeline.training.config import TrainConfig
 from nft_pipeline.training.learner import Learner
 from nft_pipeline.training.pool import load_pool
+from nft_pipeline.training.trainable import train_base
 
 SMALL = {
     "pool_size": 96,
@@ -135,7 +136,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_name(whole, monkeypatch):
 
 
 def test_a_base_model_of_another_family_is_refused_by_name(tmp_path):
-    CASES["SanaPipeline"].pipe().save_pretrained(tmp_path / "sana")
-    with pytest.raises(TrainingError, match="is a SanaPipeline; the trainer supports StableDiffusion3Pipeline, "):
-        run(tmp_path / "run", base_model=str(tmp_path / "sana"))
+    CASES["Lumina2Pipeline"].pipe().save_pretrained(tmp_path / "lumina")
+    with pytest.raises(TrainingError, match="is a Lumina2Pipeline; the trainer supports StableDiffusion3Pipeline, "):
+        run(tmp_path / "run", base_model=str(tmp_path / "lumina"))
     assert list((tmp_path / "run").iterdir()) == []

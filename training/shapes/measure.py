@@ -19,9 +19,9 @@ import torch
 
 from nft_pipeline.guidance import promised_rate
 
-from ..base_model import train_base
 from ..precision import autocast
 from ..reward import Reward
+from ..trainable import train_base
 from .score import judge
 from .world import Prompt
 

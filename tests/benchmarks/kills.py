@@ -1,9 +1,10 @@
-"""Kills a training run at random moments, lets it go on each time, and compares it with one that was left alone.
+"""Kills a training run with SIGKILL at random moments, lets it go on each time, and compares it with one left alone.
 
-    PYTHONPATH=tests python tests/helpers/kill_trainer.py --kills 20
+    PYTHONPATH=tests python tests/benchmarks/kills.py --kills 20
 
 Every run is a child of this process, forked after everything is imported, so that it is training within milliseconds.
-Ends with exit code 0 if the weights are equal bit for bit, offline and online.
+Prints a table: where each kill found the run, by the steps in its log, and whether the weights at the end are equal
+bit for bit. Ends with exit code 0 if they are, offline and online.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 
 from helpers.tiny_run import ONLINE, SMALL, save_tiny
 from nft_pipeline.training.config import TrainConfig
+from nft_pipeline.training.shapes.report import markdown
 from nft_pipeline.training.trainer import train
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -55,6 +57,12 @@ def finished(number: int, after: float | None = None) -> bool:
     return not os.WIFSIGNALED(status)
 
 
+def steps_of(out: Path) -> int:
+    """Steps in a run's log; 0 before the first."""
+    log = out / "losses.jsonl"
+    return len(log.read_text().splitlines()) if log.is_file() else 0
+
+
 def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "adapter" / "pytorch_lora_weights.safetensors")
 
@@ -66,6 +74,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     moments = random.Random(args.seed)
+    rows, differing = [], []
     with tempfile.TemporaryDirectory() as folder:
         model = save_tiny(Path(folder) / "model")
         for kind, settings in KINDS.items():
@@ -74,19 +83,23 @@ def main() -> None:
             started = time.monotonic()
             finished(child(config, Path(folder) / f"{kind}-whole"))
             seconds = time.monotonic() - started
-            out, kills = Path(folder) / f"{kind}-killed", 0
-            for _ in range(args.kills):
-                # Some moments are in the middle of loading or sampling, others some steps further.
+            out, found = Path(folder) / f"{kind}-killed", list[int]()
+            # Some moments are in the middle of loading or sampling, others some steps further.
+            while len(found) < args.kills:
                 if finished(child(config, out), moments.uniform(0, 2 * seconds / (args.kills + 2))):
                     break
-                kills += 1
+                found.append(steps_of(out))
             else:
                 finished(child(config, out))
             whole, killed = weights(Path(folder) / f"{kind}-whole"), weights(out)
             equal = whole.keys() == killed.keys() and all(torch.equal(whole[key], killed[key]) for key in whole)
-            print(f"{kind}: {kills} kills of a run of {seconds:.1f} s, weights {'equal' if equal else 'DIFFER'}")
-            if not equal or kills == 0:
-                raise SystemExit(1)
+            at = " ".join(map(str, found))
+            verdict = "equal" if equal else "DIFFER"
+            rows.append([kind, str(config.total_steps), f"{seconds:.1f}", str(len(found)), at, verdict])
+            differing += [] if equal and found else [kind]
+    print(markdown(["run", "steps", "seconds undisturbed", "kills", "steps done at each kill", "weights"], rows))
+    if differing:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
