@@ -58,6 +58,7 @@ def test_what_an_older_adapter_left_goes_away_and_what_is_not_ours_stays(tmp_pat
         "comfyui/other.safetensors",
         "nft_config.json",
         "notes.txt",
+        "plots/comfyui_workflow.png",
         "pytorch_lora_weights.safetensors",
     ]
     assert hub.history(REPO) == 3
