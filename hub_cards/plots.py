@@ -19,7 +19,14 @@ THEMES = {
 CELL = 180  # pixels that a small picture of the strip is enlarged to, about
 
 
-def reward_plot(curves: Sequence[Curve], theme: str, recommended: float, span: tuple[float, float] | None) -> bytes:
+def reward_plot(
+    curves: Sequence[Curve],
+    theme: str,
+    recommended: float,
+    span: tuple[float, float] | None,
+    *,
+    rewards: bool = True,
+) -> bytes:
     """A panel a reward, those it was trained on first; mean over strength with its spread.
 
     Args:
@@ -27,6 +34,7 @@ def reward_plot(curves: Sequence[Curve], theme: str, recommended: float, span: t
         theme: "light" or "dark".
         recommended: strength to mark.
         span: recommended range to shade, None for none.
+        rewards: False for statistics of the pictures, which nothing is trained on.
 
     Returns:
         A PNG.
@@ -65,12 +73,13 @@ def reward_plot(curves: Sequence[Curve], theme: str, recommended: float, span: t
                 linewidth=1.8,
                 capsize=3,
             )
-            axis.set_title(f"{curve.name} ({'trained on' if curve.trained else 'not trained on'})", fontsize=LETTERS)
+            note = f" ({'trained on' if curve.trained else 'not trained on'})" if rewards else ""
+            axis.set_title(curve.name + note, fontsize=LETTERS)
             axis.set_xlabel("strength")
             axis.grid(True, linewidth=0.7)
             axis.set_axisbelow(True)
         for row in axes:
-            row[0].set_ylabel("mean reward")
+            row[0].set_ylabel("mean reward" if rewards else "mean")
         figure.tight_layout()
         buffer = io.BytesIO()
         # Without the version of matplotlib in it, the same numbers are the same file.

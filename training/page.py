@@ -59,12 +59,13 @@ def write_page(
     plots = {"Losses": _curves(rows.get("losses", ()), "step", smooth=True)}
     plots["Rewards of the rounds"] = _curves(rows.get("rounds", ()), "round", ("mean ", "spread "))
     at_one = [row for row in rows.get("sweeps", ()) if row.get("strength") == strength]
-    plots[f"Held-out prompts over the run, strength {strength:g}"] = _curves(at_one, "step", skip=("±", "change"))
+    if len(at_one) > 1:
+        plots[f"Held-out prompts over the run, strength {strength:g}"] = _curves(at_one, "step", skip=("±", "change"))
     if report.rewards:
         plots["Held-out rewards over strength"] = reward_plot(report.rewards, "light", strength, report.strength_range)
     if sweep is not None:
         plots["Statistics of the pictures over strength"] = reward_plot(
-            statistics_curves(sweep), "light", strength, report.strength_range
+            statistics_curves(sweep), "light", strength, report.strength_range, rewards=False
         )
     if calibration:
         buffer = io.BytesIO()
