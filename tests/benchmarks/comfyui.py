@@ -121,6 +121,7 @@ def inside(root: Path, folder: Path, rounds: int, threads: int) -> dict[str, Any
     import torch
     from comfyui_driver import Driver, allow_torchvision_without_its_binary
     from ratios import in_rounds
+    from safetensors.torch import load_file
 
     torch.set_num_threads(threads)
     allow_torchvision_without_its_binary()
@@ -145,12 +146,11 @@ def inside(root: Path, folder: Path, rounds: int, threads: int) -> dict[str, Any
                 seconds[name].append(time.process_time() - started)
         timed["LoRA merged"](1)
         backup = numbers(getattr(entry, "weight", entry) for entry in driver.base.backup.values())
-    from nft_pipeline.comfy_nodes.reward_file import read_reward_file  # put in place by the doorway
-
-    reward = read_reward_file(folder / "loras" / "positive.safetensors")
-    lora = sum(layer.a.numel() + layer.b.numel() for layer in reward.layers.values())
-    weights = {"model": numbers(driver.base.model.parameters()), "LoRA": lora, "backup": backup}
-    weights["head"] = 0 if reward.head is None else numbers(reward.head.parameters())
+    parts = load_file(folder / "loras" / "positive.safetensors")
+    head = {key for key in parts if key.startswith("alpha_head.")}
+    lora = {key for key in parts if key.endswith((".lora_A.weight", ".lora_B.weight"))}
+    weights = {"model": numbers(driver.base.model.parameters()), "backup": backup}
+    weights |= {"head": numbers(parts[key] for key in head), "LoRA": numbers(parts[key] for key in lora)}
     return {"seconds": seconds, "weights": weights, "torch": torch.__version__}
 
 

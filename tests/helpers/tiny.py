@@ -133,8 +133,8 @@ def random_head(feature_dim: int, *, seed: int = 5, text_dim: int | None = 2 * T
         AlphaHeadConfig(feature_dim=feature_dim, text_dim=text_dim, width=16, queries=2, layers=1, heads=2)
     )
     with torch.no_grad():
-        head.attention_out.weight.normal_()
-        head.evidence_out.weight.normal_()
+        head.attention_out.weight.normal_(std=0.3)  # more would leave alpha at 0 or 1 whatever the sample
+        head.evidence_out.weight.normal_(std=0.3)
     return head.eval()
 
 
