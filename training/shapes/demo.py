@@ -22,8 +22,8 @@ SEED = 90_001  # of the noise that is measured on: neither the training pool's n
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Trains an adapter for the reward 'red or orange, where the prompt leaves the colour open' on the shipped "
-        "model, samples held-out prompts at strength 0, 0.5, 1 and 2, and writes pictures, table and adapter. Six or "
-        "seven minutes on two cores. The exit code is 1 if guidance did not help."
+        "model, samples held-out prompts at strength 0, 0.5, 1 and 2, and writes pictures, table and adapter. Four or "
+        "five minutes on two cores. The exit code is 1 if guidance did not help."
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: demo)")
     parser.add_argument(
