@@ -52,8 +52,7 @@ class Live:
     ) -> None:
         self.base, self.base_model, self.texts, self.batch, self.stop = base, base_model, list(texts), batch, stop
         self._conditions = base.encode_prompts(self.texts)
-        guided = base.has_cfg and float(base.call.get("guidance_scale", 1.0)) > 1
-        self._empty = base.encode_prompts([""]) if guided else None
+        self._empty = base.encode_empty()
 
     @contextmanager
     def of(self, learner: Learner) -> Iterator[Draw]:

@@ -9,10 +9,12 @@ from helpers.tiny_run import SMALL
 from helpers.whole import CALLS, save_whole, whole_pipe
 from helpers.zoo_case import denoiser_of
 from nft_pipeline import DiffusionNFTPipeline
-from nft_pipeline.adapter import read_adapter
+from nft_pipeline.adapter import BaseModel, fingerprint, read_adapter
 from nft_pipeline.families import bind_inputs, output_tensor
 from nft_pipeline.training.base_model import rows_of
 from nft_pipeline.training.config import TrainConfig
+from nft_pipeline.training.learner import Learner
+from nft_pipeline.training.live import Live
 from nft_pipeline.training.trainable import train_base
 from nft_pipeline.training.trainer import train
 
@@ -163,6 +165,23 @@ def test_pictures_become_latents_in_the_scale_of_decoding(name):
         straight = vae.decode(code, return_dict=False)[0]
         straight = straight[:, :, 0] if frames else straight
         torch.testing.assert_close(base.decode_vae(latents), straight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("scale", [1.5, 3.0])
+def test_a_run_shows_itself_with_the_guidance_it_samples_with(name, scale):
+    """Its pictures at strength 0 are the base model's, under classifier-free guidance too."""
+    base = base_of(whole_pipe(name), name, scale)
+    conditions, seeds = base.encode_prompts(PROMPTS), (5, 6)
+    learner = Learner(base, conditions, TrainConfig.from_mapping({**SMALL, "base_model": "x", "prompts": "x"}))
+    base_model = BaseModel(id="x", revision=None, fingerprint=fingerprint(base.denoiser))
+    with Live(base, base_model, PROMPTS, batch=2).of(learner) as draw:
+        drawn = draw(list(enumerate(seeds)), 0.0, "")
+    learner.remove()
+    shape = base.latent_shape(1)
+    noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    own = base.decode_latents(base.sample_batch(conditions, noise, base.encode_empty()))
+    assert np.abs(drawn.astype(int) - own).max() <= 1 and own.std() > 1
 
 
 @pytest.mark.parametrize("name", CALLS)

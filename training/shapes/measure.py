@@ -82,14 +82,13 @@ class Workload:
         """Pictures of `pipe`, uint8 (n, H, W, 3), steered by further arguments of its call."""
         call = {**self.call, **steering}
         base = train_base(pipe, call, self.dtype)
-        empty = base.encode_prompts([""]) if call.get("guidance_scale", 1.0) > 1.0 else None
         latents = base.sample(
             base.encode_prompts(self.prompts),
             torch.arange(self.n) % len(self.prompts),
             seed=self.seed,
             batch=self.batch,
             label=label,
-            empty=empty,
+            empty=base.encode_empty(),
         )
         with autocast(base.device, self.dtype):
             return base.decode_latents(latents)
