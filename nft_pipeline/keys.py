@@ -123,9 +123,15 @@ def lora_to_comfyui(lora: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
 
 def lora_from_comfyui(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `lora_to_comfyui` as to names; alphas stay."""
-    old = ".processor.to_"
-    return {re.sub(r"(\.to_out)(?=\.(lora_[AB]\.weight|alpha)$)", r"\1.0", key).replace(old, ".to_")
-            if key.startswith("unet.") and old in key else key: tensor for key, tensor in tensors.items()}  # fmt: skip
+    return {_without_processor(key): tensor for key, tensor in tensors.items()}
+
+
+def _without_processor(key: str) -> str:
+    """unet.X.processor.to_out.alpha as unet.X.to_out.0.alpha; any other key as it is."""
+    if not key.startswith("unet.") or ".processor.to_" not in key:
+        return key
+    key = key.replace(".processor.to_", ".to_")
+    return re.sub(r"\.to_out(?=\.(lora_[AB]\.weight|alpha)$)", ".to_out.0", key)
 
 
 def head_to_comfyui(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ A family is a subclass of `TrainBase` with what is its own; training/trainable.p
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def rows_of(conditions: Conditions, index: Tensor | Sequence[int]) -> Conditions
     return {name: value[at] for name, value in conditions.items()}
 
 
-class TrainBase:
+class TrainBase(ABC):
     """A diffusers pipeline for training; what most families have in common, each overrides what differs.
 
     Args:
@@ -132,9 +133,9 @@ class TrainBase:
     def _encode_empty(self) -> Conditions:
         return self.encode_prompts([""])
 
+    @abstractmethod
     def _encode(self, prompts: list[str]) -> Conditions:
         """Conditions of at least "text", by the pipeline's own encode_prompt."""
-        raise NotImplementedError
 
     def _encode_prompt(self, prompts: list[str], **arguments: Any) -> tuple[Any, ...]:
         """What the pipeline's encode_prompt returns, with the call's own limit on the length of prompts."""
@@ -195,9 +196,9 @@ class TrainBase:
             output = as_rows(self.denoiser(**inputs, return_dict=False)[0])
         return self.family.sign * self.unpack(output, x_t)
 
+    @abstractmethod
     def inputs(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> dict[str, Any]:
         """What the pipeline calls the denoiser's forward with, at x_t and t."""
-        raise NotImplementedError
 
     def pack(self, latents: Tensor) -> Any:
         """Latents as the denoiser takes them."""

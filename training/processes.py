@@ -23,7 +23,7 @@ from .base_model import TrainingError
 _REFUSED = {
     "ACCELERATE_USE_FSDP": (
         "FSDP shards the weights of a model that is trained; here they are frozen, and the LoRA is switched on and off "
-        "between forwards, which its wrappers do not follow"
+        "between forwards, which was not tried under its wrappers"
     ),
     "ACCELERATE_USE_DEEPSPEED": (
         "DeepSpeed shards the state of an optimiser; here that is a LoRA's, a few MB, and ZeRO-3 would shard the LoRA "

@@ -67,7 +67,10 @@ def choose_strength(sweep: Sweep) -> Choice:
     if sweep.goal is None:
         return Choice(1.0, None, "no reward scores new pictures, so 1 it is")
     goal = sweep.goal
-    trusted = [point for point in sweep.points if rises(sweep, point) and is_trusted(sweep, point)]
+    rising = [point for point in sweep.points if rises(sweep, point)]
+    if not rising:
+        return Choice(1.0, None, f"{goal} does not surely rise at any strength, so 1 it is: judge by eye")
+    trusted = [point for point in rising if is_trusted(sweep, point)]
     if not trusted:
         return Choice(1.0, None, f"no strength raises {goal} without something falling, so 1 it is: judge by eye")
     best = max(trusted, key=lambda point: point.values[goal].mean)

@@ -1,6 +1,6 @@
 """Promise against measurement: both laws on the shapes model, in two passes and in one, LoRA weight beside them.
 
-    python tests/benchmarks/tilt.py --work runs/tilt            # three training seeds; forty minutes on two cores
+    python tests/benchmarks/tilt.py --work runs/tilt            # three training seeds
 
 Every training seed gets its own pool, adapter and measurement, kept in --work, so a stopped run goes on where it was.
 Writes docs/pictures/tilt.png, docs/pictures/alpha_reliability.png and docs/measured/tilt.md.

@@ -76,6 +76,11 @@ def test_without_a_reward_there_is_no_verdict_and_no_choice() -> None:
     assert choose_strength(sweep(goal=None)).strength == 1.0
 
 
+def test_what_did_not_rise_is_told_from_what_rose_at_a_cost() -> None:
+    assert "ocr does not surely rise at any strength" in choose_strength(sweep(ocr=[0.3] * 5)).reason
+    assert "without something falling" in choose_strength(sweep(aesthetic=[5, 4, 3, 2, 1])).reason
+
+
 @pytest.mark.parametrize(
     ("planted", "strength", "span"),
     [
