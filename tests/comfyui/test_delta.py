@@ -170,6 +170,28 @@ def test_a_listener_keeps_the_input_once() -> None:
     assert listener.take() is None
 
 
+def test_a_compiled_model_keeps_its_graphs_between_guided_runs() -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    net, switch = Net(), Switch()
+    compiled, counts = torch.compile(net, backend=backend), []
+    try:
+        for _ in range(6):
+            with install(TARGETS, net, switch):
+                compiled(*INPUT)
+                with switch.at(1.0):
+                    compiled(*INPUT)
+            compiled(*INPUT)
+            counts.append(len(graphs))
+    finally:
+        torch._dynamo.reset()
+    assert counts[0] > 1 and counts[2:] == [counts[1]] * 4
+
+
 def test_a_compiled_model_obeys_the_switch_in_every_order() -> None:
     net, switch = Net(), Switch()
     compiled = torch.compile(net, backend="eager")
