@@ -99,7 +99,7 @@ class LoraGuest:
         # A copy: what comes out of another node's forward may be shared with somebody.
         out = out.clone()
         for target, (a, b) in zip(self.targets, self._matrices(x), strict=True):
-            change = _scaled(_change(module, x, a, b), scale, target.layer)
+            change = _change(module, x, a, b, scale, target.layer)
             part = out if target.size is None else out.narrow(dim, target.start, target.size)
             part.add_(change)
         return out
@@ -207,19 +207,20 @@ def install(
         yield
 
 
-def _change(module: nn.Module, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def _change(module: nn.Module, x: Tensor, a: Tensor, b: Tensor, scale: float | Tensor, layer: str) -> Tensor:
+    """B (scale A x): A's output is as wide as the rank, and often a hundred times less to scale than B's."""
     if isinstance(module, nn.Conv2d):
         inner = F.conv2d(x, a, None, module.stride, module.padding, module.dilation)
-        return F.conv2d(inner, b)
-    return F.linear(F.linear(x, a), b)
+        return F.conv2d(_scaled(inner, scale, layer), b)
+    return F.linear(_scaled(F.linear(x, a), scale, layer), b)
 
 
-def _scaled(change: Tensor, scale: float | Tensor, layer: str) -> Tensor:
+def _scaled(inner: Tensor, scale: float | Tensor, layer: str) -> Tensor:
     if not isinstance(scale, Tensor):
-        return change if scale == 1 else change * scale
-    if change.shape[0] != len(scale):
+        return inner if scale == 1 else inner * scale
+    if inner.shape[0] != len(scale):
         raise GuidanceError(
-            f"the layer {layer} sees {change.shape[0]} rows where the batch has {len(scale)}: this model folds the "
+            f"the layer {layer} sees {inner.shape[0]} rows where the batch has {len(scale)}: this model folds the "
             'batch into another dimension, so no picture can have a scale of its own. Use mode "exact".'
         )
-    return change * scale.to(change).reshape(-1, *[1] * (change.ndim - 1))
+    return inner * scale.to(inner).reshape(-1, *[1] * (inner.ndim - 1))

@@ -139,7 +139,7 @@ class NFTEngine:
             taps = [term.listen(tap) for term, tap in zip(self.terms, self._taps, strict=True) if tap is not None]
             if self.settings.mode != "two_pass":
                 names = [name for term in self.terms for name in term.layers]
-                self._row_scales = {name: RowScale(name, self._switch.outputs(name)) for name in names}
+                self._row_scales = {name: RowScale(name, self._switch.inner(name)) for name in names}
             before, after = self._before, self._after
             if self._compiled:
                 before, after = torch.compiler.disable(before), torch.compiler.disable(after)

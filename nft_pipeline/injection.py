@@ -172,9 +172,9 @@ class LoraSwitch:
                 layer.scaling.update(scaling)
         self._saved = {}
 
-    def outputs(self, name: str) -> list[nn.Module]:
-        """The modules whose output is what this LoRA adds to a layer, up to its scale: its B matrices."""
-        return [layer.lora_B[name] for layer in self._layers[name]]
+    def inner(self, name: str) -> list[nn.Module]:
+        """The modules whose output is as wide as this LoRA's rank: its A matrices."""
+        return [layer.lora_A[name] for layer in self._layers[name]]
 
     def _save(self) -> None:
         if not self._saved:

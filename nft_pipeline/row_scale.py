@@ -11,17 +11,19 @@ from .settings import GuidanceError
 
 
 class RowScale:
-    """Multiplies what a LoRA adds to its layers by one number a row, through hooks on its B matrices.
+    """Multiplies what a LoRA adds to its layers by one number a row: B (s A x), through hooks on its A matrices.
+
+    A's output is as wide as the rank, B's as wide as the layer, and often a hundred times as much to multiply.
 
     Args:
         name: of the LoRA, for the error.
-        outputs: its B modules, `LoraSwitch.outputs`.
+        inner: its A modules, `LoraSwitch.inner`.
     """
 
-    def __init__(self, name: str, outputs: Sequence[nn.Module]) -> None:
+    def __init__(self, name: str, inner: Sequence[nn.Module]) -> None:
         self._name = name
         self._scale: Tensor | None = None
-        self._hooks = [module.register_forward_hook(self._multiply) for module in outputs]
+        self._hooks = [module.register_forward_hook(self._multiply) for module in inner]
 
     def set(self, scale: Tensor | None) -> None:
         """From now on this scale, shape (rows,); None is 1 for all."""

@@ -55,7 +55,7 @@ class LoraRoles:
                 denoiser.add_adapter(config, adapter_name=name)  # type: ignore[operator]
         layers = tuner_layers(denoiser)
         self._switch = LoraSwitch(denoiser, dict.fromkeys(names, len(layers)))
-        self._rows = RowScale(THETA, self._switch.outputs(THETA))
+        self._rows = RowScale(THETA, self._switch.inner(THETA))
         self.parameters = self._weights(THETA)
         self.old_parameters = self._weights(OLD) if with_old else []
         for parameter in denoiser.parameters():
