@@ -58,6 +58,9 @@ def quantise(denoiser: nn.Module, dtype: torch.dtype) -> int:
         )
         small.weight = bnb.nn.Params4bit(layer.weight.detach(), requires_grad=False, quant_type="nf4")
         small.bias = layer.bias
+        # On CPUs with bf16 units bitsandbytes would repack the weights for a kernel of its own, which takes only some
+        # sizes of layers and computes in bf16 whatever it was asked for.
+        small.support_avx512bf16_for_cpu = False
         parent, _, own = name.rpartition(".")
         setattr(denoiser.get_submodule(parent), own, small.to(layer.weight.device).train(layer.training))
     denoiser.is_loaded_in_4bit = True  # type: ignore[assignment]  # what peft asks before it wraps such a layer
