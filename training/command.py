@@ -23,7 +23,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """What says which run is meant; `check` has the same."""
     parser.add_argument(
         "run",
-        help="a YAML file, or a preset: shapes_warm (five minutes on two cores), shapes_follow, shapes_online, "
+        help="a YAML file, or a preset: shapes_warm (five minutes on two cores), shapes_follow (online, an hour), "
         "large_model. To make your own, copy a preset from training/presets; every line says when to change it",
     )
     parser.add_argument(

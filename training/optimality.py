@@ -23,6 +23,7 @@ from scipy.stats import rankdata
 
 Method = Literal["raw", "likes", "threshold", "sigmoid", "rank", "group"]
 METHODS: tuple[Method, ...] = get_args(Method)
+GROUPED = ("group", "rank")
 CLIP = 5.0
 MISSING_LIMIT = 0.1
 
@@ -39,7 +40,8 @@ class Optimality:
         r: (N,) in [0, 1]; NaN where a score was missing.
         kept: (N,) bool, the samples with all their scores.
         mean, spread: of every reward over the kept samples.
-        flat_groups: groups whose samples all have one score, out of `groups`: nothing is learned from them.
+        flat_groups: groups whose samples all have one score, out of `groups`: nothing is learned from them. Counted for
+            the methods that compare within a group, `GROUPED`; the others learn from every sample.
     """
 
     r: np.ndarray
@@ -96,7 +98,7 @@ def optimality(
         )
     weight = np.array([1.0 if weights is None else weights[name] for name in names])
     inside, members = table[:, kept], group[kept]
-    flat = _flat_groups(inside, members)
+    flat = _flat_groups(inside, members) if method in GROUPED else 0
     parts = [_one(row, members, method, name, at) for name, row in zip(names, inside, strict=True)]
     mixed = np.average(parts, axis=0, weights=weight)
     r = np.full(n, np.nan)

@@ -1,85 +1,141 @@
-"""ShapesEval of shapes-follow by strength, beside LoRA weight strength and classifier-free guidance.
+"""ShapesEval of shapes-follow: while it learned, and by strength beside the rivals.
 
     diffusion-nft train shapes_follow --out runs/shapes-follow
-    python tests/benchmarks/follow.py --adapter runs/shapes-follow/adapter
+    python tests/benchmarks/follow.py --run runs/shapes-follow --write
 
-Held-out prompts, 100 of each category, the same noise in every column. Prints the tables; --write puts them into
-docs/measured/follow.md.
+The curve is read from the run's own records. The tables are drawn anew: held-out prompts, equally many of each
+category, the same noise in every column, guidance beside LoRA weight strength and classifier-free guidance. --write
+makes docs/measured/follow.md and docs/pictures/follow.png of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 from datetime import date
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from nft_pipeline import DiffusionNFTPipeline
-from nft_pipeline.adapter import write_adapter
+from nft_pipeline.training.config import TrainConfig
 from nft_pipeline.training.precision import choose_precision
 from nft_pipeline.training.shapes.evaluate import scores_table, shapes_eval_scores
 from nft_pipeline.training.shapes.measure import Workload, with_lora
+from nft_pipeline.training.shapes.report import markdown
 from nft_pipeline.training.shapes.rewards import HELD_OUT_SEED
 from nft_pipeline.training.shapes.score import shapes_eval_prompts
 
 DOCS = Path(__file__).parents[2] / "docs"
-STRENGTHS = (0.5, 1.0, 2.0)
-WEIGHTS = (0.5, 1.0, 1.5)
-SCALES = (1.5, 2.5)
+STRENGTHS = (0.5, 1.0, 1.5, 2.0)
+WEIGHTS = (0.5, 1.5, 2.0)  # 1 is strength 1: one pass with the LoRA on
+SCALES = (1.5, 2.5, 4.0)
+WINDOW = 10  # rounds that a point of the curve is the mean of
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def plot_curve(run: Path, config: TrainConfig, path: Path) -> str:
+    """The reward of a run's own samples round by round and its held-out sweeps; a table of the same."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    a_round = config.round_prompts * config.group_size
+    rounds = np.array([line["mean"]["shapes_eval"] for line in lines_of(run / "rounds.jsonl")])
+    smooth = np.array([rounds[max(0, i - WINDOW + 1) : i + 1].mean() for i in range(len(rounds))])
+    sweeps = [line for line in lines_of(run / "sweeps.jsonl") if line["strength"] == 1]
+    seen = [line["step"] / config.round_steps * a_round for line in sweeps]
+    found = [line["shapes_eval"] for line in sweeps]
+    error = [line["shapes_eval ±"] for line in sweeps]
+    figure, axes = plt.subplots(figsize=(6.8, 4.2))
+    axes.plot(
+        a_round * (1 + np.arange(len(rounds))), smooth, color="#2f6fde", label=f"training prompts, {WINDOW} rounds"
+    )
+    axes.errorbar(
+        seen, found, yerr=error, color="#d1653c", marker="o", markersize=4, label="held-out prompts, averages"
+    )
+    axes.set(xlabel="pictures sampled and scored", ylabel="ShapesEval", ylim=(0, 1), title="shapes-follow, online")
+    axes.legend(frameon=False, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    some = sorted({0, 4, *range(9, len(rounds), max(1, len(rounds) // 10)), len(rounds) - 1})
+    rows = [[f"{i + 1}", f"{(i + 1) * a_round:,}", f"{smooth[i]:.3f}"] for i in some]
+    return markdown(["round", "pictures so far", f"ShapesEval of the last {WINDOW} rounds' own samples"], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--adapter", required=True, help="adapter folder")
-    parser.add_argument("--n", type=int, default=600, help="pictures a column (default: 600)")
-    parser.add_argument("--write", action="store_true", help="write docs/measured/follow.md")
+    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run of the preset shapes_follow")
+    parser.add_argument("--n", type=int, default=600, help="pictures a column, a multiple of 6 (default: 600)")
+    parser.add_argument("--write", action="store_true", help="write the page and its picture")
     args = parser.parse_args()
+    run_config = TrainConfig.from_yaml(args.run / "settings.yaml")
     prompts = shapes_eval_prompts(args.n, seed=HELD_OUT_SEED)
-    pipe = DiffusionNFTPipeline.from_pretrained("shapes", nft_adapter=args.adapter)
-    adapter, config = pipe.nft_adapters["default"], pipe.nft_config
-    dtype, _ = choose_precision("auto", pipe.transformer.device)
+    pipe = DiffusionNFTPipeline.from_pretrained("shapes", nft_adapter=str(args.run / "adapter"))
+    dtype, precision = choose_precision("auto", pipe.transformer.device)
     texts, call = [prompt.text() for _, prompt in prompts], dict(pipe.call_defaults)
     work = Workload(texts, n=args.n, seed=3, batch=150, call=call, dtype=dtype)
 
-    def score(pipeline, label, **steering):
+    def score(pipeline: Any, label: str, **steering: Any) -> dict[str, Any]:
         return shapes_eval_scores(work.pictures(pipeline, label, **steering), prompts)
 
-    guided = {"base": score(pipe, "base", nft_strength=0.0)}
-    for law in ("odds", "nft"):
-        for strength in STRENGTHS:
-            guided[f"{law} {strength:g}"] = score(pipe, f"{law} {strength:g}", nft_strength=strength, nft_law=law)
-    both = score(pipe, "odds 1 and cfg 1.5", nft_strength=1.0, nft_law="odds", guidance_scale=1.5)
+    guided = {f"strength {s:g}": score(pipe, f"strength {s:g}", nft_strength=s) for s in (0.0, *STRENGTHS)}
+    both = {
+        f"strength {s:g}, CFG 1.5": score(pipe, f"strength {s:g} and CFG", nft_strength=s, guidance_scale=1.5)
+        for s in (0.5, 1.0)
+    }
     stock = pipe.unwrap()
-    rivals = {f"cfg {scale:g}": score(stock, f"cfg {scale:g}", guidance_scale=scale) for scale in SCALES}
-    folder = write_adapter(Path("runs/follow-benchmark-adapter"), adapter)
-    with with_lora(stock, folder) as name:
+    rivals = {f"CFG {scale:g}": score(stock, f"CFG {scale:g}", guidance_scale=scale) for scale in SCALES}
+    with with_lora(stock, args.run / "adapter") as name:
         for weight in WEIGHTS:
             stock.set_adapters(name, weight)
             rivals[f"LoRA {weight:g}"] = score(stock, f"LoRA weight {weight:g}")
-    error = 0.5 / args.n**0.5
+    pictures = DOCS / "pictures" / "follow.png" if args.write else args.run / "follow.png"
+    curve = plot_curve(args.run, run_config, pictures)
+    sampled = run_config.rounds * run_config.round_prompts * run_config.group_size
     text = f"""# ShapesEval of shapes-follow
 
-Made by `tests/benchmarks/follow.py` on {date.today().isoformat()} ({platform.machine()} CPU, torch
-{torch.__version__}). n = {args.n} held-out prompts a column, one training run, 14 steps, the same noise in every
-column; standard error of ShapesEval at most {error:.3f}. Strength 1 is tilt {config.tilt:g}.
-"nft" and "odds" are the two laws, two passes a step; base and LoRA weight are one pass, CFG two.
+Made by `tests/benchmarks/follow.py` on {date.today().isoformat()} ({platform.machine()} CPU,
+{precision.partition(":")[0]}, torch {torch.__version__}) from one training run of the preset shapes_follow, seed
+{run_config.seed}: online, `policy` with baseline {run_config.baseline}, {run_config.rounds} rounds of
+{run_config.round_prompts * run_config.group_size} pictures ({sampled:,} in all) and {run_config.round_steps} steps,
+without classifier-free guidance. Prompts it is measured on were never trained on.
 
-Guidance, without CFG:
+## While it learned
+
+{curve}
+
+![ShapesEval by pictures sampled](../pictures/follow.png)
+
+"Held-out" in the figure are the run's own sweeps, {run_config.sweep_size} pictures of prompts in another mix of
+categories, drawn with the running averages of the weights.
+
+## By strength
+
+n = {args.n} pictures a column, the same prompts and noise in every column, 14 steps; standard error of ShapesEval at
+most {0.5 / args.n**0.5:.3f}. Strength 0 is the base model. Strengths 0 and 1 are one pass a step, others two.
 
 {scores_table(guided)}
 
-The rivals:
+The rivals, on the same prompts and noise: classifier-free guidance of the base model (two passes), and the weights of
+the same LoRA scaled (one pass; at 1 it is strength 1):
 
 {scores_table(rivals)}
 
-Guidance on top of CFG 1.5 (odds law, strength 1): ShapesEval {both["overall"]:.3f}, quality {both["quality"]:.3f},
-four passes a step.
+On top of classifier-free guidance:
+
+{scores_table(both)}
 """
     print(text)
     if args.write:
-        (DOCS / "measured").mkdir(parents=True, exist_ok=True)
         (DOCS / "measured" / "follow.md").write_text(text, encoding="utf-8")
 
 

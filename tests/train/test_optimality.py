@@ -64,6 +64,12 @@ def test_groups_that_are_all_alike_are_counted():
     assert found.r[:3] == pytest.approx([0.5] * 3) and "1 of 2 groups all alike" in found.describe()
 
 
+@pytest.mark.parametrize("method", ["raw", "sigmoid"])
+def test_groups_that_are_all_alike_still_teach_where_groups_are_not_compared(method):
+    found = optimality({"mine": np.array([1.0, 1.0, 1.0, 0.0, 1.0, 0.5])}, method, groups=GROUPS)
+    assert found.flat_groups == 0 and "alike" not in found.describe()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_r_is_always_a_probability(method):
     rng = np.random.default_rng(1)

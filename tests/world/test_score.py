@@ -108,5 +108,10 @@ def test_shapes_eval_reward_judges_each_picture_against_its_own_prompt():
 def test_held_out_prompts_are_held_out():
     assert not set(warm_prompts()) & set(warm_prompts_held_out())
     assert len(warm_prompts()) == 45 and len(warm_prompts_held_out()) == 15
-    assert not set(shapes_eval_training_prompts()) & set(shapes_eval_held_out())
+    training = shapes_eval_training_prompts(600)
+    assert not set(training) & set(shapes_eval_held_out())
+    categories = {prompt.text(): category for category, prompt in shapes_eval_prompts(20_000, seed=2)}
+    assert [categories.get(text, category) for text, category in zip(training, 100 * CATEGORIES, strict=True)] == [
+        *100 * CATEGORIES
+    ]
     assert [category for category, _ in shapes_eval_prompts(12, seed=0)] == [*CATEGORIES, *CATEGORIES]

@@ -37,7 +37,7 @@ class OCR(Reward):
         self.info = RewardInfo(name="ocr", licence="Apache-2.0", memory_gb=0.3, version=version)
         # Pictures up to 1280 px are read as they are; by default small ones are first enlarged, four times as slow.
         size = {"Det.limit_type": "max", "Det.limit_side_len": 1280}
-        self.engine = RapidOCR(params={"Global.log_level": "critical", **size})
+        self.engine: Any = RapidOCR(params={"Global.log_level": "critical", **size})
 
     def score(self, images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
         wanted = [quoted(prompt) for prompt in prompts]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .score import judge, look, shapes_eval_prompts
+from .score import CATEGORIES, judge, look, shapes_eval_prompts
 from .world import BACKGROUNDS, RADII, SHAPES, Noun, Prompt
 
 WARM = ("red", "orange")
@@ -56,10 +56,17 @@ def warm_prompts_held_out() -> list[str]:
 
 
 def shapes_eval_training_prompts(n: int = 3000) -> list[str]:
-    """ShapesEval prompts for training: none of the held-out texts is among them."""
+    """ShapesEval prompts for training, the six categories in turn; none of the held-out texts is among them.
+
+    Some categories have few texts, single objects sixty of them: those come again.
+    """
     held_out = set(shapes_eval_held_out())
-    texts = dict.fromkeys(prompt.text() for _, prompt in shapes_eval_prompts(4 * n, seed=1))
-    return [text for text in texts if text not in held_out][:n]
+    texts: dict[str, dict[str, None]] = {category: {} for category in CATEGORIES}
+    for category, prompt in shapes_eval_prompts(4 * n, seed=1):
+        if prompt.text() not in held_out:
+            texts[category][prompt.text()] = None
+    endless = [itertools.cycle(texts[category]) for category in CATEGORIES]
+    return [next(endless[i % len(endless)]) for i in range(n)]
 
 
 def shapes_eval_held_out(n: int = 600) -> list[str]:
