@@ -48,6 +48,7 @@ COMMANDS: dict[str, Command] = {
     "export": Command("nft_pipeline.hub_cards.commands.export", "write an adapter's LoRA for other tools"),
     "train": Command("nft_pipeline.training.command", "train an adapter"),
     "check": Command("nft_pipeline.training.check_command", "find what would stop a training run later, now"),
+    "collect": Command("nft_pipeline.commands.collect", "write a dataset as a folder of pictures, to train on"),
     "score": Command("nft_pipeline.commands.score", "score a folder of pictures with rewards, for training on them"),
     "rate": Command("nft_pipeline.commands.rate", "like and dislike pictures on a local page, for training on them"),
     "reward": Command("nft_pipeline.commands.reward", "list the rewards, or serve one to runs on other machines"),
@@ -56,7 +57,7 @@ COMMANDS: dict[str, Command] = {
 }
 
 # Import names of what the extras bring, and of what a plain installation brings.
-_EXTRAS = {"train": {"filelock", "matplotlib", "requests", "scipy", "yaml"}, "hub": {"jinja2"}}
+_EXTRAS = {"train": {"datasets", "filelock", "matplotlib", "requests", "scipy", "yaml"}, "hub": {"jinja2"}}
 _CORE = {
     "PIL",
     "accelerate",

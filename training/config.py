@@ -73,7 +73,7 @@ class TrainConfig:
     round_prompts: int = 48
     group_size: int = 24
     round_steps: int = 2
-    old: str = "copy"
+    old: str | float = "copy"
 
     rank: int = 16
     lora_targets: list[str] = field(default_factory=list)
@@ -255,6 +255,10 @@ def _are_strengths(value: Any) -> bool:
     return right and 0 in value and len(set(value)) == len(value) > 1
 
 
+def _is_schedule(value: Any) -> bool:
+    return _number(0, inclusive=True, below=1)[0](value) or (isinstance(value, str) and value in SCHEDULES)
+
+
 def _are_trackers(value: Any) -> bool:
     return isinstance(value, list) and all(entry in TRACKERS for entry in value) and len(set(value)) == len(value)
 
@@ -279,7 +283,7 @@ _CHECKS: dict[str, Check] = {
     "rounds": _whole(0),
     **dict.fromkeys(("round_prompts", "round_steps"), _whole(1)),
     "group_size": _whole(2),
-    "old": _choice(*SCHEDULES),
+    "old": (_is_schedule, f"{', '.join(SCHEDULES)}, or a number from 0, below 1"),
     "rank": _whole(1),
     "lora_targets": (_are_texts, "a list of layer names, or [] for the default"),
     **dict.fromkeys(("head_width", "head_queries", "head_layers"), _whole(1)),

@@ -25,7 +25,7 @@ from .base_model import Conditions, TrainBase, TrainingError
 from .config import TrainConfig
 from .noising import interpolate, noise_levels, raw_target
 from .objective import States, alpha_loss
-from .old_model import SCHEDULES, Tilt
+from .old_model import Tilt, decay_after
 from .pool import Pool
 from .quantised import make_optimizer
 from .roles import LoraRoles
@@ -239,7 +239,7 @@ class Learner:
 
     def finish_round(self) -> None:
         """`old` follows theta, and the tilt adds up."""
-        decay = SCHEDULES[self.config.old](self.step_number)
+        decay = decay_after(self.config.old, self.step_number)
         self.roles.follow(decay)
         self.tilt = self.tilt.after_round(self.objective, decay)
         self.round_number += 1

@@ -2,9 +2,10 @@
 
     old <- d old + (1 - d) theta        after every round; d = schedule(optimiser steps so far)
 
-"copy" is d = 0. "ramp" and "late_ramp" are the two schedules of DiffusionNFT's authors (arXiv:2509.16117): the first is
-their default, the second what they use where the reward saturates early, such as text rendering. A larger d is a
-slower and steadier `old`.
+"copy" is d = 0, and a number is that d throughout. "ramp" and "late_ramp" are the two schedules of DiffusionNFT's
+authors (arXiv:2509.16117): the first is their default, the second what they use where the reward saturates early, such
+as text rendering. A larger d is a slower and steadier `old`: theta's noise averages out of it, and theta is held to
+what is one tilt away from it, where a copy takes over every error of a round and the next one adds its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ SCHEDULES: dict[str, Callable[[int], float]] = {
     "ramp": lambda step: min(0.001 * step, 0.5),
     "late_ramp": lambda step: 0.0 if step < 75 else min(0.0075 * (step - 75), 0.999),
 }
+
+
+def decay_after(old: str | float, step: int) -> float:
+    """d after so many optimiser steps, of a schedule's name or a number in [0, 1)."""
+    return SCHEDULES[old](step) if isinstance(old, str) else float(old)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nft_pipeline.training.objective import Objective
-from nft_pipeline.training.old_model import SCHEDULES, Tilt
+from nft_pipeline.training.old_model import Tilt, decay_after
 from nft_pipeline.training.optimality import METHODS, OptimalityError, optimality
 
 SCORES = np.array([1.0, 2.0, 3.0, 10.0, 10.0, 16.0])
@@ -93,9 +93,9 @@ def test_scores_a_method_cannot_take_are_named(method, scores, phrase):
 
 
 def test_the_schedules_of_old():
-    assert SCHEDULES["copy"](500) == 0
-    assert [SCHEDULES["ramp"](step) for step in (0, 100, 500, 9000)] == pytest.approx([0, 0.1, 0.5, 0.5])
-    assert [SCHEDULES["late_ramp"](step) for step in (74, 75, 100, 9000)] == pytest.approx([0, 0, 0.1875, 0.999])
+    assert decay_after("copy", 500) == 0 and decay_after(0.9, 1) == decay_after(0.9, 500) == 0.9
+    assert [decay_after("ramp", step) for step in (0, 100, 500, 9000)] == pytest.approx([0, 0.1, 0.5, 0.5])
+    assert [decay_after("late_ramp", step) for step in (74, 75, 100, 9000)] == pytest.approx([0, 0, 0.1875, 0.999])
 
 
 def test_the_tilt_that_is_tracked_is_m8s_and_a_slow_old_lags():
