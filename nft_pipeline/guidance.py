@@ -305,29 +305,40 @@ def accumulated_tilt(eta1: float, rounds: int, eta0: float | None = None) -> flo
     return -eta0 * math.expm1(-rounds * math.log1p(step / eta0))
 
 
-def regression_target(v_old: Tensor, y: Tensor, r: Tensor, tilt: float, baseline: float | Tensor) -> Tensor:
-    """Target `v_old + tilt (r - b)(y - v_old)` whose conditional mean is v_old + tilt Delta (M6).
+def regression_target(
+    v_old: Tensor, y: Tensor, r: Tensor, tilt: float, baseline: float | Tensor, refit: float = 0.0
+) -> Tensor:
+    """Target `v_old + (tilt (r - b) + refit)(y - v_old)` whose conditional mean is v_old + tilt Delta (M6).
 
     b = 1/2 is DiffusionNFT's loss (M5). b = alpha(x_t) is unbiased if EITHER v_old = E[y | x_t] OR alpha is exact, and
     varies far less at low noise.
+
+    Without refit and with b = alpha, an error of v_old is neither seen nor mended: v_old - E[y | x_t] is in the mean of
+    the target as it is, and round after round such errors add up. refit takes that share of it out: the mean is
+
+        v_old + tilt Delta + refit (E[y | x_t] - v_old)
+
+    which is the same where v_old is right, and at refit 1 does not depend on v_old.
 
     Args:
         v_old, y: old model's velocity and eps - x_0, both (B, ...).
         r: rewards in [0, 1], (B,).
         tilt: 2 / beta, finite.
         baseline: b, a number or (B,), in [0, 1].
+        refit: in [0, 1].
 
     Returns:
         The target, float32 or wider; v_old carries no gradient.
 
     Raises:
-        ValueError: shapes that do not fit, r or baseline outside [0, 1], tilt not finite.
+        ValueError: shapes that do not fit, r, baseline or refit outside [0, 1], tilt not finite.
     """
     _same_shape(v_old=v_old, y=y)
     lam, work = _finite("tilt", tilt, "2 / beta"), _work_dtype(v_old, y)
     old = v_old.detach().to(work)
     r_, b_ = (_unit_per_sample(name, value, old) for name, value in (("r", r), ("baseline", baseline)))
-    return old + lam * (r_ - b_) * (y.to(work) - old)
+    _in_unit("refit", torch.tensor(float(refit)), "0 leaves v_old's own error where it is, 1 takes it out")
+    return old + (lam * (r_ - b_) + refit) * (y.to(work) - old)
 
 
 def anchored_target(target: Tensor, v_ref: Tensor, weight: float) -> Tensor:

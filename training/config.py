@@ -60,6 +60,7 @@ class TrainConfig:
     tilt: float = 2.0
     baseline: Baseline = "alpha"
     eta0: float | None = None
+    refit: float = 0.0
 
     pool_size: int = 4096
     pool_steps: int = 14
@@ -83,7 +84,7 @@ class TrainConfig:
 
     steps: int = 300
     batch: int = 192
-    head_batch: int = 192
+    head_batch: int = 96
     micro_batch: int = 0
     lr: float = 2e-3
     head_lr: float = 2e-3
@@ -125,7 +126,7 @@ class TrainConfig:
     @property
     def loss(self) -> Objective:
         """The objective with its numbers."""
-        return Objective(self.kind, self.tilt, self.baseline, self.eta0)
+        return Objective(self.kind, self.tilt, self.baseline, self.eta0, self.refit)
 
     @property
     def total_steps(self) -> int:
@@ -276,6 +277,7 @@ _CHECKS: dict[str, Check] = {
     "tilt": _number(0),
     "baseline": _choice(*BASELINES),
     "eta0": _optional(_number(0)),
+    "refit": (lambda value: _number(0, inclusive=True)[0](value) and value <= 1, "a number from 0 to 1"),
     **dict.fromkeys(("pool_size", "pool_steps", "pool_batch", "held_out_size"), _whole(1)),
     "guidance_scale": _number(0),
     "resolution": _optional(_whole(8)),
@@ -339,6 +341,8 @@ def _agreement_faults(values: Mapping[str, Any]) -> list[str]:
         faults.append("objective is 'positive' and rounds above 0: online runs train 'policy' or 'paper'")
     if v["eta0"] is not None and kind != "policy":
         faults.append(f"eta0 is {v['eta0']:g} with objective {kind!r}: the anchor belongs to 'policy'")
+    if v["refit"] and kind != "policy":
+        faults.append(f"refit is {v['refit']:g} with objective {kind!r}: it belongs to 'policy'")
     if len(v["rewards"]) > 1 and v["optimality"] in ("likes", "threshold"):
         faults.append(f"optimality is {v['optimality']!r} with {len(v['rewards'])} rewards; use group, rank or sigmoid")
     if v["optimality"] == "threshold" and v["optimality_at"] is None:

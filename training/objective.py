@@ -2,7 +2,7 @@
 
     positive   E[ r |v_plus - y|^2 ] / E[r]                        minimised by  v_plus = E[r y | x_t] / E[r | x_t]
     policy     |v - target|^2 + kappa |v - v_ref|^2                minimised by  v_ref (1 - w) + w (v_old + tilt Delta)
-               target = v_old + tilt (r - b)(y - v_old)            b: 1/2, the mean of r, or alpha(x_t)
+               target = v_old + (tilt (r - b) + refit)(y - v_old)  b: 1/2, the mean of r, or alpha(x_t)
     paper      DiffusionNFT's loss as its authors train it         `nft_pipeline.guidance.paper_loss`
     head       BCE(alpha, r)                                       minimised by  alpha = E[r | x_t]
 
@@ -56,6 +56,7 @@ def policy_loss(
     baseline: float | Tensor,
     v_ref: Tensor | None = None,
     kappa: float = 0.0,
+    refit: float = 0.0,
 ) -> Tensor:
     """|v - target|^2 + kappa |v - v_ref|^2 a sample, (B,): M6's regression with M7's anchor.
 
@@ -65,12 +66,13 @@ def policy_loss(
         tilt: 2 / beta, the tilt a converged round adds.
         baseline: b in [0, 1], a number or (B,). It carries no gradient.
         kappa: `anchor_kappa(eta0, tilt)`; 0 is no anchor, and `v_ref` may then be None.
+        refit: share of v_old's own error that a converged round takes out, in [0, 1].
 
     Raises:
         ValueError: as `regression_target`, or kappa without v_ref.
     """
     b = baseline.detach() if isinstance(baseline, Tensor) else baseline
-    loss = squared_error(v, regression_target(v_old, y, r, tilt, b))
+    loss = squared_error(v, regression_target(v_old, y, r, tilt, b, refit))
     if kappa == 0:
         return loss
     if v_ref is None:
@@ -113,6 +115,7 @@ class Objective:
             what strength 1 will mean.
         baseline: b of a policy: "half", "mean" (of r) or "alpha", which needs a head.
         eta0: the tilt that an anchored policy converges to over the rounds; None or infinity is no anchor.
+        refit: of a policy, the share of old's own error, v_old - E[y | x_t], that a converged round takes out, [0, 1].
 
     Raises:
         ValueError: an unknown kind or baseline, a number out of range, or an anchor where there is no policy.
@@ -122,6 +125,7 @@ class Objective:
     tilt: float = 2.0
     baseline: Baseline = "alpha"
     eta0: float | None = None
+    refit: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value, known in (("objective", self.kind, KINDS), ("baseline", self.baseline, BASELINES)):
@@ -132,6 +136,10 @@ class Objective:
             raise ValueError(
                 f"eta0 is {self.eta0:g} with objective {self.kind!r}; the anchor belongs to 'policy'. Leave eta0 out, "
                 "or set objective: policy"
+            )
+        if not 0 <= self.refit <= 1 or (self.refit and self.kind != "policy"):
+            raise ValueError(
+                f"refit is {self.refit:g} with objective {self.kind!r}, expected 0 to 1, and 0 for all but 'policy'"
             )
 
     @property
@@ -178,7 +186,7 @@ class Objective:
         if old is None:
             raise ValueError(f"objective {self.kind!r} needs the old model's output")
         if self.kind == "policy":
-            return policy_loss(output, old, states.y, states.r, self.tilt, baseline, ref, self.kappa)
+            return policy_loss(output, old, states.y, states.r, self.tilt, baseline, ref, self.kappa, self.refit)
         v, v_old = (velocity(states.prediction, o, states.x_t, states.t) for o in (output, old))
         return paper_loss(v, v_old, states.x_t, states.x_0, states.t, states.r, 2 / self.tilt)
 
@@ -199,6 +207,7 @@ class Objective:
                 f"the odds of a liked picture times {math.exp(self.tilt):.3g}; {cost}"
             )
         what = "" if self.kind == "paper" else f", baseline {self.baseline}"
+        what += f", refit {self.refit:g}" if self.refit else ""
         reached = accumulated_tilt(self.tilt, rounds, self.eta0)
         anchor = "no anchor: the tilt grows with every round"
         if self.anchored:

@@ -165,7 +165,7 @@ def ways(model: str, device: str, dtype: torch.dtype, size: int, steps: int, bat
     ours = DiffusionNFTGuidance()
     ours.load_nft_adapter(transformer, positive)
     # The block's MLP alone: skipping a whole block of SD3 hands on text for picture in diffusers 0.42.
-    layers = {"fqn": "transformer_blocks", "indices": [2], "skip_attention": False, "skip_ff": True}
+    layers = {"fqn": "transformer_blocks", "indices": [1], "skip_attention": False, "skip_ff": True}
     guiders = {
         "modular, no guidance": (ClassifierFreeGuidance(guidance_scale=1.0), {}),
         "modular, AutoGuidance": (AutoGuidance(guidance_scale=2.0, auto_guidance_config=layers), negative),
@@ -179,9 +179,10 @@ def ways(model: str, device: str, dtype: torch.dtype, size: int, steps: int, bat
 
 def added_memory(model: str, rank: int) -> str:
     """Bytes of weights that guidance adds, beside a second copy of the model."""
-    pipe = build(model, "cpu" if model == "small" else "meta", torch.float32)
+    on_cpu = model in ("small", "wide")
+    pipe = build(model, "cpu" if on_cpu else "meta", torch.float32)
     adapter = random_adapter(pipe.transformer, rank)
-    guided = DiffusionNFTPipeline.from_pipe(pipe, adapter) if model == "small" else None
+    guided = DiffusionNFTPipeline.from_pipe(pipe, adapter) if on_cpu else None
     own = sum(p.numel() for n, p in pipe.transformer.named_parameters() if ".lora_" not in n)
     carried = sum(p.numel() for n, p in pipe.transformer.named_parameters() if ".lora_" in n)
     lora = sum(tensor.numel() for tensor in adapter.lora.values())
@@ -219,9 +220,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32")
     parser.add_argument(
         "--model",
-        choices=("small", "sd3.5-medium", "flux.1-dev"),
+        choices=("small", "wide", "sd3.5-medium", "flux.1-dev"),
         default="small",
-        help="random weights of these shapes; the full-size ones need a GPU (default small, 31 M weights)",
+        help="random weights of these shapes; the full-size ones need a GPU. wide has two blocks of SD3.5-medium's "
+        "width: what a LoRA and a head cost falls with width (default small, 31 M weights)",
     )
     parser.add_argument("--only", nargs="+", metavar="WAY", help="time these ways and what they are divided by alone")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a ratio is above its bar")

@@ -3,9 +3,9 @@
     diffusion-nft train shapes_follow --out runs/shapes-follow
     python tests/benchmarks/follow.py --run runs/shapes-follow --write
 
-The curve is read from the run's own records. The tables are drawn anew: held-out prompts, equally many of each
-category, the same noise in every column, guidance beside LoRA weight strength and classifier-free guidance. --write
-makes docs/measured/follow.md and docs/pictures/follow.png of it.
+The adapter is the run's best, by its sweeps, and the curve is read from the run's own records. The tables are drawn
+anew: held-out prompts, equally many of each category, the same noise in every column, guidance beside LoRA weight
+strength and classifier-free guidance. --write makes docs/measured/follow.md and docs/pictures/follow.png of it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main() -> None:
     args = parser.parse_args()
     run_config = TrainConfig.from_yaml(args.run / "settings.yaml")
     prompts = shapes_eval_prompts(args.n, seed=HELD_OUT_SEED)
-    pipe = DiffusionNFTPipeline.from_pretrained("shapes", nft_adapter=str(args.run / "adapter"))
+    pipe = DiffusionNFTPipeline.from_pretrained("shapes", nft_adapter=str(args.run / "best"))
     dtype, precision = choose_precision("auto", pipe.transformer.device)
     texts, call = [prompt.text() for _, prompt in prompts], dict(pipe.call_defaults)
     work = Workload(texts, n=args.n, seed=3, batch=150, call=call, dtype=dtype)
@@ -94,20 +94,22 @@ def main() -> None:
     }
     stock = pipe.unwrap()
     rivals = {f"CFG {scale:g}": score(stock, f"CFG {scale:g}", guidance_scale=scale) for scale in SCALES}
-    with with_lora(stock, args.run / "adapter") as name:
+    with with_lora(stock, args.run / "best") as name:
         for weight in WEIGHTS:
             stock.set_adapters(name, weight)
             rivals[f"LoRA {weight:g}"] = score(stock, f"LoRA weight {weight:g}")
     pictures = DOCS / "pictures" / "follow.png" if args.write else args.run / "follow.png"
     curve = plot_curve(args.run, run_config, pictures)
-    sampled = run_config.rounds * run_config.round_prompts * run_config.group_size
+    sampled = pipe.nft_config.training["pool"]["size"]
+    a_round = run_config.round_prompts * run_config.group_size
     text = f"""# ShapesEval of shapes-follow
 
 Made by `tests/benchmarks/follow.py` on {date.today().isoformat()} ({platform.machine()} CPU,
 {precision.partition(":")[0]}, torch {torch.__version__}) from one training run of the preset shapes_follow, seed
-{run_config.seed}: online, `policy` with baseline {run_config.baseline}, {run_config.rounds} rounds of
-{run_config.round_prompts * run_config.group_size} pictures ({sampled:,} in all) and {run_config.round_steps} steps,
-without classifier-free guidance. Prompts it is measured on were never trained on.
+{run_config.seed}: online, `policy` with baseline {run_config.baseline} and refit {run_config.refit:g}, rounds of
+{a_round} pictures and {run_config.round_steps} steps, without classifier-free guidance. The adapter is the one after
+round {sampled // a_round} ({sampled:,} pictures), whose sweep was the best. Prompts it is measured on were never
+trained on; some of them were in the sweeps that picked it.
 
 ## While it learned
 

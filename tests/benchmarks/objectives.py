@@ -1,10 +1,11 @@
-"""Reward against samples seen: the same model, pool, noise and budget, one objective a curve.
+"""Reward against samples seen: the same model, noise and budget, one objective a curve, offline and online.
 
-    python tests/benchmarks/objectives.py --work runs/objectives        # three seeds, a quarter of an hour each
+    python tests/benchmarks/objectives.py --work runs/objectives        # three seeds, twenty minutes each
 
-All four aim at the same model, v_old + tilt Cov(r, y), at strength 1: `positive` by v_plus and its head in two passes,
-the others by their LoRA alone. Every training seed has a pool of its own; what was measured is kept in --work, so a run
-that was stopped goes on where it was. Writes docs/measured/objectives.md and docs/pictures/objectives.png.
+Offline, on the reward of shapes_warm, all four aim at the same model at strength 1, v_old + tilt Cov(r, y): `positive`
+by v_plus and its head in two passes, the others by their LoRA alone. Every training seed has a pool of its own, which
+its objectives share. Online, on ShapesEval, `positive` has no place. What was measured is kept in --work, so a run that
+was stopped goes on where it was. Writes docs/measured/objectives.md and docs/pictures/objectives.png.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from nft_pipeline.training.shapes.measure import measure_pictures
 from nft_pipeline.training.shapes.report import markdown
 from nft_pipeline.training.sources import offline_pools
 from nft_pipeline.training.sweep import sweep_rows
-from nft_pipeline.training.trainer import load_base
+from nft_pipeline.training.trainer import load_base, train
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "paper": {"objective": "paper"},
@@ -39,8 +40,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "policy, alpha": {"objective": "policy", "baseline": "alpha"},
     "positive": {"objective": "positive"},
 }
-STEPS = (32, 64, 96, 128, 192, 256)  # at which the average so far is drawn
+STEPS = (8, 12, 16, 20, 24, 32, 64, 128)  # at which the average so far is drawn
 PRESET, REWARD = "shapes_warm", "shapes_warm"
+ONLINE_PRESET, ROUNDS, WINDOW = "shapes_follow", 30, 10
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -81,6 +83,23 @@ def one_curve(name: str, seed: int, n: int, work: Path) -> list[list[float]]:
     return curve
 
 
+def one_online(name: str, seed: int, n: int, work: Path) -> dict[str, Any]:
+    """Reward of the samples of every round, and of held-out prompts at the end; from `work` if it was run before."""
+    folder = work / f"online{seed}" / name.replace(", ", "_")
+    done = folder / f"measured_{n}.json"
+    if done.is_file():
+        return json.loads(done.read_text())
+    change: dict[str, Any] = {"rounds": ROUNDS, "seed": seed, "sweep_size": n, "sweep_strengths": [0.0, 1.0]}
+    change |= {"sweep_every": 0, "samples_every": 0, "keep_best": False}
+    change |= {"refit": 0.0}  # the bare objectives; `paper` has none
+    train(TrainConfig.from_yaml(ONLINE_PRESET, {**change, **OBJECTIVES[name]}), folder)
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    sweep = [json.loads(line)["shapes_eval"] for line in (folder / "sweeps.jsonl").read_text().splitlines()]
+    found = {"rounds": [line["mean"]["shapes_eval"] for line in lines], "base": sweep[0], "held_out": sweep[-1]}
+    done.write_text(json.dumps(found))
+    return found
+
+
 def samples_to(curve: list[list[float]], rate: float) -> float | None:
     """Samples after which the curve first reaches a rate, straight lines between what was measured."""
     for (n0, r0, _), (n1, r1, _) in itertools.pairwise(curve):
@@ -103,54 +122,79 @@ def reached(curves: list[list[list[float]]], rate: float) -> str:
     return spread(got, ",.0f")
 
 
-def plot(runs: dict[str, list[list[list[float]]]], path: Path, title: str) -> None:
-    """The mean curve of each objective, its seeds as a band."""
+def windows(rounds: list[float]) -> list[float]:
+    """Means over each so many rounds."""
+    return [float(np.mean(rounds[i : i + WINDOW])) for i in range(0, len(rounds), WINDOW)]
+
+
+def plot(runs: dict[str, list[list[list[float]]]], online: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """The mean curve of each objective, its seeds as a band: offline on the left, online on the right."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6.4, 4.2))
-    for (name, curves), colour in zip(runs.items(), ("#7a7a80", "#d1653c", "#2f6fde", "#3a9a5b"), strict=True):
-        samples, rates = [row[0] for row in curves[0]], np.array([[row[1] for row in curve] for curve in curves])
-        axes.plot(samples, rates.mean(0), label=name, color=colour, marker="o", markersize=4)
-        axes.fill_between(samples, rates.min(0), rates.max(0), color=colour, alpha=0.15, linewidth=0)
-    axes.set(xlabel="samples seen", ylabel="P(o=1), held-out prompts", title=title)
-    axes.legend(frameon=False)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
+    for name, colour in zip(OBJECTIVES, ("#7a7a80", "#d1653c", "#2f6fde", "#3a9a5b"), strict=True):
+        curves = [(left, [row[0] for row in runs[name][0]], [[row[1] for row in curve] for curve in runs[name]])]
+        if name in online:
+            means = [windows(run["rounds"]) for run in online[name]]
+            curves.append((right, [WINDOW * (i + 0.5) for i in range(len(means[0]))], means))
+        for axes, x, values in curves:
+            rates = np.array(values)
+            axes.plot(x, rates.mean(0), label=name, color=colour, marker="o", markersize=4)
+            axes.fill_between(x, rates.min(0), rates.max(0), color=colour, alpha=0.15, linewidth=0)
+    left.set(xlabel="samples seen", ylabel="P(o=1), held-out prompts", title=f"offline, {REWARD}")
+    right.set(xlabel="round", ylabel="ShapesEval of the rounds' samples", title=f"online, {ONLINE_PRESET}")
+    for axes in (left, right):
+        axes.legend(frameon=False, loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def report(runs: dict[str, list[list[list[float]]]], seeds: list[int], n: int) -> str:
+def report(
+    runs: dict[str, list[list[list[float]]]], online: dict[str, list[dict[str, Any]]], seeds: list[int], n: int
+) -> str:
     """docs/measured/objectives.md."""
     config, some = settings_of("paper", 0), next(iter(runs.values()))
+    follow = TrainConfig.from_yaml(ONLINE_PRESET)
     titles = ["objective", *(f"{row[0]:,.0f}" for row in some[0][1:])]
     rates = [
         [name, *(spread([curve[i][1] for curve in curves]) for i in range(1, len(curves[0])))]
         for name, curves in runs.items()
     ]
-    quality = [
-        [name, *(f"{np.mean([curve[i][2] for curve in curves]):.3f}" for i in range(1, len(curves[0])))]
-        for name, curves in runs.items()
-    ]
     base = [curve[0] for curves in runs.values() for curve in curves]
     goals = (0.45, 0.5, 0.55, 0.6)
     needed = [[name, *(reached(curves, goal) for goal in goals)] for name, curves in runs.items()]
+    quality = {name: np.mean([curve[-1][2] for curve in curves]) for name, curves in runs.items()}
+    by_round = [
+        [
+            name,
+            *(spread([windows(run["rounds"])[i] for run in found]) for i in range(ROUNDS // WINDOW)),
+            spread([run["held_out"] for run in found]),
+        ]
+        for name, found in online.items()
+    ]
+    first = [f"{WINDOW * i + 1} to {WINDOW * (i + 1)}" for i in range(ROUNDS // WINDOW)]
+    base_online = np.mean([run["base"] for found in online.values() for run in found])
     _, precision = choose_precision("auto", torch.device("cpu"))
     return f"""# Four objectives at one budget
 
 Made by `tests/benchmarks/objectives.py` on {date.today().isoformat()} ({platform.machine()} CPU,
-{precision.partition(":")[0]}, torch {torch.__version__}). The shipped base model and the reward of the preset
-{PRESET}; training seeds {", ".join(map(str, seeds))}, each with a pool of {config.pool_size} samples that its four
-objectives share. Batch {config.batch}, learning rate {config.lr:g}, one schedule, tilt {config.tilt:g}: everything as
-the preset has it, nothing tuned for any of them. Every step is two forwards and one backward a sample for all four.
+{precision.partition(":")[0]}, torch {torch.__version__}). Training seeds {", ".join(map(str, seeds))}; entries are the
+mean over them, with the lowest and highest in brackets.
 
-P(o=1) on held-out prompts at strength 1, n = {n} pictures of the same noise in every cell: mean over the seeds, lowest
-and highest in brackets. The standard error of one cell is at most {0.5 / n**0.5:.3f}. The base model:
-{np.mean([row[1] for row in base]):.3f}, quality {np.mean([row[2] for row in base]):.3f}.
+![Reward against samples seen](../pictures/objectives.png)
 
-By samples seen:
+## Offline
+
+The shipped base model and the reward of the preset {PRESET}. Each seed has a pool of {config.pool_size} samples that
+the four objectives share. Batch {config.batch}, learning rate {config.lr:g}, {config.steps} steps on one schedule, tilt
+{config.tilt:g}: nothing was tuned for any of them. A step is two forwards and one backward a sample for all four.
+
+P(o=1) on held-out prompts at strength 1, n = {n} pictures of the same noise in every cell; the standard error of one
+cell is at most {0.5 / n**0.5:.3f}. The base model: {np.mean([row[1] for row in base]):.3f}. By samples seen:
 
 {markdown(titles, rates)}
 
@@ -158,11 +202,17 @@ Samples needed to reach a rate ("in 2 of 3": of the seeds):
 
 {markdown(["objective", *(f"{goal:g}" for goal in goals)], needed)}
 
-Picture quality (template overlap), mean:
+Picture quality (template overlap) at the end: {", ".join(f"{name} {value:.3f}" for name, value in quality.items())};
+of the base model {np.mean([row[2] for row in base]):.3f}.
 
-{markdown(titles, quality)}
+## Online
 
-![Reward against samples seen](../pictures/objectives.png)
+ShapesEval by the preset {ONLINE_PRESET}, but {ROUNDS} rounds of {follow.round_prompts * follow.group_size} pictures and
+{follow.round_steps} steps of {follow.batch} samples, two forwards and one backward each. ShapesEval of the pictures
+sampled, by rounds, and of {n} pictures of held-out prompts at strength 1 at the end (base model: {base_online:.3f}, in
+the mix of categories of the run's sweep):
+
+{markdown(["objective", *first, "held out"], by_round)}
 """
 
 
@@ -174,11 +224,12 @@ def main() -> None:
     parser.add_argument("--no-report", action="store_true", help="train and measure only")
     args = parser.parse_args()
     runs = {name: [one_curve(name, seed, args.n, args.work) for seed in args.seeds] for name in OBJECTIVES}
+    without_head = [name for name in OBJECTIVES if name != "positive"]
+    online = {name: [one_online(name, seed, args.n, args.work) for seed in args.seeds] for name in without_head}
     if args.no_report:
         return
-    title = f"shapes-warm, training runs: {len(args.seeds)}, n = {args.n} a point"
-    plot(runs, DOCS / "pictures" / "objectives.png", title)
-    text = report(runs, args.seeds, args.n)
+    plot(runs, online, DOCS / "pictures" / "objectives.png")
+    text = report(runs, online, args.seeds, args.n)
     (DOCS / "measured" / "objectives.md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -104,7 +104,8 @@ def _flux() -> FluxPipeline:
 
 
 def build(model: str, device: str, dtype: torch.dtype) -> Any:
-    """A random pipeline, its adapters' layers included: "small" (31 M weights), "sd3.5-medium" or "flux.1-dev"."""
+    """A random pipeline: "small" (31 M weights), "wide" (SD3.5-medium's width, two blocks), "sd3.5-medium" or
+    "flux.1-dev"."""
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     try:
@@ -115,7 +116,7 @@ def build(model: str, device: str, dtype: torch.dtype) -> Any:
                 layers = tuple(range(13))
                 pipe = _sd3(24, 24, pos_embed_max_size=384, qk_norm="rms_norm", dual_attention_layers=layers)
             else:
-                pipe = _sd3(6, 6, pos_embed_max_size=64)
+                pipe = _sd3(24, 2, pos_embed_max_size=64) if model == "wide" else _sd3(6, 6, pos_embed_max_size=64)
     finally:
         torch.set_default_dtype(torch.float32)
     pipe.set_progress_bar_config(disable=True)

@@ -5,7 +5,8 @@
 
 The plain loop is what DiffusionNFT's authors run for each pair of picture and noise level (arXiv:2509.16117): a forward
 of `old`, one of the reference, one of theta with its backward, and `paper_loss`. Same model, batch, rank, optimiser.
-Models are random: only time and memory are looked at. Prints a table.
+A sample is one that the LoRA learns from; the head of `positive` sees half as many beside, as the settings' defaults
+have it. Models are random: only time and memory are looked at. Prints a table.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def learner_of(base: TrainBase, pool: Pool, args: argparse.Namespace, **settings
         licence="none",
         rank=args.rank,
         batch=args.batch,
-        head_batch=args.batch,
+        head_batch=max(1, args.batch // 2),
         gradient_checkpointing=args.gradient_checkpointing,
         **settings,  # type: ignore[arg-type]
     )
@@ -66,7 +67,7 @@ def plain_step(learner: Learner, pool: Pool) -> None:
 
 
 def measured(step: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """(seconds, peak memory in GiB; NaN on a CPU) of one step."""
+    """(seconds, peak memory in GiB; 0 on a CPU) of one step."""
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -75,7 +76,7 @@ def measured(step: Callable[[], object], device: torch.device) -> tuple[float, f
     step()
     if cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - started, torch.cuda.max_memory_allocated() / 2**30 if cuda else float("nan")
+    return time.perf_counter() - started, torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
 
 
 def main() -> None:
@@ -105,8 +106,9 @@ def main() -> None:
         speed = args.batch / statistics.median(times)
         plain = plain or speed
         spread = (max(times) - min(times)) / statistics.median(times)
-        rows.append([name, f"{speed:.3g}", f"{speed / plain:.2f}", f"{spread:.0%}", f"{max(peaks):.2f}"])
-    titles = ["step", "samples a second", "against the plain loop", "spread of times", "peak GiB"]
+        peak = [f"{max(peaks):.2f}"] if device.type == "cuda" else []
+        rows.append([name, f"{speed:.3g}", f"{speed / plain:.2f}", f"{spread:.0%}", *peak])
+    titles = ["step", "samples a second", "against the plain loop", "spread of times", "peak GiB"][: len(rows[0])]
     print(f"{args.model}, {args.device}, {dtype}, batch {args.batch}, rank {args.rank}, n = {args.rounds}\n")
     print(markdown(titles, rows))
 

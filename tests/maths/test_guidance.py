@@ -204,6 +204,7 @@ ERRORS = {
     "weight": (lambda: g.anchored_target(X, X, 1.5), r"weight must lie in \[0, 1\], got 1\.5.*anchor_weight"),
     "target r": (lambda: g.regression_target(X, X, 2 * R, 1.0, 0.5), r"r must lie in \[0, 1\], got 2"),
     "target b": (lambda: g.regression_target(X, X, R, 1.0, -0.1), r"baseline must lie in \[0, 1\], got -0\.1"),
+    "target refit": (lambda: g.regression_target(X, X, R, 1.0, 0.5, 1.5), r"refit must lie in \[0, 1\], got 1\.5"),
     "target tilt": (lambda: g.regression_target(X, X, R, math.inf, 0.5), r"tilt must be a finite number, got inf"),
     "target batch": (lambda: g.regression_target(X, X, torch.ones(5), 1.0, 0.5), r"r has shape \(5,\)"),
     "nft beta": (lambda: g.nft_loss(X, X, X, R, 0.0), r"beta must be a finite number above 0, got 0"),

@@ -51,11 +51,11 @@ def test_the_losses_send_no_gradient_into_v_old():
     assert not regression_target(v_old, y, r, 2.0, 0.5).requires_grad
 
 
-def conditional_moments(world: Mixture, x, t, v_old, tilt, baseline):
+def conditional_moments(world: Mixture, x, t, v_old, tilt, baseline, refit=0.0):
     """Exact mean (2,) and total variance of the regression target given x_t = x (2,)."""
     p = world.posterior(x[None], 1 - t, t)[0]
     y = world.targets(x, t)
-    target = regression_target(v_old.expand_as(y), y, world.rewards, tilt, baseline)
+    target = regression_target(v_old.expand_as(y), y, world.rewards, tilt, baseline, refit)
     mean = p @ target
     return mean, float(p @ ((target - mean) ** 2).sum(-1))
 
@@ -78,6 +78,17 @@ def test_the_baseline_alpha_is_unbiased_if_either_v_old_or_alpha_is_right(t):  #
         # Both wrong: the bias is the product of the two errors, so it is there and it is second order.
         close(bias(v_wrong, alpha_wrong), tilt * (alpha - alpha_wrong) * (v_old - v_wrong))
         assert bias(v_wrong, 0.5).norm() == pytest.approx(tilt * abs(alpha - 0.5) * 0.65**0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("refit", [0.0, 0.3, 1.0])
+def test_refit_takes_its_share_of_an_error_of_v_old_out_of_the_target(refit):
+    world, tilt, t = ring(), 2.0, 0.6
+    for x in world.samples(8, t, torch.Generator().manual_seed(6)):
+        v_old, alpha = world.v_old(x[None], t)[0], float(world.alpha(x[None], t))
+        wrong = torch.tensor([0.4, -0.7]).double()
+        mean, _ = conditional_moments(world, x, t, v_old + wrong, tilt, alpha, refit)
+        close(mean - (v_old + tilt * world.delta(x[None], t)[0]), (1 - refit) * wrong)
+        close(conditional_moments(world, x, t, v_old, tilt, alpha, refit)[0], v_old + tilt * world.delta(x[None], t)[0])
 
 
 def variance_ratio(world: Mixture, t: float, count: int = 400) -> float:

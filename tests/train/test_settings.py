@@ -58,6 +58,8 @@ def test_five_mistakes_make_one_report():
         ({"prompts": None}, "'prompts' is missing"),
         ({"group_size": 1}, "group_size is 1, expected a whole number from 2"),
         ({"old": "ema"}, "old is 'ema', expected copy, ramp, late_ramp, or a number from 0, below 1"),
+        ({"refit": 1.5}, "refit is 1.5, expected a number from 0 to 1"),
+        ({"refit": 0.5, "objective": "positive"}, "refit is 0.5 with objective 'positive': it belongs to 'policy'"),
         ({"old": 1}, "old is 1, expected copy, ramp, late_ramp, or a number from 0, below 1"),
         ({"old": []}, "old is [], expected copy, ramp, late_ramp, or a number from 0, below 1"),
         ({"gradient_checkpointing": 1}, "gradient_checkpointing is 1, expected true or false"),
