@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 MODELS = ("shapes",)
-ADAPTERS = ("shapes-warm",)
+ADAPTERS = ("shapes-warm", "shapes-follow")
 _HERE = Path(__file__).parent
 
 

@@ -33,6 +33,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 STRENGTHS = (0.5, 1.0, 1.5, 2.0)
 WEIGHTS = (0.5, 1.5, 2.0)  # 1 is strength 1: one pass with the LoRA on
 SCALES = (1.5, 2.5, 4.0)
+WATCHED = ("shapes_eval", "diversity", "colour entropy", "edge density")
 WINDOW = 10  # rounds that a point of the curve is the mean of
 
 
@@ -40,8 +41,8 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def plot_curve(run: Path, config: TrainConfig, path: Path) -> str:
-    """The reward of a run's own samples round by round and its held-out sweeps; a table of the same."""
+def plot_curve(run: Path, config: TrainConfig, path: Path) -> tuple[str, str]:
+    """The reward of a run's own samples round by round and its held-out sweeps; tables of both."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -66,9 +67,17 @@ def plot_curve(run: Path, config: TrainConfig, path: Path) -> str:
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+    watched = [
+        [f"{line['step'] // config.round_steps}", *(f"{line[name]:.3f} ± {line[f'{name} ±']:.3f}" for name in WATCHED)]
+        for line in [
+            next(line for line in lines_of(run / "sweeps.jsonl") if line["strength"] == 0) | {"step": 0},
+            *sweeps,
+        ]
+    ]
     some = sorted({0, 4, *range(9, len(rounds), max(1, len(rounds) // 10)), len(rounds) - 1})
     rows = [[f"{i + 1}", f"{(i + 1) * a_round:,}", f"{smooth[i]:.3f}"] for i in some]
-    return markdown(["round", "pictures so far", f"ShapesEval of the last {WINDOW} rounds' own samples"], rows)
+    own = markdown(["round", "pictures so far", f"ShapesEval of the last {WINDOW} rounds' own samples"], rows)
+    return own, markdown(["round", "ShapesEval", "diversity", "colour entropy", "edge density"], watched)
 
 
 def main() -> None:
@@ -80,6 +89,7 @@ def main() -> None:
     run_config = TrainConfig.from_yaml(args.run / "settings.yaml")
     prompts = shapes_eval_prompts(args.n, seed=HELD_OUT_SEED)
     pipe = DiffusionNFTPipeline.from_pretrained("shapes", nft_adapter=str(args.run / "best"))
+    sampled = pipe.nft_config.training["pool"]["size"]
     dtype, precision = choose_precision("auto", pipe.transformer.device)
     texts, call = [prompt.text() for _, prompt in prompts], dict(pipe.call_defaults)
     work = Workload(texts, n=args.n, seed=3, batch=150, call=call, dtype=dtype)
@@ -99,8 +109,8 @@ def main() -> None:
             stock.set_adapters(name, weight)
             rivals[f"LoRA {weight:g}"] = score(stock, f"LoRA weight {weight:g}")
     pictures = DOCS / "pictures" / "follow.png" if args.write else args.run / "follow.png"
-    curve = plot_curve(args.run, run_config, pictures)
-    sampled = pipe.nft_config.training["pool"]["size"]
+    curve, watched = plot_curve(args.run, run_config, pictures)
+    rounds = lines_of(args.run / "rounds.jsonl")
     a_round = run_config.round_prompts * run_config.group_size
     text = f"""# ShapesEval of shapes-follow
 
@@ -108,8 +118,8 @@ Made by `tests/benchmarks/follow.py` on {date.today().isoformat()} ({platform.ma
 {precision.partition(":")[0]}, torch {torch.__version__}) from one training run of the preset shapes_follow, seed
 {run_config.seed}: online, `policy` with baseline {run_config.baseline} and refit {run_config.refit:g}, rounds of
 {a_round} pictures and {run_config.round_steps} steps, without classifier-free guidance. The adapter is the one after
-round {sampled // a_round} ({sampled:,} pictures), whose sweep was the best. Prompts it is measured on were never
-trained on; some of them were in the sweeps that picked it.
+round {sampled // a_round} ({sampled:,} pictures), whose sweep was the best of {len(rounds)} rounds; {run_config.rounds}
+were set. Prompts it is measured on were never trained on; some of them were in the sweeps that picked it.
 
 ## While it learned
 
@@ -117,8 +127,11 @@ trained on; some of them were in the sweeps that picked it.
 
 ![ShapesEval by pictures sampled](../pictures/follow.png)
 
-"Held-out" in the figure are the run's own sweeps, {run_config.sweep_size} pictures of prompts in another mix of
-categories, drawn with the running averages of the weights.
+The run's own sweeps, {run_config.sweep_size} pictures of held-out prompts in another mix of categories, drawn at
+strength 1 with the running averages of the weights (round 0 is the base model). Diversity is how unlike pictures of one
+prompt are:
+
+{watched}
 
 ## By strength
 

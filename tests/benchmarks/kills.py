@@ -14,12 +14,14 @@ import os
 import random
 import signal
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from helpers.tiny_run import ONLINE, SMALL, save_tiny
 from nft_pipeline.training.config import TrainConfig
@@ -73,6 +75,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own is shared by forked processes, and one that is killed may hold it
     moments = random.Random(args.seed)
     rows, differing = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -81,12 +84,17 @@ def main() -> None:
             length = {"steps": 4 * args.kills, "rounds": args.kills if kind == "online" else 0}
             config = TrainConfig.from_mapping({**settings, **length, "base_model": model})
             started = time.monotonic()
-            finished(child(config, Path(folder) / f"{kind}-whole"))
+            number = child(config, Path(folder) / f"{kind}-whole")
+            while not steps_of(Path(folder) / f"{kind}-whole"):
+                time.sleep(0.01)
+            begun = time.monotonic() - started
+            finished(number)
             seconds = time.monotonic() - started
             out, found = Path(folder) / f"{kind}-killed", list[int]()
             # Some moments are in the middle of loading or sampling, others some steps further.
+            longest = begun + 3 * (seconds - begun) / args.kills
             while len(found) < args.kills:
-                if finished(child(config, out), moments.uniform(0, 2 * seconds / (args.kills + 2))):
+                if finished(child(config, out), moments.uniform(0, longest)):
                     break
                 found.append(steps_of(out))
             else:

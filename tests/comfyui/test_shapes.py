@@ -58,5 +58,5 @@ def test_the_node_gives_model_clip_and_vae_and_the_adapter_is_offered(
     assert isinstance(model, fake.ModelPatcher) and isinstance(clip, ShapesText) and isinstance(vae, ShapesVAE)
     assert nodes.host.adapter_names() == []
     nodes.host.offer_shipped_adapters()
-    assert nodes.host.adapter_names() == ["shapes-warm.safetensors"]
+    assert nodes.host.adapter_names() == ["shapes-follow.safetensors", "shapes-warm.safetensors"]
     assert "everything drawn is red or orange" in nodes.NFTAdapterInfo.execute("shapes-warm.safetensors").args[0]

@@ -10,8 +10,11 @@ from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import check_base, read_adapter
 from nft_pipeline.models import ADAPTERS, shipped_adapter, shipped_model
 from nft_pipeline.training.reward import find_prompts, find_reward
+from nft_pipeline.training.shapes.evaluate import shapes_eval_scores
 from nft_pipeline.training.shapes.measure import Workload, measure_base, measure_laws
 from nft_pipeline.training.shapes.parts import Sizes, vocabulary
+from nft_pipeline.training.shapes.rewards import HELD_OUT_SEED
+from nft_pipeline.training.shapes.score import shapes_eval_prompts
 
 MODEL = shipped_model("shapes")
 
@@ -48,11 +51,13 @@ def test_the_call_defaults_are_arguments_of_the_pipeline():
     assert defaults["guidance_scale"] == 1.0 and (defaults["height"], defaults["width"]) == (64, 64)
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_shipped_adapters_fit_the_shipped_model(name, guided):
+@pytest.mark.parametrize(("name", "kind"), [*zip(ADAPTERS, ("positive", "policy"), strict=True)])
+def test_shipped_adapters_fit_the_shipped_model(name, kind, guided):
     adapter = read_adapter(name)
     check_base(adapter.config, guided.transformer, adapter.lora)
-    assert adapter.config.kind == "positive" and adapter.config.name == name and adapter.head is not None
+    assert (adapter.config.kind, adapter.config.name) == (kind, name) and (adapter.head is not None) == (
+        kind == "positive"
+    )
     assert (shipped_adapter(name) / "comfyui" / f"{name}.safetensors").is_file()
 
 
@@ -83,3 +88,14 @@ def test_the_warm_adapter_moves_the_rate_the_way_it_is_dialled(guided):
     less, more = measure_laws(guided, work, reward, base, (-2.0, 4.0), ("odds",))
     assert less.rate < base.rate - 0.1 and more.rate > base.rate + 0.1
     assert less.promise < base.rate < more.promise
+
+
+def test_the_follow_adapter_draws_what_the_prompt_says():
+    """Twenty held-out prompts of each category tell the direction; docs/measured/follow.md has the numbers."""
+    prompts = shapes_eval_prompts(120, seed=HELD_OUT_SEED)
+    pipe = DiffusionNFTPipeline.from_pretrained("shapes", nft_adapter="shapes-follow")
+    work = Workload([prompt.text() for _, prompt in prompts], n=120, seed=4, batch=120, call=dict(pipe.call_defaults))
+    base, followed = (
+        shapes_eval_scores(work.pictures(pipe, nft_strength=strength), prompts) for strength in (0.0, 1.0)
+    )
+    assert followed["overall"] > base["overall"] + 0.1 and followed["quality"] > base["quality"] - 0.05
