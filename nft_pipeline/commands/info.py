@@ -87,8 +87,11 @@ def table(adapter: Adapter) -> Iterator[tuple[str, str]]:
     yield "base model", base.id + (f" at {base.revision}" if base.revision else "")
     yield "fingerprint", base.fingerprint
     yield "denoiser", f"{config.denoiser} ({config.component}, predicts {config.prediction})"
-    yield "beta, tilt", f"{config.beta:g}, {config.tilt:g} (tilt = 2/beta: what strength 1 means)"
-    yield "strength", f"{config.strength:g} recommended, so a tilt of {config.tilt * config.strength:g}; 0 is the base"
+    # A policy's tilt adds up over rounds as if each had converged, which few do.
+    meaning = "at most, by M8: as if every round had converged" if config.kind == "policy" else "what strength 1 means"
+    yield "beta, tilt", f"{config.beta:g}, {config.tilt:g} (tilt = 2/beta: {meaning})"
+    tilt = "" if config.kind == "policy" else f", so a tilt of {config.tilt * config.strength:g}"
+    yield "strength", f"{config.strength:g} recommended{tilt}; 0 is the base"
     for key, value in _flat(config.reward):
         yield f"reward {key}", value
     if config.base_rate is not None:

@@ -48,12 +48,17 @@ def child(config: TrainConfig, out: Path) -> int:
     return number
 
 
-def finished(number: int, after: float | None = None) -> bool:
-    """Wait for a child, or kill it after so many seconds; whether it ended by itself, as it should."""
-    if after is not None:
+def finished(number: int, out: Path | None = None, steps: int = 0, after: float = 0.0) -> bool:
+    """Wait for a child, or kill it so long after the log in `out` has so many steps; whether it ended by itself."""
+    ended, status = 0, 0
+    while not ended and out is not None and steps_of(out) < steps:
+        time.sleep(0.01)
+        ended, status = os.waitpid(number, os.WNOHANG)
+    if not ended and out is not None:
         time.sleep(after)
         os.kill(number, signal.SIGKILL)
-    _, status = os.waitpid(number, 0)
+    if not ended:
+        _, status = os.waitpid(number, 0)
     if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status) != 0:
         raise SystemExit("a run failed by itself")
     return not os.WIFSIGNALED(status)
@@ -84,17 +89,13 @@ def main() -> None:
             length = {"steps": 4 * args.kills, "rounds": args.kills if kind == "online" else 0}
             config = TrainConfig.from_mapping({**settings, **length, "base_model": model})
             started = time.monotonic()
-            number = child(config, Path(folder) / f"{kind}-whole")
-            while not steps_of(Path(folder) / f"{kind}-whole"):
-                time.sleep(0.01)
-            begun = time.monotonic() - started
-            finished(number)
+            finished(child(config, Path(folder) / f"{kind}-whole"))
             seconds = time.monotonic() - started
             out, found = Path(folder) / f"{kind}-killed", list[int]()
-            # Some moments are in the middle of loading or sampling, others some steps further.
-            longest = begun + 3 * (seconds - begun) / args.kills
             while len(found) < args.kills:
-                if finished(child(config, out), moments.uniform(0, longest)):
+                # In the middle of loading or sampling, or in that of a step or a checkpoint some steps further.
+                further = moments.randint(0, config.total_steps // (args.kills + 1))
+                if finished(child(config, out), out, steps_of(out) + further, moments.uniform(0, 0.1)):
                     break
                 found.append(steps_of(out))
             else:
