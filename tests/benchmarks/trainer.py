@@ -1,7 +1,7 @@
 """Samples per second and peak memory of a training step, against a plain loop with the official loss's passes.
 
-    python tests/benchmarks/trainer.py                                              # small SD3, CPU
-    python tests/benchmarks/trainer.py --model sd3.5-medium --device cuda --batch 8 --rank 32
+    python -m tests.benchmarks.trainer                                              # small SD3, CPU
+    python -m tests.benchmarks.trainer --model sd3.5-medium --device cuda --batch 8 --rank 32
 
 The plain loop is what DiffusionNFT's authors run for each pair of picture and noise level (arXiv:2509.16117): a forward
 of `old`, one of the reference, one of theta with its backward, and `paper_loss`. Same model, batch, rank, optimiser.
@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 
 import torch
-from random_models import TEXT, build
 
 from nft_pipeline.training.base_model import TrainBase
 from nft_pipeline.training.config import TrainConfig
@@ -26,6 +25,7 @@ from nft_pipeline.training.objective import Objective
 from nft_pipeline.training.pool import Pool
 from nft_pipeline.training.shapes.report import markdown
 from nft_pipeline.training.trainable import train_base
+from tests.benchmarks.random_models import TEXT, build
 
 OFFLINE = {"positive": {"objective": "positive"}, "policy, baseline alpha": {"objective": "policy"}}
 ONLINE = {"online": {"rounds": 1}, "online, anchored": {"rounds": 1, "eta0": 10.0}}
