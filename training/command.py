@@ -23,8 +23,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """What says which run is meant; `check` has the same."""
     parser.add_argument(
         "run",
-        help="a YAML file, or a preset: shapes_warm (five minutes on two cores), shapes_follow (online, an hour), "
-        "large_model. To make your own, copy a preset from training/presets; every line says when to change it",
+        help="a YAML file, or a preset: shapes_warm (five minutes on two cores), shapes_follow (online, forty "
+        "minutes), large_model. To make your own, copy a preset from training/presets; every line says when to change "
+        "it",
     )
     parser.add_argument(
         "--out", type=Path, help="the run's folder (default: runs/NAME); use a new one for new settings"

@@ -11,7 +11,7 @@ Hugging Face Hub, one saved to disk, webdataset shards or parquet files. Picture
 judged in the folder afterwards, by score or rate. The folder is written whole or not at all.
 
   diffusion-nft collect someone/liked-pictures pictures
-  diffusion-nft collect "shards/{000..007}.tar" pictures --limit 5000
+  diffusion-nft collect "shards/*.tar" pictures --limit 5000
   diffusion-nft collect someone/votes pictures --image img --prompt caption --liked good"""
 
 
@@ -32,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     judged.add_argument(
         "--liked", metavar="COLUMN", help="true, false, 1 or 0 (default: liked, if there is one and no score)"
     )
-    parser.add_argument(
-        "--limit", type=int, metavar="N", help="rows to read (default: all); the rest is not downloaded"
-    )
+    parser.add_argument("--limit", type=int, metavar="N", help="rows to read (default: all)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ from nft_pipeline.training.live import Live
 from nft_pipeline.training.precision import choose_precision
 from nft_pipeline.training.reward import find_prompts, find_reward
 from nft_pipeline.training.shapes.measure import measure_pictures
-from nft_pipeline.training.shapes.report import markdown
+from nft_pipeline.training.shapes.report import markdown, spread
 from nft_pipeline.training.sources import offline_pools
 from nft_pipeline.training.sweep import sweep_rows
 from nft_pipeline.training.trainer import load_base, train
@@ -99,11 +99,6 @@ def one_online(name: str, seed: int, n: int, work: Path) -> dict[str, Any]:
     found = {"rounds": [line["mean"]["shapes_eval"] for line in lines], "base": sweep[0], "held_out": sweep[-1]}
     done.write_text(json.dumps(found))
     return found
-
-
-def spread(values: list[float]) -> str:
-    """Mean, lowest and highest."""
-    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def windows(rounds: list[float]) -> list[float]:

@@ -32,7 +32,7 @@ from nft_pipeline.training.shapes.measure import (
     measure_laws,
     measure_lora_weight,
 )
-from nft_pipeline.training.shapes.report import markdown, plot_promise
+from nft_pipeline.training.shapes.report import markdown, plot_promise, spread
 from nft_pipeline.training.trainer import train
 
 TILTS = (-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 4.0)
@@ -83,13 +83,6 @@ def one_run(seed: int, n: int, work: Path) -> dict:
     }
     done.write_text(json.dumps(measured))
     return measured
-
-
-def spread(values: list[float]) -> str:
-    """Mean, lowest and highest; of one run, its value."""
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def law_table(runs: list[dict], mode: str) -> str:

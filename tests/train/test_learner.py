@@ -10,6 +10,7 @@ from nft_pipeline.training.base_model import TrainingError
 from nft_pipeline.training.config import TrainConfig
 from nft_pipeline.training.learner import Learner
 from nft_pipeline.training.memory import memory_advice
+from nft_pipeline.training.objective import States
 from nft_pipeline.training.pool import Pool
 from nft_pipeline.training.roles import OLD, THETA
 from nft_pipeline.training.trainable import train_base
@@ -99,6 +100,26 @@ def test_gradient_checkpointing_changes_nothing_but_the_memory():
         learner.step(pool)
         found.append([parameter.detach().clone() for parameter in learner.parameters])
     assert all(torch.allclose(one, two, atol=1e-6) for one, two in zip(*found, strict=True))
+
+
+def test_old_may_follow_at_a_number():
+    _, learner, _ = learner_of(**{**ON, "old": 0.9})
+    with torch.no_grad():
+        for old, theta in zip(learner.roles.old_parameters, learner.roles.parameters, strict=True):
+            old.zero_()
+            theta.fill_(1.0)
+    learner.finish_round()
+    for old in learner.roles.old_parameters:
+        torch.testing.assert_close(old, torch.full_like(old, 0.1))
+
+
+def test_refit_reaches_the_loss_from_the_settings():
+    objective = config(objective="policy", baseline="half", tilt=2.0, refit=0.5).loss
+    old, y = torch.zeros(1, 4), torch.ones(1, 4)
+    states = States(y, y, y, torch.full((1,), 0.5), torch.ones(1))
+    # 2 (1 - 1/2) + 1/2 of the way from old to y
+    assert objective.loss(torch.full((1, 4), 1.5), states, old=old, baseline=0.5).item() == 0
+    assert objective.loss(torch.full((1, 4), 1.0), states, old=old, baseline=0.5).item() == 0.25
 
 
 def test_old_follows_theta_and_only_when_told():

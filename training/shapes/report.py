@@ -45,6 +45,13 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
+def spread(values: Sequence[float]) -> str:
+    """Mean, lowest and highest; of one run, its value."""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
 def plot_promise(runs: Sequence[Sequence[Point]], rivals: Sequence[Point], path: Path, title: str) -> None:
     """Left: measured rate over tilt beside the promise. Right: picture quality over measured rate, rivals included.
 
