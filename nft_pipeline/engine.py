@@ -271,8 +271,11 @@ class NFTEngine:
         return self._outermost is not self.denoiser or self.denoiser._compiled_call_impl is not None
 
     def _forward(self, inputs: Inputs) -> Any:
-        """A forward of the denoiser that is not a call of the pipeline's, compiled if those are."""
-        if not self._compiled:
+        """A forward of the denoiser that is not a call of the pipeline's, compiled if those are.
+
+        Weights split by FSDP (which gives the module `unshard`) are gathered by hooks, which only a call has.
+        """
+        if not (self._compiled or hasattr(self.denoiser, "unshard")):
             return self.denoiser.forward(**call_arguments(inputs))
         self._within = True
         try:

@@ -205,8 +205,9 @@ def family_of(denoiser: nn.Module) -> Family:
         FamilyError: the class has no row and is no denoiser of diffusers, or its forward has no timestep.
     """
     kind = type(unwrap_compiled(denoiser))
-    if kind.__name__ in FAMILIES:
-        return FAMILIES[kind.__name__]
+    for ancestor in kind.__mro__:  # FSDP makes a subclass, as users may
+        if ancestor.__name__ in FAMILIES:
+            return FAMILIES[ancestor.__name__]
     return _generic_family(kind)  # type: ignore[arg-type]
 
 

@@ -34,6 +34,7 @@ from .pool import Pool, score
 from .processes import check_launcher
 from .records import check_trackers
 from .reward import find_prompts, find_reward
+from .sharding import check_sharding
 from .sources import rewards_of
 from .trainer import load_base
 
@@ -92,6 +93,7 @@ def check(
         folder = stage("data", partial(_checked_folder, mapping["data"]))
     if config is None:
         return faults
+    stage("several processes", lambda: check_sharding(config))
     stage("trackers", partial(check_trackers, config.trackers))
 
     out = out or Path("runs") / config.name

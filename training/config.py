@@ -92,6 +92,7 @@ class TrainConfig:
     ema: float = 0.98
     noise_shift: float = 2.0
     head_noise_shift: float = 4.0
+    adaptive_noise: bool = False
     gradient_checkpointing: bool = False
     quantise: str = "none"
     optimizer: str = "adamw"
@@ -294,7 +295,7 @@ _CHECKS: dict[str, Check] = {
     **dict.fromkeys(("lr", "head_lr", "noise_shift", "head_noise_shift"), _number(0)),
     "weight_decay": _number(0, inclusive=True),
     "ema": _number(0, inclusive=True, below=1),
-    "gradient_checkpointing": _FLAG,
+    **dict.fromkeys(("gradient_checkpointing", "adaptive_noise"), _FLAG),
     "quantise": _choice(*QUANTISE),
     "optimizer": _choice(*OPTIMIZERS),
     "precision": _choice("auto", "fp32", "bf16", "fp16"),

@@ -23,7 +23,7 @@ from nft_pipeline.forward_call import as_tokens
 from . import processes
 from .base_model import Conditions, TrainBase, TrainingError
 from .config import TrainConfig
-from .noising import interpolate, noise_levels, raw_target
+from .noising import NoiseLaw, interpolate, raw_target
 from .objective import States, alpha_loss
 from .old_model import Tilt, decay_after
 from .pool import Pool
@@ -33,16 +33,25 @@ from .roles import LoraRoles
 
 @dataclass(frozen=True)
 class Batch:
-    """States of drawn samples with their conditions, on the CPU; `rows` are their places in the pool."""
+    """States of drawn samples with their conditions, on the CPU.
+
+    Args:
+        rows: their places in the pool, (B,).
+        weight: of their losses, (B,).
+        bin: of their noise levels in the law they were drawn from, (B,).
+    """
 
     states: States
     conditions: Conditions
     rows: Tensor
+    weight: Tensor
+    bin: Tensor
 
     def take(self, index: Tensor) -> Batch:
         s = self.states
         states = States(s.x_0[index], s.x_t[index], s.y[index], s.t[index], s.r[index], s.prediction)
-        return Batch(states, {name: value[index] for name, value in self.conditions.items()}, self.rows[index])
+        conditions = {name: value[index] for name, value in self.conditions.items()}
+        return Batch(states, conditions, self.rows[index], self.weight[index], self.bin[index])
 
     def parts(self, size: int) -> Iterator[tuple[Tensor, Batch]]:
         """This process's share, at most `size` samples at a time (0: at once), each with its places in the batch."""
@@ -54,7 +63,8 @@ class Batch:
         s = self.states
         x_0, x_t, y, t, r = (value.to(device) for value in (s.x_0, s.x_t, s.y, s.t, s.r))
         states = States(x_0, x_t, y, t, r, s.prediction)
-        return Batch(states, {name: value.to(device) for name, value in self.conditions.items()}, self.rows)
+        conditions = {name: value.to(device) for name, value in self.conditions.items()}
+        return Batch(states, conditions, self.rows, self.weight.to(device), self.bin)
 
 
 class Learner:
@@ -85,6 +95,9 @@ class Learner:
         self.optimizer = make_optimizer(config.optimizer, groups, config.weight_decay)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=base.dtype == torch.float16)
+        self.law = NoiseLaw(config.noise_shift, config.adaptive_noise)
+        self.head_law = NoiseLaw(config.head_noise_shift)  # of a positive adapter; others share their batch
+        self._met = torch.zeros(2, NoiseLaw.BINS, dtype=torch.float64)  # for the law, of the step so far
         self.step_number, self.round_number, self.tilt = 0, 0, Tilt()
         self.mean_r = 0.5  # of the last round
 
@@ -145,22 +158,23 @@ class Learner:
         """alpha(x_t, c, t) as inference reads it, from the base pass; (B,)."""
         self.roles.use("base")
         nothing = torch.empty(len(t))
-        batch = Batch(States(x_t, x_t, x_t, t, nothing), conditions, nothing)
+        batch = Batch(States(x_t, x_t, x_t, t, nothing), conditions, nothing, nothing, nothing)
         return torch.sigmoid(self.logit(batch, self.output_and_tokens(batch)[1]))
 
     # The step.
 
-    def draw(self, pool: Pool, n: int, shift: float, weight: Tensor | None = None) -> Batch:
-        """`n` states of samples drawn in proportion to `weight`, or evenly."""
+    def draw(self, pool: Pool, n: int, law: NoiseLaw, mass: Tensor | None = None) -> Batch:
+        """`n` states of samples drawn in proportion to `mass`, or evenly, at noise levels of `law`."""
         g = self.generator
-        rows = pool.draw(n, g, weight)
+        rows = pool.draw(n, g, mass)
         low, high = self.base.noise_range()
-        t = low + (high - low) * noise_levels(n, shift, g)
+        levels, weight, at = law.draw(n, g)
+        t = low + (high - low) * levels
         x_0 = pool.x_0(rows)
         eps = torch.randn(x_0.shape, generator=g)
         y = raw_target(self.base.prediction, x_0, eps, t)
         states = States(x_0, interpolate(x_0, eps, t)[0], y, t, pool.r[rows], self.base.prediction)
-        return Batch(states, pool.conditions_of(rows), rows)
+        return Batch(states, pool.conditions_of(rows), rows, weight, at)
 
     def step(self, pool: Pool) -> dict[str, float]:
         """One optimiser step; returns the mean losses.
@@ -175,6 +189,9 @@ class Learner:
                 f"a loss is not finite at step {self.step_number + 1}: {losses}. Lower lr or head_lr, or set "
                 "precision: fp32"
             )
+        if self.law.adaptive:
+            self.law.meet(processes.summed(self._met))
+            self._met.zero_()
         processes.sum_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.roles.parameters, 1.0)
@@ -193,7 +210,7 @@ class Learner:
     def _positive(self, pool: Pool) -> dict[str, float]:
         """Gradients of v_plus, on samples drawn in proportion to r, and of alpha, on samples drawn evenly."""
         config, losses = self.config, {"v_plus": 0.0, "alpha": 0.0}
-        batch = self.draw(pool, config.head_batch, config.head_noise_shift)
+        batch = self.draw(pool, config.head_batch, self.head_law)
         # Half of the samples as the two-pass engine reads them, LoRA off; half as the one-pass one does, at some scale.
         on, scale = torch.rand(2, config.head_batch, generator=self.generator)
         scale = torch.where(on < 0.5, 0.0, 2 * scale - 1)
@@ -203,7 +220,7 @@ class Learner:
                 _, tokens = self.output_and_tokens(part)
             loss = alpha_loss(self.logit(part, tokens, part_scale), part.states.r).sum() / config.head_batch
             losses["alpha"] += self._backward(loss)
-        for _, part in self.draw(pool, config.batch, config.noise_shift, pool.r).parts(config.micro_batch):
+        for _, part in self.draw(pool, config.batch, self.law, pool.r).parts(config.micro_batch):
             losses["v_plus"] += self._theta_loss(part.to(self.device))
         return losses
 
@@ -211,14 +228,14 @@ class Learner:
         """Gradients of the policy (or the authors' loss) and, with baseline alpha, of the head it takes b from."""
         config, losses = self.config, {"policy": 0.0, **({} if self.head is None else {"alpha": 0.0})}
         mean = float(pool.r.mean())
-        for _, part in self.draw(pool, config.batch, config.noise_shift).parts(config.micro_batch):
+        for _, part in self.draw(pool, config.batch, self.law).parts(config.micro_batch):
             part = part.to(self.device)
             self.roles.use("old")
             old, tokens = self.output_and_tokens(part)
             baseline: float | Tensor = 0.5 if self.objective.baseline == "half" else mean
             if self.head is not None:
                 logit = self.logit(part, tokens)
-                losses["alpha"] += self._backward(alpha_loss(logit, part.states.r).sum() / config.batch)
+                losses["alpha"] += self._backward((part.weight * alpha_loss(logit, part.states.r)).sum() / config.batch)
                 baseline = torch.sigmoid(logit.detach())
             ref = old if self.objective.anchored else None
             if self.objective.anchored and config.online:
@@ -231,7 +248,18 @@ class Learner:
         # The role stays theta's through the backward: gradient checkpointing runs forwards again there.
         self.roles.use("theta")
         output = self.base.predict(part.states.x_t, part.states.t, part.conditions)
-        return self._backward(self.objective.loss(output, part.states, **others).sum() / self.config.batch)
+        share = part.weight / self.config.batch
+        if self.law.adaptive:
+            scale = share * self.scaler.get_scale()
+            output.register_hook(lambda gradient: self._meet(gradient, scale, part.bin))
+        return self._backward((share * self.objective.loss(output, part.states, **others)).sum())
+
+    def _meet(self, gradient: Tensor, scale: Tensor, at: Tensor) -> None:
+        """Add to the step's |g|^2 and samples by bin: gradients (B, ...) of `scale` (B,) times each sample's loss."""
+        size = (gradient.float().flatten(1).square().sum(1) / scale.square()).double().cpu()
+        finite = size.isfinite()  # fp16 overflows now and then, and the step is then left out
+        self._met[0].index_add_(0, at[finite], size[finite])
+        self._met[1].index_add_(0, at, finite.double())
 
     def _backward(self, loss: Tensor) -> float:
         self.scaler.scale(loss).backward()
@@ -272,6 +300,7 @@ class Learner:
             "round": self.round_number,
             "mean_r": self.mean_r,
             "tilt": {"theta": self.tilt.theta, "old": self.tilt.old},
+            "law": self.law.seen,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -293,3 +322,4 @@ class Learner:
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
         self.step_number, self.round_number = state["step"], state["round"]
         self.tilt, self.mean_r = Tilt(**state["tilt"]), state["mean_r"]
+        self.law.seen.copy_(state["law"])

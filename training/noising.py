@@ -23,13 +23,49 @@ from torch import Tensor
 from nft_pipeline.adapter_config import PREDICTIONS
 
 
-def noise_levels(n: int, shift: float, generator: torch.Generator) -> Tensor:
-    """`n` noise levels t in (0, 1), stratified, then shifted: t = shift u / (1 + (shift - 1) u).
+class NoiseLaw:
+    """Where noise levels are drawn, t in (0, 1), stratified: t = shift u / (1 + (shift - 1) u).
 
-    shift 1 is even; above 1 more of them are near t = 1, where compositions are decided. Shape (n,), in random order.
+    u is even, or, adaptive, p(u) ~ sqrt(E |g|^2), with g the gradient of a sample's loss by the network's output as the
+    steps so far have met it. A sample then weighs 1 / p(u): the expected loss stays the one of even u, and no other law
+    leaves its gradient less noise, as far as the network passes all levels on alike. A quarter stays even, so that no
+    sample weighs above 4, and all of it until every bin has met `WARM_UP` samples.
+
+    Args:
+        shift: 1 is even in t; above 1 more levels are near t = 1, where compositions are decided.
+        adaptive: whether p is learned.
     """
-    u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
-    return shift * u / (1 + (shift - 1) * u)
+
+    BINS, WARM_UP, EVEN, MEMORY = 12, 8, 0.25, 0.98
+
+    def __init__(self, shift: float, adaptive: bool = False) -> None:
+        self.shift, self.adaptive = shift, adaptive
+        # By bin of u, the older the less: sums of |g|^2, and samples; and samples in all.
+        self.seen = torch.zeros(3, self.BINS, dtype=torch.float64)
+
+    def density(self) -> Tensor:
+        """p(u) by bin, (BINS,), mean 1."""
+        if not self.adaptive or self.seen[2].min() < self.WARM_UP:
+            return torch.ones(self.BINS, dtype=torch.float64)
+        noise = (self.seen[0] / self.seen[1]).sqrt()
+        return self.EVEN + (1 - self.EVEN) * noise / noise.mean() if noise.sum() > 0 else torch.ones_like(noise)
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """`n` noise levels in random order, what each sample weighs, and its bin of u; (n,) each."""
+        u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
+        at, weight = (u * self.BINS).long().clamp(max=self.BINS - 1), torch.ones(n)
+        if self.adaptive:
+            p = self.density()
+            ends = p.cumsum(0)  # the law's distribution function at the bins' upper ends, times BINS
+            at = torch.searchsorted(ends, u.double() * self.BINS, right=True).clamp(max=self.BINS - 1)
+            u = ((at + 1 - (ends[at] - u * self.BINS) / p[at]) / self.BINS).clamp(0, 1).float()
+            weight = (1 / p[at]).float()
+        return self.shift * u / (1 + (self.shift - 1) * u), weight, at
+
+    def meet(self, met: Tensor) -> None:
+        """Take in a step's sums of |g|^2 and its samples by bin, (2, BINS)."""
+        self.seen[:2] = self.MEMORY * self.seen[:2] + met
+        self.seen[2] += met[1]
 
 
 def interpolate(x_0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from .pool import Pool, score
 from .precision import autocast
 from .reward import Reward
 from .roles import LoraRoles
+from .sharding import is_asked_for
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,15 @@ def sample_round(
             turns, desc=f"round {number + 1}: sampling", unit="batch", leave=False, disable=processes.rank() != 0
         ):
             stop()
-            if turn + processes.rank() >= len(parts):
+            mine = turn + processes.rank()
+            if mine >= len(parts) and not is_asked_for():
                 continue
-            rows = parts[turn + processes.rank()]
+            rows = parts[min(mine, len(parts) - 1)]
             conditions = rows_of(prompts.conditions, which[rows])
-            latents[rows] = base.sample_batch(conditions, noise[rows], prompts.empty)
+            sampled = base.sample_batch(conditions, noise[rows], prompts.empty)
+            if mine >= len(parts):  # it ran along with the others, who gather the model's weights from it
+                continue
+            latents[rows] = sampled
             with autocast(base.device, base.dtype):
                 pictures = base.decode_latents(latents[rows])
             texts = [prompts.texts[i] for i in which[rows].tolist()]
@@ -89,7 +94,7 @@ def sample_round(
             ]
         for rows, index, answer in asked:
             scores[index, rows] = torch.from_numpy(answer.result())
-    latents, scores = processes.fill_in(latents), processes.fill_in(scores)
+    latents, scores = processes.summed(latents), processes.summed(scores)
     table = {name: scores[index].numpy() for index, name in enumerate(rewards)}
     groups = np.repeat(np.arange(config.round_prompts), config.group_size)
     found = optimality(table, config.optimality, weights=config.weights, groups=groups, at=config.optimality_at)

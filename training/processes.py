@@ -4,8 +4,8 @@ Every process draws the same batch and computes its share of it; gradients are s
 how many processes there are, up to the order of sums. LoRA and head are small: summing their gradients costs little.
 Online, the batches of a round are sampled and scored in turns, one a process, and every process gets all of them.
 
-That is all there is of data parallelism, so what FSDP and DeepSpeed wrap around a model is not used: `start` refuses
-them by name. Files are read from one disk by all processes and written by the first.
+Where the base model does not fit one GPU, FSDP splits it: training/sharding.py. DeepSpeed is refused by name. Files are
+read from one disk by all processes and written by the first.
 """
 
 from __future__ import annotations
@@ -19,31 +19,24 @@ from torch.nn import Parameter
 
 from .base_model import TrainingError
 
-# What accelerate launch sets for each, and why it is refused.
-_REFUSED = {
-    "ACCELERATE_USE_FSDP": (
-        "FSDP shards the weights of a model that is trained; here they are frozen, and the LoRA is switched on and off "
-        "between forwards, which was not tried under its wrappers"
-    ),
-    "ACCELERATE_USE_DEEPSPEED": (
-        "DeepSpeed shards the state of an optimiser; here that is a LoRA's, a few MB, and ZeRO-3 would shard the LoRA "
-        "that is switched on and off between forwards"
-    ),
-}
+
+def env_flag(name: str) -> bool:
+    """Whether the launcher set this variable."""
+    return os.environ.get(name, "false").lower() in ("true", "1")
 
 
 def check_launcher() -> None:
     """Whether this process was launched in a way that the trainer takes.
 
     Raises:
-        TrainingError: accelerate is configured for FSDP or DeepSpeed.
+        TrainingError: accelerate is configured for DeepSpeed.
     """
-    for name, reason in _REFUSED.items():
-        if os.environ.get(name, "false").lower() in ("true", "1"):
-            raise TrainingError(
-                f"{name} is set: {reason}. Run `accelerate launch --multi_gpu` instead, and where the base model does "
-                "not fit a GPU, set quantise: nf4, gradient_checkpointing: true and a lower micro_batch"
-            )
+    if env_flag("ACCELERATE_USE_DEEPSPEED"):
+        raise TrainingError(
+            "ACCELERATE_USE_DEEPSPEED is set: of what DeepSpeed shards, only a frozen base model is large here, and "
+            "FSDP splits that. Run `accelerate launch --use_fsdp --fsdp_version 2` instead, or --multi_gpu where the "
+            "base model fits one GPU"
+        )
 
 
 def start() -> None:
@@ -107,8 +100,8 @@ def sum_numbers(numbers: dict[str, float]) -> dict[str, float]:
     return dict(zip(numbers, values.tolist(), strict=True))
 
 
-def fill_in(values: Tensor) -> Tensor:
-    """Tensors of one shape, each with the rows its process knows and zeros elsewhere, as one; exact, and NaN stays."""
+def summed(values: Tensor) -> Tensor:
+    """The sum over the processes; exact where all but one have zeros, and NaN stays."""
     if count() == 1:
         return values
     device = "cuda" if torch.cuda.is_available() else "cpu"

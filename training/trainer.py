@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from nft_pipeline import DiffusionNFTPipeline
@@ -34,6 +35,7 @@ from .precision import choose_precision
 from .quantised import quantise
 from .reward import find_prompts
 from .run_report import run_report
+from .sharding import Sharding, check_sharding, is_asked_for
 from .sources import offline_pools, rewards_of
 from .stopping import Stopped, Stopper
 from .trainable import train_base
@@ -69,13 +71,15 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
             AdapterError: named where they are defined.
     """
     processes.start()
+    check_sharding(config)
     if processes.rank() != 0:
         say = _silent
     out.mkdir(parents=True, exist_ok=True)
     base, reason = load_base(config, device)
     base_model = BaseModel(id=config.base_model, revision=None, fingerprint=fingerprint(base.denoiser))
+    sharding = Sharding(base, find_device(device), say)
     with Stopper() as stopper:
-        run = Run(config, out, base, base_model, say, stopper)
+        run = Run(config, out, base, base_model, sharding, say, stopper)
         learner = None
         try:
             if config.online:
@@ -102,15 +106,18 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
     return TrainResult(adapter, folder, calibration, run.seconds, found.report)
 
 
+def find_device(device: str) -> torch.device:
+    """ "auto" is CUDA if there is one, else the CPU."""
+    return torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str]:
     """The run's base model on its device, and in words why it computes in the number format it does.
 
     Raises:
         TrainingError: a family the trainer does not know, or bitsandbytes is not installed and asked for.
     """
-    where = torch.device(
-        "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
-    )
+    where = find_device(device)
     dtype, reason = choose_precision(config.precision, where)
     guided = DiffusionNFTPipeline.from_pretrained(config.base_model)
     call = {"num_inference_steps": config.pool_steps, "guidance_scale": config.guidance_scale}
@@ -120,9 +127,11 @@ def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str
     if config.num_frames is not None:
         call["num_frames"] = config.num_frames
     base = train_base(guided.unwrap(), call, dtype)
-    base.pipe.to(where)
     if where.type == "cuda" and dtype != torch.float32:
         base.denoiser.to(dtype)  # frozen weights need no more; the LoRA stays in fp32
+    for part in base.pipe.components.values():
+        if isinstance(part, nn.Module) and not (part is base.denoiser and is_asked_for()):  # else moved as it is split
+            part.to(where)
     if config.quantise == "nf4":
         quantise(base.denoiser, dtype)
     return base, reason
@@ -132,10 +141,17 @@ class Run:
     """The two kinds of run, over one base model and one folder."""
 
     def __init__(
-        self, config: TrainConfig, out: Path, base: TrainBase, base_model: BaseModel, say: Say, stopper: Stopper
+        self,
+        config: TrainConfig,
+        out: Path,
+        base: TrainBase,
+        base_model: BaseModel,
+        sharding: Sharding,
+        say: Say,
+        stopper: Stopper,
     ) -> None:
         self.config, self.out, self.base, self.say, self.stopper = config, out, base, say, stopper
-        self.base_model = base_model
+        self.base_model, self.sharding = base_model, sharding
         self.seconds: dict[str, float] = {}
         self.seconds_before = 0.0  # that the run had taken when it was stopped
         self.path = out / "checkpoint.pt"
@@ -144,8 +160,7 @@ class Run:
     def offline(self, reason: str) -> tuple[Learner, Pool, Pool | None]:
         """A pool once, then optimiser steps on it."""
         config, started = self.config, time.monotonic()
-        if processes.rank() == 0:
-            offline_pools(self.base, config, self.out, self.say)
+        self.sharding.first(self._make_pools)
         processes.wait()
         pool, held_out = offline_pools(self.base, config, self.out, _silent)
         self.base.release(*self.base.encoders, *(() if self.observer.draws else ("vae",)))
@@ -159,9 +174,13 @@ class Run:
         self.say(f"training {config.steps} steps in {reason}")
         self._optimise(learner, pool, config.steps)
         self.seconds["train"] = time.monotonic() - started
-        self.observer.grid(learner)
+        self._grid(learner)
         self._save(learner)
         return learner, pool, held_out
+
+    def _make_pools(self) -> None:
+        if processes.rank() == 0:
+            offline_pools(self.base, self.config, self.out, self.say)
 
     def online(self, reason: str) -> tuple[Learner, float, int]:
         """Rounds: sample with `old`, score, a few steps, and `old` follows. Returns last mean r and pictures, too."""
@@ -189,16 +208,19 @@ class Run:
             self.say(f"round {learner.round_number}: tilt {learner.tilt.theta:.3g} (M8, if every round converges)")
             self._save(learner)
             self.seconds["train"] += time.monotonic() - started
-        self.observer.grid(learner)
+        self._grid(learner)
         return learner, learner.mean_r, self._sampled(learner)
 
     def look_at_last(self, learner: Learner) -> None:
         """The sweep and the pictures of the finished run."""
         started = time.monotonic()
         self._look(learner, again=True)
-        self.observer.draw_for_card(learner)
+        self.sharding.first(lambda: self.observer.draw_for_card(learner))
         self._stop_if_asked(learner)
         self.seconds["sweep"] = self.seconds.get("sweep", 0.0) + time.monotonic() - started
+
+    def _grid(self, learner: Learner) -> None:
+        self.sharding.first(lambda: self.observer.grid(learner))
 
     def _look_if_due(self, learner: Learner) -> None:
         """An online run's sweep every so many rounds, if it was not made before a stop."""
@@ -208,7 +230,7 @@ class Run:
 
     def _look(self, learner: Learner, again: bool = False) -> None:
         """A sweep, and the adapter as it is now kept beside if it is the best so far."""
-        sweep = self.observer.look(learner, again)
+        sweep = self.sharding.first(lambda: self.observer.look(learner, again))
         self._stop_if_asked(learner)
         if sweep is not None and self.config.keep_best and self.observer.is_best(sweep):
             with averaged(learner):
@@ -259,7 +281,7 @@ class Run:
         ) as bar:
             while learner.step_number < until:
                 self._stop_if_asked(learner)
-                self.observer.grid(learner)
+                self._grid(learner)
                 with memory_advice("training", micro_batch=config.micro_batch):
                     losses = learner.step(pool)
                 smooth = {name: 0.95 * smooth.get(name, loss) + 0.05 * loss for name, loss in losses.items()}

@@ -72,7 +72,7 @@ def main() -> None:
     assert large is not None
     best, highest, at = {}, 0.0, 0
     for step in tqdm(range(config.steps), desc="larger head"):
-        batch = learner.draw(pool, config.head_batch, config.head_noise_shift)
+        batch = learner.draw(pool, config.head_batch, learner.head_law)
         learner.roles.use("base")
         _, tokens = learner.output_and_tokens(batch)
         loss = alpha_loss(learner.logit(batch, tokens), batch.states.r).mean()

@@ -21,6 +21,7 @@ import torch
 from nft_pipeline.training.base_model import TrainBase
 from nft_pipeline.training.config import TrainConfig
 from nft_pipeline.training.learner import Learner
+from nft_pipeline.training.noising import NoiseLaw
 from nft_pipeline.training.objective import Objective
 from nft_pipeline.training.pool import Pool
 from nft_pipeline.training.shapes.report import markdown
@@ -51,7 +52,7 @@ def learner_of(base: TrainBase, pool: Pool, args: argparse.Namespace, **settings
 
 def plain_step(learner: Learner, pool: Pool) -> None:
     """The official passes, on a learner with an `old` of its own."""
-    batch = learner.draw(pool, learner.config.batch, 1.0).to(learner.device)
+    batch = learner.draw(pool, learner.config.batch, NoiseLaw(1.0)).to(learner.device)
     outputs = {}
     for role in ("old", "base"):
         learner.roles.use(role)

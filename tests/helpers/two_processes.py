@@ -1,5 +1,5 @@
-"""Trains with one process and with two over gloo, and says how far the weights are apart, and whether a run on two that
-broke off and went on ends in the same weights bit for bit.
+"""Trains with one process and with two over gloo. Says how far the weights are apart, whether a run on two that broke
+off and went on ends in the same weights bit for bit, and how much of the base model the first of the two had.
 
     PYTHONPATH=tests python tests/helpers/two_processes.py
 
@@ -18,18 +18,30 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
-from helpers.tiny_run import ONLINE, SMALL, save_tiny
+from helpers.tiny_run import ONLINE, SHOWN, SMALL, save_tiny
+from nft_pipeline.training.base_model import TrainBase
 from nft_pipeline.training.config import TrainConfig
 from nft_pipeline.training.learner import Learner
 from nft_pipeline.training.trainer import train
 
+FSDP = "FSDP, "  # what a kind's name begins with where the base model is split
 # Batches of odd sizes, so that the shares of two processes differ; small ones at a time in the second. The third
 # samples eight pictures in three batches, so that one process has two turns and the other one.
 KINDS: dict[str, dict[str, Any]] = {
     "positive": {"batch": 9, "head_batch": 7},
-    "policy": {"objective": "policy", "batch": 9, "micro_batch": 2},
+    "policy": {"objective": "policy", "batch": 9, "micro_batch": 2, "adaptive_noise": True},
     "online": {**ONLINE, "batch": 9, "pool_batch": 3},
+    f"{FSDP}positive": {**SHOWN, "batch": 10, "head_batch": 6},
+    f"{FSDP}online": {
+        **ONLINE,
+        **SHOWN,
+        "batch": 10,
+        "micro_batch": 2,
+        "pool_batch": 3,
+        "gradient_checkpointing": True,
+    },
 }
 BROKEN_OFF = 3  # steps, one after a checkpoint
 
@@ -56,15 +68,32 @@ def _break_off() -> None:
     Learner.step = or_not  # type: ignore[method-assign]
 
 
-def launch(config: TrainConfig, out: Path, count: int, broken_off: bool = False) -> dict[str, torch.Tensor]:
+def _count_weights(file: Path) -> None:
+    """From now on a learner writes down how many of the base model's numbers its process has."""
+    start = Learner.__init__
+
+    def and_count(self: Learner, base: TrainBase, *others: Any) -> None:
+        parts = [p.to_local() if isinstance(p, DTensor) else p for p in base.denoiser.parameters()]
+        file.write_text(str(sum(part.numel() for part in parts)))
+        start(self, base, *others)
+
+    Learner.__init__ = and_count  # type: ignore[method-assign]
+
+
+def launch(
+    config: TrainConfig, out: Path, count: int, broken_off: bool = False, split: bool = False
+) -> dict[str, torch.Tensor]:
     """Train with `count` processes; the weights they wrote, none if they broke off."""
+    out.mkdir(exist_ok=True)
     shared = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "GLOO_SOCKET_IFNAME": "lo"}
+    shared |= {"ACCELERATE_USE_FSDP": "true"} if split else {}
     children = []
     for rank in range(count):
         child = os.fork()
         if child == 0:
             os.environ |= {name: str(value) for name, value in {**shared, "RANK": rank}.items()}
             try:
+                _count_weights(out / f"weights-{rank}.txt")
                 if broken_off:
                     _break_off()
                 train(config, out, say=lambda line: None, device="cpu")
@@ -81,6 +110,13 @@ def launch(config: TrainConfig, out: Path, count: int, broken_off: bool = False)
     return {} if broken_off else load_file(out / "adapter" / "pytorch_lora_weights.safetensors")
 
 
+def _shown(out: Path) -> list[str]:
+    """Names of the pictures a run drew, and what its sweeps say to three digits."""
+    sweeps = (out / "sweeps.jsonl").read_text().splitlines() if (out / "sweeps.jsonl").is_file() else []
+    values = [f"{value:.3f}" for line in sweeps for value in json.loads(line).values() if isinstance(value, float)]
+    return [*sorted(path.name for path in (out / "samples").glob("*")), *values]
+
+
 def main() -> None:
     torch.set_num_threads(1)
     found = {}
@@ -88,16 +124,20 @@ def main() -> None:
         model = save_tiny(Path(folder) / "model")
         for kind, more in KINDS.items():
             config = TrainConfig.from_mapping({**SMALL, **more, "base_model": model})
-            one, two = (launch(config, Path(folder) / f"{kind}-{count}", count) for count in (1, 2))
+            split, folders = kind.startswith(FSDP), [Path(folder) / f"{kind}-{count}" for count in (1, 2)]
+            one, two = launch(config, folders[0], 1), launch(config, folders[1], 2, split=split)
             again = Path(folder) / f"{kind}-again"
-            launch(config, again, 2, broken_off=True)
+            launch(config, again, 2, broken_off=True, split=split)
             assert not (again / "adapter").exists()
-            resumed = launch(config, again, 2)
+            resumed = launch(config, again, 2, split=split)
             assert one.keys() == two.keys() == resumed.keys()
             found[kind] = {
                 "apart": max(float((one[key] - two[key]).abs().max()) for key in one),
                 "moved": max(float(one[key].abs().max()) for key in one if "lora_B" in key),
                 "resumed": all(torch.equal(two[key], resumed[key]) for key in two),
+                "share": int((folders[1] / "weights-0.txt").read_text())
+                / int((folders[0] / "weights-0.txt").read_text()),
+                "shown": _shown(folders[0]) == _shown(folders[1]),
             }
     print(json.dumps(found))
 

@@ -1,5 +1,7 @@
 """One optimiser step: how many forwards it costs, which role each is of, and that it goes where it should."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from nft_pipeline.training.base_model import TrainingError
 from nft_pipeline.training.config import TrainConfig
 from nft_pipeline.training.learner import Learner
 from nft_pipeline.training.memory import memory_advice
+from nft_pipeline.training.noising import NoiseLaw
 from nft_pipeline.training.objective import States
 from nft_pipeline.training.pool import Pool
 from nft_pipeline.training.roles import OLD, THETA
@@ -148,7 +151,7 @@ def test_the_head_sees_the_lora_at_random_scales_and_off():
     assert 20 <= (scale == 0).sum() <= 44 and len(scale.unique()) > 20
     assert -1 <= scale.min() < -0.5 and 0.5 < scale.max() <= 1
     assert torch.equal(told[0], scale)
-    low = learner.draw(pool, 8, 1.0)
+    low = learner.draw(pool, 8, NoiseLaw(1.0))
     tokens = []
     for role in ("base", "theta"):
         learner.roles.use(role)
@@ -191,6 +194,42 @@ def test_every_family_learns_a_fixed_batch_by_heart(name, kind):
     assert sum(moved) >= 0.6 * len(moved)  # the last block's text side leads nowhere
     learner.remove()
     assert not any("lora" in name for name, _ in base.denoiser.named_modules())
+
+
+@pytest.mark.parametrize("kind", ["positive", "policy", "paper"])
+def test_an_adaptive_law_meets_the_gradients_at_the_output_whatever_the_micro_batch(kind):
+    met = []
+    for micro_batch in (0, 3):
+        _, learner, pool = learner_of(objective=kind, micro_batch=micro_batch, adaptive_noise=True, batch=8)
+        learner.law.seen[:] = torch.stack([torch.arange(1.0, 13) ** 2, torch.ones(12), 9 * torch.ones(12)])
+        before, drawn, gradients = learner.law.seen.clone(), [], []
+        draw, objective = learner.draw, learner.objective
+
+        def keep(*arguments, draw=draw, drawn=drawn):
+            drawn.append(draw(*arguments))
+            return drawn[-1]
+
+        def loss(output, states, *, objective=objective, gradients=gradients, **others):
+            here = output.detach().requires_grad_(True)
+            gradients.extend(torch.autograd.grad(objective.loss(here, states, **others).sum(), here)[0].flatten(1))
+            return objective.loss(output, states, **others)
+
+        learner.draw, learner.objective = (
+            keep,
+            SimpleNamespace(loss=loss, kind=kind, anchored=False, baseline=objective.baseline),
+        )
+        learner.step(pool)
+        at = drawn[-1].bin  # of the LoRA's batch
+        expected = torch.zeros(2, 12).index_add_(
+            1, at, torch.stack([torch.stack(gradients).square().sum(1), torch.ones(8)])
+        )
+        met.append(learner.law.seen[:2] - 0.98 * before[:2])
+        torch.testing.assert_close(met[-1].float(), expected, rtol=2e-3, atol=1e-5)
+        assert not torch.equal(drawn[-1].weight, torch.ones(8))
+        _, resumed, _ = learner_of(objective=kind, adaptive_noise=True, batch=8)
+        resumed.load_state_dict(learner.state_dict())
+        assert torch.equal(resumed.law.seen, learner.law.seen)
+    torch.testing.assert_close(*met)
 
 
 def test_a_loss_that_is_not_finite_stops_by_name():

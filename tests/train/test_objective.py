@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers.mixture import ring
-from nft_pipeline.training.noising import interpolate, noise_levels
+from nft_pipeline.training.noising import NoiseLaw, interpolate
 from nft_pipeline.training.objective import alpha_loss, positive_loss
 
 
@@ -40,11 +40,38 @@ def test_drawing_in_proportion_to_r_is_weighing_by_r():
 
 def test_noise_levels_are_stratified_and_shifted():
     generator = torch.Generator().manual_seed(0)
-    even = noise_levels(1000, 1.0, generator).sort().values
-    assert (even - (torch.arange(1000) + 0.5) / 1000).abs().max() <= 0.5e-3 + 1e-6
-    high = noise_levels(1000, 4.0, generator)
+    even, weight, _ = NoiseLaw(1.0).draw(1000, generator)
+    assert (even.sort().values - (torch.arange(1000) + 0.5) / 1000).abs().max() <= 0.5e-3 + 1e-6
+    assert torch.equal(weight, torch.ones(1000))
+    high, _, _ = NoiseLaw(4.0).draw(1000, generator)
     assert high.min() > 0 and high.max() < 1
     assert (high > 0.8).float().mean().item() == pytest.approx(0.5, abs=0.01)  # u > 1/2 is t > 4/5 at shift 4
+
+
+@pytest.mark.parametrize("shift", [1.0, 4.0])
+def test_an_adaptive_law_draws_where_gradients_are_noisy_and_its_weights_keep_the_expectation(shift):
+    generator = torch.Generator().manual_seed(0)
+    law, known = NoiseLaw(shift, adaptive=True), NoiseLaw(shift)
+    assert law.draw(12, generator)[1].eq(1).all()  # it has met nothing yet
+    norm = torch.linspace(0, 3, NoiseLaw.BINS, dtype=torch.float64)  # of a gradient in each bin
+    for _ in range(20):
+        _, _, at = law.draw(96, generator)
+        met = torch.bincount(at, minlength=NoiseLaw.BINS).double()
+        law.meet(torch.stack([norm.square() * met, met]))
+    density = law.density()
+    assert density.mean() == pytest.approx(1) and torch.allclose(density, 0.25 + 0.75 * norm / norm.mean())
+
+    (t, weight, at), (even, _, _) = law.draw(200_000, generator), known.draw(200_000, generator)
+    assert torch.bincount(at, minlength=12) / 200_000 == pytest.approx((density / 12).numpy(), abs=1e-4)
+    assert weight.max() <= 4 and weight.mean().item() == pytest.approx(1, abs=1e-3)
+    u = t / (shift - (shift - 1) * t)
+    assert torch.equal((u * 12).long().clamp(max=11)[(u * 12 % 1) > 1e-4], at[(u * 12 % 1) > 1e-4])
+    for power in (1, 2, 5):  # the expectation of anything is the one without adapting
+        assert (weight * t**power).mean().item() == pytest.approx((even**power).mean().item(), abs=1e-3)
+
+    # The noise of a gradient of this norm is less than from even draws, and near the least there can be.
+    sizes = (weight.double() * norm[at]).square().mean(), norm.square().mean(), norm.mean().square()
+    assert sizes[2] <= sizes[0] < 1.08 * sizes[2] < 0.85 * sizes[1]
 
 
 def test_interpolation_ends_at_picture_and_noise():

@@ -1,0 +1,99 @@
+"""Splits every family's denoiser over two processes, and says which share of its weights one of them then has, and how
+far its outputs and a LoRA's gradients are from those of the whole one.
+
+    PYTHONPATH=tests python tests/helpers/split_families.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
+
+from helpers.two_processes import free_port
+from helpers.whole import CALLS, whole_pipe
+from helpers.zoo import CASES
+from helpers.zoo_case import WIDTH, WORDS, rows
+from nft_pipeline.training import processes
+from nft_pipeline.training.base_model import Conditions, TrainBase
+from nft_pipeline.training.roles import LoraRoles
+from nft_pipeline.training.sharding import split
+from nft_pipeline.training.trainable import train_base
+
+SAMPLED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline")
+
+
+def base_and_conditions(name: str) -> tuple[TrainBase, Conditions]:
+    call = CALLS.get(name, {"height": 8, "width": 8})
+    base = train_base(whole_pipe(name) if name in CALLS else CASES[name].pipe(), {**call, "guidance_scale": 1.0})
+    if name in CALLS:
+        return base, base.encode_prompts(["a cat", "a red dog"])
+    conditions = {"text": rows([0, 1], WORDS, WIDTH, seed=2)}
+    return base, conditions if "Diffusion" in name and "XL" not in name and "3" not in name else {
+        **conditions,
+        "pooled": rows([0, 1], WIDTH, seed=3),
+    }
+
+
+def run(base: TrainBase, conditions: Conditions) -> list[Tensor]:
+    """The output of the base, that with a LoRA, and the LoRA's gradients."""
+    x_t = torch.randn(base.latent_shape(2), generator=torch.Generator().manual_seed(1))
+    t = torch.tensor([0.4, 0.6])
+    torch.manual_seed(2)
+    roles = LoraRoles(base.denoiser, base.family, 2, [], with_old=False)
+    for parameter in roles.parameters:
+        torch.nn.init.normal_(parameter, std=0.1)
+    with torch.no_grad():
+        roles.use("base")
+        alone = base.predict(x_t, t, conditions)
+    roles.use("theta")
+    output = base.predict(x_t, t, conditions)
+    output.square().mean().backward()
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in roles.parameters]
+    roles.remove()
+    return [alone, output.detach(), *gradients]
+
+
+def apart(one: list[Tensor], two: list[Tensor]) -> float:
+    """The largest difference, as a share of the largest number of its tensor."""
+    return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-8)) for a, b in zip(one, two, strict=True))
+
+
+def measure() -> dict[str, Any]:
+    found = {}
+    for name in (*SAMPLED, *CALLS):
+        base, conditions = base_and_conditions(name)
+        whole, size = run(base, conditions), sum(p.numel() for p in base.denoiser.parameters())
+        split(base.denoiser, torch.device("cpu"))
+        parts = [p.to_local() for p in base.denoiser.parameters() if isinstance(p, DTensor)]
+        found[name] = {
+            "share": sum(part.numel() for part in parts) / size,
+            "apart": apart(whole, run(base, conditions)),
+        }
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    shared = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "GLOO_SOCKET_IFNAME": "lo"}
+    other = os.fork()
+    os.environ |= {name: str(value) for name, value in {**shared, "RANK": int(other == 0)}.items()}
+    processes.start()
+    try:
+        found = measure()
+        distributed.barrier()
+        if other:
+            print(json.dumps(found), flush=True)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
