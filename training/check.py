@@ -29,6 +29,7 @@ from .folder import Folder, load_picture, read_folder
 from .learner import Learner
 from .memory import memory_advice
 from .observer import Observer
+from .online import baseline_warning
 from .optimality import optimality
 from .pool import Pool, score
 from .processes import check_launcher
@@ -109,6 +110,8 @@ def check(
     if pool is not None:
         stage("one optimiser step, samples and a sweep, an adapter", lambda: _trial_step(base, config, pool))
     say(config.loss.describe(config.online, max(1, config.rounds)))
+    if warning := baseline_warning(config):
+        say(warning)
     return faults
 
 

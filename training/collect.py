@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import chain, islice
@@ -22,7 +23,8 @@ from nft_pipeline.ratings_lock import METADATA
 
 from .folder import DataError
 
-BUILDERS = {".tar": "webdataset", ".parquet": "parquet"}
+# How the name of files ends, the query of a URL aside; anything else is a folder or a Hub id.
+BUILDERS = {re.compile(r"\.(tar|tar\.gz|tgz)(\?|$)"): "webdataset", re.compile(r"\.parquet(\?|$)"): "parquet"}
 PASSED_ON = ("seed", "guidance_scale")
 
 
@@ -104,7 +106,7 @@ def _rows(source: str, split: str, revision: str | None) -> Iterator[dict[str, A
             saved = datasets.load_from_disk(source)
             loaded: Iterable[Any] = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
         else:
-            builder = next((name for suffix, name in BUILDERS.items() if suffix in source), None)
+            builder = next((name for ending, name in BUILDERS.items() if ending.search(source)), None)
             kind = {"path": source, "revision": revision} if builder is None else {"path": builder}
             files = {} if builder is None else {"data_files": {split: source}}
             loaded = datasets.load_dataset(**kind, **files, split=split, streaming=True)

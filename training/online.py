@@ -18,7 +18,7 @@ from tqdm import tqdm
 from . import processes
 from .base_model import Conditions, TrainBase, rows_of
 from .config import TrainConfig
-from .optimality import Optimality, optimality
+from .optimality import CENTRED, Optimality, optimality
 from .pool import Pool, score
 from .precision import autocast
 from .reward import Reward
@@ -33,6 +33,27 @@ class Prompts:
     texts: Sequence[str]
     conditions: Conditions
     empty: Conditions | None = None
+
+
+def baseline_warning(config: TrainConfig, mean_r: float | None = None) -> str | None:
+    """Why `old` would be driven away from its own samples, in words; None where it would not.
+
+    A baseline of 1/2 adds tilt (E[r] - 1/2)(y - v_old) to the target on average. That is nothing where v_old is E[y],
+    but a model is never quite the mean of its own samples, and below 1/2 every round widens the difference.
+
+    Args:
+        mean_r: of a round; None before the first, when only r that is centred by its method is known to be 1/2.
+    """
+    is_half = config.kind == "paper" or (config.kind == "policy" and config.baseline == "half")
+    is_low = config.optimality not in CENTRED if mean_r is None else mean_r < 0.45
+    if not (config.online and is_half and is_low):
+        return None
+    seen = f"optimality is {config.optimality!r}" if mean_r is None else f"r is {mean_r:.2f} in the mean"
+    which = "objective 'paper'" if config.kind == "paper" else "baseline 'half'"
+    return (
+        f"warning: {which} wants r to be 1/2 in the mean, and {seen}; below it every round drives the model away from "
+        "its own samples. Set optimality: group, rank or sigmoid, or objective: policy with baseline: alpha"
+    )
 
 
 def round_prompts(count: int, config: TrainConfig, number: int) -> torch.Tensor:

@@ -24,6 +24,7 @@ from scipy.stats import rankdata
 Method = Literal["raw", "likes", "threshold", "sigmoid", "rank", "group"]
 METHODS: tuple[Method, ...] = get_args(Method)
 GROUPED = ("group", "rank")
+CENTRED = (*GROUPED, "sigmoid")  # r is about 1/2 in the mean, whatever the scores
 CLIP = 5.0
 MISSING_LIMIT = 0.1
 

@@ -1,11 +1,12 @@
-"""Less memory by bitsandbytes: the frozen base in 4 bits (nf4), the optimiser's state in 8. LoRA and head stay in fp32.
+"""Less memory: the frozen base in 4 bits (bitsandbytes' nf4) or 8 (torchao's int8), the optimiser's state in 8.
 
-The quantised model is the run's v_old: its samples fill the pool, and the LoRA is trained beside it. On the full base
-model the adapter meets a slightly other v_old.
+The quantised model is the run's v_old: its samples fill the pool, and the LoRA is trained beside it, in fp32 as the
+head is. On the full base model the adapter meets a slightly other v_old.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,45 +15,55 @@ from torch import nn
 
 from .base_model import TrainingError
 
-QUANTISE = ("none", "nf4")
+QUANTISE = ("none", "nf4", "int8")
 OPTIMIZERS = ("adamw", "adamw8bit")
+
+
+def _missing(setting: str, package: str, error: ImportError) -> TrainingError:
+    return TrainingError(
+        f"{setting} needs {package}, which cannot be imported ({error}). Install it with "
+        "pip install 'diffusion-nft[quantise]', or leave the setting out"
+    )
 
 
 def _bitsandbytes(setting: str) -> Any:
     try:
         import bitsandbytes
     except ImportError as error:
-        raise TrainingError(
-            f"{setting} needs bitsandbytes, which cannot be imported ({error}). Install it with "
-            "pip install 'diffusion-nft[quantise]', or leave the setting out"
-        ) from error
+        raise _missing(setting, "bitsandbytes", error) from error
     return bitsandbytes
 
 
 @torch.no_grad()
-def quantise(denoiser: nn.Module, dtype: torch.dtype) -> int:
-    """Put nf4 weights in the place of a denoiser's linear layers' own, on the device they are on.
+def quantise(denoiser: nn.Module, how: str, dtype: torch.dtype) -> int:
+    """Quantise the weights of a denoiser's linear layers, on the device they are on.
 
     Layers the model itself keeps in fp32, convolutions and norms stay as they are.
 
     Args:
         denoiser: without LoRAs.
+        how: "nf4", 4 bits in blocks of 64, or "int8", 8 bits with a scale for every output.
         dtype: that the layers compute in.
 
     Returns:
-        How many layers have 4-bit weights now.
+        How many layers have quantised weights now.
 
     Raises:
-        TrainingError: bitsandbytes is not installed.
+        TrainingError: the package for it is not installed.
     """
-    bnb = _bitsandbytes("quantise: nf4")
     kept = tuple(getattr(denoiser, "_keep_in_fp32_modules", None) or ())
-    layers = [
-        (name, layer)
+    layers = {
+        name: layer
         for name, layer in denoiser.named_modules()
         if type(layer) is nn.Linear and not any(part in kept for part in name.split("."))
-    ]
-    for name, layer in layers:
+    }
+    (_to_nf4 if how == "nf4" else _to_int8)(denoiser, layers, dtype)
+    return len(layers)
+
+
+def _to_nf4(denoiser: nn.Module, layers: dict[str, nn.Linear], dtype: torch.dtype) -> None:
+    bnb = _bitsandbytes("quantise: nf4")
+    for name, layer in layers.items():
         small = bnb.nn.Linear4bit(
             layer.in_features, layer.out_features, layer.bias is not None, compute_dtype=dtype, quant_type="nf4"
         )
@@ -64,7 +75,16 @@ def quantise(denoiser: nn.Module, dtype: torch.dtype) -> int:
         parent, _, own = name.rpartition(".")
         setattr(denoiser.get_submodule(parent), own, small.to(layer.weight.device).train(layer.training))
     denoiser.is_loaded_in_4bit = True  # type: ignore[assignment]  # what peft asks before it wraps such a layer
-    return len(layers)
+
+
+def _to_int8(denoiser: nn.Module, layers: dict[str, nn.Linear], dtype: torch.dtype) -> None:
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise _missing("quantise: int8", "torchao", error) from error
+    # peft says that a LoRA beside such weights cannot be merged into them, which nothing here does.
+    warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated without")
+    quantize_(denoiser, Int8WeightOnlyConfig(), filter_fn=lambda _, name: name in layers)
 
 
 def make_optimizer(name: str, groups: Iterable[dict[str, Any]], weight_decay: float) -> torch.optim.Optimizer:

@@ -29,7 +29,7 @@ from .learner import Learner
 from .live import averaged
 from .memory import memory_advice
 from .observer import Observer
-from .online import Prompts, sample_round
+from .online import Prompts, baseline_warning, sample_round
 from .pool import Pool, load_pool, pool_key, save_pool
 from .precision import choose_precision
 from .quantised import quantise
@@ -115,7 +115,7 @@ def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str
     """The run's base model on its device, and in words why it computes in the number format it does.
 
     Raises:
-        TrainingError: a family the trainer does not know, or bitsandbytes is not installed and asked for.
+        TrainingError: a family the trainer does not know, or a package that `quantise` needs is not installed.
     """
     where = find_device(device)
     dtype, reason = choose_precision(config.precision, where)
@@ -132,8 +132,8 @@ def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str
     for part in base.pipe.components.values():
         if isinstance(part, nn.Module) and not (part is base.denoiser and is_asked_for()):  # else moved as it is split
             part.to(where)
-    if config.quantise == "nf4":
-        quantise(base.denoiser, dtype)
+    if config.quantise != "none":
+        quantise(base.denoiser, config.quantise, dtype)
     return base, reason
 
 
@@ -260,6 +260,8 @@ class Run:
                 self.base, learner.roles, prompts, rewards, config, number, stop=lambda: self._stop_if_asked(learner)
             )
         self.say(f"round {number + 1}: {found.describe()}")
+        if number == 0 and (warning := baseline_warning(config, pool.r.mean().item())):
+            self.say(warning)
         self.observer.records.forget_after("rounds", number)
         said = {"mean": found.mean, "spread": found.spread, "flat_groups": found.flat_groups, "dropped": found.dropped}
         line = {"round": number + 1, **said, "tilt_old": learner.tilt.old}

@@ -56,6 +56,11 @@ ONLINE: dict[str, Any] = {
 }
 
 
+def dark(images: list[Image.Image], prompts: list[str], metadata: list[Any]) -> np.ndarray:
+    """Hardly ever anything, in [0, 0.05]."""
+    return 0.05 * bright(images, prompts, metadata)
+
+
 def bright(images: list[Image.Image], prompts: list[str], metadata: list[Any]) -> np.ndarray:
     """Mean brightness, 1 for white."""
     return np.array([np.asarray(image, dtype=np.float64).mean() / 255 for image in images])

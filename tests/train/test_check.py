@@ -11,6 +11,8 @@ from helpers.tiny_run import ONLINE, SMALL, picture_folder, save_tiny
 from nft_pipeline.cli import main
 from nft_pipeline.training import check as check_module
 from nft_pipeline.training.check import check
+from nft_pipeline.training.config import TrainConfig
+from nft_pipeline.training.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,31 @@ def test_a_run_that_can_start_has_no_faults_and_leaves_nothing(faults_of, settin
 def test_a_folder_that_can_be_trained_on_has_no_faults(faults_of, tmp_path):
     settings = {key: value for key, value in SMALL.items() if key not in ("reward", "prompts", "optimality")}
     assert faults_of(settings, data=str(picture_folder(tmp_path / "data"))) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "warned"),
+    [
+        (
+            {"objective": "paper", "optimality": "raw"},
+            "objective 'paper' wants r to be 1/2 in the mean, and optimality",
+        ),
+        ({"baseline": "half", "optimality": "raw"}, "baseline 'half' wants r to be 1/2 in the mean, and optimality is"),
+        ({"objective": "paper"}, None),
+        ({"optimality": "raw"}, None),
+    ],
+)
+def test_a_baseline_that_drives_rounds_away_from_their_own_samples_is_warned_of(model, tmp_path, more, warned):
+    path, lines = tmp_path / "run.yaml", []
+    path.write_text(yaml.safe_dump({**ONLINE, "eta0": None, **more, "base_model": model}))
+    assert check(path, None, tmp_path / "out", say=lines.append, device="cpu") == []
+    found = [line for line in lines if line.startswith("warning")]
+    assert (warned in found[0]) if warned else not found
+    if warned:  # and the run says the number
+        lines.clear()
+        config = TrainConfig.from_yaml(path, {"rounds": 1, "reward": "helpers.tiny_run:dark"})
+        train(config, tmp_path / "out", say=lines.append, device="cpu")
+        assert sum("wants r to be 1/2 in the mean, and r is 0.0" in line for line in lines) == 1
 
 
 def test_faults_of_different_stages_come_in_one_report(faults_of, tmp_path):

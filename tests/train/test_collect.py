@@ -120,3 +120,27 @@ def test_a_table_without_pictures_or_into_a_full_folder(tmp_path):
         collect(str(tmp_path / "words"), tmp_path / "out")
     with pytest.raises(DataError, match="holds something already"):
         collect(str(tmp_path / "words"), tmp_path / "words")
+
+
+@pytest.mark.parametrize(
+    ("source", "builder"),
+    [
+        ("shards/{000..010}.tar", "webdataset"),
+        ("https://example.org/a.tar?download=true", "webdataset"),
+        ("b.tar.gz", "webdataset"),
+        ("votes-*.parquet", "parquet"),
+        ("someone/pictures.targets", None),
+        ("someone/parquet", None),
+    ],
+)
+def test_what_a_source_is_goes_by_how_its_name_ends(source, builder, tmp_path, monkeypatch):
+    asked = []
+
+    def load_dataset(path, **more):
+        asked.append((path, more.get("data_files")))
+        raise OSError("nothing there")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(DataError, match="nothing there"):
+        collect(source, tmp_path / "out")
+    assert asked == [(builder or source, {"train": source} if builder else None)]
