@@ -61,6 +61,7 @@ class TrainConfig:
     baseline: Baseline = "alpha"
     eta0: float | None = None
     refit: float = 0.0
+    self_normalise: bool = False
 
     pool_size: int = 4096
     pool_steps: int = 14
@@ -127,7 +128,7 @@ class TrainConfig:
     @property
     def loss(self) -> Objective:
         """The objective with its numbers."""
-        return Objective(self.kind, self.tilt, self.baseline, self.eta0, self.refit)
+        return Objective(self.kind, self.tilt, self.baseline, self.eta0, self.refit, self.self_normalise)
 
     @property
     def total_steps(self) -> int:
@@ -295,7 +296,7 @@ _CHECKS: dict[str, Check] = {
     **dict.fromkeys(("lr", "head_lr", "noise_shift", "head_noise_shift"), _number(0)),
     "weight_decay": _number(0, inclusive=True),
     "ema": _number(0, inclusive=True, below=1),
-    **dict.fromkeys(("gradient_checkpointing", "adaptive_noise"), _FLAG),
+    **dict.fromkeys(("gradient_checkpointing", "adaptive_noise", "self_normalise"), _FLAG),
     "quantise": _choice(*QUANTISE),
     "optimizer": _choice(*OPTIMIZERS),
     "precision": _choice("auto", "fp32", "bf16", "fp16"),
@@ -344,6 +345,8 @@ def _agreement_faults(values: Mapping[str, Any]) -> list[str]:
         faults.append(f"eta0 is {v['eta0']:g} with objective {kind!r}: the anchor belongs to 'policy'")
     if v["refit"] and kind != "policy":
         faults.append(f"refit is {v['refit']:g} with objective {kind!r}: it belongs to 'policy'")
+    if v["self_normalise"] and kind != "policy":
+        faults.append(f"self_normalise with objective {kind!r}: it belongs to 'policy', and 'paper' always is")
     if len(v["rewards"]) > 1 and v["optimality"] in ("likes", "threshold"):
         faults.append(f"optimality is {v['optimality']!r} with {len(v['rewards'])} rewards; use group, rank or sigmoid")
     if v["optimality"] == "threshold" and v["optimality_at"] is None:

@@ -119,6 +119,18 @@ def velocity(prediction: str, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     return ((2 * t - 1) * x_t + n * output) / n**2
 
 
+def velocity_gain(prediction: str, t: Tensor) -> Tensor:
+    """By how much the velocity changes with the raw output, shape of t: the factor before it in the table above.
+
+    Raises:
+        ValueError: an unknown prediction.
+    """
+    _check(prediction)
+    if prediction == "flow":
+        return torch.ones_like(t)
+    return {"epsilon": 1 / (1 - t), "sample": 1 / t, "v": 1 / vp_norm(t)}[prediction]
+
+
 def _check(prediction: str) -> None:
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction is {prediction!r}, expected one of {', '.join(PREDICTIONS)}")

@@ -3,6 +3,7 @@
     positive   E[ r |v_plus - y|^2 ] / E[r]                        minimised by  v_plus = E[r y | x_t] / E[r | x_t]
     policy     |v - target|^2 + kappa |v - v_ref|^2                minimised by  v_ref (1 - w) + w (v_old + tilt Delta)
                target = v_old + (tilt (r - b) + refit)(y - v_old)  b: 1/2, the mean of r, or alpha(x_t)
+               a sample may weigh as `paper` weighs it              `self_weight`
     paper      DiffusionNFT's loss as its authors train it         `nft_pipeline.guidance.paper_loss`
     head       BCE(alpha, r)                                       minimised by  alpha = E[r | x_t]
 
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 
 from nft_pipeline.guidance import accumulated_tilt, anchor_kappa, anchor_weight, paper_loss, regression_target
 
-from .noising import velocity
+from .noising import velocity, velocity_gain
 
 Kind = Literal["positive", "policy", "paper"]
 Baseline = Literal["half", "mean", "alpha"]
@@ -80,6 +81,26 @@ def policy_loss(
     return loss + kappa * squared_error(v, v_ref.detach())
 
 
+def self_weight(v_old: Tensor, y: Tensor, t: Tensor, prediction: str, floor: float = 1e-5) -> Tensor:
+    """What a sample weighs in DiffusionNFT's self-normalised loss (arXiv:2509.16117) where v_theta is v_old, (B,).
+
+        t^2 g^2 / m,   m = max(mean|x0hat_old - x_0|, floor) = max(t g mean|v_old - y|, floor)
+
+    g is `velocity_gain`. Pictures that v_old misses by far then pull no harder than others, and low noise pulls less.
+    The weight depends on y, so the optimum is that of pictures drawn in proportion to 1 / m.
+
+    Args:
+        v_old, y: raw output of the old model, and its target, (B, ...).
+        t: noise levels in (0, 1), (B,).
+        prediction: of the network.
+        floor: smallest m, > 0.
+    """
+    work = torch.promote_types(torch.promote_types(v_old.dtype, y.dtype), torch.float32)
+    size = t.to(work) * velocity_gain(prediction, t.to(work))
+    missed = (v_old.detach().to(work) - y.to(work)).abs().flatten(1).mean(1)
+    return size.square() / (size * missed).clamp(min=floor)
+
+
 def alpha_loss(logit: Tensor, r: Tensor) -> Tensor:
     """Binary cross entropy a sample of the head's logit (B,) against r (B,) in [0, 1], graded rewards included."""
     work = torch.promote_types(logit.dtype, torch.float32)
@@ -116,6 +137,7 @@ class Objective:
         baseline: b of a policy: "half", "mean" (of r) or "alpha", which needs a head.
         eta0: the tilt that an anchored policy converges to over the rounds; None or infinity is no anchor.
         refit: of a policy, the share of old's own error, v_old - E[y | x_t], that a converged round takes out, [0, 1].
+        self_normalise: whether a policy's samples weigh as `self_weight` says.
 
     Raises:
         ValueError: an unknown kind or baseline, a number out of range, or an anchor where there is no policy.
@@ -126,6 +148,7 @@ class Objective:
     baseline: Baseline = "alpha"
     eta0: float | None = None
     refit: float = 0.0
+    self_normalise: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (("objective", self.kind, KINDS), ("baseline", self.baseline, BASELINES)):
@@ -140,6 +163,10 @@ class Objective:
         if not 0 <= self.refit <= 1 or (self.refit and self.kind != "policy"):
             raise ValueError(
                 f"refit is {self.refit:g} with objective {self.kind!r}, expected 0 to 1, and 0 for all but 'policy'"
+            )
+        if self.self_normalise and self.kind != "policy":
+            raise ValueError(
+                f"self_normalise with objective {self.kind!r}; it belongs to 'policy', and 'paper' always is"
             )
 
     @property
@@ -186,7 +213,8 @@ class Objective:
         if old is None:
             raise ValueError(f"objective {self.kind!r} needs the old model's output")
         if self.kind == "policy":
-            return policy_loss(output, old, states.y, states.r, self.tilt, baseline, ref, self.kappa, self.refit)
+            loss = policy_loss(output, old, states.y, states.r, self.tilt, baseline, ref, self.kappa, self.refit)
+            return loss * self_weight(old, states.y, states.t, states.prediction) if self.self_normalise else loss
         v, v_old = (velocity(states.prediction, o, states.x_t, states.t) for o in (output, old))
         return paper_loss(v, v_old, states.x_t, states.x_0, states.t, states.r, 2 / self.tilt)
 
@@ -208,6 +236,7 @@ class Objective:
             )
         what = "" if self.kind == "paper" else f", baseline {self.baseline}"
         what += f", refit {self.refit:g}" if self.refit else ""
+        what += ", self-normalised" if self.self_normalise else ""
         reached = accumulated_tilt(self.tilt, rounds, self.eta0)
         anchor = "no anchor: the tilt grows with every round"
         if self.anchored:

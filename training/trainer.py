@@ -107,7 +107,7 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
 
 
 def find_device(device: str) -> torch.device:
-    """ "auto" is CUDA if there is one, else the CPU."""
+    """The device of this name; "auto" is CUDA if there is one, else the CPU."""
     return torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
 
 

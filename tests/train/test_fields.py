@@ -81,7 +81,7 @@ def test_an_anchored_policy_lands_on_its_share_of_the_way(seen):
 
 
 @pytest.mark.parametrize("prediction", ["flow", "epsilon", "v"])
-@pytest.mark.parametrize("kind", ["policy", "paper"])
+@pytest.mark.parametrize("kind", ["policy", "policy, self-normalised", "paper"])
 def test_every_prediction_type_lands_on_the_same_velocity(kind, prediction):
     """In 256 dimensions, where the authors' weight hardly bends their optimum."""
     world, t, tilt = cloud(256), 0.9, 2.0
@@ -92,20 +92,38 @@ def test_every_prediction_type_lands_on_the_same_velocity(kind, prediction):
     y = raw_target(prediction, x_0, (pairs - (1 - t) * x_0) / t, levels)
     states = States(x_0, pairs, y, levels, world.rewards.repeat(len(x)), prediction)
     old = (p[..., None] * y.view(*p.shape, -1)).sum(1)  # the posterior mean of the raw target
-    objective = Objective(kind, tilt, "half")
+    objective = Objective(kind.partition(",")[0], tilt, "half", self_normalise="," in kind)
 
     def loss(v):
         each = objective.loss(v.repeat_interleave(count, 0), states, old=old.repeat_interleave(count, 0))
         return (p * each.view_as(p)).sum(1)
 
     found = old
-    for _ in range(1 if kind == "policy" else 40):  # the authors' weight depends on v: a fixed point
+    for _ in range(40 if kind == "paper" else 1):  # the authors' weight depends on v: a fixed point
         found = minimiser(loss, found)
     moved = velocity(prediction, found, x, levels[: len(x)]) - world.v_old(x, t)
     promised = tilt * world.delta(x, t)
     error = float((moved - promised).norm() / promised.norm())
     print(f"{kind}, {prediction}: misses v_old + (2 / beta) Delta by {error:.4f}")
     assert error < (1e-5 if kind == "policy" else 0.10)
+
+
+@pytest.mark.parametrize("prediction", ["flow", "epsilon", "v", "sample"])
+def test_self_normalised_it_pulls_as_the_authors_loss_does_where_training_begins(prediction):
+    generator = torch.Generator().manual_seed(0)
+    x_0, eps, off = torch.randn(3, 6, 4, 2, 2, generator=generator, dtype=torch.float64)
+    t, r = torch.rand(2, 6, generator=generator, dtype=torch.float64)
+    x_t = (1 - t.view(-1, 1, 1, 1)) * x_0 + t.view(-1, 1, 1, 1) * eps
+    y = raw_target(prediction, x_0, eps, t)
+    states, old = States(x_0, x_t, y, t, r, prediction), y + off
+    pulls = []
+    for objective in (Objective("paper", 5.0), Objective("policy", 5.0, "half", self_normalise=True)):
+        output = old.clone().requires_grad_(True)
+        objective.loss(output, states, old=old).sum().backward()
+        pulls.append(output.grad)
+    ratio = pulls[0] / pulls[1]
+    torch.testing.assert_close(ratio, torch.full_like(ratio, ratio.mean().item()), rtol=1e-6, atol=0)
+    assert ratio.mean() > 0
 
 
 @pytest.mark.parametrize(("eta1", "eta0"), [(0.2, None), (0.5, 1.0), (2.0, 1.0)])
@@ -128,6 +146,7 @@ def test_the_numbers_of_an_objective_are_said_in_words():
     assert "no anchor" in Objective("paper", 2.0).describe(online=True) and Objective("paper").kappa == 0
     assert Objective("policy", 2.0).passes(online=True) == Objective("positive").passes(online=False) == (2, 1)
     assert Objective("policy", 2.0, eta0=math.inf).anchored is False
+    assert "self-normalised" in Objective("policy", self_normalise=True).describe(online=True)
     assert f"times {math.exp(2):.3g}" in Objective("positive", 2.0).describe(online=False)
 
 
@@ -138,6 +157,10 @@ def test_the_numbers_of_an_objective_are_said_in_words():
         ({"kind": "policy", "baseline": "zero"}, "baseline is 'zero', expected one of half, mean, alpha"),
         ({"kind": "paper", "eta0": 4.0}, "the anchor belongs to 'policy'"),
         ({"kind": "policy", "eta0": -1.0}, "eta0 must be above 0"),
+        (
+            {"kind": "positive", "self_normalise": True},
+            "self_normalise with objective 'positive'; it belongs to 'policy'",
+        ),
         ({"kind": "policy", "tilt": 0.0}, "eta1 must be a finite number above 0"),
     ],
 )
