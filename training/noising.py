@@ -120,7 +120,7 @@ def velocity(prediction: str, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
 
 
 def velocity_gain(prediction: str, t: Tensor) -> Tensor:
-    """By how much the velocity changes with the raw output, shape of t: the factor before it in the table above.
+    """How far the velocity moves when the raw output moves by 1, shape of t: the factor in the table above.
 
     Raises:
         ValueError: an unknown prediction.

@@ -27,11 +27,12 @@ from nft_pipeline.training.learner import Learner
 from nft_pipeline.training.trainer import train
 
 FSDP = "FSDP, "  # what a kind's name begins with where the base model is split
-# Batches of odd sizes, so that the shares of two processes differ; small ones at a time in the second. The third
-# samples eight pictures in three batches, so that one process has two turns and the other one.
+# Batches of odd sizes, so that the shares of two processes differ; some at a time in the second, whose noise levels
+# adapt after two steps. The third samples eight pictures in three batches, so that one process has two turns and the
+# other one. Where the base model is split, shares are even.
 KINDS: dict[str, dict[str, Any]] = {
     "positive": {"batch": 9, "head_batch": 7},
-    "policy": {"objective": "policy", "batch": 9, "micro_batch": 2, "adaptive_noise": True},
+    "policy": {"objective": "policy", "batch": 49, "micro_batch": 10, "adaptive_noise": True},
     "online": {**ONLINE, "batch": 9, "pool_batch": 3},
     f"{FSDP}positive": {**SHOWN, "batch": 10, "head_batch": 6},
     f"{FSDP}online": {

@@ -126,6 +126,21 @@ def test_self_normalised_it_pulls_as_the_authors_loss_does_where_training_begins
     assert ratio.mean() > 0
 
 
+@pytest.mark.parametrize("baseline", ["half", "alpha"])
+def test_self_normalised_the_optimum_keeps_its_direction_in_two_dimensions_and_not_its_size(seen, baseline):
+    objective, states = Objective("policy", TILT, baseline, self_normalise=True), seen.states
+    b = 0.5 if baseline == "half" else seen.each((seen.p * states.r.view_as(seen.p)).sum(1))
+    fixed = {"old": seen.each(seen.v_old), "baseline": b}
+
+    def loss(v):
+        return (seen.p * objective.loss(seen.each(v), states, **fixed).view_as(seen.p)).sum(1)
+
+    moved, promised = minimiser(loss, seen.v_old) - seen.v_old, TILT * seen.delta
+    cosine, error = float((moved * promised).sum() / (moved.norm() * promised.norm())), seen.error(moved, promised)
+    print(f"self-normalised policy, baseline {baseline}: cosine {cosine:.3f}, misses by {error:.3f}")
+    assert cosine > 0.97 and 0.2 < error < 0.31
+
+
 @pytest.mark.parametrize(("eta1", "eta0"), [(0.2, None), (0.5, 1.0), (2.0, 1.0)])
 def test_ten_online_rounds_accumulate_the_tilt(world, eta1, eta0):  # M8
     rounds = Rounds(world, Objective("policy", eta1, "alpha", eta0))
