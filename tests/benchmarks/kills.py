@@ -29,7 +29,7 @@ from nft_pipeline.training.shapes.report import markdown
 from nft_pipeline.training.trainer import train
 
 KINDS: dict[str, dict[str, Any]] = {
-    "offline": {**SMALL, "objective": "policy", "checkpoint_every": 3, "samples_every": 5},
+    "offline": {**SMALL, "objective": "policy", "adaptive_noise": True, "checkpoint_every": 3, "samples_every": 5},
     "online": {**ONLINE, "round_steps": 4, "checkpoint_every": 2},
 }
 
