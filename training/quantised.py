@@ -43,7 +43,7 @@ def quantise(denoiser: nn.Module, how: str, dtype: torch.dtype) -> int:
     Args:
         denoiser: without LoRAs.
         how: "nf4", 4 bits in blocks of 64, or "int8", 8 bits with a scale for every output.
-        dtype: that the layers compute in.
+        dtype: that nf4 layers compute in; int8 ones compute in what they are given.
 
     Returns:
         How many layers have quantised weights now.
@@ -57,7 +57,10 @@ def quantise(denoiser: nn.Module, how: str, dtype: torch.dtype) -> int:
         for name, layer in denoiser.named_modules()
         if type(layer) is nn.Linear and not any(part in kept for part in name.split("."))
     }
-    (_to_nf4 if how == "nf4" else _to_int8)(denoiser, layers, dtype)
+    if how == "nf4":
+        _to_nf4(denoiser, layers, dtype)
+    else:
+        _to_int8(denoiser, layers)
     return len(layers)
 
 
@@ -77,7 +80,7 @@ def _to_nf4(denoiser: nn.Module, layers: dict[str, nn.Linear], dtype: torch.dtyp
     denoiser.is_loaded_in_4bit = True  # type: ignore[assignment]  # what peft asks before it wraps such a layer
 
 
-def _to_int8(denoiser: nn.Module, layers: dict[str, nn.Linear], dtype: torch.dtype) -> None:
+def _to_int8(denoiser: nn.Module, layers: dict[str, nn.Linear]) -> None:
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as error:

@@ -34,10 +34,9 @@ def base_and_conditions(name: str) -> tuple[TrainBase, Conditions]:
     if name in CALLS:
         return base, base.encode_prompts(["a cat", "a red dog"])
     conditions = {"text": rows([0, 1], WORDS, WIDTH, seed=2)}
-    return base, conditions if "Diffusion" in name and "XL" not in name and "3" not in name else {
-        **conditions,
-        "pooled": rows([0, 1], WIDTH, seed=3),
-    }
+    if name != "StableDiffusionPipeline":
+        conditions["pooled"] = rows([0, 1], WIDTH, seed=3)
+    return base, conditions
 
 
 def run(base: TrainBase, conditions: Conditions) -> list[Tensor]:
