@@ -62,6 +62,7 @@ from .terms import Term, find_tap
 # Denoisers that an engine is on at the moment, of all threads.
 _GUIDED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _GUIDED_LOCK = threading.Lock()
+_SPLIT = ("unshard", "ds_inflight_param_registry")  # what FSDP and DeepSpeed give a module whose weights they split
 
 
 @dataclass
@@ -273,9 +274,9 @@ class NFTEngine:
     def _forward(self, inputs: Inputs) -> Any:
         """A forward of the denoiser that is not a call of the pipeline's, compiled if those are.
 
-        Weights split by FSDP (which gives the module `unshard`) are gathered by hooks, which only a call has.
+        Split weights are gathered by hooks, which only a call has.
         """
-        if not (self._compiled or hasattr(self.denoiser, "unshard")):
+        if not (self._compiled or any(hasattr(self.denoiser, mark) for mark in _SPLIT)):
             return self.denoiser.forward(**call_arguments(inputs))
         self._within = True
         try:

@@ -32,7 +32,6 @@ from .observer import Observer
 from .online import baseline_warning
 from .optimality import optimality
 from .pool import Pool, score
-from .processes import check_launcher
 from .records import check_trackers
 from .reward import find_prompts, find_reward
 from .sharding import check_sharding
@@ -70,7 +69,6 @@ def check(
         say(f"{what}: ok")
         return result
 
-    stage("launcher", check_launcher)
     config, mapping = None, dict[str, Any]()
     try:
         mapping = TrainConfig.read_yaml(source, overrides)

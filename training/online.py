@@ -23,7 +23,6 @@ from .pool import Pool, score
 from .precision import autocast
 from .reward import Reward
 from .roles import LoraRoles
-from .sharding import is_asked_for
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,14 @@ def sample_round(
     config: TrainConfig,
     number: int,
     stop: Callable[[], None] = lambda: None,
+    together: bool = False,
 ) -> tuple[Pool, Optimality]:
     """Sample and score round `number` with `old`; samples without a score are left out.
 
     Args:
         rewards: by the name the settings give them.
         stop: called between batches; may raise.
+        together: whether all processes have to run equally many forwards, as the base model is split.
 
     Raises:
         RewardError, OptimalityError: scores of another number than pictures, too many missing, or out of range.
@@ -98,7 +99,7 @@ def sample_round(
         ):
             stop()
             mine = turn + processes.rank()
-            if mine >= len(parts) and not is_asked_for():
+            if mine >= len(parts) and not together:
                 continue
             rows = parts[min(mine, len(parts) - 1)]
             conditions = rows_of(prompts.conditions, which[rows])

@@ -4,8 +4,8 @@ Every process draws the same batch and computes its share of it; gradients are s
 how many processes there are, up to the order of sums. LoRA and head are small: summing their gradients costs little.
 Online, the batches of a round are sampled and scored in turns, one a process, and every process gets all of them.
 
-Where the base model does not fit one GPU, FSDP splits it: training/sharding.py. DeepSpeed is refused by name. Files are
-read from one disk by all processes and written by the first.
+Where the base model does not fit one GPU, it is split: training/sharding.py. Files are read from one disk by all
+processes and written by the first.
 """
 
 from __future__ import annotations
@@ -17,35 +17,14 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import Parameter
 
-from .base_model import TrainingError
-
 
 def env_flag(name: str) -> bool:
     """Whether the launcher set this variable."""
     return os.environ.get(name, "false").lower() in ("true", "1")
 
 
-def check_launcher() -> None:
-    """Whether this process was launched in a way that the trainer takes.
-
-    Raises:
-        TrainingError: accelerate is configured for DeepSpeed.
-    """
-    if env_flag("ACCELERATE_USE_DEEPSPEED"):
-        raise TrainingError(
-            "ACCELERATE_USE_DEEPSPEED is set: of what DeepSpeed shards, only a frozen base model is large here, and "
-            "FSDP splits that. Run `accelerate launch --use_fsdp --fsdp_version 2` instead, or --multi_gpu where the "
-            "base model fits one GPU"
-        )
-
-
 def start() -> None:
-    """Join the group if this process was launched as one of several; the backend is gloo on CPUs, nccl on GPUs.
-
-    Raises:
-        TrainingError: as `check_launcher`.
-    """
-    check_launcher()
+    """Join the group if this process was launched as one of several; the backend is gloo on CPUs, nccl on GPUs."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

@@ -35,7 +35,7 @@ from .precision import choose_precision
 from .quantised import quantise
 from .reward import find_prompts
 from .run_report import run_report
-from .sharding import Sharding, check_sharding, is_asked_for
+from .sharding import Sharding, check_sharding, splitter
 from .sources import offline_pools, rewards_of
 from .stopping import Stopped, Stopper
 from .trainable import train_base
@@ -130,7 +130,7 @@ def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str
     if where.type == "cuda" and dtype != torch.float32:
         base.denoiser.to(dtype)  # frozen weights need no more; the LoRA stays in fp32
     for part in base.pipe.components.values():
-        if isinstance(part, nn.Module) and not (part is base.denoiser and is_asked_for()):  # else moved as it is split
+        if isinstance(part, nn.Module) and not (part is base.denoiser and splitter()):  # else moved as it is split
             part.to(where)
     if config.quantise != "none":
         quantise(base.denoiser, config.quantise, dtype)
@@ -257,7 +257,14 @@ class Run:
             return pool
         with memory_advice("sampling", pool_batch=config.pool_batch):
             pool, found = sample_round(
-                self.base, learner.roles, prompts, rewards, config, number, stop=lambda: self._stop_if_asked(learner)
+                self.base,
+                learner.roles,
+                prompts,
+                rewards,
+                config,
+                number,
+                stop=lambda: self._stop_if_asked(learner),
+                together=self.sharding.is_split,
             )
         self.say(f"round {number + 1}: {found.describe()}")
         if number == 0 and (warning := baseline_warning(config, pool.r.mean().item())):

@@ -1,5 +1,5 @@
-"""Splits every family's denoiser over two processes, and says which share of its weights one of them then has, and how
-far its outputs and a LoRA's gradients are from those of the whole one.
+"""Splits every family's denoiser over two processes, by FSDP and by DeepSpeed. Says which share of its weights one of
+them has after a step, and how far its outputs and a LoRA's gradients are from those of the whole one.
 
     PYTHONPATH=tests python tests/helpers/split_families.py
 """
@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed.tensor import DTensor
 
-from helpers.two_processes import free_port
+from helpers.two_processes import SPLIT, free_port, local_size
 from helpers.whole import CALLS, whole_pipe
 from helpers.zoo import CASES
 from helpers.zoo_case import WIDTH, WORDS, rows
@@ -66,14 +65,13 @@ def apart(one: list[Tensor], two: list[Tensor]) -> float:
 def measure() -> dict[str, Any]:
     found = {}
     for name in (*SAMPLED, *CALLS):
-        base, conditions = base_and_conditions(name)
-        whole, size = run(base, conditions), sum(p.numel() for p in base.denoiser.parameters())
-        split(base.denoiser, torch.device("cpu"))
-        parts = [p.to_local() for p in base.denoiser.parameters() if isinstance(p, DTensor)]
-        found[name] = {
-            "share": sum(part.numel() for part in parts) / size,
-            "apart": apart(whole, run(base, conditions)),
-        }
+        for how in SPLIT:
+            base, conditions = base_and_conditions(name)
+            whole, size = run(base, conditions), sum(p.numel() for p in base.denoiser.parameters())
+            split(base.denoiser, torch.device("cpu"), how)
+            moved = apart(whole, run(base, conditions))
+            share = sum(map(local_size, base.denoiser.parameters())) / size
+            found[f"{name}, {how}"] = {"share": share, "apart": moved}
     return found
 
 
@@ -81,7 +79,8 @@ def main() -> None:
     torch.set_num_threads(1)
     shared = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "GLOO_SOCKET_IFNAME": "lo"}
     other = os.fork()
-    os.environ |= {name: str(value) for name, value in {**shared, "RANK": int(other == 0)}.items()}
+    rank = int(other == 0)
+    os.environ |= {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
     processes.start()
     try:
         found = measure()

@@ -24,9 +24,22 @@ from helpers.tiny_run import ONLINE, SHOWN, SMALL, save_tiny
 from nft_pipeline.training.base_model import TrainBase
 from nft_pipeline.training.config import TrainConfig
 from nft_pipeline.training.learner import Learner
+from nft_pipeline.training.sharding import Splitter
 from nft_pipeline.training.trainer import train
 
-FSDP = "FSDP, "  # what a kind's name begins with where the base model is split
+# What a kind's name begins with where the base model is split, and what the launcher then sets.
+SPLIT: dict[Splitter, dict[str, object]] = {
+    "FSDP": {"ACCELERATE_USE_FSDP": "true"},
+    "DeepSpeed": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": 3},
+}
+SPLIT_ONLINE = {
+    **ONLINE,
+    **SHOWN,
+    "batch": 10,
+    "micro_batch": 2,
+    "pool_batch": 3,
+    "gradient_checkpointing": True,
+}
 # Batches of odd sizes, so that the shares of two processes differ; some at a time in the second, whose noise levels
 # adapt after two steps. The third samples eight pictures in three batches, so that one process has two turns and the
 # other one. Where the base model is split, shares are even.
@@ -34,15 +47,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "positive": {"batch": 9, "head_batch": 7},
     "policy": {"objective": "policy", "batch": 49, "micro_batch": 10, "adaptive_noise": True},
     "online": {**ONLINE, "batch": 9, "pool_batch": 3},
-    f"{FSDP}positive": {**SHOWN, "batch": 10, "head_batch": 6},
-    f"{FSDP}online": {
-        **ONLINE,
-        **SHOWN,
-        "batch": 10,
-        "micro_batch": 2,
-        "pool_batch": 3,
-        "gradient_checkpointing": True,
-    },
+    "FSDP, positive": {**SHOWN, "batch": 10, "head_batch": 6},
+    "FSDP, online": SPLIT_ONLINE,
+    "DeepSpeed, online": SPLIT_ONLINE,
 }
 BROKEN_OFF = 3  # steps, one after a checkpoint
 
@@ -69,30 +76,41 @@ def _break_off() -> None:
     Learner.step = or_not  # type: ignore[method-assign]
 
 
+def splitter_of(kind: str) -> Splitter | None:
+    """What splits the base model of runs of this kind."""
+    return next((how for how in SPLIT if kind.startswith(how)), None)
+
+
+def local_size(parameter: torch.nn.Parameter) -> int:
+    """How many of a parameter's numbers this process has."""
+    if hasattr(parameter, "ds_tensor"):  # DeepSpeed's share; beside it stands what was gathered and not let go
+        return int(parameter.ds_tensor.numel()) + parameter.numel()
+    return (parameter.to_local() if isinstance(parameter, DTensor) else parameter).numel()
+
+
 def _count_weights(file: Path) -> None:
     """From now on a learner writes down how many of the base model's numbers its process has."""
     start = Learner.__init__
 
     def and_count(self: Learner, base: TrainBase, *others: Any) -> None:
-        parts = [p.to_local() if isinstance(p, DTensor) else p for p in base.denoiser.parameters()]
-        file.write_text(str(sum(part.numel() for part in parts)))
+        file.write_text(str(sum(map(local_size, base.denoiser.parameters()))))
         start(self, base, *others)
 
     Learner.__init__ = and_count  # type: ignore[method-assign]
 
 
 def launch(
-    config: TrainConfig, out: Path, count: int, broken_off: bool = False, split: bool = False
+    config: TrainConfig, out: Path, count: int, broken_off: bool = False, how: Splitter | None = None
 ) -> dict[str, torch.Tensor]:
     """Train with `count` processes; the weights they wrote, none if they broke off."""
     out.mkdir(exist_ok=True)
-    shared = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "GLOO_SOCKET_IFNAME": "lo"}
-    shared |= {"ACCELERATE_USE_FSDP": "true"} if split else {}
+    shared: dict[str, object] = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    shared |= {"GLOO_SOCKET_IFNAME": "lo", **(SPLIT[how] if how else {})}
     children = []
     for rank in range(count):
         child = os.fork()
         if child == 0:
-            os.environ |= {name: str(value) for name, value in {**shared, "RANK": rank}.items()}
+            os.environ |= {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
             try:
                 _count_weights(out / f"weights-{rank}.txt")
                 if broken_off:
@@ -125,12 +143,12 @@ def main() -> None:
         model = save_tiny(Path(folder) / "model")
         for kind, more in KINDS.items():
             config = TrainConfig.from_mapping({**SMALL, **more, "base_model": model})
-            split, folders = kind.startswith(FSDP), [Path(folder) / f"{kind}-{count}" for count in (1, 2)]
-            one, two = launch(config, folders[0], 1), launch(config, folders[1], 2, split=split)
+            how, folders = splitter_of(kind), [Path(folder) / f"{kind}-{count}" for count in (1, 2)]
+            one, two = launch(config, folders[0], 1), launch(config, folders[1], 2, how=how)
             again = Path(folder) / f"{kind}-again"
-            launch(config, again, 2, broken_off=True, split=split)
+            launch(config, again, 2, broken_off=True, how=how)
             assert not (again / "adapter").exists()
-            resumed = launch(config, again, 2, split=split)
+            resumed = launch(config, again, 2, how=how)
             assert one.keys() == two.keys() == resumed.keys()
             found[kind] = {
                 "apart": max(float((one[key] - two[key]).abs().max()) for key in one),

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,17 @@ from helpers.whole import CALLS
 from nft_pipeline.training.base_model import TrainingError
 from nft_pipeline.training.check import check
 from nft_pipeline.training.config import TrainConfig
+from nft_pipeline.training.sharding import splitter
 from nft_pipeline.training.trainer import train
 
 LORA = "pytorch_lora_weights.safetensors"
-FSDP_FILE = Path(nft_pipeline.training.__path__[0]) / "launch" / "fsdp.yaml"
+FILES = Path(nft_pipeline.training.__path__[0]) / "launch"
 TESTS = Path(two_processes.__file__).parents[1]
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its processes, which this system cannot")
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="DeepSpeed, which the extra dev has on Linux alone, is not installed"
+)
 
 
 def helper(module):
@@ -39,7 +46,8 @@ def helper(module):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its processes, which this system cannot")
+@needs_fork
+@needs_deepspeed
 def test_two_processes_are_one():
     found = helper(two_processes)
     assert set(found) == set(two_processes.KINDS)
@@ -47,24 +55,33 @@ def test_two_processes_are_one():
         assert values["moved"] > 1e-3, kind
         assert values["apart"] < 0.02 * values["moved"], kind
         assert values["resumed"] and values["shown"], kind
-        assert values["share"] == pytest.approx(0.5 if kind.startswith(two_processes.FSDP) else 1, abs=0.01), kind
+        assert values["share"] == pytest.approx(0.5 if two_processes.splitter_of(kind) else 1, abs=0.01), kind
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its processes, which this system cannot")
+@needs_fork
+@needs_deepspeed
 def test_every_familys_denoiser_is_split_and_computes_the_same():
     run = helper(split_families)
-    assert set(run) == {*split_families.SAMPLED, *CALLS}
+    assert set(run) == {f"{name}, {how}" for name in (*split_families.SAMPLED, *CALLS) for how in two_processes.SPLIT}
     for name, values in run.items():
         assert values["share"] == pytest.approx(0.5, abs=0.02), name  # a tensor with few rows is not cut evenly
         assert values["apart"] < 1e-5, name
 
 
-LAUNCHES = {"multi_gpu": ["--multi_gpu"], "fsdp.yaml": ["--config_file", str(FSDP_FILE)]}
+# With stage 2 nothing is split, and the run is as with --multi_gpu.
+LAUNCHES = {
+    "multi_gpu": ["--multi_gpu"],
+    "fsdp.yaml": ["--config_file", str(FILES / "fsdp.yaml")],
+    "deepspeed.yaml": ["--config_file", str(FILES / "deepspeed.yaml")],
+    "deepspeed, stage 2": ["--use_deepspeed", "--zero_stage", "2"],
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", LAUNCHES)
+@pytest.mark.parametrize(
+    "how", [pytest.param(how, marks=needs_deepspeed if "deepspeed" in how else ()) for how in LAUNCHES]
+)
 def test_the_launcher_of_accelerate_trains_what_one_process_does(how, tmp_path):
     """The commands of docs/training.md, on two CPU processes, with the settings in a file."""
     settings = {**SMALL, "base_model": save_tiny(tmp_path / "model"), "steps": 2, "batch": 10, "checkpoint_every": 0}
@@ -82,7 +99,7 @@ def test_the_launcher_of_accelerate_trains_what_one_process_does(how, tmp_path):
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("adapter written to") == 1  # one of the two speaks
-    assert ("split over 2 processes" in run.stdout) == (how != "multi_gpu")
+    assert ("split over 2 processes" in run.stdout) == (how.endswith(".yaml"))
     one, two = (load_file(tmp_path / name / "adapter" / LORA) for name in ("one", "two"))
     moved = max(float(value.abs().max()) for key, value in one.items() if "lora_B" in key)
     assert one.keys() == two.keys() and moved > 1e-3
@@ -100,27 +117,73 @@ def faults_of(tmp_path, **settings):
     return str(caught.value)
 
 
-def test_deepspeed_is_refused_by_name_before_anything_is_loaded(monkeypatch, tmp_path):
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    assert "accelerate launch --use_fsdp" in faults_of(tmp_path)
+FSDP = {"ACCELERATE_USE_FSDP": "true"}
+DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+WITH_FILE = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "zero.json"}
+
+
+@pytest.fixture
+def two_launched(monkeypatch, tmp_path):
+    """As one of two processes that were launched with these variables; they are not really started."""
+
+    def launched(variables):
+        for name, value in {"WORLD_SIZE": "2", **variables}.items():
+            monkeypatch.setenv(name, value)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nft_pipeline.training.processes.start", lambda: None)
+    return launched
 
 
 @pytest.mark.parametrize(
-    ("settings", "variable", "said"),
+    ("settings", "variables", "said"),
     [
-        ({"batch": 9}, "", "batch is 9 and FSDP has 2 processes, which must have equal shares.*such as 10"),
-        ({"head_batch": 7}, "", "head_batch is 7 and FSDP has 2 processes"),
-        ({"quantise": "nf4"}, "", "quantise is 'nf4' under FSDP"),
-        ({}, "FSDP_OFFLOAD_PARAMS", "FSDP_OFFLOAD_PARAMS is set"),
+        ({"batch": 9}, FSDP, "batch is 9 and FSDP has 2 processes, which must have equal shares.*such as 10"),
+        ({"head_batch": 7}, DEEPSPEED, "head_batch is 7 and DeepSpeed has 2 processes"),
+        ({"quantise": "nf4"}, FSDP, "quantise is 'nf4' under FSDP"),
+        ({"quantise": "int8"}, DEEPSPEED, "quantise is 'int8' under DeepSpeed"),
+        ({}, {**FSDP, "FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params is set"),
+        ({}, {**DEEPSPEED, "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "offload_param_device is set"),
     ],
 )
-def test_what_fsdp_cannot_split_is_said_before_anything_is_loaded(settings, variable, said, monkeypatch, tmp_path):
-    for name in ("ACCELERATE_USE_FSDP", variable):
-        if name:
-            monkeypatch.setenv(name, "true")
-    monkeypatch.setattr("nft_pipeline.training.processes.start", lambda: None)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_what_cannot_be_split_is_said_before_anything_is_loaded(
+    settings, variables, said, two_launched, monkeypatch, tmp_path
+):
+    two_launched(variables)
     assert re.search(said, faults_of(tmp_path, **settings))
     monkeypatch.setenv("WORLD_SIZE", "1")  # one process has nobody to share with
     with pytest.raises(OSError, match="nowhere"):
         train(TrainConfig.from_mapping({**SMALL, **settings, "base_model": "nowhere"}), tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "zero.json cannot be used: FileNotFoundError"),
+        ("stage: 3", "zero.json cannot be used: JSONDecodeError.*Expected a JSON file"),
+        ("{}", "zero.json cannot be used: KeyError: 'zero_optimization'"),
+        ('{"zero_optimization": 3}', "zero.json cannot be used: (Type|Attribute)Error"),
+        ('{"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}', "offload_param_device is set"),
+    ],
+)
+def test_deepspeeds_own_file_is_read(text, said, two_launched, tmp_path):
+    two_launched(WITH_FILE)
+    if text is not None:
+        (tmp_path / "zero.json").write_text(text)
+    assert re.search(said, faults_of(tmp_path))
+
+
+def test_without_deepspeed_its_extra_is_named(two_launched, monkeypatch, tmp_path):
+    two_launched(DEEPSPEED)
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    assert "pip install 'diffusion-nft[deepspeed]'" in faults_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("variables", "how"),
+    [({}, None), (FSDP, "FSDP"), (DEEPSPEED, "DeepSpeed"), (WITH_FILE, None)],
+)
+def test_what_splits_the_base_model_is_what_the_launcher_says(variables, how, two_launched, tmp_path):
+    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 2}}')
+    two_launched(variables)
+    assert splitter() == how
