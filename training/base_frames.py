@@ -38,8 +38,14 @@ class QwenImageBase(FramesBase):
 
     patch = 2
 
-    def __init__(self, pipe: Any, call: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(pipe, call, dtype)
+    def __init__(
+        self,
+        pipe: Any,
+        call: dict[str, Any] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(pipe, call, dtype, device)
         self.call.pop("guidance_scale", None)
         self.call["true_cfg_scale"] = self.guidance_scale
 
@@ -100,8 +106,14 @@ class WanBase(FramesBase):
     patch = 2
     default_resolution = (480, 832)
 
-    def __init__(self, pipe: Any, call: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(pipe, {"num_frames": 1, **(call or {})}, dtype)
+    def __init__(
+        self,
+        pipe: Any,
+        call: dict[str, Any] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(pipe, {"num_frames": 1, **(call or {})}, dtype, device)
         if getattr(pipe, "transformer_2", None) is not None:
             raise TrainingError(
                 "the base model is a Wan with two transformers, one for high and one for low noise; the trainer knows "

@@ -13,7 +13,8 @@ A family is a subclass of `TrainBase` with what is its own; training/trainable.p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from nft_pipeline.families import Family, family_of
 from nft_pipeline.forward_call import as_rows
 
+from .placement import Placement
 from .precision import autocast
 
 Conditions = dict[str, Tensor]
@@ -46,10 +48,11 @@ class TrainBase(ABC):
     """A diffusers pipeline for training; what most families have in common, each overrides what differs.
 
     Args:
-        pipe: the pipeline, on its device.
+        pipe: the pipeline.
         call: arguments of the pipeline's call, such as num_inference_steps, guidance_scale, height and width. A
             guidance_scale of 1 is without classifier-free guidance for every family.
         dtype: forwards run under autocast to it; float32 is without.
+        device: of the run, where the pipeline's parts go when they are needed; default where the denoiser is.
 
     Raises:
         TrainingError: the call asks for what the family has not, or the pipeline has parts that cannot be trained.
@@ -61,10 +64,18 @@ class TrainBase(ABC):
     patch = 1  # edges of a latent are multiples of it
     default_resolution: tuple[int, int] | None = None  # of the pipeline's call, where no size stands in the model
 
-    def __init__(self, pipe: Any, call: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        call: dict[str, Any] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> None:
         self.pipe, self.call, self.dtype = pipe, dict(call or {}), dtype
         component = "unet" if hasattr(pipe, "unet") else "transformer"
         self.denoiser: nn.Module = getattr(pipe, component)
+        self.device = device or next(self.denoiser.parameters()).device
+        self.placement = Placement(self.denoiser, self.device)
         self.family: Family = family_of(self.denoiser)
         self.prediction = self.family.output(pipe.scheduler)
         self.guidance_scale = float(self.call.get("guidance_scale", 1.0))
@@ -79,10 +90,6 @@ class TrainBase(ABC):
     def stock_guidance_scale(self) -> float:
         """What `guidance_scale` is for the pipeline's own call."""
         return float(self.call.get("guidance_scale", self.guidance_scale))
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.denoiser.parameters()).device
 
     @property
     def settings(self) -> Any:
@@ -122,13 +129,17 @@ class TrainBase(ABC):
 
         Texts of different lengths are padded with zeros at their end.
         """
-        parts = [self._encode(list(prompts[i : i + batch])) for i in range(0, len(prompts), batch)]
+        with self.placement.instead_of_denoiser(*self._encoders()):
+            parts = [self._encode(list(prompts[i : i + batch])) for i in range(0, len(prompts), batch)]
         return {name: _stacked([part[name].float().cpu() for part in parts]) for name in parts[0]}
 
     @torch.no_grad()
     def encode_empty(self) -> Conditions | None:
         """Conditions of the empty prompt, one row, where a call uses classifier-free guidance; else None."""
-        return self._encode_empty() if self.has_cfg and self.guidance_scale > 1 else None
+        if not (self.has_cfg and self.guidance_scale > 1):
+            return None
+        with self.placement.instead_of_denoiser(*self._encoders()):
+            return self._encode_empty()
 
     def _encode_empty(self) -> Conditions:
         return self.encode_prompts([""])
@@ -136,6 +147,21 @@ class TrainBase(ABC):
     @abstractmethod
     def _encode(self, prompts: list[str]) -> Conditions:
         """Conditions of at least "text", by the pipeline's own encode_prompt."""
+
+    def _encoders(self) -> list[nn.Module]:
+        found = (getattr(self.pipe, name, None) for name in self.encoders)
+        return [encoder for encoder in found if encoder is not None]
+
+    @contextmanager
+    def _without_encoders(self) -> Iterator[None]:
+        """Within, the pipeline has none: before diffusers 0.42 a call computes where the first of its parts is."""
+        own = vars(self.pipe)  # setting an attribute would change the pipeline's config as well
+        encoders = {name: own[name] for name in self.encoders if name in own}
+        own.update(dict.fromkeys(encoders))
+        try:
+            yield
+        finally:
+            own.update(encoders)
 
     def _encode_prompt(self, prompts: list[str], **arguments: Any) -> tuple[Any, ...]:
         """What the pipeline's encode_prompt returns, with the call's own limit on the length of prompts."""
@@ -150,16 +176,19 @@ class TrainBase(ABC):
     def encode_pictures(self, pictures: np.ndarray) -> Tensor:
         """uint8 pictures (B, H, W, 3) to scaled latents (B, C, h, w): the mode of the VAE's code."""
         vae = self.pipe.vae
-        x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).to(vae.device, vae.dtype)
-        return self.encode_vae(x / 127.5 - 1)
+        with self.placement.visit(vae):
+            x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).to(self.device, vae.dtype)
+            return self.encode_vae(x / 127.5 - 1)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> np.ndarray:
         """Scaled latents (B, C, h, w) to uint8 pictures (B, H, W, 3); of a video its middle frame."""
         vae, pictures = self.pipe.vae, []
-        for part in latents.split(max(1, DECODED_AT_ONCE // latents[0, 0].numel())):
-            x = self.decode_vae(part.to(vae.device, vae.dtype)).float()
-            pictures.append(((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+        with self.placement.visit(vae):
+            for part in latents.split(max(1, DECODED_AT_ONCE // latents[0, 0].numel())):
+                x = self.decode_vae(part.to(self.device, vae.dtype)).float()
+                x = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+                pictures.append(x.permute(0, 2, 3, 1).cpu().numpy())
         return np.concatenate(pictures)
 
     def encode_vae(self, x: Tensor) -> Tensor:
@@ -190,6 +219,7 @@ class TrainBase(ABC):
 
     def predict(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         """The raw output, with the family's sign, of x_t's shape, at x_t and t (B,); everything moves to the device."""
+        self.placement.bring_denoiser()
         x_t, t = x_t.to(self.device), t.to(self.device)
         with autocast(self.device, self.dtype):
             inputs = self.inputs(x_t, t, {name: value.to(self.device) for name, value in conditions.items()})
@@ -227,6 +257,7 @@ class TrainBase(ABC):
     @torch.no_grad()
     def sample_batch(self, conditions: Conditions, noise: Tensor, empty: Conditions | None = None) -> Tensor:
         """Latents (B, C, H, W) of one call from this noise."""
+        self.placement.bring_denoiser()
         # Packed weights of a quantised model are whole numbers; what is not packed says what it computes in.
         dtype = next(weight.dtype for weight in self.denoiser.parameters() if weight.is_floating_point())
         like: dict[str, Any] = {"device": self.device, "dtype": dtype}
@@ -235,8 +266,8 @@ class TrainBase(ABC):
             wide = {name: value.expand(len(noise), *value.shape[1:]).to(**like) for name, value in empty.items()}
             given |= {f"negative_{name}": value for name, value in self.call_conditions(wide).items()}
         height, width = self.resolution
-        with autocast(self.device, self.dtype):
-            call = {**self.call, **given, "height": height, "width": width}
+        call = {**self.call, **given, "height": height, "width": width}
+        with autocast(self.device, self.dtype), self._without_encoders():
             out = self.pipe(latents=self.start(noise.to(**like)), output_type="latent", return_dict=False, **call)[0]
         return self.finish(out, noise).float().cpu()
 

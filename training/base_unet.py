@@ -19,8 +19,14 @@ from .noising import per_sample, vp_norm
 class SDBase(TrainBase):
     """Stable Diffusion 1 and 2."""
 
-    def __init__(self, pipe: Any, call: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(pipe, call, dtype)
+    def __init__(
+        self,
+        pipe: Any,
+        call: dict[str, Any] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(pipe, call, dtype, device)
         # Linear between two indices, as nft_pipeline.noise_level reads it.
         self._log_sigma = log_sigmas(pipe.scheduler.alphas_cumprod.double())
 

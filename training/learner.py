@@ -81,6 +81,7 @@ class Learner:
     def __init__(self, base: TrainBase, conditions: Conditions, config: TrainConfig) -> None:
         self.base, self.config, self.objective = base, config, config.loss
         self.device = base.device
+        base.placement.bring_denoiser()  # LoRAs begin where its weights are
         torch.manual_seed(config.seed)  # the initial LoRA and head
         self.generator = torch.Generator().manual_seed(config.seed)
         if config.gradient_checkpointing:

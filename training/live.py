@@ -35,7 +35,7 @@ class Live:
     """Draws with the learner's running averages.
 
     Args:
-        base: with its text encoders, which may be released afterwards; the VAE may wait on another device.
+        base: with its text encoders, which may be released afterwards.
         base_model: what the base model is.
         texts: the prompts that will be drawn.
         batch: pictures drawn at once.
@@ -81,14 +81,8 @@ class Live:
 
     def _batch(self, prompt: Tensor, noise: Tensor) -> np.ndarray:
         latents = self.base.sample_batch(rows_of(self._conditions, prompt), noise, self._empty)
-        vae = self.base.pipe.vae
-        where = vae.device
-        vae.to(self.base.device)
-        try:
-            with autocast(self.base.device, self.base.dtype):
-                return self.base.decode_latents(latents)
-        finally:
-            vae.to(where)
+        with autocast(self.base.device, self.base.dtype):
+            return self.base.decode_latents(latents)
 
     @contextmanager
     def _guided(self, learner: Learner) -> Iterator[None]:

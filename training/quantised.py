@@ -35,14 +35,15 @@ def _bitsandbytes(setting: str) -> Any:
 
 
 @torch.no_grad()
-def quantise(denoiser: nn.Module, how: str, dtype: torch.dtype) -> int:
-    """Quantise the weights of a denoiser's linear layers, on the device they are on.
+def quantise(denoiser: nn.Module, how: str, dtype: torch.dtype, device: torch.device) -> int:
+    """Quantise the weights of a denoiser's linear layers, one after another on `device`, where they stay.
 
     Layers the model itself keeps in fp32, convolutions and norms stay as they are.
 
     Args:
         denoiser: without LoRAs.
         how: "nf4", 4 bits in blocks of 64, or "int8", 8 bits with a scale for every output.
+        device: of the run; the rest of the denoiser is not moved.
         dtype: that nf4 layers compute in; int8 ones compute in what they are given.
 
     Returns:
@@ -58,13 +59,13 @@ def quantise(denoiser: nn.Module, how: str, dtype: torch.dtype) -> int:
         if type(layer) is nn.Linear and not any(part in kept for part in name.split("."))
     }
     if how == "nf4":
-        _to_nf4(denoiser, layers, dtype)
+        _to_nf4(denoiser, layers, dtype, device)
     else:
-        _to_int8(denoiser, layers)
+        _to_int8(denoiser, layers, device)
     return len(layers)
 
 
-def _to_nf4(denoiser: nn.Module, layers: dict[str, nn.Linear], dtype: torch.dtype) -> None:
+def _to_nf4(denoiser: nn.Module, layers: dict[str, nn.Linear], dtype: torch.dtype, device: torch.device) -> None:
     bnb = _bitsandbytes("quantise: nf4")
     for name, layer in layers.items():
         small = bnb.nn.Linear4bit(
@@ -76,18 +77,18 @@ def _to_nf4(denoiser: nn.Module, layers: dict[str, nn.Linear], dtype: torch.dtyp
         # sizes of layers and computes in bf16 whatever it was asked for.
         small.support_avx512bf16_for_cpu = False
         parent, _, own = name.rpartition(".")
-        setattr(denoiser.get_submodule(parent), own, small.to(layer.weight.device).train(layer.training))
+        setattr(denoiser.get_submodule(parent), own, small.to(device).train(layer.training))
     denoiser.is_loaded_in_4bit = True  # type: ignore[assignment]  # what peft asks before it wraps such a layer
 
 
-def _to_int8(denoiser: nn.Module, layers: dict[str, nn.Linear]) -> None:
+def _to_int8(denoiser: nn.Module, layers: dict[str, nn.Linear], device: torch.device) -> None:
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as error:
         raise _missing("quantise: int8", "torchao", error) from error
     # peft says that a LoRA beside such weights cannot be merged into them, which nothing here does.
     warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated without")
-    quantize_(denoiser, Int8WeightOnlyConfig(), filter_fn=lambda _, name: name in layers)
+    quantize_(denoiser, Int8WeightOnlyConfig(), filter_fn=lambda _, name: name in layers, device=device)
 
 
 def make_optimizer(name: str, groups: Iterable[dict[str, Any]], weight_decay: float) -> torch.optim.Optimizer:

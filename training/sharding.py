@@ -113,16 +113,16 @@ class Sharding:
     """Splits a run's base model if that is asked for, and keeps the processes together.
 
     Args:
-        base: with text encoders and without LoRAs; its denoiser is on the CPU, and on `device` afterwards.
-        device: of this process.
+        base: with text encoders and without LoRAs; its denoiser is on the CPU, and on the base's device afterwards.
         say: gets a line if it is split.
     """
 
-    def __init__(self, base: TrainBase, device: torch.device, say: Callable[[str], None]) -> None:
+    def __init__(self, base: TrainBase, say: Callable[[str], None]) -> None:
         how = splitter()
         self.base, self.is_split = base, how is not None
         if how is not None:
-            split(base.denoiser, device, how)
+            split(base.denoiser, base.device, how)
+            base.placement.denoiser_stays()
             say(f"base model split over {processes.count()} processes by {how}")
             self._any = base.encode_prompts([""])  # conditions, for forwards whose output nobody reads
 

@@ -25,11 +25,16 @@ TRAINABLE: dict[str, type[TrainBase]] = {
 }
 
 
-def train_base(pipe: Any, call: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> TrainBase:
+def train_base(
+    pipe: Any,
+    call: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+) -> TrainBase:
     """The trainer's view of a pipeline; of a guided one too, for sampling from it.
 
     Args:
-        pipe, call, dtype: as `TrainBase`.
+        pipe, call, dtype, device: as `TrainBase`.
 
     Raises:
         TrainingError: a pipeline that cannot be trained on, which may still be guided.
@@ -41,4 +46,4 @@ def train_base(pipe: Any, call: dict[str, Any] | None = None, dtype: torch.dtype
             f"the base model is a {name}; the trainer supports {', '.join(TRAINABLE)} so far. Set base_model to one of "
             "these; adapters trained elsewhere for other families can be used for sampling."
         )
-    return TRAINABLE[known[0]](pipe, call, dtype)
+    return TRAINABLE[known[0]](pipe, call, dtype, device)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from nft_pipeline import DiffusionNFTPipeline
@@ -35,7 +34,7 @@ from .precision import choose_precision
 from .quantised import quantise
 from .reward import find_prompts
 from .run_report import run_report
-from .sharding import Sharding, check_sharding, splitter
+from .sharding import Sharding, check_sharding
 from .sources import offline_pools, rewards_of
 from .stopping import Stopped, Stopper
 from .trainable import train_base
@@ -77,7 +76,7 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
     out.mkdir(parents=True, exist_ok=True)
     base, reason = load_base(config, device)
     base_model = BaseModel(id=config.base_model, revision=None, fingerprint=fingerprint(base.denoiser))
-    sharding = Sharding(base, find_device(device), say)
+    sharding = Sharding(base, say)
     with Stopper() as stopper:
         run = Run(config, out, base, base_model, sharding, say, stopper)
         learner = None
@@ -112,28 +111,27 @@ def find_device(device: str) -> torch.device:
 
 
 def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str]:
-    """The run's base model on its device, and in words why it computes in the number format it does.
+    """The run's base model, whose parts go to the device when they are needed, and in words why it computes in the
+    number format it does.
 
     Raises:
         TrainingError: a family the trainer does not know, or a package that `quantise` needs is not installed.
     """
     where = find_device(device)
     dtype, reason = choose_precision(config.precision, where)
-    guided = DiffusionNFTPipeline.from_pretrained(config.base_model)
+    # Beside a CPU weights are kept in what they compute in; frozen ones need no more. VAEs overflow in fp16.
+    is_small = where.type != "cpu" and dtype != torch.float32
+    kept = {"dtype": {"default": dtype, "vae": torch.float32}} if is_small else {}
+    guided = DiffusionNFTPipeline.from_pretrained(config.base_model, **kept)
     call = {"num_inference_steps": config.pool_steps, "guidance_scale": config.guidance_scale}
     call |= {key: value for key, value in guided.call_defaults.items() if key not in call}
     if config.resolution is not None:
         call |= {"height": config.resolution, "width": config.resolution}
     if config.num_frames is not None:
         call["num_frames"] = config.num_frames
-    base = train_base(guided.unwrap(), call, dtype)
-    if where.type == "cuda" and dtype != torch.float32:
-        base.denoiser.to(dtype)  # frozen weights need no more; the LoRA stays in fp32
-    for part in base.pipe.components.values():
-        if isinstance(part, nn.Module) and not (part is base.denoiser and splitter()):  # else moved as it is split
-            part.to(where)
+    base = train_base(guided.unwrap(), call, dtype, where)
     if config.quantise != "none":
-        quantise(base.denoiser, config.quantise, dtype)
+        quantise(base.denoiser, config.quantise, dtype, where)
     return base, reason
 
 
@@ -164,8 +162,6 @@ class Run:
         processes.wait()
         pool, held_out = offline_pools(self.base, config, self.out, _silent)
         self.base.release(*self.base.encoders, *(() if self.observer.draws else ("vae",)))
-        if self.observer.draws:
-            self.base.pipe.vae.to("cpu")  # until something is drawn
         self.seconds["pool"] = time.monotonic() - started
         self.say(config.loss.describe(online=False))
         learner = Learner(self.base, pool.conditions, config)

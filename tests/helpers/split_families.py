@@ -68,7 +68,7 @@ def measure() -> dict[str, Any]:
         for how in SPLIT:
             base, conditions = base_and_conditions(name)
             whole, size = run(base, conditions), sum(p.numel() for p in base.denoiser.parameters())
-            split(base.denoiser, torch.device("cpu"), how)
+            split(base.denoiser, base.device, how)
             moved = apart(whole, run(base, conditions))
             share = sum(map(local_size, base.denoiser.parameters())) / size
             found[f"{name}, {how}"] = {"share": share, "apart": moved}

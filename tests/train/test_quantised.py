@@ -18,6 +18,7 @@ from nft_pipeline.training.learner import Learner
 from nft_pipeline.training.quantised import make_optimizer, quantise
 from nft_pipeline.training.trainer import train
 
+CPU = torch.device("cpu")
 PACKAGES = {"nf4": "bitsandbytes", "int8": "torchao"}
 
 
@@ -55,7 +56,7 @@ def test_without_the_package_the_setting_and_the_extra_are_named(wanted, no_pack
         TrainingError,
         match=rf"quantise: {wanted} needs {PACKAGES[wanted]}.*pip install 'diffusion-nft\[quantise\]'",
     ):
-        quantise(tiny_transformer(), wanted, torch.float32)
+        quantise(tiny_transformer(), wanted, torch.float32, CPU)
 
 
 def test_without_the_package_the_optimiser_is_named(no_package):
@@ -79,7 +80,7 @@ def test_the_frozen_weights_shrink_and_the_model_stays_itself(how):
     call |= {"encoder_hidden_states": torch.ones(1, 3, 16), "pooled_projections": torch.ones(1, 16)}
     with torch.no_grad():
         plain = denoiser(**call)[0]
-        assert quantise(denoiser, how, torch.float32) == len(linear)
+        assert quantise(denoiser, how, torch.float32, CPU) == len(linear)
         small = denoiser(**call)[0]
     share, error = {"nf4": (0.3, 0.3), "int8": (0.4, 0.03)}[how]
     assert bytes_of(denoiser) < share * before
@@ -105,7 +106,7 @@ def test_steps_with_8_bit_state_go_on_bit_for_bit(bitsandbytes):
 
     def learner():
         base = tiny_base()
-        quantise(base.denoiser, "nf4", torch.float32)
+        quantise(base.denoiser, "nf4", torch.float32, CPU)
         pool = random_pool(base)
         return Learner(base, pool.conditions, config(rank=256, optimizer="adamw8bit", objective="policy")), pool
 
