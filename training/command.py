@@ -24,8 +24,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run",
         help="a YAML file, or a preset: shapes_warm (five minutes on two cores), shapes_follow (online, forty "
-        "minutes), large_model. To make your own, copy a preset from training/presets; every line says when to change "
-        "it",
+        "minutes), or one for a family of large models: sd15, sdxl, sd35_medium, flux1_dev, flux2_dev, flux2_klein_4b, "
+        "qwen_image, z_image, sana_600m, wan_1_3b. To make your own, begin a file with `preset: sdxl` and give what is "
+        "to differ, or copy large_model or shapes_warm from training/presets, where every line says when to change it",
     )
     parser.add_argument(
         "--out", type=Path, help="the run's folder (default: runs/NAME); use a new one for new settings"

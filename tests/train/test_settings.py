@@ -1,11 +1,14 @@
 """A run's settings, rewards and prompts: strict, and every fault is named."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from nft_pipeline.training.config import PRESETS, ConfigError, TrainConfig
 from nft_pipeline.training.reward import PROMPTS, RewardError, find_prompts, find_reward
 
+DOCS = Path(__file__).parents[2] / "docs"
 NEEDED = {
     "name": "x",
     "base_model": "shapes",
@@ -85,7 +88,7 @@ def test_a_bad_value_is_named(change, phrase):
 
 
 def test_yaml_files_that_cannot_be_used(tmp_path):
-    with pytest.raises(ConfigError, match="neither a file nor a preset; presets: large_model, shapes_follow,"):
+    with pytest.raises(ConfigError, match=r"neither a file nor a preset; presets: flux1_dev, .*, large_model, "):
         TrainConfig.from_yaml(tmp_path / "nothing.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(ConfigError, match=r"broken.yaml is not YAML"):
@@ -94,6 +97,59 @@ def test_yaml_files_that_cannot_be_used(tmp_path):
     with pytest.raises(ConfigError, match="holds list"):
         TrainConfig.from_yaml(tmp_path / "list.yaml")
     assert TrainConfig.from_yaml("shapes_warm", {"steps": 7}).steps == 7
+
+
+def test_a_file_over_a_preset(tmp_path):
+    run = tmp_path / "my_run.yaml"
+    run.write_text("preset: sdxl\nname: mine\nlr: 0.001\n")
+    config, preset, large = (TrainConfig.from_yaml(source) for source in (run, "sdxl", "large_model"))
+    assert (config.name, config.lr) == ("mine", 0.001)
+    assert (config.reward, config.optimality, config.prompts) == ("colourfulness", "sigmoid", "shapes_warm")
+    assert (config.base_model, config.resolution) == (preset.base_model, preset.resolution) != (large.base_model, 512)
+    assert config.rank == preset.rank == large.rank  # a preset may stand on another
+    assert TrainConfig.from_yaml(run, {"lr": 0.5}).lr == 0.5
+    run.write_text("preset: sdlx\nname: mine\n")
+    with pytest.raises(ConfigError, match=r"my_run.yaml: preset is 'sdlx', expected one of .*; did you mean 'sdxl'\?"):
+        TrainConfig.from_yaml(run)
+    run.write_text("preset: [1]\n")
+    with pytest.raises(ConfigError, match=r"preset is \[1\], expected one of"):
+        TrainConfig.from_yaml(run)
+
+
+@pytest.mark.parametrize(
+    ("own", "reward", "prompts"),
+    [
+        ("data: pictures", "", (None, None)),
+        ("prompts: mine.txt", "colourfulness", ("mine.txt", None)),
+        ("reward: sharpness", "sharpness", ("shapes_warm", "shapes_warm_held_out")),
+        ("rewards: {sharpness: 1.0, colourfulness: 2.0}", "", ("shapes_warm", "shapes_warm_held_out")),
+    ],
+)
+def test_what_a_file_judges_by_or_draws_replaces_all_of_the_presets(own, reward, prompts, tmp_path):
+    run = tmp_path / "my_run.yaml"
+    run.write_text(f"preset: sdxl\nreward_description: mine\n{own}\n")
+    config = TrainConfig.from_yaml(run)
+    assert (config.reward, config.prompts, config.held_out_prompts) == (reward, *prompts)
+    assert config.optimality == ("sigmoid" if own.startswith("prompts") else "raw")  # what colourfulness needs
+    if not own.startswith("prompts"):
+        run.write_text(f"preset: sdxl\n{own}\n")
+        with pytest.raises(ConfigError, match="'reward_description' is missing"):
+            TrainConfig.from_yaml(run)
+
+
+def test_every_preset_of_a_family_says_what_memory_it_needs():
+    """Its row in docs/measured/memory.md, of these very settings."""
+    table = (DOCS / "measured" / "memory.md").read_text(encoding="utf-8").split("A step of")[0]
+    rows = [
+        line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ") and " pixels " not in line
+    ]
+    names = [path.stem for path in PRESETS.glob("*.yaml") if "\npreset: large_model\n" in path.read_text()]
+    assert sorted(row[0] for row in rows) == sorted(names) != []
+    for name, resolution, micro_batch, saved, *_ in rows:
+        config = TrainConfig.from_yaml(name)
+        saving = [config.quantise] * (config.quantise != "none") + ["checkpointing"] * config.gradient_checkpointing
+        assert (resolution, micro_batch) == (str(config.resolution), str(config.micro_batch)), name
+        assert saved == (", ".join(saving) or "nothing"), name
 
 
 def test_rewards_and_prompts_are_found_by_name_by_function_and_by_file(tmp_path):
