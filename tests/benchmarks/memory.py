@@ -188,8 +188,7 @@ def built(model: Model, config: TrainConfig) -> TrainBase:
         finally:
             torch.set_default_dtype(torch.float32)
     name = "unet" if "UNet" in model.denoiser[0] else "transformer"
-    noise = "scheduling_ddim.DDIMScheduler" if name == "unet" else "FlowMatchEulerDiscreteScheduler"
-    scheduler = getattr(diffusers, noise.split(".")[-1])()
+    scheduler = diffusers.DDIMScheduler() if name == "unet" else diffusers.FlowMatchEulerDiscreteScheduler()
     words = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
     known = getattr(diffusers, model.pipe[0]).__init__.__code__.co_varnames
     parts = {name: denoiser, "vae": vae, "scheduler": scheduler, **{word: None for word in words if word in known}}
@@ -284,7 +283,6 @@ def bytes_of(model: Model, config: TrainConfig) -> Bytes:
     roles.use("theta")
     if config.gradient_checkpointing:
         base.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-    base.denoiser.train()
     # AdamW's two moments and the running average; gradients are made in the step.
     state = 3 * sum(4 * parameter.numel() for parameter in roles.parameters)
     step = _forward(base, model, config.micro_batch, lambda output: output.float().square().mean().backward())
