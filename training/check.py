@@ -23,7 +23,7 @@ from nft_pipeline.adapter import BaseModel, fingerprint, write_adapter
 
 from .base_model import TrainBase, rows_of
 from .checkpoint import load_checkpoint
-from .config import ConfigError, TrainConfig
+from .config import TrainConfig
 from .export import make_adapter
 from .folder import Folder, load_picture, read_folder
 from .learner import Learner
@@ -34,6 +34,7 @@ from .optimality import optimality
 from .pool import Pool, score
 from .records import check_trackers
 from .reward import find_prompts, find_reward
+from .settings_file import ConfigError, read_settings
 from .sharding import check_sharding
 from .sources import rewards_of
 from .trainer import load_base
@@ -71,7 +72,7 @@ def check(
 
     config, mapping = None, dict[str, Any]()
     try:
-        mapping = TrainConfig.read_yaml(source, overrides)
+        mapping = read_settings(source, overrides)
         config = TrainConfig.from_mapping(mapping)
         say("settings: ok")
     except ConfigError as error:

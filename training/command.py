@@ -49,7 +49,7 @@ def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
     """
     import yaml
 
-    from .config import ConfigError
+    from .settings_file import ConfigError
 
     overrides = {}
     for assignment in args.set:

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nft_pipeline.training.config import PRESETS, ConfigError, TrainConfig
+from nft_pipeline.training.config import TrainConfig
 from nft_pipeline.training.reward import PROMPTS, RewardError, find_prompts, find_reward
+from nft_pipeline.training.settings_file import PRESETS, ConfigError, preset_names
 
 DOCS = Path(__file__).parents[2] / "docs"
 NEEDED = {
@@ -19,7 +20,7 @@ NEEDED = {
 }
 
 
-@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+@pytest.mark.parametrize("preset", preset_names())
 def test_presets_load_and_name_things_that_exist(preset):
     config = TrainConfig.from_yaml(preset)
     assert callable(find_reward(config.reward))
