@@ -184,7 +184,9 @@ class TrainBase(ABC):
     def decode_latents(self, latents: Tensor) -> np.ndarray:
         """Scaled latents (B, C, h, w) to uint8 pictures (B, H, W, 3); of a video its middle frame."""
         vae, pictures = self.pipe.vae, []
-        with self.placement.visit(vae):
+        # Not in fp16, in which VAEs overflow: SDXL's famously.
+        dtype = torch.float32 if self.dtype == torch.float16 else self.dtype
+        with self.placement.visit(vae), autocast(self.device, dtype):
             for part in latents.split(max(1, DECODED_AT_ONCE // latents[0, 0].numel())):
                 x = self.decode_vae(part.to(self.device, vae.dtype)).float()
                 x = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

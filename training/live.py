@@ -21,7 +21,6 @@ from nft_pipeline.loading import LoadedAdapter
 from .base_model import TrainBase, rows_of
 from .export import adapter_config
 from .learner import Learner
-from .precision import autocast
 from .roles import THETA
 
 Draw = Callable[[Sequence[tuple[int, int]], float, str], np.ndarray]
@@ -81,8 +80,7 @@ class Live:
 
     def _batch(self, prompt: Tensor, noise: Tensor) -> np.ndarray:
         latents = self.base.sample_batch(rows_of(self._conditions, prompt), noise, self._empty)
-        with autocast(self.base.device, self.base.dtype):
-            return self.base.decode_latents(latents)
+        return self.base.decode_latents(latents)
 
     @contextmanager
     def _guided(self, learner: Learner) -> Iterator[None]:

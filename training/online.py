@@ -20,7 +20,6 @@ from .base_model import Conditions, TrainBase, rows_of
 from .config import TrainConfig
 from .optimality import CENTRED, Optimality, optimality
 from .pool import Pool, score
-from .precision import autocast
 from .reward import Reward
 from .roles import LoraRoles
 
@@ -107,8 +106,7 @@ def sample_round(
             if mine >= len(parts):  # it ran along with the others, who gather the model's weights from it
                 continue
             latents[rows] = sampled
-            with autocast(base.device, base.dtype):
-                pictures = base.decode_latents(latents[rows])
+            pictures = base.decode_latents(latents[rows])
             texts = [prompts.texts[i] for i in which[rows].tolist()]
             asked += [
                 (rows, index, judge.submit(score, reward, name, pictures, texts))

@@ -25,7 +25,6 @@ from nft_pipeline.atomic import atomic_write_bytes
 
 from .base_model import Conditions, TrainBase, rows_of
 from .optimality import Method, Optimality, optimality
-from .precision import autocast
 from .reward import Reward, RewardError
 
 
@@ -146,8 +145,7 @@ def sample_pool(
     conditions = base.encode_prompts(prompts)
     prompt = torch.arange(size) % len(prompts)
     latents = base.sample(conditions, prompt, seed=seed, batch=batch, label=f"{label}: sampling", empty=empty)
-    with autocast(base.device, base.dtype):
-        pictures = base.decode_latents(latents)
+    pictures = base.decode_latents(latents)
     texts = [prompts[i] for i in prompt.tolist()]
     scores = {name: score(reward, name, pictures, texts) for name, reward in rewards.items()}
     found = optimality(scores, method, weights=weights, at=at)

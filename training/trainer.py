@@ -119,7 +119,7 @@ def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str
     """
     where = find_device(device)
     dtype, reason = choose_precision(config.precision, where)
-    # Beside a CPU weights are kept in what they compute in; frozen ones need no more. VAEs overflow in fp16.
+    # Beside a CPU weights are kept in what they compute in; frozen ones need no more.
     is_small = where.type != "cpu" and dtype != torch.float32
     kept = {"dtype": {"default": dtype, "vae": torch.float32}} if is_small else {}
     guided = DiffusionNFTPipeline.from_pretrained(config.base_model, **kept)

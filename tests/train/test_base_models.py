@@ -94,6 +94,20 @@ def test_pictures_go_through_the_vae_and_back_in_the_scale_the_denoiser_knows():
     assert base.decode_latents(latents).shape[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("dtype", "decodes_in"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)],
+)
+def test_a_vae_decodes_in_the_runs_number_format_but_not_in_fp16(dtype, decodes_in):
+    base = train_base(tiny_pipe(), dtype=dtype)
+    seen = set()
+    for layer in base.pipe.vae.decoder.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    base.decode_latents(torch.randn(base.latent_shape(1)))
+    assert seen == {decodes_in}
+
+
 def test_prompts_are_encoded_as_a_call_does_and_encoders_can_leave():
     base = train_base(tiny_pipe(), {"max_sequence_length": 4})
     conditions = base.encode_prompts(["a cat", "a dog"])

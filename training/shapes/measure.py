@@ -19,7 +19,6 @@ import torch
 
 from nft_pipeline.guidance import promised_rate
 
-from ..precision import autocast
 from ..reward import Reward
 from ..trainable import train_base
 from .score import judge
@@ -90,8 +89,7 @@ class Workload:
             label=label,
             empty=base.encode_empty(),
         )
-        with autocast(base.device, self.dtype):
-            return base.decode_latents(latents)
+        return base.decode_latents(latents)
 
 
 def measure_pictures(pictures: np.ndarray, texts: Sequence[str], reward: Reward) -> tuple[float, float]:
