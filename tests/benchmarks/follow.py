@@ -1,11 +1,14 @@
 """ShapesEval of shapes-follow: while it learned, and by strength beside the rivals.
 
     diffusion-nft train shapes_follow --out runs/shapes-follow
-    python tests/benchmarks/follow.py --run runs/shapes-follow --write
+    diffusion-nft train shapes_follow --out runs/seed1 --set seed=1
+    diffusion-nft train shapes_follow --out runs/free --set eta0=null --set rounds=420
+    python tests/benchmarks/follow.py --run runs/shapes-follow --others runs/seed1 runs/free --write
 
 The adapter is the run's best, by its sweeps, and the curve is read from the run's own records. The tables are drawn
 anew: held-out prompts, equally many of each category, the same noise in every column, guidance beside LoRA weight
-strength and classifier-free guidance. --write makes docs/measured/follow.md and docs/pictures/follow.png of it.
+strength and classifier-free guidance. All runs have a line each, with their last adapter. --write makes
+docs/measured/follow.md and docs/pictures/follow.png of it.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import torch
 
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.training.config import TrainConfig
+from nft_pipeline.training.picture_stats import diversity, shrunk
 from nft_pipeline.training.precision import choose_precision
 from nft_pipeline.training.shapes.evaluate import scores_table, shapes_eval_scores
 from nft_pipeline.training.shapes.measure import Workload, with_lora
@@ -30,8 +34,10 @@ from nft_pipeline.training.shapes.rewards import HELD_OUT_SEED
 from nft_pipeline.training.shapes.score import shapes_eval_prompts
 
 DOCS = Path(__file__).parents[2] / "docs"
-STRENGTHS = (0.5, 1.0, 1.5, 2.0)
-WEIGHTS = (0.5, 1.5, 2.0)  # 1 is strength 1: one pass with the LoRA on
+STRENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+WEIGHTS = (0.5, 1.25, 1.5, 2.0)  # 1 is strength 1: one pass with the LoRA on
+WITH_CFG = (0.5, 1.0, 2.0)
+GROUPS, GROUP = 60, 4  # prompts, and pictures of each, that diversity is measured on
 SCALES = (1.5, 2.5, 4.0)
 WATCHED = ("shapes_eval", "diversity", "colour entropy", "edge density")
 WINDOW = 10  # rounds that a point of the curve is the mean of
@@ -80,46 +86,99 @@ def plot_curve(run: Path, config: TrainConfig, path: Path) -> tuple[str, str]:
     return own, markdown(["round", "ShapesEval", "diversity", "colour entropy", "edge density"], watched)
 
 
+class Bench:
+    """Draws held-out prompts, the same with the same noise for whatever is to be scored.
+
+    Args:
+        n: pictures.
+        call, dtype: as `Workload`.
+    """
+
+    def __init__(self, n: int, call: dict[str, Any], dtype: torch.dtype) -> None:
+        self.prompts = shapes_eval_prompts(n, seed=HELD_OUT_SEED)
+        texts = [prompt.text() for _, prompt in self.prompts]
+        self.work = Workload(texts, n=n, seed=3, batch=150, call=call, dtype=dtype)
+        some = texts[:: max(1, n // GROUPS)][:GROUPS]
+        self.groups = Workload(some, n=GROUP * len(some), seed=4, batch=120, call=call, dtype=dtype)
+
+    def score(self, pipe: Any, label: str, **steering: Any) -> dict[str, Any]:
+        """As `shapes_eval_scores`, with "diversity": how unlike pictures of one prompt are."""
+        found = shapes_eval_scores(self.work.pictures(pipe, label, **steering), self.prompts)
+        pictures = shrunk(self.groups.pictures(pipe, **steering))
+        prompt = np.arange(len(pictures)) % len(self.groups.prompts)
+        return {**found, "diversity": float(diversity(pictures, prompt).mean())}
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """A Markdown table, one column a setting; as `scores_table`, with diversity below."""
+    last = " | ".join(f"{result['diversity']:.3f}" for result in results.values())
+    return f"{scores_table(results)}\n| diversity | {last} |"
+
+
+def one_line(bench: Bench, run: Path, like: TrainConfig) -> list[str]:
+    """A run: what sets it apart from the shipped one, and the scores of its adapter."""
+    own, shared = TrainConfig.from_yaml(run / "settings.yaml").to_dict(), like.to_dict()
+    apart = [f"{key}: {own[key]}" for key in own if own[key] != shared[key] and key not in ("samples_every", "name")]
+    pipe = DiffusionNFTPipeline.from_pretrained("shapes", nft_adapter=str(run / "adapter"))
+    scored = [bench.score(pipe, f"{run.name}, strength {s:g}", nft_strength=s) for s in (1.0, 2.0)]
+    stock = pipe.unwrap()
+    with with_lora(stock, run / "adapter") as name:
+        stock.set_adapters(name, 2.0)
+        scored.append(bench.score(stock, f"{run.name}, LoRA weight 2"))
+    values = [f"{found[what]:.3f}" for found in scored for what in ("overall", "diversity")]
+    return [", ".join(apart) or "as shipped", f"{own['rounds']}", *values]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run of the preset shapes_follow")
+    parser.add_argument("--others", type=Path, nargs="*", default=[], help="folders of runs with other settings")
     parser.add_argument("--n", type=int, default=600, help="pictures a column, a multiple of 6 (default: 600)")
     parser.add_argument("--write", action="store_true", help="write the page and its picture")
     args = parser.parse_args()
     run_config = TrainConfig.from_yaml(args.run / "settings.yaml")
-    prompts = shapes_eval_prompts(args.n, seed=HELD_OUT_SEED)
     pipe = DiffusionNFTPipeline.from_pretrained("shapes", nft_adapter=str(args.run / "best"))
     sampled = pipe.nft_config.training["pool"]["size"]
     dtype, precision = choose_precision("auto", pipe.transformer.device)
-    texts, call = [prompt.text() for _, prompt in prompts], dict(pipe.call_defaults)
-    work = Workload(texts, n=args.n, seed=3, batch=150, call=call, dtype=dtype)
+    bench = Bench(args.n, dict(pipe.call_defaults), dtype)
 
-    def score(pipeline: Any, label: str, **steering: Any) -> dict[str, Any]:
-        return shapes_eval_scores(work.pictures(pipeline, label, **steering), prompts)
-
-    guided = {f"strength {s:g}": score(pipe, f"strength {s:g}", nft_strength=s) for s in (0.0, *STRENGTHS)}
+    guided = {f"strength {s:g}": bench.score(pipe, f"strength {s:g}", nft_strength=s) for s in (0.0, *STRENGTHS)}
     both = {
-        f"strength {s:g}, CFG 1.5": score(pipe, f"strength {s:g} and CFG", nft_strength=s, guidance_scale=1.5)
-        for s in (0.5, 1.0)
+        f"strength {s:g}, CFG 1.5": bench.score(pipe, f"strength {s:g} and CFG", nft_strength=s, guidance_scale=1.5)
+        for s in WITH_CFG
     }
     stock = pipe.unwrap()
-    rivals = {f"CFG {scale:g}": score(stock, f"CFG {scale:g}", guidance_scale=scale) for scale in SCALES}
+    rivals = {f"CFG {scale:g}": bench.score(stock, f"CFG {scale:g}", guidance_scale=scale) for scale in SCALES}
     with with_lora(stock, args.run / "best") as name:
         for weight in WEIGHTS:
             stock.set_adapters(name, weight)
-            rivals[f"LoRA {weight:g}"] = score(stock, f"LoRA weight {weight:g}")
+            rivals[f"LoRA {weight:g}"] = bench.score(stock, f"LoRA weight {weight:g}")
     pictures = DOCS / "pictures" / "follow.png" if args.write else args.run / "follow.png"
     curve, watched = plot_curve(args.run, run_config, pictures)
     rounds = lines_of(args.run / "rounds.jsonl")
     a_round = run_config.round_prompts * run_config.group_size
+    runs = markdown(
+        [
+            "run",
+            "rounds",
+            *(
+                f"{what}: {kind}"
+                for what in ("strength 1", "strength 2", "LoRA 2")
+                for kind in ("ShapesEval", "diversity")
+            ),
+        ],
+        [one_line(bench, run, run_config) for run in (args.run, *args.others)],
+    )
     text = f"""# ShapesEval of shapes-follow
 
 Made by `tests/benchmarks/follow.py` on {date.today().isoformat()} ({platform.machine()} CPU,
 {precision.partition(":")[0]}, torch {torch.__version__}) from one training run of the preset shapes_follow, seed
-{run_config.seed}: online, `policy` with baseline {run_config.baseline} and refit {run_config.refit:g}, rounds of
-{a_round} pictures and {run_config.round_steps} steps, without classifier-free guidance. The adapter is the one after
-round {sampled // a_round} ({sampled:,} pictures), whose sweep was the best of {len(rounds)} rounds; {run_config.rounds}
-were set. Prompts it is measured on were never trained on; some of them were in the sweeps that picked it.
+{run_config.seed}: online, `policy` with baseline {run_config.baseline}, optimality {run_config.optimality}, tilt
+{run_config.tilt:g} a round, refit {run_config.refit:g} and an anchor at eta0 {run_config.eta0:g}; rounds of
+{run_config.round_prompts} prompts with {run_config.group_size} pictures each and {run_config.round_steps} steps,
+without classifier-free guidance. The adapter is the one after round {sampled // a_round} ({sampled:,} pictures), whose
+sweep was the best of {len(rounds)} rounds. Prompts it is measured on were never trained on; some of them were in the
+sweeps that picked it.
 
 ## While it learned
 
@@ -137,17 +196,24 @@ prompt are:
 
 n = {args.n} pictures a column, the same prompts and noise in every column, 14 steps; standard error of ShapesEval at
 most {0.5 / args.n**0.5:.3f}. Strength 0 is the base model. Strengths 0 and 1 are one pass a step, others two.
+Diversity is how unlike {GROUP} pictures of one prompt are, over {GROUPS} prompts.
 
-{scores_table(guided)}
+{table(guided)}
 
 The rivals, on the same prompts and noise: classifier-free guidance of the base model (two passes), and the weights of
 the same LoRA scaled (one pass; at 1 it is strength 1):
 
-{scores_table(rivals)}
+{table(rivals)}
 
 On top of classifier-free guidance:
 
-{scores_table(both)}
+{table(both)}
+
+## Other runs
+
+Each differs from the shipped one by what is named. Here all are measured after their last round:
+
+{runs}
 """
     print(text)
     if args.write:

@@ -46,7 +46,7 @@ ONLINE_PRESET, ROUNDS, WINDOW = "shapes_follow", 40, 10
 # Optimality that puts r at 1/2 in the mean: below it a baseline of 1/2 drives v_old away from its own samples. The
 # authors' `group` squeezes r towards 1/2, `rank` does not; each has the tilt at which a 0/1 score of a prompt that
 # succeeds half of the time pulls by about 1. No refit, which only `policy` has.
-ONLINE = {"round_prompts": 16, "group_size": 16, "refit": 0.0}
+ONLINE = {"round_prompts": 16, "group_size": 16, "refit": 0.0, "self_normalise": False, "eta0": None}
 GROUP, RANK = {"optimality": "group", "tilt": 10.0}, {"optimality": "rank", "tilt": 4.0}
 ONLINE_RUNS: dict[str, dict[str, Any]] = {
     "paper": OBJECTIVES["paper"] | GROUP,

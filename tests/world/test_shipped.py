@@ -11,7 +11,7 @@ from nft_pipeline.adapter import check_base, read_adapter
 from nft_pipeline.models import ADAPTERS, shipped_adapter, shipped_model
 from nft_pipeline.training.reward import find_prompts, find_reward
 from nft_pipeline.training.shapes.evaluate import shapes_eval_scores
-from nft_pipeline.training.shapes.measure import Workload, measure_base, measure_laws
+from nft_pipeline.training.shapes.measure import Workload, measure_base, measure_laws, with_lora
 from nft_pipeline.training.shapes.parts import Sizes, vocabulary
 from nft_pipeline.training.shapes.rewards import HELD_OUT_SEED
 from nft_pipeline.training.shapes.score import shapes_eval_prompts
@@ -95,7 +95,12 @@ def test_the_follow_adapter_draws_what_the_prompt_says():
     prompts = shapes_eval_prompts(120, seed=HELD_OUT_SEED)
     pipe = DiffusionNFTPipeline.from_pretrained("shapes", nft_adapter="shapes-follow")
     work = Workload([prompt.text() for _, prompt in prompts], n=120, seed=4, batch=120, call=dict(pipe.call_defaults))
-    base, followed = (
-        shapes_eval_scores(work.pictures(pipe, nft_strength=strength), prompts) for strength in (0.0, 1.0)
+    base, followed, further = (
+        shapes_eval_scores(work.pictures(pipe, nft_strength=strength), prompts) for strength in (0.0, 1.0, 2.0)
     )
-    assert followed["overall"] > base["overall"] + 0.1 and followed["quality"] > base["quality"] - 0.05
+    assert followed["overall"] > base["overall"] + 0.2 and followed["quality"] > base["quality"] - 0.05
+    stock = pipe.unwrap()
+    with with_lora(stock, shipped_adapter("shapes-follow")) as name:
+        stock.set_adapters(name, 2.0)
+        weight = shapes_eval_scores(work.pictures(stock), prompts)
+    assert further["overall"] > weight["overall"] + 0.2  # beyond 1 strength holds, and the LoRA's weight does not
