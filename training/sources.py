@@ -104,7 +104,7 @@ def _folder(base: TrainBase, config: TrainConfig, out: Path, say: Say) -> tuple[
     if pool is None:
         with memory_advice("sampling", pool_batch=config.pool_batch):
             pool, found = folder_pool(folder, base, config.optimality, at=config.optimality_at)
-        say(f"data, scored: {found.describe()}; {len(pool.buckets)} sizes of picture")
+        say(f"data, scored: {found.describe()}; sizes of picture: {len(pool.buckets)}")
         save_pool(pool, path, key)
     scales = sorted({scale for scale in folder.guidance_scales if scale is not None})
     if any(scale > 1 for scale in scales):
