@@ -132,7 +132,7 @@ def test_liked_pictures_in_a_folder_train_a_policy_and_say_the_support_gap(run, 
     settings = {key: value for key, value in SMALL.items() if key not in ("reward", "prompts", "optimality")}
     _, lines = run(tmp_path / "run", settings, data=str(data))
     said = "\n".join(lines)
-    assert "24 samples, mean reward 0.500" in said and "2 sizes of picture" in said
+    assert "24 samples, mean reward 0.500" in said and "sizes of picture: 2" in said
     assert "support gap: v_old misses your pictures" in said and "bakes that guidance in" in said
     assert "objective policy, baseline alpha" in said
     adapter = read_adapter(tmp_path / "run" / "adapter")
