@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,14 +38,7 @@ class QwenImageBase(FramesBase):
 
     patch = 2
 
-    def __init__(
-        self,
-        pipe: Any,
-        call: dict[str, Any] | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | None = None,
-    ) -> None:
-        super().__init__(pipe, call, dtype, device)
+    def prepare(self) -> None:
         self.call.pop("guidance_scale", None)
         self.call["true_cfg_scale"] = self.guidance_scale
 
@@ -105,16 +98,10 @@ class WanBase(FramesBase):
     has_frames = True
     patch = 2
     default_resolution = (480, 832)
+    call_defaults: ClassVar = {"num_frames": 1}
 
-    def __init__(
-        self,
-        pipe: Any,
-        call: dict[str, Any] | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | None = None,
-    ) -> None:
-        super().__init__(pipe, {"num_frames": 1, **(call or {})}, dtype, device)
-        if getattr(pipe, "transformer_2", None) is not None:
+    def prepare(self) -> None:
+        if getattr(self.pipe, "transformer_2", None) is not None:
             raise TrainingError(
                 "the base model is a Wan with two transformers, one for high and one for low noise; the trainer knows "
                 "those with one. Set base_model to Wan 2.1, or to Wan 2.2 with 5 B parameters"

@@ -13,9 +13,9 @@ A family is a subclass of `TrainBase` with what is its own; training/trainable.p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -62,6 +62,7 @@ class TrainBase(ABC):
     has_cfg = True  # whether guidance_scale above 1 is classifier-free guidance, which needs the empty prompt
     has_frames = False  # whether latents are of videos, (B, C, T, H, W)
     patch = 1  # edges of a latent are multiples of it
+    call_defaults: ClassVar[Mapping[str, Any]] = {}  # arguments of the call, unless they are given
     default_resolution: tuple[int, int] | None = None  # of the pipeline's call, where no size stands in the model
 
     def __init__(
@@ -71,7 +72,7 @@ class TrainBase(ABC):
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ) -> None:
-        self.pipe, self.call, self.dtype = pipe, dict(call or {}), dtype
+        self.pipe, self.call, self.dtype = pipe, {**self.call_defaults, **(call or {})}, dtype
         component = "unet" if hasattr(pipe, "unet") else "transformer"
         self.denoiser: nn.Module = getattr(pipe, component)
         self.device = device or next(self.denoiser.parameters()).device
@@ -85,6 +86,10 @@ class TrainBase(ABC):
                 "num_frames out"
             )
         pipe.set_progress_bar_config(disable=True)
+        self.prepare()
+
+    def prepare(self) -> None:  # noqa: B027  a family with nothing to prepare is a whole one
+        """What a family does with its pipeline and its call as it is made; may raise TrainingError."""
 
     @property
     def stock_guidance_scale(self) -> float:
@@ -210,8 +215,7 @@ class TrainBase(ABC):
         for name in parts or self.encoders:
             if getattr(self.pipe, name, None) is not None:
                 self.pipe.register_modules(**{name: None})
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self.placement.forget()
 
     # The forward.
 

@@ -155,14 +155,7 @@ class ZImageBase(TrainBase):
     patch = 2
     default_resolution = (1024, 1024)
 
-    def __init__(
-        self,
-        pipe: Any,
-        call: dict[str, Any] | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | None = None,
-    ) -> None:
-        super().__init__(pipe, call, dtype, device)
+    def prepare(self) -> None:
         self.call["guidance_scale"] = max(0.0, self.guidance_scale - 1)
 
     def _encode(self, prompts: list[str]) -> Conditions:
@@ -195,14 +188,7 @@ class ZImageBase(TrainBase):
 class SanaBase(TrainBase):
     """Sana: text with a mask; the prompt goes to the text encoder behind the pipeline's own instruction."""
 
-    def __init__(
-        self,
-        pipe: Any,
-        call: dict[str, Any] | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | None = None,
-    ) -> None:
-        super().__init__(pipe, call, dtype, device)
+    def prepare(self) -> None:
         # Sizes are the run's own; binned ones would be scaled back after the VAE, which training does not see.
         self.call["use_resolution_binning"] = False
         self.call["negative_prompt"] = None  # its default is a text, which may not stand beside embeddings

@@ -19,16 +19,9 @@ from .noising import per_sample, vp_norm
 class SDBase(TrainBase):
     """Stable Diffusion 1 and 2."""
 
-    def __init__(
-        self,
-        pipe: Any,
-        call: dict[str, Any] | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | None = None,
-    ) -> None:
-        super().__init__(pipe, call, dtype, device)
+    def prepare(self) -> None:
         # Linear between two indices, as nft_pipeline.noise_level reads it.
-        self._log_sigma = log_sigmas(pipe.scheduler.alphas_cumprod.double())
+        self._log_sigma = log_sigmas(self.pipe.scheduler.alphas_cumprod.double())
 
     def noise_range(self) -> tuple[float, float]:
         low, high = torch.sigmoid(self._log_sigma[[0, -1]]).tolist()

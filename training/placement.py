@@ -55,12 +55,12 @@ class Placement:
         if self._is_in and not self._stays and any(_device_of(module) == REST != self.device for module in modules):
             self.denoiser.to(REST)
             self._is_in = False
-            self._forget()
+            self.forget()
         with self.visit(*modules):
             yield
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Memory that nothing uses any more, kept by torch for the next tensor of its size."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

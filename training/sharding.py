@@ -88,8 +88,11 @@ def check_sharding(config: TrainConfig) -> None:
             f"quantise is {config.quantise!r} under {how}, which splits weights that are not quantised. Leave one of "
             "them out"
         )
-    if processes.env_flag("FSDP_OFFLOAD_PARAMS") if how == "FSDP" else _zero_settings()["offload"] != "none":
-        setting = "fsdp_offload_params" if how == "FSDP" else "offload_param_device"
+    if how == "FSDP":
+        setting, is_set = "fsdp_offload_params", processes.env_flag("FSDP_OFFLOAD_PARAMS")
+    else:
+        setting, is_set = "offload_param_device", _zero_settings()["offload"] != "none"
+    if is_set:
         raise TrainingError(
             f"{setting} is set: the split weights stay on the GPUs here. Leave it out of the launcher's settings, and "
             "use more processes where memory is short"

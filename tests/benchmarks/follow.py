@@ -32,12 +32,13 @@ from nft_pipeline.training.shapes.measure import Workload, with_lora
 from nft_pipeline.training.shapes.report import markdown
 from nft_pipeline.training.shapes.rewards import HELD_OUT_SEED
 from nft_pipeline.training.shapes.score import shapes_eval_prompts
+from nft_pipeline.training.sweep import GROUP
 
 DOCS = Path(__file__).parents[2] / "docs"
 STRENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 WEIGHTS = (0.5, 1.25, 1.5, 2.0)  # 1 is strength 1: one pass with the LoRA on
 WITH_CFG = (0.5, 1.0, 2.0)
-GROUPS, GROUP = 60, 4  # prompts, and pictures of each, that diversity is measured on
+GROUPS = 60  # prompts that diversity is measured on
 SCALES = (1.5, 2.5, 4.0)
 WATCHED = ("shapes_eval", "diversity", "colour entropy", "edge density")
 WINDOW = 10  # rounds that a point of the curve is the mean of
