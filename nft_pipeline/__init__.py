@@ -11,9 +11,16 @@ maths is in `nft_pipeline.guidance`.
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .torchvision_repair import watch as _watch_torchvision
+
+# A wheel has the rooms training, comfy_nodes and hub_cards inside this folder. In a checkout they stand beside it, and
+# this line makes them the checkout's own whichever way it got onto the path: PYTHONPATH, a worktree, a second clone.
+_checkout = Path(__file__).resolve().parent.parent
+if (_checkout / "pyproject.toml").is_file() and (_checkout / "comfy_nodes").is_dir():
+    __path__.append(str(_checkout))
 
 if TYPE_CHECKING:
     from .adapter import Adapter as Adapter
