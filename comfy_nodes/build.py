@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from nft_pipeline.settings import GuidanceError, GuidanceSettings, tilt_of
+from nft_pipeline.errors import GuidanceError
+from nft_pipeline.settings import GuidanceSettings, tilt_of
 
 from . import host
 from .curve import Points

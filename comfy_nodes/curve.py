@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from nft_pipeline.settings import GuidanceError
+from nft_pipeline.errors import GuidanceError
 
 SHAPES = ("constant", "fade in", "fade out", "middle", "custom")
 Points = tuple[tuple[float, float], ...]

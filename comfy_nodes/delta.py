@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nft_pipeline.settings import GuidanceError
+from nft_pipeline.errors import GuidanceError
 
 _IDLE = "_nft_idle_dispatcher"
 

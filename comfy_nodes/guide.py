@@ -32,11 +32,12 @@ import torch
 from torch import Tensor, nn
 
 from nft_pipeline import guidance
-from nft_pipeline.alpha_head import AlphaHead
-from nft_pipeline.forward_call import as_tokens
-from nft_pipeline.settings import GuidanceError, GuidanceSettings
-from nft_pipeline.stats import NFTStats, StatsRecorder
-from nft_pipeline.terms import read_alpha, term_scale
+from nft_pipeline.adapters.alpha_head import AlphaHead
+from nft_pipeline.engine.stats import NFTStats, StatsRecorder
+from nft_pipeline.engine.terms import read_alpha, term_scale
+from nft_pipeline.errors import GuidanceError
+from nft_pipeline.families.forward_call import as_tokens
+from nft_pipeline.settings import GuidanceSettings
 
 from .delta import Listener, Switch, Target, install
 from .reward_file import RewardFile

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nft_pipeline.adapter_config import AdapterError
-from nft_pipeline.keys_foreign import PEFT_PREFIX, Layer
+from nft_pipeline.adapters.foreign.layers import PEFT_PREFIX, Layer
+from nft_pipeline.errors import AdapterError
 
 from .delta import Target
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from nft_pipeline.errors import GuidanceError
 from nft_pipeline.models import shipped_model
-from nft_pipeline.settings import GuidanceError
 
 from . import host, inputs
 from .build import guide_model, parse_strengths

@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from nft_pipeline.atomic import atomic_write_bytes
-from nft_pipeline.ratings_lock import METADATA, ratings_lock
-from nft_pipeline.settings import GuidanceError
+from nft_pipeline.errors import GuidanceError
+from nft_pipeline.files.atomic import atomic_write_bytes
+from nft_pipeline.files.ratings_lock import METADATA, ratings_lock
 
 VERDICTS = ("like", "dislike", "score")
 Graph = Mapping[str, Any]

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nft_pipeline.adapter_config import AdapterConfig, AdapterError, BaseModel
-from nft_pipeline.adapter_single import read_single_file
-from nft_pipeline.alpha_head import AlphaHead
-from nft_pipeline.foreign_files import PEFT_CONFIG, PEFT_WEIGHTS, PICKLES, ForeignFiles, load_lora, peft_folder
-from nft_pipeline.keys_foreign import Layer, bake, scales_of
+from nft_pipeline.adapters.alpha_head import AlphaHead
+from nft_pipeline.adapters.config import AdapterConfig, BaseModel
+from nft_pipeline.adapters.foreign.files import PEFT_CONFIG, PEFT_WEIGHTS, PICKLES, ForeignFiles, peft_folder, read_lora
+from nft_pipeline.adapters.foreign.layers import Layer, bake, scales_of
+from nft_pipeline.adapters.single_file import read_single_file
+from nft_pipeline.errors import AdapterError
 
 KINDS = ("auto", "positive", "policy")
 UNKNOWN = "unknown"
@@ -81,7 +82,7 @@ def _read_plain(path: Path, kind: str) -> RewardFile:
         raise _no_head(path)
     beside = path.name == PEFT_WEIGHTS and (path.parent / PEFT_CONFIG).is_file()
     files = peft_folder(path.parent) if beside else ForeignFiles("plain LoRA file", path)
-    found = load_lora(files)
+    found = read_lora(files)
     scales = scales_of(found.layers, found.peft_config)
     layers = bake(found.layers, found.peft_config)
     said = (found.peft_config or {}).get("base_model_name_or_path")

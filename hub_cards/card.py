@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nft_pipeline.adapter_config import AdapterConfig
-from nft_pipeline.adapter_read import is_hub_id
+from nft_pipeline.adapters.config import AdapterConfig
+from nft_pipeline.adapters.read import is_hub_id
 from nft_pipeline.models import MODELS
 
 from .licence import Licence

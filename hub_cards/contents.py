@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from nft_pipeline.adapter_read import (
+from nft_pipeline.adapters.foreign.files import PICKLES
+from nft_pipeline.adapters.read import (
     CONFIG_FILE,
     HEAD_CONFIG_FILE,
     HEAD_FILE,
@@ -18,8 +19,7 @@ from nft_pipeline.adapter_read import (
     MAX_LORA_BYTES,
     MAX_PICTURE_BYTES,
 )
-from nft_pipeline.adapter_write import COMFYUI_FOLDER
-from nft_pipeline.foreign_files import PICKLES
+from nft_pipeline.adapters.write import COMFYUI_FOLDER
 
 from .card import CARD_FILE
 from .report import REPORT_FILE

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nft_pipeline.adapter import AdapterConfig
-from nft_pipeline.adapter_read import CONFIG_FILE
-from nft_pipeline.atomic import atomic_folder, atomic_write_bytes
+from nft_pipeline.adapters.read import CONFIG_FILE
 from nft_pipeline.cli import command_parser
 from nft_pipeline.commands import sample
+from nft_pipeline.files.atomic import atomic_folder, atomic_write_bytes
 
 from .report import REPORT_FILE, RunReport, Sample
 

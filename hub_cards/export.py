@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from nft_pipeline.adapter import Adapter, AdapterError
-from nft_pipeline.adapter_read import LORA_METADATA_KEY
-from nft_pipeline.adapter_write import COMFYUI_FOLDER, adapter_files
+from nft_pipeline.adapters.keys import SECOND, component_lora, lora_key, lora_modules
+from nft_pipeline.adapters.read import LORA_METADATA_KEY
+from nft_pipeline.adapters.write import COMFYUI_FOLDER, adapter_files
+from nft_pipeline.files.strict import safetensors_bytes
 from nft_pipeline.guidance import law_scale
-from nft_pipeline.keys import SECOND, component_lora, lora_key, lora_modules
-from nft_pipeline.strict_files import safetensors_bytes
 
 EXPORT_HEADER_KEY = "diffusion_nft_export"
 # Before diffusers' name of a layer, with underscores: what kohya's tools write for U-Nets, OneTrainer for transformers.

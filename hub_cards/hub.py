@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from nft_pipeline.adapter import AdapterError
-from nft_pipeline.adapter_read import is_network_error
+from nft_pipeline.adapters.read import is_network_error
 
 # What may be otherwise in a moment. 409 and 412: somebody else, or our own lost request, was at it; look again.
 TRANSIENT = (408, 409, 412, 425, 429, 500, 502, 503, 504)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from nft_pipeline.adapter_config import AdapterError
+from nft_pipeline.errors import AdapterError
 from nft_pipeline.models import shipped_model
 
 UNKNOWN = "unknown"

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from nft_pipeline.adapter import AdapterError, read_adapter
-from nft_pipeline.adapter_read import is_hub_id, is_network_error, locate
-from nft_pipeline.adapter_write import check_replaceable
-from nft_pipeline.atomic import atomic_folder, settle
+from nft_pipeline.adapters.read import is_hub_id, is_network_error, locate
+from nft_pipeline.adapters.write import check_replaceable
+from nft_pipeline.files.atomic import atomic_folder, settle
 
 from .contents import folder_sizes, largest
 from .hub import explain

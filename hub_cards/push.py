@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from nft_pipeline.adapter import AdapterError
-from nft_pipeline.adapter_config import AdapterConfig
-from nft_pipeline.adapter_read import CONFIG_FILE, is_hub_id, locate
+from nft_pipeline.adapters.config import AdapterConfig
+from nft_pipeline.adapters.read import CONFIG_FILE, is_hub_id, locate
 
 from .card import Card, render_card
 from .contents import folder_sizes, largest, read_texts
@@ -284,7 +284,7 @@ def write_card(folder: str | os.PathLike[str], card: Card) -> Path:
     Returns:
         The README.md.
     """
-    from nft_pipeline.atomic import atomic_write_bytes
+    from nft_pipeline.files.atomic import atomic_write_bytes
 
     files = card.files()
     for path in sorted(files, key=lambda path: path == "README.md"):

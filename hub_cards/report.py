@@ -23,7 +23,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nft_pipeline.adapter_config import AdapterError, key_faults, parse_json
+from nft_pipeline.adapters.config import key_faults, parse_json
+from nft_pipeline.errors import AdapterError
 
 REPORT_FILE = "run_report.json"
 REPORT_VERSION = 1

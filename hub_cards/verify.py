@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from nft_pipeline.adapter import Adapter, AdapterError, check_base, check_lora_modules, read_adapter
-from nft_pipeline.adapter_read import CONFIG_FILE, HEAD_FOLDER, LORA_FILE, is_hub_id, is_network_error, locate
-from nft_pipeline.adapter_write import COMFYUI_FOLDER, CONFIG_HEADER_KEY, HASH_HEADER_KEY, adapter_files
-from nft_pipeline.families import unwrap_compiled
-from nft_pipeline.strict_files import TensorFile, content_hash, read_safetensors
+from nft_pipeline.adapters.read import CONFIG_FILE, HEAD_FOLDER, LORA_FILE, is_hub_id, is_network_error, locate
+from nft_pipeline.adapters.write import COMFYUI_FOLDER, CONFIG_HEADER_KEY, HASH_HEADER_KEY, adapter_files
+from nft_pipeline.families.registry import unwrap_compiled
+from nft_pipeline.files.strict import TensorFile, content_hash, read_safetensors
 
 from .card import CARD_FILE
 from .contents import MAX_TEXT_BYTES, folder_sizes, largest, listing_faults, read_texts

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from nft_pipeline.adapter_config import AdapterConfig
+from nft_pipeline.adapters.config import AdapterConfig
 
 # Beside this room in a checkout and in an installed package alike.
 TEMPLATES = Path(__file__).resolve().parent.parent / "example_workflows"

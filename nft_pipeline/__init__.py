@@ -25,16 +25,16 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "comfy_nodes").is_d
 if TYPE_CHECKING:
     from .adapter import Adapter as Adapter
     from .adapter import AdapterConfig as AdapterConfig
-    from .adapter import AdapterError as AdapterError
     from .adapter import read_adapter as read_adapter
     from .adapter import write_adapter as write_adapter
-    from .alpha_head import AlphaHead as AlphaHead
-    from .alpha_head import AlphaHeadConfig as AlphaHeadConfig
-    from .families import FamilyError as FamilyError
+    from .adapters.alpha_head import AlphaHead as AlphaHead
+    from .adapters.alpha_head import AlphaHeadConfig as AlphaHeadConfig
+    from .engine.stats import NFTStats as NFTStats
+    from .errors import AdapterError as AdapterError
+    from .errors import FamilyError as FamilyError
+    from .errors import GuidanceError as GuidanceError
     from .guider import DiffusionNFTGuidance as DiffusionNFTGuidance
     from .pipeline import DiffusionNFTPipeline as DiffusionNFTPipeline
-    from .settings import GuidanceError as GuidanceError
-    from .stats import NFTStats as NFTStats
 
 __version__ = "0.1.0"
 _watch_torchvision()
@@ -42,14 +42,14 @@ _watch_torchvision()
 _HOME = {
     "Adapter": "adapter",
     "AdapterConfig": "adapter",
-    "AdapterError": "adapter",
-    "AlphaHead": "alpha_head",
-    "AlphaHeadConfig": "alpha_head",
+    "AdapterError": "errors",
+    "AlphaHead": "adapters.alpha_head",
+    "AlphaHeadConfig": "adapters.alpha_head",
     "DiffusionNFTGuidance": "guider",
     "DiffusionNFTPipeline": "pipeline",
-    "FamilyError": "families",
-    "GuidanceError": "settings",
-    "NFTStats": "stats",
+    "FamilyError": "errors",
+    "GuidanceError": "errors",
+    "NFTStats": "engine.stats",
     "read_adapter": "adapter",
     "write_adapter": "adapter",
 }

@@ -10,11 +10,12 @@ together), adapter_read, adapter_write, adapter_base (does the base model fit?) 
 
 from __future__ import annotations
 
-from .adapter_base import check_base, check_lora_modules, fingerprint
-from .adapter_config import AdapterConfig, AdapterError, BaseModel
-from .adapter_content import Adapter
-from .adapter_read import read_adapter
-from .adapter_write import write_adapter
+from .adapters.base_check import check_base, check_lora_modules, fingerprint
+from .adapters.config import AdapterConfig, BaseModel
+from .adapters.content import Adapter
+from .adapters.read import read_adapter
+from .adapters.write import write_adapter
+from .errors import AdapterError
 
 __all__ = [
     "Adapter",

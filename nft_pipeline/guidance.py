@@ -29,7 +29,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .adapter_config import PREDICTIONS
+from .adapters.config import PREDICTIONS
 
 LAWS = ("nft", "odds")
 

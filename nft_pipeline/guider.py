@@ -32,12 +32,13 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import ClassifierFreeGuidance
 from torch import nn
 
-from .engine import NFTEngine, Trace
-from .families import unwrap_compiled
-from .loading import LoadedAdapter, load_into, unload_from
-from .settings import GuidanceError, GuidanceSettings, tilt_of
-from .stats import NFTStats
-from .terms import Term
+from .engine.engine import NFTEngine, Trace
+from .engine.loading import LoadedAdapter, load_into, unload_from
+from .engine.stats import NFTStats
+from .engine.terms import Term
+from .errors import GuidanceError
+from .families.registry import unwrap_compiled
+from .settings import GuidanceSettings, tilt_of
 
 if TYPE_CHECKING:
     from .adapter import Adapter, AdapterConfig

@@ -25,20 +25,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from .atomic import atomic_write_bytes
-from .call_defaults import read_call_defaults, write_call_defaults
-from .custom_pipeline import ADAPTER_FOLDER, DEFAULT, PIPELINE_FILE, load_beside, render_custom_pipeline
-from .guided_call import guided_class, guided_method, refuse_without_adapter, run_guided
-from .injection import adapter_names, without_wrappers
-from .loading import LoadedAdapter, find_denoisers, load_adapter, unload_adapter
-from .settings import GuidanceError, tilts_of
-from .stats import NFTStats
+from .call.call_defaults import read_call_defaults, write_call_defaults
+from .call.custom_pipeline import ADAPTER_FOLDER, DEFAULT, PIPELINE_FILE, load_beside, render_custom_pipeline
+from .call.guided_call import guided_class, guided_method, refuse_without_adapter, run_guided
+from .engine.injection import adapter_names, without_wrappers
+from .engine.loading import LoadedAdapter, find_denoisers, load_adapter, unload_adapter
+from .engine.stats import NFTStats
+from .errors import GuidanceError
+from .files.atomic import atomic_write_bytes
+from .settings import tilts_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from .adapter import Adapter, AdapterConfig
-    from .engine import NFTEngine
+    from .engine.engine import NFTEngine
 
 _OWN = ("_nft_stock", "_nft_loaded", "_nft_engines", "nft_stats", "call_defaults")  # attributes stock pipelines lack
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
@@ -49,7 +50,7 @@ class DiffusionNFTPipeline:
 
     A subclass of this class and of a pipeline class of diffusers, in this order and without a constructor of its own,
     is a guided pipeline class: `from_pipe` makes them on the fly, a pipeline.py for the Hub writes one out
-    (`nft_pipeline.custom_pipeline`).
+    (`nft_pipeline.call.custom_pipeline`).
     """
 
     _nft_stock_class: ClassVar[Any]  # the pipeline class of diffusers behind a subclass
@@ -201,7 +202,7 @@ class DiffusionNFTPipeline:
             FamilyError: a denoiser this version cannot guide.
         """
         from .adapter import Adapter, read_adapter
-        from .adapter_read import refuse_for_own
+        from .adapters.read import refuse_for_own
 
         if isinstance(source, Adapter):
             adapter = source

@@ -12,16 +12,13 @@ import numpy as np
 from torch import Tensor
 
 from . import guidance
-from .adapter_config import AdapterConfig
+from .adapters.config import AdapterConfig
+from .errors import GuidanceError
 
 MODES = ("two_pass", "batched", "single")
 GUIDE = ("both", "cond")
 
 Schedule = Callable[[float], float] | Sequence[tuple[float, float]]
-
-
-class GuidanceError(ValueError):
-    """Guidance was asked for in a way that cannot be done, or found something it must not work with."""
 
 
 @dataclass(frozen=True)

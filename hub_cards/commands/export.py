@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export."""
     from nft_pipeline.adapter import read_adapter
-    from nft_pipeline.atomic import atomic_write_bytes
+    from nft_pipeline.files.atomic import atomic_write_bytes
 
     from ..export import export
 

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     base = None
     if args.base is not None:
-        from nft_pipeline.adapter_foreign import denoiser_of
+        from nft_pipeline.adapters.foreign.adapter import denoiser_of
         from nft_pipeline.pipeline import DiffusionNFTPipeline
 
         _, base = denoiser_of(DiffusionNFTPipeline.from_pretrained(args.base))

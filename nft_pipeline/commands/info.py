@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nft_pipeline.adapter import Adapter
+    from ..adapter import Adapter
 
 HELP = """\
 Say what an adapter is: which kind, for which base model, trained on which reward, how strong, under which licence.
@@ -46,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the adapter and print the table."""
-    from nft_pipeline.adapter import read_adapter
-    from nft_pipeline.adapter_foreign import describe_foreign
-    from nft_pipeline.adapter_read import is_foreign, locate
+    from ..adapter import read_adapter
+    from ..adapters.foreign.adapter import describe_foreign
+    from ..adapters.read import is_foreign, locate
 
     where = {"revision": args.revision, "subfolder": args.subfolder}
     path = locate(args.adapter, **where)

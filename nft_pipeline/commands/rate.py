@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C, then say how many are rated."""
-    from nft_pipeline.training.rewards.rating import Ratings, rating_server
+    from nft_pipeline.training.rewards.folders.rating import Ratings, rating_server
 
     ratings = Ratings(args.folder, args.prompt)
     with rating_server(ratings, args.port) as server:

@@ -61,8 +61,9 @@ def run(args: argparse.Namespace) -> int:
         for line in listed():
             print(line)
         return 0
-    from nft_pipeline.commands.sample import pick_device
     from nft_pipeline.training.rewards.mix import parse_rewards
+
+    from .sample import pick_device
 
     spec = rewards_of(args)
     parse_rewards(spec)
@@ -80,14 +81,14 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f'serving needs {package}, which is not installed: pip install "diffusion-nft[serve]"')
     import uvicorn
 
-    from nft_pipeline.training.rewards.serve import SETTINGS_VARIABLE
+    from nft_pipeline.training.rewards.server.serve import SETTINGS_VARIABLE
 
     general = {"device": pick_device(args.device), **({"batch": args.batch} if args.batch else {})}
     limits = {"max_bytes": int(args.max_mb * 1e6)}
     # Worker processes are started anew and read it from there; the token is in the environment already.
     os.environ[SETTINGS_VARIABLE] = json.dumps({"rewards": spec, "general": general, "limits": limits})
     uvicorn.run(
-        "nft_pipeline.training.rewards.serve:app_from_environment",
+        "nft_pipeline.training.rewards.server.serve:app_from_environment",
         factory=True,
         host=args.host,
         port=args.port,

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nft_pipeline.grid import labelled_grid
+from ..grid import labelled_grid
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from nft_pipeline.stats import NFTStats
+    from ..engine.stats import NFTStats
 
 HELP = """\
 Draw prompts at several strengths into one labelled PNG: a row per prompt and seed, a column per strength. Every column
@@ -182,8 +182,8 @@ def run(args: argparse.Namespace) -> int:
     check(args)
     import torch
 
-    from nft_pipeline.atomic import atomic_write_bytes
-    from nft_pipeline.pipeline import DiffusionNFTPipeline
+    from ..files.atomic import atomic_write_bytes
+    from ..pipeline import DiffusionNFTPipeline
 
     device = pick_device(args.device)
     dtype = pick_dtype(args.dtype, device)

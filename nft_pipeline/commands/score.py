@@ -100,8 +100,9 @@ def load_mix(args: argparse.Namespace) -> Any:
     Raises:
         RewardError: as `load_rewards`.
     """
-    from nft_pipeline.commands.sample import pick_device
     from nft_pipeline.training.rewards import load_rewards
+
+    from .sample import pick_device
 
     if args.batch is not None and args.batch < 1:
         raise ValueError(f"--batch is {args.batch}, expected at least 1")
@@ -111,11 +112,12 @@ def load_mix(args: argparse.Namespace) -> Any:
 
 def run(args: argparse.Namespace) -> int:
     """Score the folder and say what came out."""
-    from nft_pipeline.ratings_lock import METADATA
     from nft_pipeline.training.rewards.cache import CachedReward, ScoreCache, default_cache
-    from nft_pipeline.training.rewards.folder import score_folder
+    from nft_pipeline.training.rewards.folders.scores_file import find_pictures, read_scores
+    from nft_pipeline.training.rewards.folders.scoring import score_folder
     from nft_pipeline.training.rewards.mix import RewardMix
-    from nft_pipeline.training.rewards.scores_file import find_pictures, read_scores
+
+    from ..files.ratings_lock import METADATA
 
     find_pictures(args.images)  # before a model of gigabytes is loaded
     mix = load_mix(args)

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nft_pipeline import DiffusionNFTPipeline
+from nft_pipeline.adapters.keys import lora_modules
+from nft_pipeline.engine.injection import LoraSwitch, tuner_layers
 from nft_pipeline.guidance import combine
-from nft_pipeline.injection import LoraSwitch, tuner_layers
-from nft_pipeline.keys import lora_modules
 from tests.benchmarks.random_models import TEXT, build, random_adapter
 from tests.benchmarks.ratios import in_rounds, table
 

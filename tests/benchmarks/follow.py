@@ -24,15 +24,15 @@ import numpy as np
 import torch
 
 from nft_pipeline import DiffusionNFTPipeline
-from nft_pipeline.training.config import TrainConfig
-from nft_pipeline.training.picture_stats import diversity, shrunk
-from nft_pipeline.training.precision import choose_precision
+from nft_pipeline.training.devices.precision import choose_precision
+from nft_pipeline.training.settings.config import TrainConfig
 from nft_pipeline.training.shapes.evaluate import scores_table, shapes_eval_scores
 from nft_pipeline.training.shapes.measure import Workload, with_lora
 from nft_pipeline.training.shapes.report import markdown
-from nft_pipeline.training.shapes.rewards import HELD_OUT_SEED
 from nft_pipeline.training.shapes.score import shapes_eval_prompts
-from nft_pipeline.training.sweep import GROUP
+from nft_pipeline.training.shapes.scorers import HELD_OUT_SEED
+from nft_pipeline.training.show.picture_stats import diversity, shrunk
+from nft_pipeline.training.show.sweep import GROUP
 
 DOCS = Path(__file__).parents[2] / "docs"
 STRENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)

@@ -26,13 +26,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from tqdm import tqdm
 
-from nft_pipeline.forward_call import as_rows
-from nft_pipeline.training.base_model import Conditions, TrainBase
-from nft_pipeline.training.config import TrainConfig
-from nft_pipeline.training.precision import autocast
-from nft_pipeline.training.roles import LoraRoles
+from nft_pipeline.families.forward_call import as_rows
+from nft_pipeline.training.bases.base import Conditions, TrainBase
+from nft_pipeline.training.bases.registry import train_base
+from nft_pipeline.training.devices.precision import autocast
+from nft_pipeline.training.learn.roles import LoraRoles
+from nft_pipeline.training.settings.config import TrainConfig
 from nft_pipeline.training.shapes.report import markdown
-from nft_pipeline.training.trainable import train_base
 
 GIB = 2**30
 DOCS = Path(__file__).parents[2] / "docs"

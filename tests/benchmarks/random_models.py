@@ -16,8 +16,8 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from nft_pipeline.adapter import Adapter, AdapterConfig, BaseModel, fingerprint
-from nft_pipeline.alpha_head import AlphaHead, AlphaHeadConfig
-from nft_pipeline.families import family_of
+from nft_pipeline.adapters.alpha_head import AlphaHead, AlphaHeadConfig
+from nft_pipeline.families.registry import family_of
 
 TEXT = 64  # width of the small text encoders
 

@@ -20,10 +20,11 @@ import torch
 
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import read_adapter
-from nft_pipeline.training.calibration import Calibration, plot_reliability
-from nft_pipeline.training.config import TrainConfig
-from nft_pipeline.training.precision import choose_precision
-from nft_pipeline.training.reward import find_prompts, find_reward
+from nft_pipeline.training.devices.precision import choose_precision
+from nft_pipeline.training.learn.calibration import Calibration, plot_reliability
+from nft_pipeline.training.rewards.find import find_prompts, find_reward
+from nft_pipeline.training.run.trainer import train
+from nft_pipeline.training.settings.config import TrainConfig
 from nft_pipeline.training.shapes.measure import (
     Point,
     Workload,
@@ -33,7 +34,6 @@ from nft_pipeline.training.shapes.measure import (
     measure_lora_weight,
 )
 from nft_pipeline.training.shapes.report import markdown, plot_promise, spread
-from nft_pipeline.training.trainer import train
 
 TILTS = (-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 4.0)
 LAWS = ("odds", "nft")

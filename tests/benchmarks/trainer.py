@@ -18,14 +18,14 @@ from collections.abc import Callable
 
 import torch
 
-from nft_pipeline.training.base_model import TrainBase
-from nft_pipeline.training.config import TrainConfig
-from nft_pipeline.training.learner import Learner
-from nft_pipeline.training.noising import NoiseLaw
-from nft_pipeline.training.objective import Objective
-from nft_pipeline.training.pool import Pool
+from nft_pipeline.training.bases.base import TrainBase
+from nft_pipeline.training.bases.noising import NoiseLaw
+from nft_pipeline.training.bases.registry import train_base
+from nft_pipeline.training.data.pool import Pool
+from nft_pipeline.training.learn.learner import Learner
+from nft_pipeline.training.learn.objective import Objective
+from nft_pipeline.training.settings.config import TrainConfig
 from nft_pipeline.training.shapes.report import markdown
-from nft_pipeline.training.trainable import train_base
 from tests.benchmarks.random_models import TEXT, build
 
 OFFLINE = {"positive": {"objective": "positive"}, "policy, baseline alpha": {"objective": "policy"}}

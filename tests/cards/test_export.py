@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from helpers.adapters import random_lora, tiny_adapter, tiny_sd3
 from helpers.cards import light_adapter
 from nft_pipeline.adapter import Adapter, AdapterError, write_adapter
-from nft_pipeline.adapter_foreign import read_foreign
+from nft_pipeline.adapters.foreign.adapter import read_foreign
+from nft_pipeline.adapters.keys import lora_modules
 from nft_pipeline.guidance import law_scale
 from nft_pipeline.hub_cards.export import export
-from nft_pipeline.keys import lora_modules
 
 
 @pytest.fixture(scope="module")

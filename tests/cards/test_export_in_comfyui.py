@@ -19,9 +19,9 @@ from torch import nn
 from helpers.adapters import config_values
 from helpers.repository import ROOT
 from nft_pipeline.adapter import Adapter, AdapterConfig, read_adapter
-from nft_pipeline.families import family_of
+from nft_pipeline.adapters.keys import lora_modules
+from nft_pipeline.families.registry import family_of
 from nft_pipeline.hub_cards.export import export
-from nft_pipeline.keys import lora_modules
 from nft_pipeline.models import shipped_model
 
 CHECKOUTS = [Path(path) for path in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if path]

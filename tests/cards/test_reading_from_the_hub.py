@@ -10,8 +10,8 @@ import pytest
 from helpers.adapters import assert_same
 from helpers.cards import light_adapter
 from helpers.local_hub import Fault, LocalHub
-from nft_pipeline import adapter_read
 from nft_pipeline.adapter import AdapterError, read_adapter, write_adapter
+from nft_pipeline.adapters import read as adapter_read
 from nft_pipeline.hub_cards.pull import pull
 
 REPO = "someone/tiny-red"

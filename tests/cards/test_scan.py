@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from helpers.cards import picture
+from nft_pipeline.files.strict import safetensors_bytes
 from nft_pipeline.hub_cards.scan import private_faults
-from nft_pipeline.strict_files import safetensors_bytes
 
 # Put together here, so that no file of this repository holds one.
 HOME = "/" + "home/anna/models/sd3"

@@ -23,8 +23,8 @@ from helpers.local_hub import LocalHub
 from helpers.tiny import CALL, sample, tiny_adapter, tiny_pipe
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import Adapter, BaseModel
+from nft_pipeline.adapters.keys import lora_modules
 from nft_pipeline.hub_cards.push import push
-from nft_pipeline.keys import lora_modules
 
 REPO, BASE, DEEP = "someone/tiny-red", "someone/tiny-sd3", "someone/several"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nft_pipeline.comfy_nodes.delta import Dispatcher, Listener, Switch, Target, install
-from nft_pipeline.settings import GuidanceError
+from nft_pipeline.errors import GuidanceError
 
 RANK = 3
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nft_pipeline.adapter_config import AdapterError
+from nft_pipeline.adapters.foreign.layers import Layer
 from nft_pipeline.comfy_nodes.match import match_layers
-from nft_pipeline.keys_foreign import Layer
+from nft_pipeline.errors import AdapterError
 
 
 class Model(nn.Module):

@@ -21,9 +21,9 @@ from helpers.adapters import config_values, random_head
 from helpers.comfyui_contract import contract_faults
 from helpers.repository import ROOT
 from nft_pipeline.adapter import Adapter, AdapterConfig, AdapterError, write_adapter
+from nft_pipeline.errors import GuidanceError
+from nft_pipeline.files.ratings_lock import ratings_lock
 from nft_pipeline.guidance import law_scale
-from nft_pipeline.ratings_lock import ratings_lock
-from nft_pipeline.settings import GuidanceError
 
 SIGMAS = torch.linspace(1, 0, 6)
 STEPS = len(SIGMAS) - 1

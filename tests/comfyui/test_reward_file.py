@@ -14,9 +14,9 @@ from torch import Tensor
 
 from helpers.adapters import assert_same, tiny_adapter
 from nft_pipeline.adapter import Adapter, AdapterError, write_adapter
-from nft_pipeline.adapter_single import read_single_file
+from nft_pipeline.adapters.single_file import read_single_file
 from nft_pipeline.comfy_nodes.reward_file import describe, needed_base, read_reward_file
-from nft_pipeline.strict_files import read_safetensors
+from nft_pipeline.files.strict import read_safetensors
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from helpers.adapters import config_values
 from nft_pipeline.adapter import AdapterConfig, AdapterError
-from nft_pipeline.adapter_config import MAX_CONFIG_BYTES, parse_json
+from nft_pipeline.adapters.config import MAX_CONFIG_BYTES, parse_json
 
 SHA = "sha256:0123456789abcdef"
 FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {

@@ -1,4 +1,4 @@
-"""nft_pipeline.atomic: old or new, never half, with and without an exchange of folders."""
+"""nft_pipeline.files.atomic: old or new, never half, with and without an exchange of folders."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from helpers.disk import can_exchange
-from nft_pipeline import atomic
-from nft_pipeline.atomic import atomic_folder, atomic_write_bytes, exchange, settle
+from nft_pipeline.files import atomic
+from nft_pipeline.files.atomic import atomic_folder, atomic_write_bytes, exchange, settle
 
 
 @pytest.fixture(params=["exchange", "aside"])

@@ -25,7 +25,7 @@ from helpers.foreign import (
 )
 from helpers.zoo import CASES, adapter_for
 from nft_pipeline.adapter import Adapter, AdapterError, fingerprint, read_adapter, write_adapter
-from nft_pipeline.families import FamilyError
+from nft_pipeline.errors import FamilyError
 from nft_pipeline.pipeline import DiffusionNFTPipeline
 
 SD1, SD3, FLUX = CASES["StableDiffusionPipeline"], CASES["StableDiffusion3Pipeline"], CASES["FluxPipeline"]
@@ -113,7 +113,7 @@ def test_reading_leaves_the_pipeline_alone(checkpoint: Path) -> None:
 def test_a_hub_snapshot_has_the_repositorys_name(
     checkpoint: Path, pipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from nft_pipeline import adapter_read
+    from nft_pipeline.adapters import read as adapter_read
 
     monkeypatch.setattr(adapter_read, "_fetch", lambda repo, revision, inner: checkpoint / "lora")
     monkeypatch.chdir(tmp_path)

@@ -25,9 +25,9 @@ from helpers.foreign import (
     weights_of,
 )
 from helpers.zoo import CASES, denoiser_of
-from nft_pipeline.adapter_foreign import read_foreign
+from nft_pipeline.adapters.foreign.adapter import read_foreign
+from nft_pipeline.errors import GuidanceError
 from nft_pipeline.pipeline import DiffusionNFTPipeline
-from nft_pipeline.settings import GuidanceError
 
 SD1, SDXL = CASES["StableDiffusionPipeline"], CASES["StableDiffusionXLPipeline"]
 SD3, FLUX, QWEN = CASES["StableDiffusion3Pipeline"], CASES["FluxPipeline"], CASES["QwenImagePipeline"]

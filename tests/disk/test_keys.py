@@ -1,4 +1,4 @@
-"""nft_pipeline.keys: names of LoRA tensors, and the scale baked into B."""
+"""nft_pipeline.adapters.keys: names of LoRA tensors, and the scale baked into B."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from helpers.adapters import random_lora, tiny_sd3
-from nft_pipeline import keys
 from nft_pipeline.adapter import AdapterError
+from nft_pipeline.adapters import keys
 
 
 def peft_state(prefix: str = "", adapter: str = "", dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from safetensors import safe_open
 
 from helpers.adapters import assert_same, assert_same_tensors, random_head, tiny_adapter, tiny_sd3
 from nft_pipeline.adapter import Adapter, read_adapter, write_adapter
-from nft_pipeline.alpha_head import AlphaHeadConfig
-from nft_pipeline.keys import comfyui_to_head, lora_modules
+from nft_pipeline.adapters.alpha_head import AlphaHeadConfig
+from nft_pipeline.adapters.keys import comfyui_to_head, lora_modules
 
 
 def header_and_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:

@@ -19,9 +19,9 @@ import huggingface_hub.constants
 import pytest
 
 from helpers.adapters import assert_same, tiny_adapter
-from nft_pipeline import adapter_read
 from nft_pipeline.adapter import AdapterError, read_adapter, write_adapter
-from nft_pipeline.atomic import _sibling
+from nft_pipeline.adapters import read as adapter_read
+from nft_pipeline.files.atomic import _sibling
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 ERRORS = {

@@ -10,7 +10,7 @@ from torch import nn
 
 from helpers.adapters import random_lora, tiny_adapter, tiny_sd3
 from nft_pipeline.adapter import Adapter, write_adapter
-from nft_pipeline.keys import lora_from_peft, lora_modules
+from nft_pipeline.adapters.keys import lora_from_peft, lora_modules
 
 
 def stock_pipe(transformer: nn.Module) -> object:

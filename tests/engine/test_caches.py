@@ -21,11 +21,12 @@ from torch import Tensor
 from helpers.tiny import constant_head, tiny_transformer
 from helpers.zoo import CASES, adapter_for, load_ordinarily, lora_for
 from nft_pipeline.adapter import Adapter
-from nft_pipeline.caching import CacheBranches
-from nft_pipeline.engine import NFTEngine
+from nft_pipeline.engine.caching import CacheBranches
+from nft_pipeline.engine.engine import NFTEngine
+from nft_pipeline.engine.terms import Term
+from nft_pipeline.errors import GuidanceError
 from nft_pipeline.pipeline import DiffusionNFTPipeline
-from nft_pipeline.settings import GuidanceError, GuidanceSettings
-from nft_pipeline.terms import Term
+from nft_pipeline.settings import GuidanceSettings
 
 CASE, STEPS = CASES["FluxPipeline"], 8
 

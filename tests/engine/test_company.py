@@ -22,8 +22,8 @@ from helpers.tiny import random_lora, sample, tiny_adapter, tiny_pipe
 from helpers.zoo import CASES, Case, adapter_for, denoiser_of, load_ordinarily, lora_for
 from helpers.zoo_case import rows
 from nft_pipeline.adapter import AdapterError, fingerprint
+from nft_pipeline.errors import GuidanceError
 from nft_pipeline.pipeline import DiffusionNFTPipeline
-from nft_pipeline.settings import GuidanceError
 
 SD3, SD1, FLUX = (CASES[name] for name in ("StableDiffusion3Pipeline", "StableDiffusionPipeline", "FluxPipeline"))
 a_transformer_and_a_unet = pytest.mark.parametrize("case", [SD3, SD1], ids=["sd3", "sd1"])
@@ -383,7 +383,7 @@ def test_an_engine_that_could_not_be_installed_leaves_the_denoiser_free(monkeypa
     pipe = tiny_pipe()
     guided = DiffusionNFTPipeline.from_pipe(pipe, tiny_adapter(pipe.transformer))
     with monkeypatch.context() as patch:
-        patch.setattr("nft_pipeline.terms.Term.listen", lambda *_: 1 / 0)
+        patch.setattr("nft_pipeline.engine.terms.Term.listen", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             sample(guided)
     assert guided.nft_stats is None

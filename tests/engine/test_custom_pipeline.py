@@ -21,7 +21,7 @@ from diffusers.utils.dynamic_modules_utils import check_imports, find_pipeline_c
 
 from helpers.zoo import CASES, adapter_for
 from nft_pipeline import AdapterError, DiffusionNFTPipeline, write_adapter
-from nft_pipeline.custom_pipeline import render_custom_pipeline
+from nft_pipeline.call.custom_pipeline import render_custom_pipeline
 
 FAMILIES = ["StableDiffusion3Pipeline", "StableDiffusionPipeline", "StableDiffusionXLPipeline", "FluxPipeline"]
 SD3 = CASES["StableDiffusion3Pipeline"]

@@ -9,10 +9,10 @@ import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from helpers.tiny import TEXT_WIDTH, tiny_adapter, tiny_transformer
-from nft_pipeline.engine import NFTEngine
-from nft_pipeline.injection import adapter_names, inject_lora, remove_lora
+from nft_pipeline.engine.engine import NFTEngine
+from nft_pipeline.engine.injection import adapter_names, inject_lora, remove_lora
+from nft_pipeline.engine.terms import Term
 from nft_pipeline.settings import GuidanceSettings
-from nft_pipeline.terms import Term
 
 
 def random_inputs(batch: int = 2) -> dict[str, Any]:

@@ -22,12 +22,13 @@ from helpers.tiny import (
     tiny_pipe,
 )
 from nft_pipeline.adapter import Adapter, AdapterError
-from nft_pipeline.alpha_head import AlphaHead
-from nft_pipeline.engine import NFTEngine
-from nft_pipeline.families import FamilyError, bind_inputs
+from nft_pipeline.adapters.alpha_head import AlphaHead
+from nft_pipeline.engine.engine import NFTEngine
+from nft_pipeline.engine.terms import Term
+from nft_pipeline.errors import FamilyError, GuidanceError
+from nft_pipeline.families.forward_call import bind_inputs
 from nft_pipeline.pipeline import DiffusionNFTPipeline
-from nft_pipeline.settings import GuidanceError, GuidanceSettings
-from nft_pipeline.terms import Term
+from nft_pipeline.settings import GuidanceSettings
 
 BAD_ARGUMENTS = [
     ({"nft_strength": math.nan}, "nft_strength is nan, expected a finite number: 0 is the base model"),

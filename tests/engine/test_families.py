@@ -9,7 +9,8 @@ import torch
 
 from helpers.tiny import assert_same_state, state_of
 from helpers.zoo import CASES, Case, adapter_for, denoiser_of, load_ordinarily, lora_for
-from nft_pipeline.families import FAMILIES, bind_inputs, family_of, output_tensor
+from nft_pipeline.families.forward_call import bind_inputs, output_tensor
+from nft_pipeline.families.registry import FAMILIES, family_of
 from nft_pipeline.pipeline import DiffusionNFTPipeline
 
 every_pipeline = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -14,18 +14,10 @@ import torch
 from helpers.pipelines_page import PAGE, REFUSED, page, refusal
 from helpers.repository import ROOT
 from helpers.zoo import CASES, GENERIC, Case, adapter_for, denoiser_of
-from nft_pipeline import families
-from nft_pipeline.families import (
-    FAMILIES,
-    FamilyError,
-    as_rows,
-    as_tokens,
-    cfg_switch,
-    family_of,
-    output_tensor,
-    replace_output,
-    same_state,
-)
+from nft_pipeline.errors import FamilyError
+from nft_pipeline.families import registry as families
+from nft_pipeline.families.forward_call import as_rows, as_tokens, output_tensor, replace_output, same_state
+from nft_pipeline.families.registry import FAMILIES, cfg_switch, family_of
 from nft_pipeline.pipeline import DiffusionNFTPipeline
 
 

@@ -19,9 +19,8 @@ from helpers.repository import ROOT
 from helpers.tiny import assert_same_state, random_lora, state_of, tiny_adapter, tiny_transformer
 from helpers.zoo import denoiser_of
 from nft_pipeline.adapter import AdapterError, write_adapter
-from nft_pipeline.families import FamilyError
+from nft_pipeline.errors import FamilyError, GuidanceError
 from nft_pipeline.guider import DiffusionNFTGuidance
-from nft_pipeline.settings import GuidanceError
 
 CFG = 4.0
 SD3 = MODULAR["StableDiffusion3"]

@@ -10,9 +10,9 @@ import torch
 
 from helpers.tiny import counted_forwards, load_style, sample, tiny_adapter, tiny_pipe
 from helpers.zoo import CASES, Case, adapter_for, denoiser_of, load_ordinarily
-from nft_pipeline.families import family_of
+from nft_pipeline.errors import GuidanceError
+from nft_pipeline.families.registry import family_of
 from nft_pipeline.pipeline import DiffusionNFTPipeline
-from nft_pipeline.settings import GuidanceError
 
 CFG: dict[str, Any] = {"guidance_scale": 4.0, "negative_prompt": "a dog"}
 # One pipeline of each family: what differs between a family's pipelines is tested in test_families.py.

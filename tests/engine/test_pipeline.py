@@ -15,7 +15,7 @@ from PIL.Image import Image
 
 from helpers.tiny import load_style, random_lora, sample, state_of, tiny_adapter, tiny_pipe
 from nft_pipeline import DiffusionNFTPipeline, NFTStats
-from nft_pipeline.guided_call import GUIDANCE_ARGUMENTS
+from nft_pipeline.call.guided_call import GUIDANCE_ARGUMENTS
 
 # Stock diffusers saves a Stable Diffusion 3 without its third text encoder, but loads it only when told so in the call.
 NO_T5 = {"text_encoder_3": None, "tokenizer_3": None}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nft_pipeline.stats import NFTStats, StatsRecorder
+from nft_pipeline.engine.stats import NFTStats, StatsRecorder
 
 STEPS, SAMPLES = 12, 20
 

@@ -17,8 +17,8 @@ from helpers.tiny import (
     tiny_adapter,
     tiny_pipe,
 )
+from nft_pipeline.errors import GuidanceError
 from nft_pipeline.pipeline import DiffusionNFTPipeline
-from nft_pipeline.settings import GuidanceError
 
 
 class Stop(Exception):

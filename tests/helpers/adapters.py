@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nft_pipeline.adapter import Adapter, AdapterConfig, fingerprint
-from nft_pipeline.alpha_head import AlphaHead, AlphaHeadConfig
+from nft_pipeline.adapters.alpha_head import AlphaHead, AlphaHeadConfig
 
 RANK = 4
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "proj_in")

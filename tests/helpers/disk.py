@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from nft_pipeline.atomic import exchange
+from nft_pipeline.files.atomic import exchange
 
 
 def can_exchange(folder: Path) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.mixture import Mixture, solve_ode
-from nft_pipeline.training.objective import Objective, States
+from nft_pipeline.training.learn.objective import Objective, States
 
 Field = Callable[[Tensor, float], Tensor]
 LEVELS = (0.35, 0.5, 0.65, 0.8, 0.92)

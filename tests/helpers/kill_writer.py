@@ -22,8 +22,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.adapters import assert_same, config_values, random_head
-from nft_pipeline import atomic
 from nft_pipeline.adapter import Adapter, AdapterConfig, read_adapter, write_adapter
+from nft_pipeline.files import atomic
 
 
 def adapter(number: int) -> Adapter:

@@ -23,7 +23,8 @@ from helpers.tiny import random_head, random_lora, tiny_adapter, tiny_transforme
 from helpers.zoo import CASES
 from helpers.zoo_case import WIDTH, WORDS, denoiser_of, rows
 from nft_pipeline.adapter import Adapter
-from nft_pipeline.families import as_tokens, family_of
+from nft_pipeline.families.forward_call import as_tokens
+from nft_pipeline.families.registry import family_of
 
 
 @dataclass(frozen=True)

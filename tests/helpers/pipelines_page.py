@@ -14,7 +14,9 @@ import diffusers
 
 from helpers.repository import ROOT
 from helpers.zoo import CASES, GENERIC, Case, denoiser_of
-from nft_pipeline.families import FAMILIES, Family, FamilyError, check_pipeline, family_of
+from nft_pipeline.errors import FamilyError
+from nft_pipeline.families.family import Family
+from nft_pipeline.families.registry import FAMILIES, check_pipeline, family_of
 
 PAGE = ROOT / "docs" / "pipelines.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"

@@ -18,11 +18,11 @@ from helpers.two_processes import SPLIT, free_port, local_size
 from helpers.whole import CALLS, whole_pipe
 from helpers.zoo import CASES
 from helpers.zoo_case import WIDTH, WORDS, rows
-from nft_pipeline.training import processes
-from nft_pipeline.training.base_model import Conditions, TrainBase
-from nft_pipeline.training.roles import LoraRoles
-from nft_pipeline.training.sharding import split
-from nft_pipeline.training.trainable import train_base
+from nft_pipeline.training.bases.base import Conditions, TrainBase
+from nft_pipeline.training.bases.registry import train_base
+from nft_pipeline.training.devices import processes
+from nft_pipeline.training.learn.roles import LoraRoles
+from nft_pipeline.training.run.sharding import split
 
 SAMPLED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline")
 

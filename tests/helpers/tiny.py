@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from nft_pipeline.adapter import Adapter, AdapterConfig, BaseModel, fingerprint
-from nft_pipeline.alpha_head import AlphaHead, AlphaHeadConfig
-from nft_pipeline.families import family_of
+from nft_pipeline.adapters.alpha_head import AlphaHead, AlphaHeadConfig
+from nft_pipeline.families.registry import family_of
 
 TEXT_WIDTH = 8
 CALL: dict[str, Any] = {

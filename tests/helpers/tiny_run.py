@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from helpers.tiny import tiny_pipe
-from nft_pipeline.training.base_model import TrainBase
-from nft_pipeline.training.config import TrainConfig
-from nft_pipeline.training.pool import Pool
-from nft_pipeline.training.trainable import train_base
+from nft_pipeline.training.bases.base import TrainBase
+from nft_pipeline.training.bases.registry import train_base
+from nft_pipeline.training.data.pool import Pool
+from nft_pipeline.training.settings.config import TrainConfig
 
 REQUIRED: dict[str, Any] = {
     "name": "tiny",

@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from helpers.tiny_run import ONLINE, SHOWN, SMALL, save_tiny
-from nft_pipeline.training.base_model import TrainBase
-from nft_pipeline.training.config import TrainConfig
-from nft_pipeline.training.learner import Learner
-from nft_pipeline.training.sharding import Splitter
-from nft_pipeline.training.trainer import train
+from nft_pipeline.training.bases.base import TrainBase
+from nft_pipeline.training.learn.learner import Learner
+from nft_pipeline.training.run.sharding import Splitter
+from nft_pipeline.training.run.trainer import train
+from nft_pipeline.training.settings.config import TrainConfig
 
 # What a kind's name begins with where the base model is split, and what the launcher then sets.
 SPLIT: dict[Splitter, dict[str, object]] = {

@@ -17,7 +17,8 @@ from helpers.tiny import random_head, random_lora
 from helpers.zoo_case import WIDTH, Case
 from helpers.zoo_case import denoiser_of as denoiser_of
 from nft_pipeline.adapter import Adapter, AdapterConfig, BaseModel, fingerprint
-from nft_pipeline.families import as_tokens, family_of
+from nft_pipeline.families.forward_call import as_tokens
+from nft_pipeline.families.registry import family_of
 
 CASES: dict[str, Case] = {
     **zoo_unets.CASES,

@@ -14,7 +14,7 @@ import pytest
 import nft_pipeline
 from helpers.repository import ROOT
 from nft_pipeline import DiffusionNFTPipeline, NFTStats
-from nft_pipeline.guided_call import GUIDANCE_ARGUMENTS
+from nft_pipeline.call.guided_call import GUIDANCE_ARGUMENTS
 
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 CALLS = re.findall(r"^### `([\w.]+)`\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL)

@@ -21,7 +21,7 @@ from nft_pipeline import guidance, settings
 from nft_pipeline.adapter import write_adapter
 from nft_pipeline.cli import main
 from nft_pipeline.commands import sample
-from nft_pipeline.stats import NFTStats
+from nft_pipeline.engine.stats import NFTStats
 
 
 @pytest.fixture(scope="module")

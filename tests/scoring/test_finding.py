@@ -14,8 +14,8 @@ import torch
 from helpers import my_rewards
 from helpers.plain_pictures import noise, plain
 from nft_pipeline.cli import main
-from nft_pipeline.training.reward import as_probability, find_reward
 from nft_pipeline.training.rewards import RewardError, load_reward, load_rewards, parse_rewards, registry
+from nft_pipeline.training.rewards.find import as_probability, find_reward
 from nft_pipeline.training.rewards.pictures import to_arrays
 
 MINE = "helpers.my_rewards"

@@ -13,9 +13,9 @@ from PIL import Image
 from helpers.chat_server import chat_server, says
 from helpers.plain_pictures import noise, plain
 from nft_pipeline.training.rewards import RewardError, load_reward
-from nft_pipeline.training.rewards.caller import ServerError
-from nft_pipeline.training.rewards.judge import parse_score
+from nft_pipeline.training.rewards.kinds.judge import parse_score
 from nft_pipeline.training.rewards.pictures import content_hash
+from nft_pipeline.training.rewards.server.caller import ServerError
 
 
 def judge(url: str, **options: Any) -> Any:

@@ -6,7 +6,7 @@ import pytest
 
 from helpers.plain_pictures import plain, written
 from nft_pipeline.training.rewards import RewardError, load_reward
-from nft_pipeline.training.rewards.ocr import edit_distance, quoted, similarity
+from nft_pipeline.training.rewards.kinds.ocr import edit_distance, quoted, similarity
 
 WORDS = ["HELLO", "Coffee", "diffusion", "OPEN", "Reward", "guitar", "NFT 42", "Strength", "window", "2026"]
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 from helpers.plain_pictures import noise, plain
 from nft_pipeline.training.rewards import RewardError, load_reward
 from nft_pipeline.training.rewards.pictures import to_arrays, to_tensor
-from nft_pipeline.training.shapes import rewards as shapes_rewards
+from nft_pipeline.training.shapes import scorers as shapes_rewards
 from nft_pipeline.training.shapes.world import Prompt, draw, scene_for
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from helpers.plain_pictures import noise
-from nft_pipeline.training.rewards.rating import Ratings, rating_server
-from nft_pipeline.training.rewards.scores_file import read_scores
+from nft_pipeline.training.rewards.folders.rating import Ratings, rating_server
+from nft_pipeline.training.rewards.folders.scores_file import read_scores
 
 N = 22
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -26,9 +26,9 @@ from helpers.my_rewards import Darkness, Slow
 from helpers.plain_pictures import noise, plain
 from nft_pipeline.cli import main
 from nft_pipeline.training.rewards import Reward, RewardError, load_reward, load_rewards
-from nft_pipeline.training.rewards.caller import ServerError
-from nft_pipeline.training.rewards.remote import RemoteReward
-from nft_pipeline.training.rewards.wire import TOKEN_VARIABLE
+from nft_pipeline.training.rewards.kinds.remote import RemoteReward
+from nft_pipeline.training.rewards.server.caller import ServerError
+from nft_pipeline.training.rewards.server.wire import TOKEN_VARIABLE
 
 pytestmark = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn")),
@@ -47,7 +47,7 @@ def served(reward: Reward, **settings: Any) -> Iterator[str]:
     """The address of a server in this process."""
     import uvicorn
 
-    from nft_pipeline.training.rewards.serve import create_app
+    from nft_pipeline.training.rewards.server.serve import create_app
 
     port = free_port()
     config = uvicorn.Config(create_app(reward, **settings), host="127.0.0.1", port=port, log_level="error")
@@ -273,7 +273,7 @@ def test_a_client_keeps_to_the_servers_limits() -> None:
     ],
 )
 def test_bad_requests_are_named(change: dict[str, Any], kind: str, phrase: str, bad_requests: str) -> None:
-    from nft_pipeline.training.rewards.remote import _png
+    from nft_pipeline.training.rewards.kinds.remote import _png
 
     whole = _png(noise(0))
     known = {"ok": whole, "cut": whole[: len(whole) // 8 * 4], "large": _png(plain("red", (100, 200)))}

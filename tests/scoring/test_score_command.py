@@ -12,8 +12,8 @@ from helpers import my_rewards
 from helpers.plain_pictures import noise, plain
 from nft_pipeline.cli import main
 from nft_pipeline.training.rewards import load_rewards
-from nft_pipeline.training.rewards.folder import score_folder
-from nft_pipeline.training.rewards.scores_file import ScoresError, read_scores, update_scores
+from nft_pipeline.training.rewards.folders.scores_file import ScoresError, read_scores, update_scores
+from nft_pipeline.training.rewards.folders.scoring import score_folder
 
 MINE = "helpers.my_rewards"
 

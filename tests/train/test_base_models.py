@@ -7,10 +7,11 @@ from helpers import whole
 from helpers.tiny import tiny_pipe
 from helpers.zoo import CASES, denoiser_of
 from helpers.zoo_case import WIDTH, WORDS, rows
-from nft_pipeline.families import bind_inputs
-from nft_pipeline.training.base_model import TrainingError, rows_of
-from nft_pipeline.training.noising import interpolate, per_sample, raw_target, velocity, vp_norm
-from nft_pipeline.training.trainable import TRAINABLE, train_base
+from nft_pipeline.families.forward_call import bind_inputs
+from nft_pipeline.training.bases.base import rows_of
+from nft_pipeline.training.bases.noising import interpolate, per_sample, raw_target, velocity, vp_norm
+from nft_pipeline.training.bases.registry import TRAINABLE, train_base
+from nft_pipeline.training.errors import TrainingError
 
 FAMILIES = ["StableDiffusionPipeline", "StableDiffusionPipeline, v", "StableDiffusionXLPipeline"]
 FAMILIES += ["StableDiffusion3Pipeline", "FluxPipeline"]

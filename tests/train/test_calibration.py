@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nft_pipeline.training.calibration import auc, calibrate_at, calibration_table, plot_reliability
+from nft_pipeline.training.learn.calibration import auc, calibrate_at, calibration_table, plot_reliability
 
 
 def test_auc_of_known_rankings():

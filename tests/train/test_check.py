@@ -9,10 +9,10 @@ import yaml
 
 from helpers.tiny_run import ONLINE, SMALL, picture_folder, save_tiny
 from nft_pipeline.cli import main
-from nft_pipeline.training import check as check_module
-from nft_pipeline.training.check import check
-from nft_pipeline.training.config import TrainConfig
-from nft_pipeline.training.trainer import train
+from nft_pipeline.training.run import check as check_module
+from nft_pipeline.training.run.check import check
+from nft_pipeline.training.run.trainer import train
+from nft_pipeline.training.settings.config import TrainConfig
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from nft_pipeline.cli import main
-from nft_pipeline.training.collect import Columns, collect
-from nft_pipeline.training.folder import DataError, read_folder
+from nft_pipeline.training.data.collect import Columns, collect
+from nft_pipeline.training.data.folder import DataError, read_folder
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9)]
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from helpers.tiny_run import picture_folder, tiny_base
 from nft_pipeline.comfy_nodes.rate import rate_images
-from nft_pipeline.training.folder import (
+from nft_pipeline.training.data.folder import (
     DataError,
     bucket_size,
     folder_pool,
@@ -19,9 +19,9 @@ from nft_pipeline.training.folder import (
     split,
     support_gap,
 )
-from nft_pipeline.training.pool import Pool
-from nft_pipeline.training.rewards.rating import Ratings
-from nft_pipeline.training.rewards.scores_file import read_scores, update_scores
+from nft_pipeline.training.data.pool import Pool
+from nft_pipeline.training.rewards.folders.rating import Ratings
+from nft_pipeline.training.rewards.folders.scores_file import read_scores, update_scores
 
 
 def written(folder, *lines):

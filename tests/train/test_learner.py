@@ -8,15 +8,15 @@ import torch
 from helpers.tiny_run import ONLINE, config, random_pool, tiny_base
 from helpers.zoo import CASES
 from helpers.zoo_case import WIDTH, WORDS, rows
-from nft_pipeline.training.base_model import TrainingError
-from nft_pipeline.training.config import TrainConfig
-from nft_pipeline.training.learner import Learner
-from nft_pipeline.training.memory import memory_advice
-from nft_pipeline.training.noising import NoiseLaw
-from nft_pipeline.training.objective import States
-from nft_pipeline.training.pool import Pool
-from nft_pipeline.training.roles import OLD, THETA
-from nft_pipeline.training.trainable import train_base
+from nft_pipeline.training.bases.noising import NoiseLaw
+from nft_pipeline.training.bases.registry import train_base
+from nft_pipeline.training.data.pool import Pool
+from nft_pipeline.training.devices.memory import memory_advice
+from nft_pipeline.training.errors import TrainingError
+from nft_pipeline.training.learn.learner import Learner
+from nft_pipeline.training.learn.objective import Objective, States
+from nft_pipeline.training.learn.roles import OLD, THETA
+from nft_pipeline.training.settings.config import TrainConfig
 
 
 def learner_of(**settings):
@@ -117,7 +117,7 @@ def test_old_may_follow_at_a_number():
 
 
 def test_refit_reaches_the_loss_from_the_settings():
-    objective = config(objective="policy", baseline="half", tilt=2.0, refit=0.5).loss
+    objective = Objective.of(config(objective="policy", baseline="half", tilt=2.0, refit=0.5))
     old, y = torch.zeros(1, 4), torch.ones(1, 4)
     states = States(y, y, y, torch.full((1,), 0.5), torch.ones(1))
     # 2 (1 - 1/2) + 1/2 of the way from old to y

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from helpers.mixture import ring
-from nft_pipeline.training.noising import NoiseLaw, interpolate
-from nft_pipeline.training.objective import alpha_loss, positive_loss
+from nft_pipeline.training.bases.noising import NoiseLaw, interpolate
+from nft_pipeline.training.learn.objective import alpha_loss, positive_loss
 
 
 @pytest.mark.parametrize("t", [0.3, 0.6, 0.9])

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from nft_pipeline.training.objective import Objective
-from nft_pipeline.training.old_model import Tilt, decay_after
-from nft_pipeline.training.optimality import METHODS, OptimalityError, optimality
+from nft_pipeline.training.data.optimality import OptimalityError, optimality
+from nft_pipeline.training.learn.objective import Objective
+from nft_pipeline.training.learn.old_model import Tilt, decay_after
+from nft_pipeline.training.settings.choices import METHODS
 
 SCORES = np.array([1.0, 2.0, 3.0, 10.0, 10.0, 16.0])
 GROUPS = np.array([0, 0, 0, 1, 1, 1])

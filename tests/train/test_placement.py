@@ -11,11 +11,11 @@ from torch import nn
 
 from helpers.tiny_run import ONLINE, SHOWN, SMALL, picture_folder, prompts, save_tiny, tiny_base
 from helpers.whole import CALLS, whole_pipe
-from nft_pipeline.training.check import check
-from nft_pipeline.training.config import TrainConfig
-from nft_pipeline.training.placement import Placement
-from nft_pipeline.training.trainable import train_base
-from nft_pipeline.training.trainer import load_base, train
+from nft_pipeline.training.bases.registry import train_base
+from nft_pipeline.training.devices.placement import Placement
+from nft_pipeline.training.run.check import check
+from nft_pipeline.training.run.trainer import load_base, train
+from nft_pipeline.training.settings.config import TrainConfig
 
 DEVICE, REST = torch.device("cpu:0"), torch.device("cpu")
 ENCODERS, DENOISER, VAE = "encoder", "denoiser", "vae"

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from nft_pipeline.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from nft_pipeline.training.pool import Pool, PoolError, check_pool, load_pool, pool_key, save_pool
+from nft_pipeline.training.data.pool import Pool, PoolError, check_pool, load_pool, pool_key, save_pool
+from nft_pipeline.training.run.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture

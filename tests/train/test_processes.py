@@ -16,11 +16,11 @@ import nft_pipeline.training
 from helpers import split_families, two_processes
 from helpers.tiny_run import SMALL, save_tiny
 from helpers.whole import CALLS
-from nft_pipeline.training.base_model import TrainingError
-from nft_pipeline.training.check import check
-from nft_pipeline.training.config import TrainConfig
-from nft_pipeline.training.sharding import splitter
-from nft_pipeline.training.trainer import train
+from nft_pipeline.training.errors import TrainingError
+from nft_pipeline.training.run.check import check
+from nft_pipeline.training.run.sharding import splitter
+from nft_pipeline.training.run.trainer import train
+from nft_pipeline.training.settings.config import TrainConfig
 
 LORA = "pytorch_lora_weights.safetensors"
 FILES = Path(nft_pipeline.training.__path__[0]) / "launch"
@@ -131,7 +131,7 @@ def two_launched(monkeypatch, tmp_path):
             monkeypatch.setenv(name, value)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nft_pipeline.training.processes.start", lambda: None)
+    monkeypatch.setattr("nft_pipeline.training.devices.processes.start", lambda: None)
     return launched
 
 

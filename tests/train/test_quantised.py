@@ -11,12 +11,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from helpers.tiny import tiny_transformer
 from helpers.tiny_run import SMALL, config, random_pool, save_tiny, tiny_base
 from nft_pipeline.adapter import fingerprint, read_adapter
-from nft_pipeline.training.base_model import TrainingError
-from nft_pipeline.training.check import check
-from nft_pipeline.training.config import TrainConfig
-from nft_pipeline.training.learner import Learner
-from nft_pipeline.training.quantised import make_optimizer, quantise
-from nft_pipeline.training.trainer import train
+from nft_pipeline.training.devices.quantised import make_optimizer, quantise
+from nft_pipeline.training.errors import TrainingError
+from nft_pipeline.training.learn.learner import Learner
+from nft_pipeline.training.run.check import check
+from nft_pipeline.training.run.trainer import train
+from nft_pipeline.training.settings.config import TrainConfig
 
 CPU = torch.device("cpu")
 PACKAGES = {"nf4": "bitsandbytes", "int8": "torchao"}

@@ -14,13 +14,13 @@ from helpers.tiny_run import ONLINE, SMALL, picture_folder, save_tiny
 from nft_pipeline.adapter import read_adapter
 from nft_pipeline.cli import main
 from nft_pipeline.guidance import accumulated_tilt
-from nft_pipeline.training import checkpoint, trainer
-from nft_pipeline.training.base_model import TrainingError
-from nft_pipeline.training.checkpoint import CheckpointError
-from nft_pipeline.training.config import TrainConfig
-from nft_pipeline.training.learner import Learner
-from nft_pipeline.training.optimality import OptimalityError
-from nft_pipeline.training.stopping import Stopped
+from nft_pipeline.training.data.optimality import OptimalityError
+from nft_pipeline.training.errors import TrainingError
+from nft_pipeline.training.learn.learner import Learner
+from nft_pipeline.training.run import checkpoint, trainer
+from nft_pipeline.training.run.checkpoint import CheckpointError
+from nft_pipeline.training.run.stopping import Stopped
+from nft_pipeline.training.settings.config import TrainConfig
 
 LORA = "pytorch_lora_weights.safetensors"
 
@@ -137,7 +137,7 @@ def test_liked_pictures_in_a_folder_train_a_policy_and_say_the_support_gap(run, 
     assert "objective policy, baseline alpha" in said
     adapter = read_adapter(tmp_path / "run" / "adapter")
     assert adapter.config.kind == "policy" and adapter.config.reward["name"] == "the scores in metadata.jsonl"
-    monkeypatch.setattr("nft_pipeline.training.sources.folder_pool", None)  # the second time nothing is encoded
+    monkeypatch.setattr("nft_pipeline.training.data.sources.folder_pool", None)  # the second time nothing is encoded
     run(tmp_path / "run", settings, data=str(data), made_by_base=True, objective="policy")
     made = {"data": str(data), "made_by_base": True, "held_out_size": 1}
     monkeypatch.undo()

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nft_pipeline.training.config import TrainConfig
-from nft_pipeline.training.reward import PROMPTS, RewardError, find_prompts, find_reward
-from nft_pipeline.training.settings_file import PRESETS, ConfigError, preset_names
+from nft_pipeline.training.errors import ConfigError
+from nft_pipeline.training.rewards.find import PROMPTS, RewardError, find_prompts, find_reward
+from nft_pipeline.training.settings.config import TrainConfig
+from nft_pipeline.training.settings.file import PRESETS, preset_names
 
 DOCS = Path(__file__).parents[2] / "docs"
 NEEDED = {

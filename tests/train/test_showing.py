@@ -25,13 +25,14 @@ from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import read_adapter
 from nft_pipeline.hub_cards.push import make_card
 from nft_pipeline.hub_cards.report import RunReport
-from nft_pipeline.training import checkpoint, records, trainer
-from nft_pipeline.training.check import check
-from nft_pipeline.training.config import TrainConfig
-from nft_pipeline.training.export import without_paths
-from nft_pipeline.training.learner import Learner
-from nft_pipeline.training.records import Records, TrackerError, check_trackers
-from nft_pipeline.training.stopping import Stopped
+from nft_pipeline.training.learn.export import without_paths
+from nft_pipeline.training.learn.learner import Learner
+from nft_pipeline.training.run import checkpoint, trainer
+from nft_pipeline.training.run.check import check
+from nft_pipeline.training.run.stopping import Stopped
+from nft_pipeline.training.settings.config import TrainConfig
+from nft_pipeline.training.show import records
+from nft_pipeline.training.show.records import Records, TrackerError, check_trackers
 
 LORA = "pytorch_lora_weights.safetensors"
 PLAIN = {"positive": SMALL, "online": ONLINE}

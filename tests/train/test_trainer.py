@@ -8,12 +8,12 @@ import torch
 from helpers.zoo import CASES
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import read_adapter
-from nft_pipeline.training import trainer
-from nft_pipeline.training.base_model import TrainingError
-from nft_pipeline.training.config import TrainConfig
-from nft_pipeline.training.learner import Learner
-from nft_pipeline.training.pool import load_pool
-from nft_pipeline.training.trainable import train_base
+from nft_pipeline.training.bases.registry import train_base
+from nft_pipeline.training.data.pool import load_pool
+from nft_pipeline.training.errors import TrainingError
+from nft_pipeline.training.learn.learner import Learner
+from nft_pipeline.training.run import trainer
+from nft_pipeline.training.settings.config import TrainConfig
 
 SMALL = {
     "pool_size": 96,

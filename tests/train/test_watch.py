@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nft_pipeline.training import picture_stats
-from nft_pipeline.training.run_report import run_report
-from nft_pipeline.training.sweep import GROUP, STATISTICS, Estimate, Sweep, SweepPoint, estimate, sweep_rows
-from nft_pipeline.training.watch import choose_strength, hacking_verdict
+from nft_pipeline.training.show import picture_stats
+from nft_pipeline.training.show.run_report import run_report
+from nft_pipeline.training.show.sweep import GROUP, STATISTICS, Estimate, Sweep, SweepPoint, estimate, sweep_rows
+from nft_pipeline.training.show.watch import choose_strength, hacking_verdict
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
 BASE = {"edge density": 0.2, "colour entropy": 2.0, "brightness": 0.5, "diversity": 0.3, "distance to base": 0.0}

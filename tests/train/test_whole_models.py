@@ -10,13 +10,13 @@ from helpers.whole import CALLS, save_whole, whole_pipe
 from helpers.zoo_case import denoiser_of
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import BaseModel, fingerprint, read_adapter
-from nft_pipeline.families import bind_inputs, output_tensor
-from nft_pipeline.training.base_model import rows_of
-from nft_pipeline.training.config import TrainConfig
-from nft_pipeline.training.learner import Learner
-from nft_pipeline.training.live import Live
-from nft_pipeline.training.trainable import train_base
-from nft_pipeline.training.trainer import train
+from nft_pipeline.families.forward_call import bind_inputs, output_tensor
+from nft_pipeline.training.bases.base import rows_of
+from nft_pipeline.training.bases.registry import train_base
+from nft_pipeline.training.learn.learner import Learner
+from nft_pipeline.training.run.trainer import train
+from nft_pipeline.training.settings.config import TrainConfig
+from nft_pipeline.training.show.live import Live
 
 PROMPTS = ["a cat", "a red dog and two cow"]
 # How the stock call is told that there is no classifier-free guidance, or how much.

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from nft_pipeline.training.shapes.rewards import (
+from nft_pipeline.training.shapes.score import CATEGORIES, judge, look, shapes_eval_prompts
+from nft_pipeline.training.shapes.scorers import (
     shapes_eval,
     shapes_eval_held_out,
     shapes_eval_training_prompts,
@@ -11,16 +12,7 @@ from nft_pipeline.training.shapes.rewards import (
     warm_prompts,
     warm_prompts_held_out,
 )
-from nft_pipeline.training.shapes.score import CATEGORIES, judge, look, shapes_eval_prompts
-from nft_pipeline.training.shapes.world import (
-    Noun,
-    Prompt,
-    change_one,
-    describe,
-    draw,
-    sample_scene,
-    scene_for,
-)
+from nft_pipeline.training.shapes.world import Noun, Prompt, change_one, describe, draw, sample_scene, scene_for
 
 N = 600
 

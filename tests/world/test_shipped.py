@@ -9,12 +9,12 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import check_base, read_adapter
 from nft_pipeline.models import ADAPTERS, shipped_adapter, shipped_model
-from nft_pipeline.training.reward import find_prompts, find_reward
+from nft_pipeline.training.rewards.find import find_prompts, find_reward
 from nft_pipeline.training.shapes.evaluate import shapes_eval_scores
 from nft_pipeline.training.shapes.measure import Workload, measure_base, measure_laws, with_lora
 from nft_pipeline.training.shapes.parts import Sizes, vocabulary
-from nft_pipeline.training.shapes.rewards import HELD_OUT_SEED
 from nft_pipeline.training.shapes.score import shapes_eval_prompts
+from nft_pipeline.training.shapes.scorers import HELD_OUT_SEED
 
 MODEL = shipped_model("shapes")
 

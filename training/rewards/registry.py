@@ -28,21 +28,21 @@ from .contract import Reward, RewardError, RewardInfo, RewardOutput
 
 ENTRY_POINTS = "diffusion_nft.rewards"
 REMOTE = "remote:"
-_HERE = "nft_pipeline.training.rewards"
+_KINDS = "nft_pipeline.training.rewards.kinds"
 BUILT_IN = {
-    "image_reward": f"{_HERE}.image_reward:ImageReward",
-    "pickscore": f"{_HERE}.clip:PickScore",
-    "clip_score": f"{_HERE}.clip:ClipScore",
-    "aesthetic": f"{_HERE}.clip:Aesthetic",
-    "hps_v2": f"{_HERE}.hps:HPSv2",
-    "ocr": f"{_HERE}.ocr:OCR",
-    "vlm_judge": f"{_HERE}.judge:VLMJudge",
-    "jpeg_size": f"{_HERE}.pixels:JpegSize",
-    "colourfulness": f"{_HERE}.pixels:Colourfulness",
-    "sharpness": f"{_HERE}.pixels:Sharpness",
-    "shapes_eval": f"{_HERE}.shapes:ShapesEval",
-    "shapes_warm": f"{_HERE}.shapes:ShapesWarm",
-    "likes": f"{_HERE}.likes:Likes",
+    "image_reward": f"{_KINDS}.image_reward:ImageReward",
+    "pickscore": f"{_KINDS}.clip:PickScore",
+    "clip_score": f"{_KINDS}.clip:ClipScore",
+    "aesthetic": f"{_KINDS}.clip:Aesthetic",
+    "hps_v2": f"{_KINDS}.hps:HPSv2",
+    "ocr": f"{_KINDS}.ocr:OCR",
+    "vlm_judge": f"{_KINDS}.judge:VLMJudge",
+    "jpeg_size": f"{_KINDS}.pixels:JpegSize",
+    "colourfulness": f"{_KINDS}.pixels:Colourfulness",
+    "sharpness": f"{_KINDS}.pixels:Sharpness",
+    "shapes_eval": f"{_KINDS}.shapes:ShapesEval",
+    "shapes_warm": f"{_KINDS}.shapes:ShapesWarm",
+    "likes": f"{_KINDS}.likes:Likes",
 }
 # Which extra brings a package that only some rewards need; import name -> extra.
 EXTRAS = {
@@ -147,7 +147,7 @@ def find_target(name: str) -> Any:
     Raises:
         RewardError: it cannot be imported.
     """
-    path = f"{_HERE}.remote:RemoteReward" if name.startswith(REMOTE) else known_rewards().get(name, name)
+    path = f"{_KINDS}.remote:RemoteReward" if name.startswith(REMOTE) else known_rewards().get(name, name)
     return import_path(path, f"reward {name!r}")
 
 

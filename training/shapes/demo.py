@@ -40,11 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from nft_pipeline import DiffusionNFTPipeline
 
-    from ..calibration import calibration_table, plot_reliability
-    from ..config import TrainConfig
-    from ..precision import choose_precision
-    from ..reward import find_prompts, find_reward
-    from ..trainer import train
+    from ..devices.precision import choose_precision
+    from ..learn.calibration import calibration_table, plot_reliability
+    from ..rewards.find import find_prompts, find_reward
+    from ..run.trainer import train
+    from ..settings.config import TrainConfig
     from .measure import Workload, measure_base, measure_laws, measure_lora_weight
     from .report import law_table, plot_promise, rival_table
 

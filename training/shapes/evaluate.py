@@ -48,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
 
     from nft_pipeline import DiffusionNFTPipeline
 
-    from ..precision import choose_precision
+    from ..devices.precision import choose_precision
     from .measure import Workload
-    from .rewards import HELD_OUT_SEED
     from .score import CATEGORIES, shapes_eval_prompts
+    from .scorers import HELD_OUT_SEED
 
     if args.n < len(CATEGORIES):
         raise ValueError(f"--n is {args.n}, expected at least {len(CATEGORIES)}, one picture a category")

@@ -19,8 +19,8 @@ import torch
 
 from nft_pipeline.guidance import promised_rate
 
-from ..reward import Reward
-from ..trainable import train_base
+from ..bases.registry import train_base
+from ..rewards.find import Scorer
 from .score import judge
 from .world import Prompt
 
@@ -92,13 +92,13 @@ class Workload:
         return base.decode_latents(latents)
 
 
-def measure_pictures(pictures: np.ndarray, texts: Sequence[str], reward: Reward) -> tuple[float, float]:
+def measure_pictures(pictures: np.ndarray, texts: Sequence[str], reward: Scorer) -> tuple[float, float]:
     """(rate of o = 1, mean template overlap)."""
     quality = float(np.mean([judge(picture, Prompt()).quality for picture in pictures]))
     return float(np.mean(reward(pictures, texts) > 0.5)), quality
 
 
-def measure_base(pipe: Any, work: Workload, reward: Reward) -> Point:
+def measure_base(pipe: Any, work: Workload, reward: Scorer) -> Point:
     """The base model on its own."""
     rate, quality = measure_pictures(work.pictures(pipe, "base"), work.texts(), reward)
     return Point("base", 0.0, work.n, rate, quality, rate)
@@ -107,7 +107,7 @@ def measure_base(pipe: Any, work: Workload, reward: Reward) -> Point:
 def measure_laws(
     guided: Any,
     work: Workload,
-    reward: Reward,
+    reward: Scorer,
     base: Point,
     tilts: Iterable[float],
     laws: Sequence[str],
@@ -139,7 +139,7 @@ def with_lora(stock: Any, folder: Path) -> Iterator[str]:
 
 
 def measure_lora_weight(
-    stock: Any, folder: Path, work: Workload, reward: Reward, base: Point, weights: Iterable[float]
+    stock: Any, folder: Path, work: Workload, reward: Scorer, base: Point, weights: Iterable[float]
 ) -> list[Point]:
     """The rival: the same LoRA in one pass, its weights scaled. Weight 0 is the base, not sampled again."""
     points = [Point("lora weight", 0.0, base.n, base.rate, base.quality)]

@@ -30,7 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from ..precision import autocast, choose_precision
+from ..devices.precision import autocast, choose_precision
 from .latents import PatchComponents
 from .muon import Muon
 from .parts import (

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..precision import autocast, choose_precision
+from ..devices.precision import autocast, choose_precision
 from .latents import PatchComponents
 from .parts import Sizes, build_vae
 from .world import draw, sample_scene

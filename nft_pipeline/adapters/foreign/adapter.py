@@ -1,0 +1,243 @@
+"""Reading adapters that others made: peft folders, diffusers files, kohya and ComfyUI files, without nft_config.json.
+
+    adapter = read_adapter("checkpoint-300", kind="policy", beta=1.0, pipe=pipe)
+
+Such a checkpoint does not say what kind of LoRA it is and how far it goes, so the caller says it: `kind` and `beta`.
+The official DiffusionNFT checkpoints are kind "policy", beta the training's config.beta (1.0, or 0.1 for OCR and the
+multi-reward run). Those are trained online, with v_old following v_theta: against the base model their tilt has
+accumulated over the rounds (DESIGN M8) and is not 2 / beta, so only strengths 0 and 1 mean what they say and the ones
+between and beyond are a heuristic. For a policy, beta is no more than the unit `nft_beta` counts in: strength is the
+scale s itself.
+
+What is read, and what is refused: docs/other_checkpoints.md. In this room `files` says where the files are, `layers`,
+`peft_scale` and `rename` what their layers are called and at which scale they count.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import AdapterError
+from ...families.registry import FAMILIES, family_of, unwrap_compiled
+from ..base_check import fingerprint
+from ..config import AdapterConfig, BaseModel
+from ..content import Adapter
+from .files import DIFFUSERS_WEIGHTS, PEFT_WEIGHTS, ForeignFiles, find_files, peft_folder, read_lora
+from .layers import bake, scales_of
+from .rename import name_as_diffusers
+
+_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
+# Whose lora_state_dict renames for a denoiser, where only the denoiser is at hand.
+_PIPELINES = {"UNet2DConditionModel": "StableDiffusionXLPipeline", "FluxTransformer2DModel": "FluxPipeline"}
+WHAT_TO_PASS = (
+    "Pass kind and beta to load_nft_adapter or read_adapter (--kind and --beta on the command line): "
+    'kind="policy" for a LoRA that is the trained model itself, with beta the one it was trained '
+    'with. For checkpoints of the official DiffusionNFT code: kind="policy", beta=the training\'s config.beta, 1.0 for '
+    "GenEval, PickScore and HPS, 0.1 for OCR and the multi-reward run."
+)
+
+
+def read_foreign(
+    path: Path,
+    *,
+    kind: str | None,
+    beta: float | None,
+    denoiser: nn.Module | None,
+    component: str | None = None,
+    pipe: Any = None,
+    use_old: bool = False,
+    name: str | None = None,
+) -> Adapter:
+    """Read somebody else's checkpoint as an adapter for the loaded model.
+
+    Args:
+        path: see `find_files`.
+        kind: "policy"; "positive" needs an alpha head, which no such checkpoint has.
+        beta: of its training, > 0; tilt = 2 / beta is what strength 1 stands for. After online training the tilt has
+            accumulated, and strengths other than 0 and 1 are heuristic.
+        denoiser: the model it was trained on: names and shapes are checked against it, and it gives the fingerprint.
+        component: the pipeline's part that the denoiser is; None for its family's usual one.
+        pipe: the pipeline, where there is one; its class knows other names of its layers.
+        use_old: whether an adapter "old" beside it is v_old. Then strength 0 is that model, not the base model, and the
+            dial spans the last round of training; False (default) measures from the base model.
+        name: for the config; None for the checkpoint's own.
+
+    Returns:
+        The adapter, on the CPU. What the checkpoint does not record is filled in and listed in
+        `config.training["not_recorded"]`: reward and licence are "unknown", guidance_scale 1 and resolution the base
+        model's own are mere guesses.
+
+    Raises:
+        AdapterError: kind or beta missing or impossible, or anything about the files; nothing is guessed in silence.
+        FamilyError: a denoiser this version cannot guide.
+    """
+    shown = f"the checkpoint {path}"
+    files = find_files(path, component or "transformer")
+    beta = _check_arguments(shown, files.form, kind, beta)
+    if denoiser is None:
+        raise AdapterError(
+            f"{shown} has no nft_config.json, so only the model it is for can say whether its layers fit",
+            advice="Load it with pipe.load_nft_adapter(..., kind=..., beta=...), or give read_adapter pipe=pipe.",
+        )
+    family = family_of(denoiser)
+    component = family.component if component is None else component
+    pipeline_class = type(pipe) if pipe is not None else _pipeline_class(family.denoiser)
+    lora, peft_config = _read_lora(shown, files, denoiser, component, pipeline_class)
+    old = None
+    if use_old:
+        if files.old is None:
+            raise AdapterError(
+                f"{shown}: use_old=True, but no adapter called old lies beside it",
+                advice="Leave use_old out: v_old is then the base model.",
+            )
+        old, _ = _read_lora(f"{shown}, its adapter old", peft_folder(files.old), denoiser, component, pipeline_class)
+        if old.keys() == lora.keys() and all(torch.equal(lora[key], old[key]) for key in lora):
+            raise AdapterError(
+                f"{shown}: its adapter and the one called old are the same, so v_lora - v_old is zero everywhere",
+                advice="Read it with use_old=False, so that v_old is the base model.",
+            )
+    said = peft_config or {}
+    config = AdapterConfig(
+        kind=cast(Literal["policy"], kind),
+        name=_plain_name(name or _name_of(path)),
+        beta=beta,
+        tilt=2 / beta,
+        base_model=BaseModel(
+            id=_text(said.get("base_model_name_or_path")) or "unknown",
+            revision=_text(said.get("revision")),
+            fingerprint=fingerprint(denoiser),
+        ),
+        denoiser=family.denoiser,
+        prediction=_prediction(family.prediction, pipe),  # type: ignore[arg-type]
+        rank=next(iter(lora.values())).shape[0],
+        reward={"name": "unknown", "description": "not recorded in the checkpoint", "normaliser": None},
+        guidance_scale=1.0,
+        resolution=_resolution(unwrap_compiled(denoiser), pipe),
+        licence="unknown",
+        component=component,
+        training={
+            "read_from": files.form,
+            "v_old": "the adapter old beside it" if old is not None else "the base model",
+            "not_recorded": ["reward", "licence", "guidance_scale", "resolution"],
+        },
+    )
+    adapter = Adapter(config, lora, old=old)
+    adapter.check(shown)
+    return adapter
+
+
+def describe_foreign(path: Path) -> dict[str, Any]:
+    """What can be said of somebody else's checkpoint without its base model, as plain JSON values.
+
+    Returns:
+        form, file, base_model (None if not recorded), layers, parameters, ranks and scales (each value that occurs,
+        rising), old (whether an adapter of that name lies beside it).
+
+    Raises:
+        AdapterError: as `read_foreign`, but for what only the model can tell.
+    """
+    files = find_files(path)
+    try:
+        found = read_lora(files)
+        scales = scales_of(found.layers, found.peft_config)
+    except AdapterError as error:
+        raise AdapterError(f"the checkpoint {path}: {error.what}", error.faults, error.advice) from None
+    return {
+        "form": files.form,
+        "file": str(files.weights),
+        "base_model": _text((found.peft_config or {}).get("base_model_name_or_path")),
+        "layers": len(found.layers),
+        "parameters": sum(layer.a.numel() + layer.b.numel() for layer in found.layers.values()),
+        "ranks": sorted({layer.rank for layer in found.layers.values()}),
+        "scales": sorted(set(scales.values())),
+        "old": files.old is not None,
+    }
+
+
+def denoiser_of(pipe: Any) -> tuple[str, nn.Module]:
+    """The part of a pipeline that is guided, and its name.
+
+    Raises:
+        AdapterError: the pipeline has no part under a name that any known family uses.
+    """
+    names = sorted({family.component for family in FAMILIES.values()})
+    for name in names:
+        denoiser = getattr(pipe, name, None)
+        if isinstance(denoiser, nn.Module):
+            return name, denoiser
+    raise AdapterError(f"{type(pipe).__name__} has none of {', '.join(names)}, which a LoRA could be for")
+
+
+def _check_arguments(shown: str, form: str, kind: str | None, beta: float | None) -> float:
+    """beta as a float, or an error that says what to pass."""
+    if kind is None or beta is None:
+        missing = " and ".join(n for n, value in (("kind", kind), ("beta", beta)) if value is None)
+        raise AdapterError(
+            f"{shown} has no nft_config.json and looks like a {form}, which does not say its kind and beta; not given: "
+            f"{missing}",
+            advice=WHAT_TO_PASS,
+        )
+    if kind == "positive":
+        raise AdapterError(
+            f'{shown} cannot be read as kind "positive": such an adapter needs an alpha head, and there is none in it',
+            advice='Pass kind="policy": the LoRA alone is what strength 1 gives.',
+        )
+    if kind != "policy":
+        raise AdapterError(f'kind is {kind!r}, expected "policy"', advice=WHAT_TO_PASS)
+    if type(beta) not in (int, float) or not 1e-6 <= beta <= 1e6:
+        raise AdapterError(f"beta is {beta!r}, expected a number from 1e-06 to 1e+06", advice=WHAT_TO_PASS)
+    return float(beta)
+
+
+def _read_lora(
+    shown: str, files: ForeignFiles, denoiser: nn.Module, component: str, pipeline_class: Any
+) -> tuple[dict[str, Tensor], Mapping[str, Any] | None]:
+    try:
+        found = read_lora(files)
+        baked = bake(found.layers, found.peft_config)
+        return name_as_diffusers(baked, denoiser, component, pipeline_class), found.peft_config
+    except AdapterError as error:
+        raise AdapterError(f"{shown}: {error.what}", error.faults, error.advice) from None
+
+
+def _pipeline_class(denoiser: str) -> Any:
+    import diffusers
+
+    return getattr(diffusers, _PIPELINES[denoiser]) if denoiser in _PIPELINES else None
+
+
+def _prediction(usual: str, pipe: Any) -> str:
+    """What the denoiser puts out. A UNet does not know itself; its scheduler does."""
+    said = getattr(getattr(getattr(pipe, "scheduler", None), "config", None), "prediction_type", None)
+    return usual if usual == "flow" else _PREDICTIONS.get(str(said), usual)
+
+
+def _resolution(denoiser: nn.Module, pipe: Any) -> tuple[int, int]:
+    """The base model's own edge in pixels, where model and pipeline tell it; else 1024."""
+    size = getattr(pipe, "default_sample_size", None) or getattr(getattr(denoiser, "config", None), "sample_size", None)
+    factor = getattr(pipe, "vae_scale_factor", None)
+    edge = size * factor if isinstance(size, int) and isinstance(factor, int) else 1024
+    return (edge, edge) if 8 <= edge <= 16384 else (1024, 1024)
+
+
+def _name_of(path: Path) -> str:
+    """The nearest name that tells checkpoints apart: not "lora" or "default", which all of them are called."""
+    if path.is_file():
+        path = path.parent if path.name in (DIFFUSERS_WEIGHTS, PEFT_WEIGHTS) else path.with_suffix("")
+    return (
+        path.absolute().parent.name if path.name in ("lora", "default", "transformer", "unet") else path.absolute().name
+    )
+
+
+def _plain_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip("._-")[:100] or "checkpoint"
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None

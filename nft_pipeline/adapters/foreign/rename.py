@@ -1,0 +1,215 @@
+"""Layers of a LoRA under the names of diffusers' modules, whatever tool named them.
+
+Names are looked up in the denoiser: diffusers' names with any of the usual prefixes, with dots or with underscores.
+Names of the original checkpoints (SDXL's input_blocks, FLUX's double_blocks) go through diffusers' converter, which is
+watched: a layer that goes in and does not come out is a fault. Stable Diffusion 3 has no converter there, but one here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import AdapterError
+from ...families.registry import unwrap_compiled
+from ..base_check import check_lora_modules
+from ..keys import lora_key, strip_injected
+from .layers import PEFT_PREFIX, Layer, one_rank, read_layers
+
+_UNDERSCORED = ("lora_unet_", "lora_transformer_")
+
+
+def name_as_diffusers(
+    layers: Mapping[str, Layer], denoiser: nn.Module, component: str, pipeline_class: Any = None
+) -> dict[str, Tensor]:
+    """The LoRA under diffusers keys, one rank, every layer found in the denoiser and of the right shape.
+
+    Args:
+        layers: baked.
+        denoiser: the loaded model's transformer or unet, with or without LoRAs injected.
+        component: its name in the pipeline, the first part of the keys.
+        pipeline_class: a diffusers pipeline class whose `lora_state_dict` knows the family's other names; None where
+            there is none.
+
+    Raises:
+        AdapterError: layers that are not in the model; all of them are named, none is left out in silence.
+    """
+    inner = unwrap_compiled(denoiser)
+    names = {strip_injected(name) for name, _ in inner.named_modules()} - {None, ""}
+    find = _finder({name for name in names if name is not None}, component)
+    origin = {path: path for path in layers}
+    count, note = len(layers), ""
+    if any(find(path) is None for path in layers):
+        layers, origin, note = _convert(layers, inner, pipeline_class)
+    found = {path: find(path) for path in layers}
+    unknown = {origin[path] for path, name in found.items() if name is None}
+    lost = sorted(unknown | (set(origin.values()) - {origin[path] for path in found}))
+    model = type(inner).__name__
+    if lost:
+        raise AdapterError(
+            f"{count - len(lost)} of {count} LoRA layers match the loaded {model}",
+            [f"{path}: the model has no such module" for path in lost],
+            f"The model has {_examples(inner)}. {note}Load the base model the LoRA was trained on.",
+        )
+    padded, _ = one_rank(layers)
+    lora: dict[str, Tensor] = {}
+    for path, layer in padded.items():
+        for side, tensor in (("A", layer.a), ("B", layer.b)):
+            key = lora_key(component, str(found[path]), side)
+            if key in lora:
+                raise AdapterError(f"two layers of the file are {found[path]} of the model; the second one is {path}")
+            lora[key] = tensor.contiguous()
+    try:
+        check_lora_modules(lora, inner, component)
+    except AdapterError as error:
+        advice = "Load the base model the LoRA was trained on."
+        raise AdapterError(f"layers of the LoRA do not fit the loaded {model}", error.faults, advice) from None
+    return lora
+
+
+def _finder(names: set[str], component: str) -> Callable[[str], str | None]:
+    """Looks a layer up among the denoiser's module names, whatever is written before it."""
+    underscored = {name.replace(".", "_"): name for name in names}
+
+    def find(path: str) -> str | None:
+        path = path.removeprefix(PEFT_PREFIX)
+        for prefix in ("", f"{component}.", "diffusion_model."):
+            if path.startswith(prefix) and path[len(prefix) :] in names:
+                return path[len(prefix) :]
+        for prefix in _UNDERSCORED:
+            if path.startswith(prefix) and path[len(prefix) :] in underscored:
+                return underscored[path[len(prefix) :]]
+        return None
+
+    return find
+
+
+def _examples(denoiser: nn.Module) -> str:
+    names = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    return f"{len(names)} linear layers and convolutions, such as {', '.join(names[-2:])}"
+
+
+def _convert(
+    layers: Mapping[str, Layer], denoiser: nn.Module, pipeline_class: Any
+) -> tuple[dict[str, Layer], dict[str, str], str]:
+    """From the names of the original checkpoints to those of diffusers' modules.
+
+    Returns:
+        The layers as far as they could be renamed; for each the name it came from, and for each that got lost itself;
+        and what diffusers had to say.
+    """
+    model = type(denoiser).__name__
+    unchanged = dict(layers), {path: path for path in layers}
+    if model == "SD3Transformer2DModel":
+        last = len(denoiser.transformer_blocks) - 1  # type: ignore[arg-type]
+        made: dict[str, Layer] = {}
+        origin: dict[str, str] = {}
+        for path, layer in layers.items():
+            for name, part in _from_sd3(path, layer, last).items():
+                if name in made:
+                    raise AdapterError(f"{path} and {origin[name]} of the file are both {name} of the model")
+                made[name], origin[name] = part, path
+        return made, origin, ""
+    if not hasattr(pipeline_class, "lora_state_dict"):
+        return *unchanged, ""
+    # FLUX and UNets are converted from kohya's spelling alone, other families from the file's own.
+    spell = _kohya if model in ("FluxTransformer2DModel", "UNet2DConditionModel") else _as_written
+    arguments = {"unet_config": denoiser.config} if model == "UNet2DConditionModel" else {}
+
+    def run(tensors: dict[str, Tensor]) -> dict[str, Layer]:
+        from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+
+        renamed = pipeline_class.lora_state_dict(tensors, **arguments)
+        return read_layers(convert_unet_state_dict_to_peft(renamed[0] if isinstance(renamed, tuple) else renamed))
+
+    # First with numbers instead of weights: the i-th layer is all i, and what comes out tells which layers went in.
+    paths = list(layers)
+    numbers = {path: _filled(layers[path], float(i)) for i, path in enumerate(paths)}
+    try:
+        origin = {name: paths[int(part.b.flatten()[0])] for name, part in run(spell(numbers)).items()}
+        made = run(spell(layers))
+    except Exception as error:  # whatever a converter stumbles over, these are not the layers it is for
+        return *unchanged, f"(diffusers' converter: {str(error)[:300] or type(error).__name__}) "
+    return made, origin | {path: path for path in paths if path not in origin.values()}, ""
+
+
+def _filled(layer: Layer, number: float) -> Layer:
+    return Layer(torch.tensor(number).expand(layer.a.shape), torch.tensor(number).expand(layer.b.shape))
+
+
+def _kohya(layers: Mapping[str, Layer]) -> dict[str, Tensor]:
+    """As kohya's trainers write it: underscores for dots. alpha is the rank, since the scale is baked."""
+    tensors: dict[str, Tensor] = {}
+    for path, layer in layers.items():
+        name = "lora_unet_" + _flat(path)
+        tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = layer.a, layer.b
+        tensors[f"{name}.alpha"] = torch.tensor(float(layer.rank))
+    return tensors
+
+
+def _as_written(layers: Mapping[str, Layer]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for path, layer in layers.items():
+        down, up = ("lora_down", "lora_up") if path.startswith(_UNDERSCORED) else ("lora_A", "lora_B")
+        tensors[f"{path}.{down}.weight"], tensors[f"{path}.{up}.weight"] = layer.a, layer.b
+    return tensors
+
+
+def _flat(path: str) -> str:
+    """A layer's name without prefix, with underscores for dots."""
+    path = path.removeprefix(PEFT_PREFIX).removeprefix("diffusion_model.").replace(".", "_")
+    return next((path.removeprefix(prefix) for prefix in _UNDERSCORED if path.startswith(prefix)), path)
+
+
+_SD3_BLOCK = re.compile(r"joint_blocks_(\d+)_(x_block|context_block)_(\w+)")
+# Of the original Stable Diffusion 3 checkpoints. q, k and v are one matrix there: A is shared, B is cut in three.
+_SD3_LAYERS = {
+    ("x_block", "attn_qkv"): ("attn.to_q", "attn.to_k", "attn.to_v"),
+    ("x_block", "attn_proj"): ("attn.to_out.0",),
+    ("x_block", "attn2_qkv"): ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+    ("x_block", "attn2_proj"): ("attn2.to_out.0",),
+    ("x_block", "mlp_fc1"): ("ff.net.0.proj",),
+    ("x_block", "mlp_fc2"): ("ff.net.2",),
+    ("x_block", "adaLN_modulation_1"): ("norm1.linear",),
+    ("context_block", "attn_qkv"): ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    ("context_block", "attn_proj"): ("attn.to_add_out",),
+    ("context_block", "mlp_fc1"): ("ff_context.net.0.proj",),
+    ("context_block", "mlp_fc2"): ("ff_context.net.2",),
+    ("context_block", "adaLN_modulation_1"): ("norm1_context.linear",),
+}
+_SD3_OUTSIDE = {
+    "x_embedder_proj": "pos_embed.proj",
+    "context_embedder": "context_embedder",
+    "t_embedder_mlp_0": "time_text_embed.timestep_embedder.linear_1",
+    "t_embedder_mlp_2": "time_text_embed.timestep_embedder.linear_2",
+    "y_embedder_mlp_0": "time_text_embed.text_embedder.linear_1",
+    "y_embedder_mlp_2": "time_text_embed.text_embedder.linear_2",
+    "final_layer_linear": "proj_out",
+    "final_layer_adaLN_modulation_1": "norm_out.linear",
+}
+
+
+def _from_sd3(path: str, layer: Layer, last: int) -> dict[str, Layer]:
+    """One layer of an original Stable Diffusion 3 checkpoint as diffusers' layers; itself if it is none of them.
+
+    Two modulations have (shift, scale) there and (scale, shift) here: the last norm's, and the last context block's.
+    """
+    flat = _flat(path)
+    match = _SD3_BLOCK.fullmatch(flat)
+    targets: tuple[str, ...] = (_SD3_OUTSIDE[flat],) if flat in _SD3_OUTSIDE else ()
+    swapped = flat == "final_layer_adaLN_modulation_1"
+    if match is not None:
+        names = _SD3_LAYERS.get((match[2], match[3]), ())
+        targets = tuple(f"transformer_blocks.{match[1]}.{name}" for name in names)
+        swapped = names == ("norm1_context.linear",) and int(match[1]) == last
+    if not targets or layer.b.shape[0] % len(targets):
+        return {path: layer}
+    pieces = layer.b.chunk(len(targets))
+    if swapped:
+        pieces = (layer.b.roll(layer.b.shape[0] // 2, dims=0),)
+    return {target: replace(layer, b=piece) for target, piece in zip(targets, pieces, strict=True)}

@@ -1,0 +1,430 @@
+"""Reading an adapter: find the folder, check everything, build it; or say every fault at once.
+
+A source is the name of an adapter that ships with the package, a folder or file, or a repository on the Hub, in that
+order. Nothing but safetensors and JSON is opened. Checkpoints without nft_config.json go to `adapter_foreign`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+from ..errors import AdapterError
+from ..files.atomic import settle
+from ..files.strict import read_safetensors, tensor_faults
+from ..models import ADAPTERS, shipped_adapter
+from .alpha_head import AlphaHead, AlphaHeadConfig
+from .config import AdapterConfig, parse_json
+from .content import Adapter, head_faults, lora_faults
+from .foreign.files import PICKLES, looks_foreign
+
+CONFIG_FILE = "nft_config.json"
+LORA_FILE = "pytorch_lora_weights.safetensors"
+HEAD_FOLDER = "alpha_head"
+HEAD_CONFIG_FILE = "alpha_head/config.json"
+HEAD_FILE = "alpha_head/diffusion_pytorch_model.safetensors"
+LORA_METADATA_KEY = "lora_adapter_metadata"  # diffusers' name for the header entry that carries r and lora_alpha
+
+MAX_LORA_BYTES = 16 * 2**30
+MAX_HEAD_BYTES = 2 * 2**30
+MAX_HEAD_LAYERS = 64
+MAX_JSON_BYTES = 50_000_000  # of any .json that lies beside an adapter, a tokenizer's say; our own are far smaller
+MAX_PICTURE_BYTES = 20_000_000
+MAX_REPOSITORY_BYTES = 64 * 2**30
+HUB_PATTERNS = ("*.safetensors", "*.json", "*.md", "*.png")
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_READ_TRIES = 7
+_FETCH_TRIES = 3
+_FIRST_PAUSE = 0.05  # seconds, doubled from try to try: a writer that is at it gets time to finish
+
+
+def read_adapter(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    kind: str | None = None,
+    beta: float | None = None,
+    pipe: Any = None,
+    use_old: bool = False,
+) -> Adapter:
+    """Read an adapter and check all of it.
+
+    Args:
+        source: name of a shipped adapter ("shapes-warm"), a folder, or a Hub id ("someone/sd35m-nft-ocr"). A plain
+            name means the shipped adapter; write "./name" for a folder of that name. A path object is always a folder
+            or a file. Somebody else's checkpoint may also be a single .safetensors file.
+        revision: branch, tag or commit on the Hub; only with a Hub id.
+        subfolder: folder inside the source that holds the adapter.
+        kind, beta: for checkpoints that do not say so themselves (no nft_config.json), and only for those: "policy",
+            and the beta of their training. See `nft_pipeline.adapters.foreign.adapter`: after online training,
+            strengths other than 0 and 1 are heuristic.
+        pipe: for those checkpoints, the pipeline they are for: names and shapes are checked against its denoiser.
+        use_old: for those checkpoints, whether an adapter called "old" beside it is v_old, or (default) the base model.
+
+    Returns:
+        The adapter, on the CPU; tensors in the dtype they were saved in (in somebody else's checkpoint, a B that its
+        scale was baked into is fp32).
+
+    Raises:
+        AdapterError: the source cannot be found, or the adapter has faults; all of them are in the one error.
+        FamilyError: `pipe` is one that this version cannot guide.
+    """
+    shown = f'the adapter "{os.fspath(source)}"'
+    folder = locate(source, revision=revision, subfolder=subfolder)
+    for attempt in range(_READ_TRIES):
+        if attempt:
+            time.sleep(_FIRST_PAUSE * 2 ** (attempt - 1))
+        folder = settle(folder)
+        before = _identity(folder)
+        try:
+            if is_foreign(folder):
+                adapter = _read_foreign(folder, source, kind=kind, beta=beta, pipe=pipe, use_old=use_old)
+            else:
+                refuse_for_own(shown, kind, beta)
+                adapter = _read_folder(folder, shown)
+        except AdapterError:
+            if _identity(folder) == before:
+                raise
+            continue
+        if _identity(folder) == before:
+            return adapter
+    raise AdapterError(f"the adapter {folder} is being written over and over while it is read; try again later")
+
+
+def locate(source: str | os.PathLike[str], *, revision: str | None = None, subfolder: str | None = None) -> Path:
+    """The folder of an adapter on this machine, fetched from the Hub if need be; or the file, if it is somebody else's.
+
+    Arguments as for `read_adapter`.
+    """
+    inner = _inner_folder(subfolder)
+    text = os.fspath(source)
+    if not text or "\0" in text:
+        raise AdapterError(f"the adapter's source is {text!r}, expected a shipped name, a folder or a Hub id")
+    if isinstance(source, str) and "/" not in text and os.sep not in text:
+        shipped = shipped_adapter(text)
+        if shipped is not None:
+            return _folder_inside(shipped, inner, revision)
+    path = settle(os.path.expanduser(text))
+    if os.path.isdir(path):  # unlike Path.is_dir, False for names no disk would take
+        return _folder_inside(path, inner, revision)
+    if os.path.exists(path):
+        if path.suffix == ".safetensors" or path.suffix in PICKLES:
+            return _file_alone(path, inner, revision)
+        raise AdapterError(
+            f"{text} is a file, expected the adapter's folder or a .safetensors file",
+            advice=f"Give the folder that holds {CONFIG_FILE}.",
+        )
+    if is_hub_id(source):
+        return _folder_inside(_fetch(source, revision, inner), inner, None)
+    near = difflib.get_close_matches(text, ADAPTERS, n=1)
+    raise AdapterError(
+        f'there is no adapter "{text}"' + (f'; did you mean "{near[0]}"?' if near else ""),
+        [
+            f"no folder {path.absolute()}",
+            f'not the name of an adapter that ships with this package, and not a Hub id either: "{text}" is not of '
+            'the form "owner/name"'
+            if isinstance(source, str)
+            else "a path object is not looked up on the Hub; give a text for that",
+        ],
+        f'Give a folder, a Hub id such as "someone/sd35m-nft-ocr", or a shipped name: {", ".join(ADAPTERS)}.',
+    )
+
+
+def is_hub_id(source: str | os.PathLike[str]) -> TypeGuard[str]:
+    """Could this be a repository on the Hub, "owner/name"? A folder of that name here comes first, in `locate`."""
+    return isinstance(source, str) and _HUB_ID.fullmatch(source) is not None and ".." not in source
+
+
+def _inner_folder(subfolder: str | None) -> str:
+    """The subfolder as a clean relative path, "" for none."""
+    if subfolder is None:
+        return ""
+    parts = PurePosixPath(subfolder).parts
+    if "\\" in subfolder or ":" in subfolder or subfolder.startswith(("/", "~")) or ".." in parts or not parts:
+        raise AdapterError(f"subfolder is {subfolder!r}, expected a folder inside the source, such as 'adapters/warm'")
+    return "/".join(parts)
+
+
+def _folder_inside(folder: Path, inner: str, revision: str | None) -> Path:
+    if revision is not None:
+        raise AdapterError(
+            f"revision is {revision!r} but {folder} is a folder on this machine; revisions are for the Hub"
+        )
+    if inner and not (folder / inner).is_dir():
+        raise AdapterError(f"there is no folder {inner} in {folder}; found {_listing(folder)}")
+    return folder / inner
+
+
+def _file_alone(file: Path, inner: str, revision: str | None) -> Path:
+    if inner or revision is not None:
+        raise AdapterError(f"{file} is a file, which has neither a subfolder ({inner!r}) nor a revision ({revision!r})")
+    return file
+
+
+def _fetch(repo: str, revision: str | None, inner: str) -> Path:
+    """The repository's snapshot in the local Hub cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    patterns = [f"{inner}/{pattern}" if inner else pattern for pattern in HUB_PATTERNS]
+    what = f'the adapter "{repo}" is no folder here and could not be fetched from the Hub'
+    _refuse_huge(repo, revision, patterns)
+    try:
+        for _ in range(_FETCH_TRIES - 1):
+            try:
+                return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+            except Exception as error:  # the client tries again to reach the Hub, but not when a file breaks off
+                if not is_network_error(error):
+                    raise
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except GatedRepoError as error:
+        fault = "the repository is gated"
+        advice = f"Accept its terms on https://huggingface.co/{repo} and log in with `hf auth login`."
+        cause: Exception = error
+    except RepositoryNotFoundError as error:
+        fault = "there is no such repository, or it is private"
+        advice = "Check the spelling; for a private one log in with `hf auth login`. A folder must exist as written."
+        cause = error
+    except RevisionNotFoundError as error:
+        fault = f"the repository has no revision {revision!r}"
+        advice = "Give a branch, tag or commit that its page lists, or leave revision out."
+        cause = error
+    except LocalEntryNotFoundError as error:
+        answer = error.__cause__
+        if isinstance(answer, HfHubHTTPError):
+            reason = f"the Hub answered with error {answer.response.status_code}"
+        else:
+            reason = "the Hub cannot be reached (or HF_HUB_OFFLINE is set)"
+        fault = f"{reason} and there is no whole copy in the local cache"
+        advice = "Try again, online, to fetch it once, or give a folder."
+        cause = error
+    except Exception as error:
+        if not isinstance(error, HfHubHTTPError | OSError) and not is_network_error(error):
+            raise
+        fault = f"the download failed: {str(error) or type(error).__name__}"
+        advice = "Try again; what was fetched is kept."
+        cause = error
+    raise AdapterError(what, [fault], advice) from cause
+
+
+def is_network_error(error: BaseException) -> bool:
+    """Did the connection to the Hub fail, whatever its client made of that? False while HF_HUB_OFFLINE is set."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, HfHubHTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled):
+            return False  # an answer, or one that is final
+        # The HTTP library under the client has changed its name between versions, and all its errors are of this kind.
+        if isinstance(seen, ConnectionError | TimeoutError) or type(seen).__module__.startswith("httpx"):
+            return True
+        seen = seen.__cause__
+    return False
+
+
+def _refuse_huge(repo: str, revision: str | None, patterns: list[str]) -> None:
+    """Raise before a download that no adapter needs: a whole model, or a repository made to fill disks.
+
+    A Hub that does not answer is passed over: the download itself finds the words for that, or the copy in the cache.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        files = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=30).siblings or []
+    except Exception:  # of the network, of the Hub, of its client: see above
+        return
+    sizes = {file.rfilename: file.size or 0 for file in files}
+    wanted = [name for name in sizes if any(fnmatch(name, pattern) for pattern in patterns)]
+    limits = {".json": MAX_JSON_BYTES, ".safetensors": MAX_LORA_BYTES + MAX_HEAD_BYTES}
+    faults = [
+        f"{name} is {sizes[name]:,} bytes long, at most {limit:,} are read"
+        for name in wanted
+        if sizes[name] > (limit := limits.get(PurePosixPath(name).suffix, MAX_PICTURE_BYTES))
+    ]
+    total = sum(sizes[name] for name in wanted)
+    if total > MAX_REPOSITORY_BYTES:
+        faults.append(f"together they are {total:,} bytes, at most {MAX_REPOSITORY_BYTES:,} are fetched")
+    if faults:
+        raise AdapterError(
+            f'the adapter "{repo}" was not fetched from the Hub: it is too large for an adapter',
+            faults,
+            "Give subfolder= if the adapter is a small part of the repository, or download yourself what you trust.",
+        )
+
+
+def _identity(folder: Path) -> tuple[int, int, int] | None:
+    """Changes when a writer puts another folder under the same name."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return shown or "nothing"
+
+
+def is_foreign(path: Path) -> bool:
+    """Is this somebody else's checkpoint: LoRA files, and none of what only our adapters have?"""
+    return not (path / CONFIG_FILE).is_file() and not (path / HEAD_FOLDER).exists() and looks_foreign(path)
+
+
+def _read_foreign(
+    path: Path, source: str | os.PathLike[str], *, kind: str | None, beta: float | None, pipe: Any, use_old: bool
+) -> Adapter:
+    from .foreign.adapter import denoiser_of, read_foreign
+
+    component, denoiser = (None, None) if pipe is None else denoiser_of(pipe)
+    text = os.fspath(source)
+    name = None if os.path.exists(os.path.expanduser(text)) else text.rpartition("/")[2]  # of a repository on the Hub
+    return read_foreign(
+        path, kind=kind, beta=beta, denoiser=denoiser, component=component, pipe=pipe, use_old=use_old, name=name
+    )
+
+
+def refuse_for_own(shown: str, kind: str | None, beta: float | None) -> None:
+    """Raise if kind or beta is given for an adapter that has them in its config."""
+    given = [f"{name}={value!r}" for name, value in (("kind", kind), ("beta", beta)) if value is not None]
+    if given:
+        raise AdapterError(
+            f"{' and '.join(given)} was given for {shown}, which says its kind and beta itself, in its config",
+            advice="Leave it out. To guide more or less strongly, give nft_strength or nft_beta to the call.",
+        )
+
+
+def _read_folder(folder: Path, shown: str) -> Adapter:
+    where = f"{shown} in {folder}"
+    if not (folder / CONFIG_FILE).is_file():
+        raise AdapterError(
+            f"{where} has no {CONFIG_FILE}; found {_listing(folder)}",
+            advice=f"An adapter's folder holds {CONFIG_FILE} and {LORA_FILE}.",
+        )
+    faults: list[str] = []
+    config = _collect(faults, lambda: AdapterConfig.from_json((folder / CONFIG_FILE).read_bytes()))
+    lora = _collect(faults, lambda: read_safetensors(folder / LORA_FILE, LORA_FILE, MAX_LORA_BYTES))
+    head = _read_head(folder, faults) if (folder / HEAD_FOLDER).exists() else None
+    if config is not None and lora is not None:
+        found = _scale_faults(lora.header, config) + lora_faults(lora.tensors, config)
+        faults += [f"{LORA_FILE}: {fault}" for fault in found]
+    if config is not None and (head is not None or not (folder / HEAD_FOLDER).exists()):
+        faults += head_faults(head, config)
+    if faults or config is None or lora is None:
+        raise AdapterError(f"{where} has faults", faults)
+    return Adapter(config, lora.tensors, head)
+
+
+def _collect(faults: list[str], read: Any) -> Any:
+    """What `read` returns; None if it raises, its faults added to the report."""
+    try:
+        return read()
+    except AdapterError as error:
+        faults.extend(error.faults or [str(error)])
+    except OSError as error:
+        faults.append(f"{error.filename}: cannot be read: {error.strerror or error}")
+    return None
+
+
+def _scale_faults(header: dict[str, str], config: AdapterConfig) -> list[str]:
+    """Is the LoRA's scale baked in, and does the header say so to diffusers?"""
+    if header.get("format") != "pt":
+        return [f'the header\'s format is {header.get("format")!r}, expected "pt"']
+    if LORA_METADATA_KEY not in header:
+        return [f"the header has no {LORA_METADATA_KEY}: the LoRA's scale is not recorded, expected r and lora_alpha"]
+    try:
+        said = parse_json(header[LORA_METADATA_KEY], f"{LORA_METADATA_KEY} in the header")
+    except AdapterError as error:
+        return [str(error)]
+    said = {key.removeprefix(f"{config.component}."): value for key, value in said.items()}
+    rank, alpha = said.get("r"), said.get("lora_alpha")
+    faults = []
+    if rank != config.rank:
+        faults.append(f"the header says r = {rank!r}, the config rank = {config.rank}")
+    if alpha != rank:
+        faults.append(
+            f"lora_alpha is {alpha!r} and r is {rank!r}: the LoRA's scale is not baked into lora_B, expected "
+            "lora_alpha == r; multiply lora_B by lora_alpha / r and set lora_alpha = r, as "
+            "nft_pipeline.adapters.keys.lora_from_peft does"
+        )
+    for key in ("rank_pattern", "alpha_pattern", "use_dora", "use_rslora"):
+        if said.get(key):
+            faults.append(f"the header sets {key} = {json.dumps(said[key])[:60]}, expected a plain LoRA without it")
+    return faults
+
+
+def _read_head(folder: Path, faults: list[str]) -> AlphaHead | None:
+    """The head; None if it has faults, which are added to the report."""
+    found: list[str] = []
+    config = _collect(found, lambda: _head_config(folder / HEAD_CONFIG_FILE))
+    file = _collect(found, lambda: read_safetensors(folder / HEAD_FILE, HEAD_FILE, MAX_HEAD_BYTES))
+    head = None
+    if config is not None and file is not None:
+        head = _collect(found, lambda: build_head(config, file.tensors, HEAD_FILE))
+    faults += found
+    return None if found else head
+
+
+def build_head(config: AlphaHeadConfig, tensors: Mapping[str, Tensor], shown: str) -> AlphaHead:
+    """The head with these numbers in it, in eval mode and without gradients.
+
+    Args:
+        config: its sizes.
+        tensors: its state dict.
+        shown: how errors call the place the tensors came from.
+
+    Raises:
+        AdapterError: tensors missing, too many, of other shapes, or no numbers.
+    """
+    with torch.device("meta"):  # shapes only: an absurd config must not fill the memory
+        expected = {key: tuple(tensor.shape) for key, tensor in AlphaHead(config).state_dict().items()}
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    faults = [f"{shown}: {key} is missing" for key in expected if key not in shapes]
+    faults += [f"{shown}: {key} is unexpected" for key in shapes if key not in expected]
+    faults += [
+        f"{shown}: {key} has shape {shapes[key]}, expected {shape} from {HEAD_CONFIG_FILE}"
+        for key, shape in expected.items()
+        if key in shapes and shapes[key] != shape
+    ]
+    faults += [f"{shown}: {fault}" for fault in tensor_faults(dict(tensors))]
+    if faults:
+        raise AdapterError("the alpha head has faults", faults)
+    with torch.random.fork_rng(devices=[]):  # reading must not move the caller's random numbers
+        head = AlphaHead(config)
+    head.load_state_dict(tensors, assign=True)
+    return head.eval().requires_grad_(False)
+
+
+def _head_config(path: Path) -> AlphaHeadConfig:
+    if not path.is_file():
+        raise AdapterError(f"{HEAD_CONFIG_FILE} is missing")
+    return head_config(parse_json(path.read_bytes(), HEAD_CONFIG_FILE), HEAD_CONFIG_FILE)
+
+
+def head_config(values: Mapping[str, Any], shown: str) -> AlphaHeadConfig:
+    """The sizes of a head from parsed JSON that came from `shown`. Raises AdapterError for anything unsound."""
+    try:
+        config = AlphaHeadConfig.from_dict(values)
+    except (ValueError, TypeError) as error:
+        raise AdapterError(f"{shown}: {error}") from None
+    if config.layers > MAX_HEAD_LAYERS:
+        raise AdapterError(f"{shown}: layers is {config.layers}, expected at most {MAX_HEAD_LAYERS}")
+    return config

@@ -1,0 +1,174 @@
+"""The call of a guided pipeline: the arguments it adds to the stock one, and what happens while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..engine.engine import NFTEngine, Trace
+from ..engine.loading import LoadedAdapter, find_denoisers
+from ..engine.stats import StatsRecorder
+from ..engine.terms import Term
+from ..errors import GuidanceError
+from ..families.registry import cfg_switch, family_of
+from ..settings import GuidanceSettings, tilts_of
+
+# Shown in the signature; None stands for "not given" inside, so that an argument nobody gave is never complained about.
+GUIDANCE_ARGUMENTS: dict[str, tuple[Any, str]] = {
+    "nft_strength": (1.0, "float | dict[str, float]"),
+    "nft_beta": (None, "float | dict[str, float] | None"),
+    "nft_law": ("nft", "str"),
+    "nft_interval": ((0.0, 1.0), "tuple[float, float]"),
+    "nft_schedule": (None, "Callable[[float], float] | list[tuple[float, float]] | None"),
+    "nft_guide": ("both", "str"),
+    "nft_cap": (None, "float | None"),
+    "nft_mode": ("two_pass", "str"),
+}
+_CALL_DOC = """Generate, guided by the reward of the loaded adapter. Takes what {stock} takes, and:
+
+Args:
+    nft_strength (`float` or `dict[str, float]`, defaults to 1.0):
+        How far to go: 0 is the base model bit for bit, 1 the adapter as its author shipped it, 2 twice the tilt;
+        negative seeks what the reward dislikes. Not a LoRA weight: it scales the difference of two outputs, not
+        weights. Too much looks burnt and uniform; see `nft_stats.push`. With several adapters one number is for all;
+        a dict names them, and those it leaves out are at 0.
+    nft_beta (`float` or `dict[str, float]`, *optional*):
+        DiffusionNFT's beta instead of a strength: tilt = 2 / beta, above 0; smaller is stronger.
+    nft_law (`str`, defaults to "nft"):
+        "nft": s = tilt * alpha, linear. "odds": s = rho alpha / (1 + rho alpha) with rho = exp(tilt) - 1, exact, and
+        never past what the LoRA alone would do; positive adapters only.
+    nft_interval (`tuple[float, float]`, defaults to (0.0, 1.0)):
+        Noise levels that are guided, 1 being pure noise: compositions are decided near 1, fine detail near 0. Outside
+        it a step costs one forward instead of two.
+    nft_schedule (`Callable[[float], float]` or `list[tuple[float, float]]`, *optional*):
+        What the tilt is multiplied by at noise level t: a function of t, or points (t, factor) with straight lines
+        between them, such as [(0.0, 0.2), (0.7, 1.0)].
+    nft_guide (`str`, defaults to "both"):
+        Under classifier-free guidance: "both" guides the conditional and the unconditional prediction, with one alpha;
+        "cond" the conditional one alone, which costs half as much more, and which the guidance scale amplifies.
+    nft_cap (`float`, *optional*):
+        The largest fraction of its size by which guidance may move the predicted picture in a step; larger pushes
+        are shortened to it. `nft_stats.push` says what is usual.
+    nft_mode (`str`, defaults to "two_pass"):
+        "two_pass": the exact one. "batched": the same as one forward of a larger batch, for GPUs that a small batch
+        leaves idle. "single": one forward at the LoRA scale s, with alpha from the step before: as many
+        forwards as the stock pipeline, and an approximation.
+
+Raises:
+    GuidanceError: one of these is out of range, contradicts another one, or was given without an adapter.
+    AdapterError: the adapter's LoRA was unloaded or fused by someone else.
+
+`nft_stats` holds what happened, also after an interrupt or an error. Below, the stock documentation.
+
+{doc}"""
+
+
+def run_guided(
+    pipe: Any,
+    loaded: Mapping[str, LoadedAdapter],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    nft: Mapping[str, Any],
+) -> Any:
+    """The stock call with engines on the pipeline's denoisers; afterwards `pipe.nft_stats` holds what they did.
+
+    Args:
+        pipe: the guided pipeline.
+        loaded: its adapters by name, at least one.
+        args, kwargs: of the stock call.
+        nft: the guidance arguments; None for those not given.
+
+    Raises:
+        GuidanceError: an argument is out of range; nothing has run.
+    """
+    configs = {name: entry.adapter.config for name, entry in loaded.items()}
+    names = {argument.removeprefix("nft_"): value for argument, value in nft.items()}
+    tilts = tilts_of(configs, names.pop("strength"), names.pop("beta"))
+    settings = GuidanceSettings.of_call(list(configs.values()), **names)
+    trace = Trace(StatsRecorder(list(loaded)))
+    component = next(iter(configs.values())).component
+    engines = []
+    for part, denoiser in find_denoisers(pipe, pipe._nft_stock_class, component).items():
+        terms = [
+            Term(
+                entry.adapter,
+                entry.loras[part],
+                tilts[name],
+                name=name,
+                old_name=entry.old.get(part),
+                component=part,
+            )
+            for name, entry in loaded.items()
+            if part in entry.loras
+        ]
+        if terms:
+            doubled = cfg_switch(family_of(denoiser), pipe, args, kwargs)
+            engines.append(NFTEngine(denoiser, terms, settings, scheduler=pipe.scheduler, doubled=doubled, trace=trace))
+    with contextlib.ExitStack() as stack:
+        for engine in engines:
+            stack.enter_context(engine)
+        # Not before: a call that is refused because another one is running leaves that one's record alone.
+        pipe._nft_engines = engines
+        try:
+            return pipe._nft_stock_class.__call__(pipe, *args, **kwargs)
+        finally:
+            pipe._nft_engines = []
+            pipe.nft_stats = trace.recorder.stats()
+
+
+@functools.cache
+def guided_class(stock: Any, base: type) -> type:
+    """`DiffusionNFT<Stock>`: the stock class with `base` in front.
+
+    Args:
+        stock: a pipeline class of diffusers.
+        base: DiffusionNFTPipeline.
+    """
+    return type(
+        f"DiffusionNFT{stock.__name__}",
+        (base, stock),
+        {"__doc__": f"A {stock.__name__} with a reward dial; see DiffusionNFTPipeline.", "__module__": __name__},
+    )
+
+
+def guided_method(stock: Any) -> Callable[..., Any]:
+    """`__call__` of a guided class: the stock one's signature and documentation with the guidance arguments added.
+
+    Args:
+        stock: a pipeline class of diffusers.
+    """
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nft = {name: kwargs.pop(name, None) for name in GUIDANCE_ARGUMENTS}
+        return self._guided_call(args, kwargs, nft)
+
+    stock_call: Any = stock.__call__
+    __call__.__signature__ = guided_signature(stock_call)  # type: ignore[attr-defined]
+    __call__.__doc__ = _CALL_DOC.format(stock=stock.__name__, doc=inspect.getdoc(stock_call) or "")
+    return __call__
+
+
+def guided_signature(stock_call: Callable[..., Any]) -> inspect.Signature:
+    """The stock call's signature with the guidance arguments behind its own."""
+    signature = inspect.signature(stock_call)
+    ours = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (default, annotation) in GUIDANCE_ARGUMENTS.items()
+    ]
+    theirs = list(signature.parameters.values())
+    rest = [p for p in theirs if p.kind is inspect.Parameter.VAR_KEYWORD]
+    theirs = [p for p in theirs if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    return signature.replace(parameters=[*theirs, *ours, *rest])
+
+
+def refuse_without_adapter(nft: Mapping[str, Any]) -> None:
+    """Raise GuidanceError if a guidance argument was given although no adapter is loaded."""
+    given = [name for name, value in nft.items() if value is not None]
+    if given:
+        raise GuidanceError(
+            f"{', '.join(given)} was given, but no adapter is loaded. Call load_nft_adapter(...) first, or leave it "
+            "out to sample from the base model."
+        )

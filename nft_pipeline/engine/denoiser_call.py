@@ -1,0 +1,116 @@
+"""What one forward of a denoiser is in its sampling step: which rows are whose, which of them are guided, and how.
+
+A step is one forward, or two where a pipeline runs the unconditional branch of classifier-free guidance in a call of
+its own, or more where a family makes auxiliary ones. The engine (`nft_pipeline.engine.engine`) asks here and then acts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..families.family import Family
+from ..families.forward_call import Inputs, same_state
+from ..settings import GuidanceSettings
+from .terms import Term
+
+
+@dataclass
+class DenoiserCall:
+    """One forward of the denoiser, between its two hooks.
+
+    Args:
+        inputs: the call's arguments by name.
+        rows: of the batch.
+        samples: the conditional rows, one a sample.
+        guided: the rows that are pushed; empty for an unconditional call that is to be left alone.
+        repeats: guided rows that belong to one sample.
+        noise_level: t in [0, 1], shape (samples,).
+        factor: what tilts are multiplied by at t, shape (samples,): the interval and the schedule.
+        auxiliary: whether it follows a main call of the same step and takes its scales over.
+        terms: the indices of the terms whose tilt is not 0.
+        way: "off", "on" (known to be v_lora itself), or a mode.
+    """
+
+    inputs: Inputs
+    rows: int
+    samples: slice
+    guided: slice
+    repeats: int
+    noise_level: Tensor
+    factor: Tensor
+    auxiliary: bool
+    terms: list[int]
+    way: str = "off"
+
+
+class CallReader:
+    """Reads the forwards of one pipeline call, in the order they come. Arguments as `engine.NFTEngine`."""
+
+    def __init__(
+        self,
+        family: Family,
+        terms: Sequence[Term],
+        settings: GuidanceSettings,
+        scheduler: Any,
+        doubled: Callable[[Inputs], bool],
+        unconditional: Callable[[], bool] | None,
+    ) -> None:
+        self._family, self._terms, self._settings, self._scheduler = family, terms, settings, scheduler
+        self._doubled, self._unconditional = doubled, unconditional
+        self._main: tuple[Any, Tensor] | None = None  # x_t and t of the step's main call
+
+    def read(self, inputs: Inputs) -> DenoiserCall:
+        """What a forward on `inputs` is.
+
+        Raises:
+            FamilyError: the rows of a sample cannot be told from those of classifier-free guidance.
+        """
+        family, settings = self._family, self._settings
+        rows = family.rows(inputs)
+        noise_level = family.noise_level(inputs, self._scheduler)
+        second = self._is_second_of_step(inputs[family.state], noise_level)
+        auxiliary = second or family.is_auxiliary(inputs)
+        doubled = not auxiliary and self._doubled(inputs)
+        repeats = 2 if doubled and family.batched_cfg else 1
+        samples = family.conditional(rows, doubled)
+        noise_level = noise_level[samples]
+        guided = slice(0, rows)
+        if settings.guide == "cond":
+            guided, repeats = (slice(0, 0) if second else samples), 1
+        factor = settings.multiplier(noise_level)
+        terms = [k for k, term in enumerate(self._terms) if term.tilt != 0]
+        call = DenoiserCall(inputs, rows, samples, guided, repeats, noise_level, factor, auxiliary, terms)
+        call.way = self._way(call)
+        if call.way != "off" and (settings.guide == "cond" or any(self._terms[k].needs_alpha for k in terms)):
+            family.check_rows_are_known(doubled or second)
+        return call
+
+    def _is_second_of_step(self, state: Any, noise_level: Tensor) -> bool:
+        """Whether this is the unconditional call of a pipeline that makes two: the one at the very x_t and t of the
+        main one. Any other call is remembered as a step's main one."""
+        if self._unconditional is not None:
+            return self._unconditional()
+        if not self._family.batched_cfg and self._main is not None:
+            x_t, t = self._main
+            if torch.equal(t, noise_level) and same_state(x_t, state):
+                return True
+        self._main = (state, noise_level)
+        return False
+
+    def _way(self, call: DenoiserCall) -> str:
+        """How this forward is to be guided, as far as it can be known before it."""
+        settings = self._settings
+        everywhere = settings.interval == (0.0, 1.0) and settings.schedule is None
+        if call.guided.start == call.guided.stop or not call.terms or not (everywhere or bool(call.factor.any())):
+            return "off"
+        term = self._terms[call.terms[0]]
+        known = len(call.terms) == 1 and not term.needs_alpha and settings.cap is None
+        known = known and call.guided == slice(0, call.rows)
+        if known and bool((term.scale(None, call.factor, settings) == 1).all()):
+            return "on"
+        return settings.mode

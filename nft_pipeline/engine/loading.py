@@ -1,0 +1,121 @@
+"""An adapter's LoRAs on the denoisers of a pipeline: put there checked, taken out without a trace.
+
+A pipeline has one denoiser, or two of one class, one for high and one for low noise (Wan 2.2: `transformer` and
+`transformer_2`); an adapter's keys say which of them it changes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..adapters.keys import SECOND, component_lora
+from ..errors import AdapterError, FamilyError
+from ..families.registry import FAMILIES, check_pipeline, family_of
+from .injection import inject_lora, remove_lora
+from .terms import find_tap
+
+if TYPE_CHECKING:
+    from ..adapter import Adapter
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """An adapter and the names its LoRAs were injected under, by component; `old` those of v_old's LoRA, if any."""
+
+    adapter: Adapter
+    loras: dict[str, str]
+    old: dict[str, str]
+
+    def injected(self) -> Iterator[tuple[str, str]]:
+        """Every (component, name)."""
+        yield from (*self.loras.items(), *self.old.items())
+
+
+def load_adapter(pipe: Any, stock_class: type, adapter: Adapter) -> LoadedAdapter:
+    """Check an adapter against a pipeline and its denoisers and inject its LoRAs, inactive. On an error nothing has
+    changed.
+
+    Args:
+        pipe: the pipeline.
+        stock_class: diffusers' class of it, for errors and for what it says about its batches.
+        adapter: the adapter.
+
+    Raises:
+        AdapterError: the adapter is faulty, or made for another base model.
+        GuidanceError: its head reads a module the model does not have.
+        FamilyError: a pipeline or denoiser that cannot be guided.
+    """
+    denoisers = find_denoisers(pipe, stock_class, adapter.config.component)
+    for denoiser in denoisers.values():
+        check_pipeline(stock_class, family_of(denoiser))
+    return load_into(denoisers, adapter, pipe=pipe)
+
+
+def load_into(denoisers: Mapping[str, nn.Module], adapter: Adapter, *, pipe: Any = None) -> LoadedAdapter:
+    """The same for denoisers by component, whatever runs them.
+
+    `pipe` lets diffusers take CPU offloading off and on again around the injection. Raises as `load_adapter`.
+    """
+    from ..adapter import check_base
+
+    adapter.check(f'the adapter "{adapter.config.name}"')
+    second = adapter.config.component + SECOND
+    if component_lora(adapter.lora, second) and second not in denoisers:
+        raise AdapterError(
+            f'the adapter "{adapter.config.name}" has a LoRA for {second}, which this pipeline does not have',
+            advice=f"Load the base model it was made for, {adapter.config.base_model.id}.",
+        )
+    for denoiser in denoisers.values():
+        family_of(denoiser)  # raises for what cannot be guided
+        check_base(adapter.config, denoiser, adapter.lora)
+        find_tap(denoiser, adapter)
+    loaded = LoadedAdapter(adapter, {}, {})
+    try:
+        for component, denoiser in denoisers.items():
+            for lora, names in ((adapter.lora, loaded.loras), (adapter.old or {}, loaded.old)):
+                part = component_lora(lora, component)
+                if part:
+                    names[component] = inject_lora(denoiser, part, component, pipe=pipe)
+    except BaseException:
+        unload_from(denoisers, loaded)
+        raise
+    for component in denoisers.keys() - loaded.loras.keys():
+        warnings.warn(
+            f'the adapter "{adapter.config.name}" has no LoRA for {component}: steps that run on it stay those of the '
+            "base model.",
+            stacklevel=4,
+        )
+    return loaded
+
+
+def unload_adapter(pipe: Any, stock_class: type, loaded: LoadedAdapter) -> None:
+    """Take the LoRAs out. Raises AdapterError if one is fused into the weights."""
+    unload_from(find_denoisers(pipe, stock_class, loaded.adapter.config.component), loaded)
+
+
+def unload_from(denoisers: Mapping[str, nn.Module], loaded: LoadedAdapter) -> None:
+    """Take the LoRAs out of the denoisers, by component. Raises AdapterError if one is fused into the weights."""
+    for component, name in loaded.injected():
+        remove_lora(denoisers[component], name)
+
+
+def find_denoisers(pipe: Any, stock_class: type, component: str) -> dict[str, nn.Module]:
+    """The pipeline's denoisers by component, the first one first.
+
+    Raises:
+        FamilyError: there is none of that name.
+    """
+    denoisers = {name: getattr(pipe, name, None) for name in (component, component + SECOND)}
+    found = {name: denoiser for name, denoiser in denoisers.items() if isinstance(denoiser, nn.Module)}
+    if component not in found:
+        known = ", ".join(sorted({family.component for family in FAMILIES.values()}))
+        raise FamilyError(
+            f"{stock_class.__name__} has no {component!r}, which the adapter is for; this version guides pipelines "
+            f"whose denoiser is called {known}. Load the base model the adapter names."
+        )
+    return found

@@ -1,0 +1,180 @@
+"""One term s (v_lora - v_old) of guidance: an adapter on a denoiser, its tilt, and how its alpha is read.
+
+v = v_old + sum over terms of s (v_lora - v_old)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from .. import guidance
+from ..adapters.keys import component_lora
+from ..errors import GuidanceError
+from ..families.forward_call import as_tokens
+from ..families.registry import unwrap_compiled
+from ..settings import GuidanceSettings
+
+if TYPE_CHECKING:
+    from ..adapter import Adapter, AdapterConfig
+    from ..adapters.alpha_head import AlphaHead
+
+
+def find_tap(denoiser: nn.Module, adapter: Adapter) -> nn.Module | None:
+    """The module whose input the adapter's alpha head reads; None for an adapter without a head.
+
+    Raises:
+        GuidanceError: the denoiser has no such module.
+    """
+    if adapter.head is None:
+        return None
+    name = adapter.head.config.tap
+    try:
+        return unwrap_compiled(denoiser).get_submodule(name)
+    except AttributeError:
+        raise GuidanceError(
+            f"the alpha head of {adapter.config.name!r} reads the module {name!r}, which {type(denoiser).__name__} "
+            "does not have. The adapter was made for another base model."
+        ) from None
+
+
+class Term:
+    """One adapter at work on one denoiser.
+
+    Args:
+        adapter: the adapter; its head moves to the device of the tokens it reads.
+        lora_name: the name its LoRA was injected under.
+        tilt: lambda = 2 / beta; 0 is off, negative goes away from the reward. May be changed between forwards.
+        name: what the person calls the adapter.
+        old_name: the name the LoRA of v_old was injected under, for an adapter that has one.
+        component: the part of the pipeline the denoiser is.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        lora_name: str,
+        tilt: float,
+        *,
+        name: str = "default",
+        old_name: str | None = None,
+        component: str | None = None,
+    ) -> None:
+        self.adapter, self.lora_name, self.tilt, self.name, self.old_name = adapter, lora_name, tilt, name, old_name
+        component = component or adapter.config.component
+        self.layers = {lora_name: len(component_lora(adapter.lora, component)) // 2}
+        if old_name is not None and adapter.old is not None:
+            self.layers[old_name] = len(component_lora(adapter.old, component)) // 2
+        self._tokens: Tensor | None = None
+
+    @property
+    def needs_alpha(self) -> bool:
+        """Whether s depends on what a head reads."""
+        return self.adapter.config.kind == "positive"
+
+    def listen(self, tap: nn.Module) -> Any:
+        """Add a hook that keeps the first tokens the head would read; the handle to take it off."""
+        return tap.register_forward_pre_hook(self._read_tokens, with_kwargs=True)
+
+    def forget(self) -> None:
+        """Make ready for the next forward."""
+        self._tokens = None
+
+    def _read_tokens(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # The first pass only: in a later one the LoRA is on, and the tokens are not those the head was trained on.
+        if self._tokens is None:
+            self._tokens = as_tokens(args[0] if args else next(iter(kwargs.values())))
+
+    def alpha(
+        self, noise_level: Tensor, samples: slice, text: Tensor | None, lora_scale: Tensor | None = None
+    ) -> Tensor:
+        """What the head says about the forward that has just run.
+
+        Args:
+            noise_level: t of the samples, shape (samples,).
+            samples: which rows of the tokens they are.
+            text: text tokens of the samples, (samples, L, D), None where the family has none.
+            lora_scale: at which scale this term's LoRA was on in it, (samples,); None for off.
+
+        Returns:
+            Probabilities, shape (samples,).
+
+        Raises:
+            GuidanceError: no head, no tokens, or no probabilities.
+        """
+        head, tokens, name = self.adapter.head, self._tokens, self.adapter.config.name
+        if head is None:
+            raise GuidanceError(
+                f"adapter {name!r} is positive but has no alpha head, so its scale is unknown. Load the whole adapter "
+                "folder, with alpha_head/ in it."
+            )
+        if tokens is None:
+            raise GuidanceError(
+                f"the module {head.config.tap!r}, which the alpha head of {name!r} reads, did not run at noise level "
+                f"{_rounded(noise_level)}, so alpha is unknown. Switch caching of the denoiser off."
+            )
+        return read_alpha(head.to(tokens.device), name, tokens[samples], noise_level, text, lora_scale)
+
+    def scale(self, alpha: Tensor | None, factor: Tensor, settings: GuidanceSettings) -> Tensor:
+        """s for each sample: by the law from alpha, or a policy's, whose alpha is inside its weights.
+
+        Args:
+            alpha: probabilities, (samples,); None for a policy.
+            factor: what the tilt is multiplied by, (samples,).
+            settings: names the law.
+        """
+        return term_scale(self.adapter.config, self.tilt, alpha, factor, settings.law)
+
+
+def read_alpha(
+    head: AlphaHead,
+    name: str,
+    tokens: Tensor,
+    noise_level: Tensor,
+    text: Tensor | None,
+    lora_scale: Tensor | None = None,
+) -> Tensor:
+    """alpha of samples whose tokens were read at the head's tap.
+
+    Args:
+        head: on the tokens' device.
+        name: the adapter's, for the error.
+        tokens: (samples, N, C).
+        noise_level: t, (samples,).
+        text: text tokens, (samples, L, D); not looked at by a head without text.
+        lora_scale: at which scale the adapter's LoRA was on, (samples,); None for off.
+
+    Returns:
+        Probabilities, (samples,), fp32.
+
+    Raises:
+        GuidanceError: the head gave no probabilities.
+    """
+    alpha = head.alpha(tokens, noise_level, text if head.config.text_dim is not None else None, lora_scale)
+    if not bool(alpha.isfinite().all()):
+        raise GuidanceError(
+            f"the alpha head of {name!r} gave {_rounded(alpha)} at noise level {_rounded(noise_level)}, expected "
+            "probabilities: the model's own features overflowed, or the head is damaged. Check that strength 0 "
+            "gives a picture; if it does, download the adapter again."
+        )
+    return alpha
+
+
+def term_scale(config: AdapterConfig, tilt: float, alpha: Tensor | None, factor: Tensor, law: str) -> Tensor:
+    """s of a term, (samples,): by the law from alpha, or a policy's (alpha None), whose alpha is inside its weights.
+
+    Args:
+        config: the adapter's.
+        tilt: lambda = 2 / beta.
+        alpha: probabilities, (samples,), or None.
+        factor: what the tilt is multiplied by, (samples,).
+        law: one of `guidance.LAWS`.
+    """
+    if alpha is None:
+        return guidance.policy_scale(tilt, config.tilt) * factor
+    return guidance.law_scale(alpha, tilt * factor, law)
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 3) for value in values.flatten()[:4].tolist()]

@@ -1,0 +1,1 @@
+"""What the engine must know about each class of denoiser, one file for each family."""

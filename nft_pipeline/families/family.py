@@ -1,0 +1,132 @@
+"""What a family of denoisers is: facts about one denoiser class, and a forward call of it read by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import FamilyError
+from .forward_call import Inputs, as_text
+
+Prediction = Literal["flow", "epsilon", "v", "sample"]
+Cfg = Literal["unconditional_first", "conditional_first", "two_calls", "unknown"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Facts about one denoiser class.
+
+    Args:
+        denoiser: the class name in diffusers.
+        prediction: what the network predicts; for checks and cards, the guidance formula is the same for all.
+        component: the pipeline attribute that holds the denoiser.
+        noise_level: reads t = sigma in [0, 1] from the inputs of a call and the scheduler, shape (rows,), fp32.
+        state: name of the argument that holds x_t: a Tensor (rows, ...), or a list of one Tensor a row.
+        text: name of the argument that holds the text tokens, (rows, L, D) or a list of (L, D); None if there is none.
+        lora_scale: name of the dict argument whose "scale" entry multiplies every active LoRA; "" if there is none.
+        lora_targets: layers a LoRA is trained on by default, as peft name suffixes.
+        tap: the module whose input an alpha head can read: image tokens (rows, N, C) or feature maps.
+        sign: +1, or -1 where the raw output is the negative of eps - x_0 (or of what `prediction` says).
+        cfg: how classifier-free guidance comes. "unconditional_first": one call of [unconditional, conditional] rows;
+            "conditional_first": of [conditional, unconditional] rows; "two_calls" at the same x_t, the conditional one
+            first, as in every pipeline of diffusers that makes two; "unknown".
+        skips_cfg: whether a step of a pipeline that uses classifier-free guidance is without it, from the inputs and
+            the pipeline. For "unconditional_first" and "conditional_first" only.
+        is_auxiliary: whether a call is an extra one of the step before it (skip-layer guidance), at the same x_t and t.
+            It has the conditional rows only, and is given the alpha already found for them.
+        unbatched: arguments that are the same for all rows, whatever their first dimension happens to be.
+        row_lists: arguments that are lists of one entry a row. All other Tensors whose first dimension is the number of
+            rows, alone or in lists, tuples and dicts, hold one entry a row.
+        row_dims: arguments whose rows lie along another dimension than the first.
+        listed: False for a family made from a signature.
+    """
+
+    denoiser: str
+    prediction: Prediction
+    component: str
+    noise_level: Callable[[Inputs, Any], Tensor]
+    state: str
+    text: str | None
+    lora_scale: str
+    lora_targets: tuple[str, ...]
+    tap: str = "norm_out"
+    sign: Literal[1, -1] = 1
+    cfg: Cfg = "unconditional_first"
+    skips_cfg: Callable[[Inputs, Any], bool] = lambda inputs, pipe: False
+    is_auxiliary: Callable[[Inputs], bool] = lambda inputs: False
+    unbatched: frozenset[str] = frozenset()
+    row_lists: frozenset[str] = frozenset()
+    row_dims: Mapping[str, int] = field(default_factory=dict)
+    listed: bool = True
+
+    @property
+    def batched_cfg(self) -> bool:
+        """Whether classifier-free guidance is one call with twice the rows."""
+        return self.cfg in ("unconditional_first", "conditional_first")
+
+    def rows(self, inputs: Inputs) -> int:
+        """The number of rows of a call."""
+        return len(inputs[self.state])
+
+    def conditional(self, rows: int, doubled: bool) -> slice:
+        """Which of a call's rows are conditional: one a sample. `doubled`: the others are unconditional."""
+        if not doubled or not self.batched_cfg:
+            return slice(0, rows)
+        return slice(rows // 2, rows) if self.cfg == "unconditional_first" else slice(0, rows // 2)
+
+    def read_text(self, inputs: Inputs) -> Tensor | None:
+        """The text tokens of a call, (rows, L, D), shorter ones padded with zeros; None where none are known."""
+        return None if self.text is None else as_text(inputs[self.text])
+
+    def take_rows(self, inputs: Inputs, index: Sequence[int]) -> dict[str, Any]:
+        """The arguments of a call for some of its rows, in this order; a row may be taken twice.
+
+        Args:
+            inputs: from `bind_inputs`.
+            index: of the rows, each in [0, rows).
+        """
+        rows = self.rows(inputs)
+
+        def take(name: str, value: Any) -> Any:
+            if name == "self" or name in self.unbatched:
+                return value
+            if name in self.row_lists and isinstance(value, (list, tuple)):
+                return type(value)(value[i] for i in index)
+            return _take(value, self.row_dims.get(name, 0), rows, index)
+
+        return {name: take(name, value) for name, value in inputs.items()}
+
+    def output(self, scheduler: Any) -> Prediction:
+        """What the raw output is, up to `sign`. One class may predict noise or velocity; its scheduler knows."""
+        said = getattr(getattr(scheduler, "config", None), "prediction_type", None)
+        names: dict[Any, Prediction] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
+        return self.prediction if self.prediction == "flow" else names.get(said, self.prediction)
+
+    def check_rows_are_known(self, cfg: bool) -> None:
+        """For a positive adapter, whose alpha is that of the conditional rows.
+
+        Raises:
+            FamilyError: classifier-free guidance is on, and nobody has said how its rows come.
+        """
+        if cfg and self.cfg == "unknown":
+            raise FamilyError(
+                f"classifier-free guidance is on, and {self.denoiser} has no entry in nft_pipeline/families that says "
+                "which rows are the conditional ones, from which alpha is read. Switch it off (guidance_scale=1, no "
+                "negative prompt), use a policy adapter, or add the family."
+            )
+
+
+def _take(value: Any, dim: int, rows: int, index: Sequence[int]) -> Any:
+    if isinstance(value, Tensor):
+        if value.ndim <= dim or value.shape[dim] != rows:
+            return value
+        return value.index_select(dim, torch.tensor(index, device=value.device))
+    if isinstance(value, dict):
+        return {key: _take(item, dim, rows, index) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_take(item, dim, rows, index) for item in value)
+    return value

@@ -1,0 +1,99 @@
+"""One forward call of a denoiser, read and written in one form: Tensors whose first dimension is the batch.
+
+    inputs = bind_inputs(denoiser, args, kwargs)      # the call's arguments by name
+    prediction = output_tensor(output)                # (rows, ...)
+    replace_output(output, prediction)                # the same output with another prediction
+
+Most denoisers take and return such Tensors; Z-Image takes and returns lists of one Tensor a row.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import FamilyError
+
+Inputs = Mapping[str, Any]
+
+
+def bind_inputs(denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A forward call's arguments by name, however they were passed; those of a **kwargs parameter are among them, and
+    `self` is the denoiser.
+
+    Raises:
+        FamilyError: the arguments do not fit the denoiser's forward.
+    """
+    signature = inspect.signature(type(denoiser).forward)
+    try:
+        inputs = dict(signature.bind(denoiser, *args, **kwargs).arguments)
+    except TypeError as error:
+        raise FamilyError(f"{type(denoiser).__name__} was called with arguments it does not take: {error}") from error
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            inputs.update(inputs.pop(name, {}))
+    return inputs
+
+
+def call_arguments(inputs: Inputs) -> dict[str, Any]:
+    """What to call the denoiser's forward with, as keywords, from bound inputs."""
+    return {name: value for name, value in inputs.items() if name != "self"}
+
+
+def as_tokens(features: Tensor) -> Tensor:
+    """What an alpha head reads, as tokens (B, N, C): feature maps (B, C, H, W) or (B, T, H, W, C) become one token a
+    place."""
+    if features.ndim == 5:
+        return features.flatten(1, 3)
+    return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
+
+
+def as_rows(value: Tensor | list[Tensor]) -> Tensor:
+    """A batch as one Tensor (rows, ...); lists of one Tensor a row are stacked.
+
+    Raises:
+        FamilyError: the rows are not Tensors of one shape (Z-Image's omni mode, pictures of several sizes at once).
+    """
+    if isinstance(value, Tensor):
+        return value
+    shapes = {tuple(row.shape) if isinstance(row, Tensor) else type(row).__name__ for row in value}
+    if len(shapes) != 1 or not isinstance(value[0], Tensor):
+        raise FamilyError(
+            f"a batch of {len(value)} rows is {sorted(map(str, shapes))}, expected Tensors of one shape. Sample "
+            "pictures of different sizes in calls of their own."
+        )
+    return torch.stack(list(value))
+
+
+def as_text(value: Tensor | list[Tensor]) -> Tensor:
+    """Text tokens as (rows, L, D); lists of one (l, D) a row are padded with zeros, which an alpha head passes over."""
+    if isinstance(value, Tensor):
+        return value
+    longest = max(row.shape[0] for row in value)
+    return torch.stack([F.pad(row, (0, 0, 0, longest - row.shape[0])) for row in value])
+
+
+def same_state(x: Any, y: Any) -> bool:
+    """Whether two forwards were given the same x_t: one object, or, where a pipeline casts it each time, equal ones."""
+    return x is y or (isinstance(x, Tensor) and isinstance(y, Tensor) and torch.equal(x, y))
+
+
+def output_tensor(output: Any) -> Tensor:
+    """The prediction in what a denoiser returned: the first element of a tuple, or the model output's `sample`."""
+    return as_rows(output[0] if isinstance(output, tuple) else output.sample)
+
+
+def replace_output(output: Any, prediction: Tensor) -> Any:
+    """The same output with another prediction; everything else stays the base pass's."""
+    if isinstance(output, tuple):
+        return (_like(output[0], prediction), *output[1:])
+    return type(output)(**{**output, "sample": _like(output.sample, prediction)})
+
+
+def _like(first: Any, prediction: Tensor) -> Any:
+    return prediction if isinstance(first, Tensor) else list(prediction.unbind(0))

@@ -1,0 +1,106 @@
+"""The noise level t = sigma in [0, 1] that a denoiser is called at, read from its timestep.
+
+Pipelines pass one number for it in many ways: 1000 t, t, 1 - t, an index into a table of the scheduler. A reader takes
+the call's arguments by name and the scheduler and returns t, one a row, shape (rows,), fp32. Where each token of a
+video has a timestep of its own, (rows, L), a row's noise level is that of its noisiest token: the others are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import FamilyError
+from .forward_call import Inputs
+
+Reader = Callable[[Inputs, Any], Tensor]
+
+
+def _first(state: Any) -> Tensor:
+    return state if isinstance(state, Tensor) else state[0]
+
+
+def raw_timestep(inputs: Inputs, state: str, timestep: str) -> Tensor:
+    """The timestep as passed, one a row, for all, or for each token, as (rows,) fp32."""
+    x = inputs[state]
+    value = torch.as_tensor(inputs[timestep], device=_first(x).device).float()
+    if value.ndim > 1:
+        value = value.flatten(1).amax(1)
+    return value.expand(len(x))
+
+
+def flow(scale: float = 1.0, *, state: str = "hidden_states", timestep: str = "timestep") -> Reader:
+    """timestep = scale t: 1000 where the pipeline hands on the scheduler's timestep, 1 where it divides by 1000."""
+    return lambda inputs, scheduler: raw_timestep(inputs, state, timestep) / scale
+
+
+def reversed_flow(scale: float = 1.0, *, state: str = "hidden_states", timestep: str = "timestep") -> Reader:
+    """timestep = scale (1 - t): of models whose time runs from noise to picture."""
+    return lambda inputs, scheduler: 1 - raw_timestep(inputs, state, timestep) / scale
+
+
+def scheduled_flow(inputs: Inputs, scheduler: Any) -> Tensor:
+    """timestep is a label of the scheduler's, whose sigma there is t: the pipeline gives the scheduler both, and only
+    sigmas are shifted to the picture's size."""
+    timestep = raw_timestep(inputs, "hidden_states", "timestep")
+    labels = torch.as_tensor(scheduler.timesteps, device=timestep.device).float()
+    nearest = (labels[None] - timestep[:, None]).abs().argmin(1)
+    return torch.as_tensor(scheduler.sigmas, device=timestep.device).float()[nearest]
+
+
+def sana(inputs: Inputs, scheduler: Any) -> Tensor:
+    """timestep = timestep_scale (of the model's config) times 1000 t, or times t under Sana Sprint's SCM scheduler."""
+    value = raw_timestep(inputs, "hidden_states", "timestep") / inputs["self"].config.timestep_scale
+    return value if type(scheduler).__name__ == "SCMScheduler" else value / 1000
+
+
+def log_sigmas(alphas_cumprod: Tensor) -> Tensor:
+    """log sigma of each index into a scheduler's table, sigma = sqrt((1 - a) / a); t = sigma / (1 + sigma) is its
+    logistic function. A schedule that ends in pure noise has a = 0 there, sigma infinite; 20 is t = 1 in fp32."""
+    return (0.5 * torch.log((1 - alphas_cumprod) / alphas_cumprod)).clamp(max=20.0)
+
+
+def variance_preserving(*, state: str = "hidden_states", timestep: str = "timestep") -> Reader:
+    """timestep is an index, whole or fractional, into the scheduler's alphas_cumprod.
+
+    x = sqrt(a) x_0 + sqrt(1 - a) eps is a multiple of (1 - t) x_0 + t eps for t = sigma / (1 + sigma), with
+    sigma = sqrt((1 - a) / a). Between two indices log sigma is linear, as Euler schedulers have it.
+    """
+
+    def noise_level(inputs: Inputs, scheduler: Any) -> Tensor:
+        a = getattr(scheduler, "alphas_cumprod", None)
+        if a is None:
+            raise FamilyError(
+                f"cannot tell the noise level of a timestep: the scheduler is a {type(scheduler).__name__}, expected "
+                "one with alphas_cumprod, such as DDIMScheduler or EulerDiscreteScheduler. Set pipe.scheduler to one."
+            )
+        index = raw_timestep(inputs, state, timestep)
+        log_sigma = log_sigmas(a).to(index.device, torch.float32)
+        index = index.clamp(0, len(log_sigma) - 1)
+        below = index.floor().long()
+        above = (below + 1).clamp(max=len(log_sigma) - 1)
+        return torch.sigmoid(torch.lerp(log_sigma[below], log_sigma[above], index - below))
+
+    return noise_level
+
+
+def by_scheduler(*, state: str, timestep: str) -> Reader:
+    """For models nobody has described: what the scheduler says.
+
+    With flow sigmas, or sigmas and no alphas_cumprod, timestep = 1000 t, or t where the timestep is 1 or below; with
+    alphas_cumprod, an index into it.
+    """
+    read_index = variance_preserving(state=state, timestep=timestep)
+
+    def noise_level(inputs: Inputs, scheduler: Any) -> Tensor:
+        config = getattr(scheduler, "config", {})
+        is_flow = hasattr(scheduler, "sigmas") and not hasattr(scheduler, "alphas_cumprod")
+        if is_flow or config.get("use_flow_sigmas"):
+            value = raw_timestep(inputs, state, timestep)
+            return torch.where(value > 1, value / config.get("num_train_timesteps", 1000), value)
+        return read_index(inputs, scheduler)
+
+    return noise_level

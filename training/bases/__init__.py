@@ -1,0 +1,1 @@
+"""Base models as the trainer sees them, one file for each family."""

@@ -1,0 +1,296 @@
+"""A base model as the trainer sees it: prompts to conditions, pictures to latents and back, one forward, sampling.
+
+    conditions = base.encode_prompts(["a cat"])              {"text": (P, L, D), ...}, one row a prompt
+    output = base.predict(x_t, t, rows_of(conditions, [0]))  raw output, of x_t's shape, as `base.prediction` says
+
+Latents are scaled ones, (B, C, H, W) or of videos (B, C, T, H, W), t is the noise level in [0, 1], and
+x_t = (1 - t) x_0 + t eps for every model: what a family packs, rescales or calls timestep stays in here. The LoRA is on
+or off as the caller has switched it.
+
+A family is a subclass of `TrainBase` with what is its own; registry.py lists them by the pipeline's class.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nft_pipeline.families.family import Family
+from nft_pipeline.families.forward_call import as_rows
+from nft_pipeline.families.registry import family_of
+
+from ..devices.placement import Placement
+from ..devices.precision import autocast
+from ..errors import TrainingError
+
+Conditions = dict[str, Tensor]
+# Positions of a latent: 32 pictures of 8 x 8, which fit a CPU's cache (128 took twice as long each), one of 64 x 64.
+DECODED_AT_ONCE = 2048
+
+
+def rows_of(conditions: Conditions, index: Tensor | Sequence[int]) -> Conditions:
+    """Some rows of conditions, in this order."""
+    at = torch.as_tensor(index)
+    return {name: value[at] for name, value in conditions.items()}
+
+
+class TrainBase(ABC):
+    """A diffusers pipeline for training; what most families have in common, each overrides what differs.
+
+    Args:
+        pipe: the pipeline.
+        call: arguments of the pipeline's call, such as num_inference_steps, guidance_scale, height and width. A
+            guidance_scale of 1 is without classifier-free guidance for every family.
+        dtype: forwards run under autocast to it; float32 is without.
+        device: of the run, where the pipeline's parts go when they are needed; default where the denoiser is.
+
+    Raises:
+        TrainingError: the call asks for what the family has not, or the pipeline has parts that cannot be trained.
+    """
+
+    encoders: tuple[str, ...] = ("text_encoder",)
+    has_cfg = True  # whether guidance_scale above 1 is classifier-free guidance, which needs the empty prompt
+    has_frames = False  # whether latents are of videos, (B, C, T, H, W)
+    patch = 1  # edges of a latent are multiples of it
+    call_defaults: ClassVar[Mapping[str, Any]] = {}  # arguments of the call, unless they are given
+    default_resolution: tuple[int, int] | None = None  # of the pipeline's call, where no size stands in the model
+
+    def __init__(
+        self,
+        pipe: Any,
+        call: dict[str, Any] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> None:
+        self.pipe, self.call, self.dtype = pipe, {**self.call_defaults, **(call or {})}, dtype
+        component = "unet" if hasattr(pipe, "unet") else "transformer"
+        self.denoiser: nn.Module = getattr(pipe, component)
+        self.device = device or next(self.denoiser.parameters()).device
+        self.placement = Placement(self.denoiser, self.device)
+        self.family: Family = family_of(self.denoiser)
+        self.prediction = self.family.output(pipe.scheduler)
+        self.guidance_scale = float(self.call.get("guidance_scale", 1.0))
+        if "num_frames" in self.call and not self.has_frames:
+            raise TrainingError(
+                f"num_frames is {self.call['num_frames']}, and a {type(pipe).__name__} draws single pictures. Leave "
+                "num_frames out"
+            )
+        pipe.set_progress_bar_config(disable=True)
+        self.prepare()
+
+    def prepare(self) -> None:  # noqa: B027  a family with nothing to prepare is a whole one
+        """What a family does with its pipeline and its call as it is made; may raise TrainingError."""
+
+    @property
+    def stock_guidance_scale(self) -> float:
+        """What `guidance_scale` is for the pipeline's own call."""
+        return float(self.call.get("guidance_scale", self.guidance_scale))
+
+    @property
+    def settings(self) -> Any:
+        """The denoiser's config."""
+        return self.denoiser.config
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent."""
+        return int(self.settings.in_channels)
+
+    @property
+    def pixels_per_latent(self) -> int:
+        return int(self.pipe.vae_scale_factor)
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """(height, width) in pixels of what a call samples."""
+        height, width = self.default_resolution or (self._edge, self._edge)
+        return int(self.call.get("height") or height), int(self.call.get("width") or width)
+
+    @property
+    def _edge(self) -> int:
+        size: Any = getattr(self.settings, "sample_size", None) or getattr(self.pipe, "default_sample_size", 64)
+        return int(size) * int(self.pipe.vae_scale_factor)
+
+    def latent_shape(self, count: int) -> tuple[int, ...]:
+        pixels = self.patch * self.pixels_per_latent
+        height, width = (self.patch * (edge // pixels) for edge in self.resolution)
+        return count, self.channels, height, width
+
+    # Prompts and pictures: before the optimiser loop, never inside.
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str], batch: int = 64) -> Conditions:
+        """Conditions on the CPU, one row a prompt, as a call without classifier-free guidance makes them.
+
+        Texts of different lengths are padded with zeros at their end.
+        """
+        with self.placement.instead_of_denoiser(*self._encoders()):
+            parts = [self._encode(list(prompts[i : i + batch])) for i in range(0, len(prompts), batch)]
+        return {name: _stacked([part[name].float().cpu() for part in parts]) for name in parts[0]}
+
+    @torch.no_grad()
+    def encode_empty(self) -> Conditions | None:
+        """Conditions of the empty prompt, one row, where a call uses classifier-free guidance; else None."""
+        if not (self.has_cfg and self.guidance_scale > 1):
+            return None
+        with self.placement.instead_of_denoiser(*self._encoders()):
+            return self._encode_empty()
+
+    def _encode_empty(self) -> Conditions:
+        return self.encode_prompts([""])
+
+    @abstractmethod
+    def _encode(self, prompts: list[str]) -> Conditions:
+        """Conditions of at least "text", by the pipeline's own encode_prompt."""
+
+    def _encoders(self) -> list[nn.Module]:
+        found = (getattr(self.pipe, name, None) for name in self.encoders)
+        return [encoder for encoder in found if encoder is not None]
+
+    @contextmanager
+    def _without_encoders(self) -> Iterator[None]:
+        """Within, the pipeline has none: before diffusers 0.42 a call computes where the first of its parts is."""
+        own = vars(self.pipe)  # setting an attribute would change the pipeline's config as well
+        encoders = {name: own[name] for name in self.encoders if name in own}
+        own.update(dict.fromkeys(encoders))
+        try:
+            yield
+        finally:
+            own.update(encoders)
+
+    def _encode_prompt(self, prompts: list[str], **arguments: Any) -> tuple[Any, ...]:
+        """What the pipeline's encode_prompt returns, with the call's own limit on the length of prompts."""
+        limits = {key: self.call[key] for key in ("max_sequence_length", "text_encoder_out_layers") if key in self.call}
+        return self.pipe.encode_prompt(prompt=prompts, device=self.device, **arguments, **limits)
+
+    def text(self, conditions: Conditions) -> Tensor:
+        """The text tokens an alpha head may see, (B, L, D)."""
+        return conditions["text"]
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures: np.ndarray) -> Tensor:
+        """uint8 pictures (B, H, W, 3) to scaled latents (B, C, h, w): the mode of the VAE's code."""
+        vae = self.pipe.vae
+        with self.placement.visit(vae):
+            x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).to(self.device, vae.dtype)
+            return self.encode_vae(x / 127.5 - 1)
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> np.ndarray:
+        """Scaled latents (B, C, h, w) to uint8 pictures (B, H, W, 3); of a video its middle frame."""
+        vae, pictures = self.pipe.vae, []
+        # Not in fp16, in which VAEs overflow: SDXL's famously.
+        dtype = torch.float32 if self.dtype == torch.float16 else self.dtype
+        with self.placement.visit(vae), autocast(self.device, dtype):
+            for part in latents.split(max(1, DECODED_AT_ONCE // latents[0, 0].numel())):
+                x = self.decode_vae(part.to(self.device, vae.dtype)).float()
+                x = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+                pictures.append(x.permute(0, 2, 3, 1).cpu().numpy())
+        return np.concatenate(pictures)
+
+    def encode_vae(self, x: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] to scaled latents, fp32: the mode of the VAE's code."""
+        vae = self.pipe.vae
+        code = vae.encode(x).latent_dist.mode().float()
+        return (code - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+
+    def decode_vae(self, latents: Tensor) -> Tensor:
+        """Scaled latents to pictures (B, 3, H, W), in [-1, 1] but for the VAE's errors."""
+        vae = self.pipe.vae
+        z = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+        return vae.decode(z, return_dict=False)[0]
+
+    def release(self, *parts: str) -> None:
+        """Let parts of the pipeline go, to free their memory: the text encoders if none is named."""
+        for name in parts or self.encoders:
+            if getattr(self.pipe, name, None) is not None:
+                self.pipe.register_modules(**{name: None})
+        self.placement.forget()
+
+    # The forward.
+
+    def noise_range(self) -> tuple[float, float]:
+        """Lowest and highest noise level the model knows; training draws t between them."""
+        return 0.0, 1.0
+
+    def predict(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        """The raw output, with the family's sign, of x_t's shape, at x_t and t (B,); everything moves to the device."""
+        self.placement.bring_denoiser()
+        x_t, t = x_t.to(self.device), t.to(self.device)
+        with autocast(self.device, self.dtype):
+            inputs = self.inputs(x_t, t, {name: value.to(self.device) for name, value in conditions.items()})
+            output = as_rows(self.denoiser(**inputs, return_dict=False)[0])
+        return self.family.sign * self.unpack(output, x_t)
+
+    @abstractmethod
+    def inputs(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> dict[str, Any]:
+        """What the pipeline calls the denoiser's forward with, at x_t and t."""
+
+    def pack(self, latents: Tensor) -> Any:
+        """Latents as the denoiser takes them."""
+        return latents
+
+    def unpack(self, output: Tensor, x_t: Tensor) -> Tensor:
+        """What the denoiser gave in the shape of x_t."""
+        return output
+
+    # Sampling.
+
+    @torch.no_grad()
+    def sample(
+        self, conditions: Conditions, prompt: Tensor, *, seed: int, batch: int, label: str = "", empty: Any = None
+    ) -> Tensor:
+        """Samples of the pipeline, one for each entry of `prompt` (rows of the conditions): latents, fp32, on the CPU.
+
+        The noise of a sample depends on the seed and its place only, so two calls with one seed are comparable picture
+        by picture. `empty` are the conditions of the empty prompt, needed with classifier-free guidance.
+        """
+        noise = torch.randn(self.latent_shape(len(prompt)), generator=torch.Generator().manual_seed(seed))
+        parts = torch.arange(len(prompt)).split(batch)
+        bar = tqdm(parts, desc=label, unit=f"x{batch}", disable=not label)
+        return torch.cat([self.sample_batch(rows_of(conditions, prompt[rows]), noise[rows], empty) for rows in bar])
+
+    @torch.no_grad()
+    def sample_batch(self, conditions: Conditions, noise: Tensor, empty: Conditions | None = None) -> Tensor:
+        """Latents (B, C, H, W) of one call from this noise."""
+        self.placement.bring_denoiser()
+        # Packed weights of a quantised model are whole numbers; what is not packed says what it computes in.
+        dtype = next(weight.dtype for weight in self.denoiser.parameters() if weight.is_floating_point())
+        like: dict[str, Any] = {"device": self.device, "dtype": dtype}
+        given = self.call_conditions({name: value.to(**like) for name, value in conditions.items()})
+        if empty is not None:
+            wide = {name: value.expand(len(noise), *value.shape[1:]).to(**like) for name, value in empty.items()}
+            given |= {f"negative_{name}": value for name, value in self.call_conditions(wide).items()}
+        height, width = self.resolution
+        call = {**self.call, **given, "height": height, "width": width}
+        with autocast(self.device, self.dtype), self._without_encoders():
+            out = self.pipe(latents=self.start(noise.to(**like)), output_type="latent", return_dict=False, **call)[0]
+        return self.finish(out, noise).float().cpu()
+
+    def call_conditions(self, conditions: Conditions) -> dict[str, Any]:
+        """The pipeline call's arguments for conditions."""
+        return {"prompt_embeds": conditions["text"]}
+
+    def start(self, noise: Tensor) -> Tensor:
+        """Noise as the pipeline's call takes it."""
+        return noise
+
+    def finish(self, output: Tensor, noise: Tensor) -> Tensor:
+        """What the pipeline's call gave, with output_type="latent", in the shape of the noise."""
+        return self.unpack(output, noise)
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Rows of several batches as one; texts or masks of different lengths are padded with zeros at their end."""
+    if all(part.shape[1:] == parts[0].shape[1:] for part in parts):
+        return torch.cat(list(parts))
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, 0) * (part.ndim - 2) + (0, longest - part.shape[1])) for part in parts])

@@ -1,0 +1,136 @@
+"""From picture to noisy state and back, for models of every prediction type. Torch only, no model inside.
+
+    x_t = (1 - t) x_0 + t eps,   y = eps - x_0
+
+A network may predict y itself, the noise, the picture or VP velocity. At one (x_t, t) each of them is an affine map of
+any other, so a regression may be done on the raw output (DESIGN M9); a loss that is written in x_0 or in y converts
+the output first, exactly:
+
+    prediction    what the network is asked for                   y from it, n = sqrt((1 - t)^2 + t^2)
+    flow          eps - x_0                                       y
+    epsilon       eps                                             (eps - x_t) / (1 - t)
+    v             ((1 - t) eps - t x_0) / n                       ((2t - 1) x_t + n v) / n^2
+    sample        x_0                                             (x_t - x_0) / t
+
+Noise and VP velocity models see the variance-preserving state x_t / n.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nft_pipeline.adapters.config import PREDICTIONS
+
+
+class NoiseLaw:
+    """Where noise levels are drawn, t in (0, 1), stratified: t = shift u / (1 + (shift - 1) u).
+
+    u is even, or, adaptive, p(u) ~ sqrt(E |g|^2), with g the gradient of a sample's loss by the network's output as the
+    steps so far have met it. A sample then weighs 1 / p(u): the expected loss stays the one of even u, and no other law
+    leaves its gradient less noise, as far as the network passes all levels on alike. A quarter stays even, so that no
+    sample weighs above 4, and all of it until every bin has met `WARM_UP` samples.
+
+    Args:
+        shift: 1 is even in t; above 1 more levels are near t = 1, where compositions are decided.
+        adaptive: whether p is learned.
+    """
+
+    BINS, WARM_UP, EVEN, MEMORY = 12, 8, 0.25, 0.98
+
+    def __init__(self, shift: float, adaptive: bool = False) -> None:
+        self.shift, self.adaptive = shift, adaptive
+        # By bin of u, the older the less: sums of |g|^2, and samples; and samples in all.
+        self.seen = torch.zeros(3, self.BINS, dtype=torch.float64)
+
+    def density(self) -> Tensor:
+        """p(u) by bin, (BINS,), mean 1."""
+        if not self.adaptive or self.seen[2].min() < self.WARM_UP:
+            return torch.ones(self.BINS, dtype=torch.float64)
+        noise = (self.seen[0] / self.seen[1]).sqrt()
+        return self.EVEN + (1 - self.EVEN) * noise / noise.mean() if noise.sum() > 0 else torch.ones_like(noise)
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """`n` noise levels in random order, what each sample weighs, and its bin of u; (n,) each."""
+        u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
+        at, weight = (u * self.BINS).long().clamp(max=self.BINS - 1), torch.ones(n)
+        if self.adaptive:
+            p = self.density()
+            ends = p.cumsum(0)  # the law's distribution function at the bins' upper ends, times BINS
+            at = torch.searchsorted(ends, u.double() * self.BINS, right=True).clamp(max=self.BINS - 1)
+            u = ((at + 1 - (ends[at] - u * self.BINS) / p[at]) / self.BINS).clamp(0, 1).float()
+            weight = (1 / p[at]).float()
+        return self.shift * u / (1 + (self.shift - 1) * u), weight, at
+
+    def meet(self, met: Tensor) -> None:
+        """Take in a step's sums of |g|^2 and its samples by bin, (2, BINS)."""
+        self.seen[:2] = self.MEMORY * self.seen[:2] + met
+        self.seen[2] += met[1]
+
+
+def interpolate(x_0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """x_t and its velocity target y, for x_0 and eps (B, ...) and t (B,)."""
+    t = per_sample(t, x_0)
+    return (1 - t) * x_0 + t * eps, eps - x_0
+
+
+def per_sample(t: Tensor, like: Tensor) -> Tensor:
+    """(B,) as (B, 1, ...), to multiply something of the shape of `like`."""
+    return t.to(like).view(-1, *[1] * (like.ndim - 1))
+
+
+def vp_norm(t: Tensor) -> Tensor:
+    """n = sqrt((1 - t)^2 + t^2): x_t / n is the variance-preserving state."""
+    return torch.hypot(1 - t, t)
+
+
+def raw_target(prediction: str, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """What a network of this prediction type is asked for, shape of x_0 (B, ...); t is (B,).
+
+    Raises:
+        ValueError: an unknown prediction.
+    """
+    _check(prediction)
+    if prediction == "flow":
+        return eps - x_0
+    if prediction == "epsilon":
+        return eps
+    if prediction == "sample":
+        return x_0
+    t = per_sample(t, x_0)
+    return ((1 - t) * eps - t * x_0) / vp_norm(t)
+
+
+def velocity(prediction: str, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """The velocity y that a raw output stands for, at x_t (B, ...) and t (B,) inside (0, 1).
+
+    Raises:
+        ValueError: an unknown prediction.
+    """
+    _check(prediction)
+    if prediction == "flow":
+        return output
+    t = per_sample(t, x_t)
+    if prediction == "epsilon":
+        return (output - x_t) / (1 - t)
+    if prediction == "sample":
+        return (x_t - output) / t
+    n = vp_norm(t)
+    return ((2 * t - 1) * x_t + n * output) / n**2
+
+
+def velocity_gain(prediction: str, t: Tensor) -> Tensor:
+    """How far the velocity moves when the raw output moves by 1, shape of t: the factor in the table above.
+
+    Raises:
+        ValueError: an unknown prediction.
+    """
+    _check(prediction)
+    if prediction == "flow":
+        return torch.ones_like(t)
+    return {"epsilon": 1 / (1 - t), "sample": 1 / t, "v": 1 / vp_norm(t)}[prediction]
+
+
+def _check(prediction: str) -> None:
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction is {prediction!r}, expected one of {', '.join(PREDICTIONS)}")

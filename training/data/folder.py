@@ -1,0 +1,247 @@
+"""Offline data: a folder of pictures and metadata.jsonl, one JSON object a line, turned into a pool once.
+
+    {"image": "cats/1.png", "prompt": "a cat", "score": 0.8}
+    {"image": "cats/2.png", "prompt": "a cat", "liked": false, "seed": 3, "guidance_scale": 1.0}
+
+Every line that is judged has a score, any number, or every one has liked, true or false; lines with neither are left
+out. Pictures keep their shape as nearly
+as the model's sizes allow: each is scaled and cropped in its middle to the size nearest to its proportions among those
+of the run's area, and pictures of one size make a bucket.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from nft_pipeline.files.ratings_lock import METADATA
+
+from ..bases.base import TrainBase
+from ..bases.noising import interpolate, velocity
+from ..settings.choices import Method
+from .optimality import Optimality, optimality
+from .pool import Pool
+
+# `diffusion-nft score` and `rate` and ComfyUI's Rate Images write the last three, which training does not read.
+KEYS = {"image", "prompt", "score", "liked", "seed", "guidance_scale", "model", "scores", "reward"}
+SHOWN_FAULTS = 20
+RESIDUAL_SEED = 770_003
+
+
+class DataError(ValueError):
+    """A folder of pictures that cannot be trained on; the message lists every fault."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One line of metadata.jsonl."""
+
+    path: Path
+    prompt: str
+    score: float
+    guidance_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a folder holds.
+
+    Args:
+        pictures: in the order of the lines.
+        liked: whether their scores are likes, 0 or 1.
+        unjudged: lines left out because they have neither a score nor liked, as those of pictures not rated yet.
+    """
+
+    pictures: tuple[Picture, ...]
+    liked: bool
+    unjudged: int = 0
+
+    @property
+    def guidance_scales(self) -> set[float | None]:
+        """The classifier-free guidance the pictures say they were sampled with."""
+        return {picture.guidance_scale for picture in self.pictures}
+
+
+def read_folder(folder: str | Path) -> Folder:
+    """Read and check metadata.jsonl; pictures are opened later.
+
+    Raises:
+        DataError: no such file, or every fault of its lines in one report.
+    """
+    root = Path(folder)
+    path = root / METADATA
+    if not path.is_file():
+        raise DataError(f"there is no {path}; expected one JSON object a line with image, prompt, and score or liked")
+    pictures, faults, kinds, unjudged = [], [], set(), 0
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            faults.append(f"line {number} is no JSON: {error}")
+            continue
+        found = _line_faults(entry, root)
+        faults += [f"line {number}: {fault}" for fault in found]
+        if not found and "liked" not in entry and "score" not in entry:
+            unjudged += 1
+        elif not found:
+            kinds.add("liked" if "liked" in entry else "score")
+            score = float(entry["liked"] if "liked" in entry else entry["score"])
+            pictures.append(Picture(root / entry["image"], entry["prompt"], score, entry.get("guidance_scale")))
+    if len(kinds) > 1:
+        faults.append("some lines have a score and some have liked; expected the same for all")
+    if not pictures and not faults:
+        faults.append(f"there is no line with a score or liked ({unjudged} have neither)")
+    if faults:
+        shown = faults[:SHOWN_FAULTS] + (
+            [f"... and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
+        )
+        raise DataError(f"{path} has faults:\n" + "\n".join(f"  - {fault}" for fault in shown))
+    return Folder(tuple(pictures), kinds == {"liked"}, unjudged)
+
+
+def _line_faults(entry: Any, root: Path) -> list[str]:
+    if not isinstance(entry, dict):
+        return [f"it holds {type(entry).__name__}, expected an object"]
+    faults = [f"{key!r} is not known; expected {', '.join(sorted(KEYS))}" for key in sorted(entry.keys() - KEYS)]
+    for key in ("image", "prompt"):
+        if not isinstance(entry.get(key), str) or not entry[key].strip():
+            faults.append(f"{key} is {entry.get(key)!r}, expected text")
+    if "score" in entry and "liked" in entry:
+        faults.append("it has score and liked; take out the one that is not to be learned from")
+    score: Any = entry.get("score")
+    if "score" in entry and (type(score) not in (int, float) or not math.isfinite(score)):
+        faults.append(f"score is {score!r}, expected a finite number; leave pictures without one out")
+    if "liked" in entry and not isinstance(entry["liked"], bool):
+        faults.append(f"liked is {entry['liked']!r}, expected true or false")
+    if isinstance(entry.get("image"), str) and not (root / entry["image"]).is_file():
+        faults.append(f"there is no picture {root / entry['image']}")
+    return faults
+
+
+def bucket_size(width: int, height: int, area: int, step: int) -> tuple[int, int]:
+    """(height, width) of about `area` pixels, multiples of `step`, nearest to a picture's proportions."""
+    ratio = math.log(width / height)
+    best, distance = (step, step), math.inf
+    for high in range(step, int(4 * math.sqrt(area)) + step, step):
+        wide = max(step, round(area / high / step) * step)
+        off = abs(math.log(wide / high) - ratio)
+        if off < distance - 1e-9:
+            best, distance = (high, wide), off
+    return best
+
+
+def load_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """A picture scaled and cropped in its middle to (height, width): uint8 (h, w, 3).
+
+    Raises:
+        DataError: it cannot be read as a picture.
+    """
+    height, width = size
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be read as a picture: {error}. Replace it, or delete its line") from error
+    scale = max(height / picture.height, width / picture.width)
+    wide, high = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
+    left, top = (wide - width) // 2, (high - height) // 2
+    scaled = picture.resize((wide, high), Image.Resampling.LANCZOS)
+    return np.asarray(scaled.crop((left, top, left + width, top + height)))
+
+
+@torch.no_grad()
+def folder_pool(
+    folder: Folder, base: TrainBase, method: Method, *, at: float | None = None, batch: int = 8
+) -> tuple[Pool, Optimality]:
+    """Encode a folder's pictures and prompts, once.
+
+    Args:
+        base: with text encoders and VAE; its resolution gives the area.
+        method: from scores to r; likes are taken as they are.
+        at: for "threshold".
+
+    Raises:
+        DataError: a picture that cannot be read.
+        OptimalityError: scores the method cannot take.
+    """
+    scores = np.array([picture.score for picture in folder.pictures])
+    found = optimality({"score": scores}, "likes" if folder.liked else method, at=at)
+    area, step = math.prod(base.resolution), 2 * base.pixels_per_latent
+    sizes = []
+    for picture in folder.pictures:
+        with _opened(picture.path) as opened:
+            sizes.append(bucket_size(*opened.size, area, step))
+    known = sorted(set(sizes))
+    prompts = sorted({picture.prompt for picture in folder.pictures})
+    index = {prompt: i for i, prompt in enumerate(prompts)}
+    bucket = torch.tensor([known.index(size) for size in sizes])
+    place, buckets = torch.zeros(len(sizes), dtype=torch.int64), []
+    with tqdm(total=len(sizes), desc="encoding pictures", unit="picture") as bar:
+        for number, size in enumerate(known):
+            rows = (bucket == number).nonzero().squeeze(1)
+            place[rows] = torch.arange(len(rows))
+            parts = []
+            for some in rows.split(batch):
+                pictures = np.stack([load_picture(folder.pictures[i].path, size) for i in some.tolist()])
+                parts.append(base.encode_pictures(pictures).cpu().half())
+                bar.update(len(some))
+            buckets.append(torch.cat(parts))
+    prompt = torch.tensor([index[picture.prompt] for picture in folder.pictures])
+    r = torch.from_numpy(found.r).float()
+    return Pool(tuple(buckets), bucket, place, prompt, base.encode_prompts(prompts), r), found
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(f"{path} cannot be read as a picture: {error}. Replace it, or delete its line") from error
+
+
+def split(pool: Pool, every: int) -> tuple[Pool, Pool]:
+    """(training, held out): every `every`-th sample is held out."""
+    out = torch.arange(len(pool)) % every == every - 1
+    return pool.rows(~out), pool.rows(out)
+
+
+@torch.no_grad()
+def residual(base: TrainBase, pool: Pool, levels: Iterable[float] = (0.3, 0.6, 0.9), batch: int = 16) -> float:
+    """Mean of |v_old - y|^2 over a pool's samples and noise levels, in velocity: how surprised the model in use is.
+
+    Pictures the model could have drawn itself have the residual of its own samples; the ratio of the two is the
+    support gap.
+    """
+    # A seed nothing is sampled with: a picture noised by the noise it was drawn from is no surprise to the model.
+    generator, total, count = torch.Generator().manual_seed(RESIDUAL_SEED), 0.0, 0
+    low, high = base.noise_range()
+    for level in levels:
+        for rows in pool.batches(batch):
+            x_0 = pool.x_0(rows)
+            t = torch.full((len(rows),), low + (high - low) * level)
+            x_t, y = interpolate(x_0, torch.randn(x_0.shape, generator=generator), t)
+            output = base.predict(x_t, t, pool.conditions_of(rows)).float().cpu()
+            total += float((velocity(base.prediction, output, x_t, t) - y).square().flatten(1).mean(1).sum())
+            count += len(rows)
+    return total / count
+
+
+def support_gap(base: TrainBase, pool: Pool, own: Tensor, prompt: Tensor) -> float:
+    """`residual` of a pool's pictures over that of the base model's own samples.
+
+    Args:
+        own: latents the base model sampled, (n, C, h, w), for the prompts `prompt` (n,), rows of the pool's conditions.
+    """
+    drawn = Pool.of(own.half(), prompt, pool.conditions, torch.zeros(len(own)))
+    return residual(base, pool) / residual(base, drawn)

@@ -1,0 +1,156 @@
+"""From scores to r in [0, 1], the probability that a picture is a good one (DESIGN M1).
+
+    raw         r = the score itself, in [0, 1] already (a built-in reward's is mapped there by its card)
+    likes       r = the score, 0 or 1
+    threshold   r = 1 from a score on
+    sigmoid     r = 1 / (1 + exp(-z)), z the score in standard deviations from the mean of all
+    rank        r = share of the group (or of all) with a lower score, ties half
+    group       r = 1/2 + clip(A, -5, 5) / 10, A = (score - mean of its group) / (standard deviation of all + 1e-4):
+                DiffusionNFT's own (arXiv:2509.16117). r stays near 1/2: a tilt of 0.2 / beta a standard deviation
+
+Several rewards are normalised one by one before the weighted mean, so that none drowns the others by its unit.
+numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import rankdata
+
+from ..settings.choices import Method
+
+GROUPED = ("group", "rank")
+CENTRED = (*GROUPED, "sigmoid")  # r is about 1/2 in the mean, whatever the scores
+CLIP = 5.0
+MISSING_LIMIT = 0.1
+
+
+class OptimalityError(ValueError):
+    """Scores that cannot be turned into optimality."""
+
+
+@dataclass(frozen=True)
+class Optimality:
+    """What scores became.
+
+    Args:
+        r: (N,) in [0, 1]; NaN where a score was missing.
+        kept: (N,) bool, the samples with all their scores.
+        mean, spread: of every reward over the kept samples.
+        flat_groups: groups whose samples all have one score, out of `groups`: nothing is learned from them. Counted for
+            the methods that compare within a group, `GROUPED`; the others learn from every sample.
+    """
+
+    r: np.ndarray
+    kept: np.ndarray
+    mean: dict[str, float]
+    spread: dict[str, float]
+    flat_groups: int
+    groups: int
+
+    @property
+    def dropped(self) -> int:
+        return int((~self.kept).sum())
+
+    def describe(self) -> str:
+        """One line for the run's log."""
+        parts = [f"{name} {self.mean[name]:.4g} ± {self.spread[name]:.2g}" for name in self.mean]
+        if self.dropped:
+            parts.append(f"{self.dropped} of {len(self.r)} dropped for missing scores")
+        if self.flat_groups:
+            parts.append(f"{self.flat_groups} of {self.groups} groups all alike, nothing to learn there")
+        return "; ".join(parts)
+
+
+def optimality(
+    scores: Mapping[str, np.ndarray],
+    method: Method,
+    *,
+    weights: Mapping[str, float] | None = None,
+    groups: np.ndarray | None = None,
+    at: float | None = None,
+) -> Optimality:
+    """r from one or several rewards' scores.
+
+    Args:
+        scores: by reward, (N,) each; NaN or infinite is missing.
+        weights: by reward, above 0; default all alike.
+        groups: (N,) which group, pictures of one prompt, a sample is in; None is one group of all.
+        at: for "threshold", the score from which on a picture is liked.
+
+    Raises:
+        OptimalityError: no samples, more than 10 % of them without a score, or scores outside what the method takes.
+    """
+    names = list(scores)
+    table = np.stack([np.asarray(scores[name], dtype=np.float64) for name in names])
+    n = table.shape[1]
+    group = np.zeros(n, dtype=np.int64) if groups is None else np.asarray(groups)
+    kept: np.ndarray = np.asarray(np.isfinite(table).all(axis=0))
+    if n == 0 or (~kept).mean() > MISSING_LIMIT:
+        worst = {name: int((~np.isfinite(row)).sum()) for name, row in zip(names, table, strict=True)}
+        said = ", ".join(f"{name!r} {count}" for name, count in worst.items())
+        raise OptimalityError(
+            f"{int((~kept).sum())} of {n} samples have no score (missing, NaN or infinite: {said}), expected at most "
+            f"{MISSING_LIMIT:.0%}. Mend the reward; the checkpoint is kept, and the same command goes on from it"
+        )
+    weight = np.array([1.0 if weights is None else weights[name] for name in names])
+    inside, members = table[:, kept], group[kept]
+    flat = _flat_groups(inside, members) if method in GROUPED else 0
+    parts = [_one(row, members, method, name, at) for name, row in zip(names, inside, strict=True)]
+    mixed = np.average(parts, axis=0, weights=weight)
+    r = np.full(n, np.nan)
+    r[kept] = _unit(mixed, method)
+    return Optimality(
+        r,
+        kept,
+        {name: float(row.mean()) for name, row in zip(names, inside, strict=True)},
+        {name: float(row.std()) for name, row in zip(names, inside, strict=True)},
+        flat,
+        len(np.unique(members)),
+    )
+
+
+def _one(scores: np.ndarray, group: np.ndarray, method: Method, name: str, at: float | None) -> np.ndarray:
+    """One reward, normalised."""
+    if method == "group":
+        _, index = np.unique(group, return_inverse=True)
+        means = np.bincount(index, scores) / np.bincount(index)
+        return (scores - means[index]) / (scores.std() + 1e-4)
+    if method == "sigmoid":
+        return (scores - scores.mean()) / max(float(scores.std()), 1e-12)
+    if method == "rank":
+        shares = np.empty_like(scores)
+        for label in np.unique(group):
+            inside = group == label
+            shares[inside] = (rankdata(scores[inside]) - 0.5) / inside.sum()
+        return shares
+    if method == "threshold":
+        if at is None:
+            raise OptimalityError(
+                "optimality 'threshold' needs the score from which on a picture is liked (optimality_at)"
+            )
+        return (scores >= at).astype(np.float64)
+    wrong = scores[(scores != 0) & (scores != 1)] if method == "likes" else scores[(scores < 0) | (scores > 1)]
+    if len(wrong):
+        expected = "0 or 1" if method == "likes" else "scores in [0, 1]"
+        raise OptimalityError(
+            f"reward {name!r} gave {wrong[0]:.4g} (all: {scores.min():.4g} to {scores.max():.4g}) and optimality is "
+            f"{method!r}, which expects {expected}. Set optimality: rank or sigmoid for scores of any unit"
+        )
+    return scores
+
+
+def _unit(mixed: np.ndarray, method: Method) -> np.ndarray:
+    """The weighted mean of the normalised rewards, in [0, 1]."""
+    if method == "group":
+        return 0.5 + np.clip(mixed, -CLIP, CLIP) / (2 * CLIP)
+    if method == "sigmoid":
+        return 1 / (1 + np.exp(-mixed))
+    return np.clip(mixed, 0.0, 1.0)
+
+
+def _flat_groups(table: np.ndarray, group: np.ndarray) -> int:
+    return sum(bool((np.ptp(table[:, group == label], axis=1) < 1e-6).all()) for label in np.unique(group))

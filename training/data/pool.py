@@ -1,0 +1,212 @@
+"""The pool: scored pictures, kept as latents and conditions.
+
+Training never runs a text encoder, the VAE or the reward again. Where the pool comes from the base model itself,
+E[y | x_t] over the pool is what the base model predicts, which is what DESIGN M1 to M3 are about.
+
+Pictures of several sizes stand in buckets, one a size: a batch is drawn from one bucket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from nft_pipeline.files.atomic import atomic_write_bytes
+
+from ..bases.base import Conditions, TrainBase, rows_of
+from ..rewards.contract import RewardError
+from ..rewards.find import Scorer
+from ..settings.choices import Method
+from .optimality import Optimality, optimality
+
+
+class PoolError(ValueError):
+    """A pool that cannot be used for training."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Scored pictures.
+
+    Args:
+        buckets: scaled latents x_0, float16, one (n, C, h, w) a size of picture.
+        bucket: which bucket a sample is in, int64, shape (N,).
+        place: its row there, int64, shape (N,).
+        prompt: index of its prompt, int64, shape (N,).
+        conditions: what `TrainBase.encode_prompts` made of the prompts, (P, ...).
+        r: scores in [0, 1], float32, shape (N,).
+    """
+
+    buckets: tuple[Tensor, ...]
+    bucket: Tensor
+    place: Tensor
+    prompt: Tensor
+    conditions: Conditions
+    r: Tensor
+
+    @classmethod
+    def of(cls, latents: Tensor, prompt: Tensor, conditions: Conditions, r: Tensor) -> Pool:
+        """A pool of pictures of one size, latents (N, C, h, w)."""
+        n = len(latents)
+        return cls((latents,), torch.zeros(n, dtype=torch.int64), torch.arange(n), prompt, conditions, r.float())
+
+    def __len__(self) -> int:
+        return len(self.r)
+
+    def x_0(self, rows: Tensor) -> Tensor:
+        """Latents of samples of one bucket, float32, (B, C, h, w)."""
+        return self.buckets[int(self.bucket[rows[0]])][self.place[rows]].float()
+
+    def conditions_of(self, rows: Tensor) -> Conditions:
+        """The conditions of samples."""
+        return rows_of(self.conditions, self.prompt[rows])
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Every sample once, in order, at most `size` of one bucket at a time."""
+        for number in range(len(self.buckets)):
+            yield from (self.bucket == number).nonzero().squeeze(1).split(size)
+
+    def draw(self, n: int, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
+        """`n` samples of one bucket: with replacement in proportion to `weight` (N,), or all equally often."""
+        inside = None
+        if len(self.buckets) > 1:
+            mass = torch.ones(len(self)) if weight is None else weight
+            share = torch.zeros(len(self.buckets)).index_add_(0, self.bucket, mass)
+            chosen = int(torch.multinomial(share, 1, generator=generator))
+            inside = (self.bucket == chosen).nonzero().squeeze(1)
+        if weight is not None:
+            picked = torch.multinomial(weight if inside is None else weight[inside], n, True, generator=generator)
+        else:  # whole rounds through the samples, then some of them once
+            size = len(self) if inside is None else len(inside)
+            picked = torch.cat([torch.randperm(size, generator=generator) for _ in range(-(-n // size))])[:n]
+        return picked if inside is None else inside[picked]
+
+    def rows(self, index: Tensor) -> Pool:
+        """Some of the samples, by place or by a mask."""
+        parts = {name: getattr(self, name)[index] for name in ("bucket", "place", "prompt", "r")}
+        return replace(self, **parts)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything, by name."""
+        return {
+            **{f"buckets.{i}": latents for i, latents in enumerate(self.buckets)},
+            **{f"conditions.{name}": value for name, value in self.conditions.items()},
+            **{name: getattr(self, name) for name in ("bucket", "place", "prompt", "r")},
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Pool:
+        """What `tensors` gave."""
+        parts: dict[str, dict[str, Tensor]] = {"buckets": {}, "conditions": {}}
+        plain = {}
+        for key, value in tensors.items():
+            kind, _, name = key.partition(".")
+            if kind in parts:
+                parts[kind][name] = value
+            else:
+                plain[key] = value
+        buckets = tuple(parts["buckets"][str(i)] for i in range(len(parts["buckets"])))
+        return cls(buckets=buckets, conditions=parts["conditions"], **plain)
+
+
+def sample_pool(
+    base: TrainBase,
+    prompts: Sequence[str],
+    rewards: Mapping[str, Scorer],
+    method: Method = "raw",
+    *,
+    size: int,
+    seed: int,
+    batch: int,
+    weights: Mapping[str, float] | None = None,
+    at: float | None = None,
+    label: str = "pool",
+    empty: Conditions | None = None,
+) -> tuple[Pool, Optimality]:
+    """Sample `size` pictures, each prompt about equally often, and score them; those without a score are left out.
+
+    Args:
+        base: the base model, with text encoders and VAE.
+        rewards: by name.
+        method, weights, at: as `optimality`.
+        empty: conditions of the empty prompt, needed with classifier-free guidance.
+
+    Raises:
+        RewardError, OptimalityError: scores that cannot be used.
+    """
+    conditions = base.encode_prompts(prompts)
+    prompt = torch.arange(size) % len(prompts)
+    latents = base.sample(conditions, prompt, seed=seed, batch=batch, label=f"{label}: sampling", empty=empty)
+    pictures = base.decode_latents(latents)
+    texts = [prompts[i] for i in prompt.tolist()]
+    scores = {name: score(reward, name, pictures, texts) for name, reward in rewards.items()}
+    found = optimality(scores, method, weights=weights, at=at)
+    kept = torch.from_numpy(found.kept)
+    return Pool.of(latents[kept].half(), prompt[kept], conditions, torch.from_numpy(found.r[found.kept])), found
+
+
+def score(reward: Scorer, name: str, pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    """A reward's scores of pictures, (B,), NaN where it has none.
+
+    Raises:
+        RewardError: another number of scores than pictures.
+    """
+    scores = np.asarray(reward(pictures, prompts), dtype=np.float64)
+    if scores.shape != (len(pictures),):
+        raise RewardError(
+            f"reward {name!r} gave scores of shape {scores.shape} for {len(pictures)} pictures, expected "
+            f"({len(pictures)},), one each"
+        )
+    return scores
+
+
+def check_pool(pool: Pool, name: str) -> None:
+    """Whether a reward can be learned from this pool.
+
+    Raises:
+        PoolError: every sample has the same score, or hardly any is good or bad.
+    """
+    mean, spread = pool.r.mean().item(), pool.r.std().item()
+    enough = 0.01 <= mean <= 0.99 and spread > 1e-3
+    if not enough:
+        raise PoolError(
+            f"reward {name!r} averages {mean:.4f} with spread {spread:.4f} over {len(pool)} samples of the base model; "
+            "expected an average from 0.01 to 0.99. Where everything is good or everything is bad there is nothing to "
+            "learn: choose other prompts, or a reward that tells the base model's samples apart"
+        )
+
+
+def pool_key(settings: dict[str, Any]) -> str:
+    """A short hash of what a pool depends on."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def save_pool(pool: Pool, path: Path, key: str) -> None:
+    """Write a pool to one safetensors file, whole or not at all."""
+    tensors = {name: value.contiguous() for name, value in pool.tensors().items()}
+    atomic_write_bytes(path, save(tensors, metadata={"pool_key": key}))
+
+
+def load_pool(path: Path, key: str) -> Pool | None:
+    """The pool in `path` if it was made with the same settings; None if there is none or it belongs to others."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("pool_key") != key:
+                return None
+            return Pool.from_tensors({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise PoolError(
+            f"{path} cannot be read as a pool: {error}. Delete it; the run will sample a new one"
+        ) from error

@@ -1,0 +1,327 @@
+"""One optimiser step: batches drawn from a pool, forwards of each role, the objective, and all state there is.
+
+    positive            a forward without gradient for the head's tokens, one with the LoRA on that is differentiated
+    policy, paper       a forward of `old`, whose tokens feed the head, one of the base if anchored, one of theta
+
+In an offline run `old` is the base, so an anchor costs nothing. No text encoder, VAE or reward is called here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nft_pipeline.adapters.alpha_head import AlphaHead, AlphaHeadConfig
+from nft_pipeline.families.forward_call import as_tokens
+
+from ..bases.base import Conditions, TrainBase
+from ..bases.noising import NoiseLaw, interpolate, raw_target
+from ..data.pool import Pool
+from ..devices import processes
+from ..devices.quantised import make_optimizer
+from ..errors import TrainingError
+from ..settings.config import TrainConfig
+from .objective import Objective, States, alpha_loss
+from .old_model import Tilt, decay_after
+from .roles import LoraRoles
+
+
+@dataclass(frozen=True)
+class Batch:
+    """States of drawn samples with their conditions, on the CPU.
+
+    Args:
+        rows: their places in the pool, (B,).
+        weight: of their losses, (B,).
+        bin: of their noise levels in the law they were drawn from, (B,).
+    """
+
+    states: States
+    conditions: Conditions
+    rows: Tensor
+    weight: Tensor
+    bin: Tensor
+
+    def take(self, index: Tensor) -> Batch:
+        s = self.states
+        states = States(s.x_0[index], s.x_t[index], s.y[index], s.t[index], s.r[index], s.prediction)
+        conditions = {name: value[index] for name, value in self.conditions.items()}
+        return Batch(states, conditions, self.rows[index], self.weight[index], self.bin[index])
+
+    def parts(self, size: int) -> Iterator[tuple[Tensor, Batch]]:
+        """This process's share, at most `size` samples at a time (0: at once), each with its places in the batch."""
+        mine = torch.arange(processes.rank(), len(self.rows), processes.count())
+        for index in mine.split(size or max(1, len(mine))):
+            yield index, self.take(index)
+
+    def to(self, device: torch.device) -> Batch:
+        s = self.states
+        x_0, x_t, y, t, r = (value.to(device) for value in (s.x_0, s.x_t, s.y, s.t, s.r))
+        states = States(x_0, x_t, y, t, r, s.prediction)
+        conditions = {name: value.to(device) for name, value in self.conditions.items()}
+        return Batch(states, conditions, self.rows, self.weight.to(device), self.bin)
+
+
+class Learner:
+    """LoRA, head, their optimiser and their running averages on one base model.
+
+    The base's own weights are frozen. `remove` takes the LoRAs out again.
+
+    Args:
+        base: the base model.
+        conditions: of at least one prompt; the head is built for text of this width.
+        config: the run's settings.
+    """
+
+    def __init__(self, base: TrainBase, conditions: Conditions, config: TrainConfig) -> None:
+        self.base, self.config, self.objective = base, config, Objective.of(config)
+        self.device = base.device
+        base.placement.bring_denoiser()  # LoRAs begin where its weights are
+        torch.manual_seed(config.seed)  # the initial LoRA and head
+        self.generator = torch.Generator().manual_seed(config.seed)
+        if config.gradient_checkpointing:
+            base.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        self.roles = LoraRoles(base.denoiser, base.family, config.rank, config.lora_targets, with_old=config.online)
+        self.head = self._new_head(conditions) if self.objective.has_head else None
+        head_parameters = [] if self.head is None else list(self.head.parameters())
+        self.parameters: list[nn.Parameter] = [*self.roles.parameters, *head_parameters]
+        self.average = [parameter.detach().clone() for parameter in self.parameters]
+        groups = [{"params": self.roles.parameters, "lr": config.lr}]
+        groups += [{"params": head_parameters, "lr": config.head_lr}] if head_parameters else []
+        self.optimizer = make_optimizer(config.optimizer, groups, config.weight_decay)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=base.dtype == torch.float16)
+        self.law = NoiseLaw(config.noise_shift, config.adaptive_noise)
+        self.head_law = NoiseLaw(config.head_noise_shift)  # of a positive adapter; others share their batch
+        self._met = torch.zeros(2, NoiseLaw.BINS, dtype=torch.float64)  # for the law, of the step so far
+        self.step_number, self.round_number, self.tilt = 0, 0, Tilt()
+        self.mean_r = 0.5  # of the last round
+
+    def _new_head(self, conditions: Conditions) -> AlphaHead:
+        one = {name: value[:1] for name, value in conditions.items()}
+        self.roles.use("base")
+        with torch.no_grad(), self._tapped() as seen:
+            self.base.predict(torch.zeros(self.base.latent_shape(1)), torch.full((1,), 0.5), one)
+        text_dim = None if self.base.family.text is None else self.base.text(one).shape[-1]
+        config = AlphaHeadConfig(
+            feature_dim=as_tokens(seen[0]).shape[-1],
+            text_dim=text_dim,
+            width=self.config.head_width,
+            queries=self.config.head_queries,
+            layers=self.config.head_layers,
+            tap=self.base.family.tap,
+        )
+        return AlphaHead(config).to(self.device)
+
+    def _learning_rate(self, step: int) -> float:
+        """Up over the first twentieth; then offline down to zero along a cosine, online level."""
+        total = self.config.total_steps
+        warmup = max(1, total // 20)
+        if step < warmup:
+            return (step + 1) / warmup
+        return 1.0 if self.config.online else 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+    # Forwards.
+
+    @contextmanager
+    def _tapped(self) -> Iterator[list[Tensor]]:
+        """Collects what the head reads in every forward within."""
+        seen: list[Tensor] = []
+        module = self.base.denoiser.get_submodule(self.base.family.tap)
+        handle = module.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(args[0] if args else next(iter(kwargs.values()))), with_kwargs=True
+        )
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+    @torch.no_grad()
+    def output_and_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Raw output and the head's tokens, of the role in use."""
+        with self._tapped() as seen:
+            output = self.base.predict(batch.states.x_t, batch.states.t, batch.conditions)
+        return output, as_tokens(seen[-1])
+
+    def logit(self, batch: Batch, tokens: Tensor, lora_scale: Tensor | None = None) -> Tensor:
+        """The head's logit of alpha, (B,), from tokens of a pass with the LoRA at this scale, (B,); None for off."""
+        assert self.head is not None
+        text = None if self.head.config.text_dim is None else self.base.text(batch.conditions).to(self.device)
+        return self.head(tokens, batch.states.t.to(self.device), text, lora_scale)
+
+    @torch.no_grad()
+    def alpha(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        """alpha(x_t, c, t) as inference reads it, from the base pass; (B,)."""
+        self.roles.use("base")
+        nothing = torch.empty(len(t))
+        batch = Batch(States(x_t, x_t, x_t, t, nothing), conditions, nothing, nothing, nothing)
+        return torch.sigmoid(self.logit(batch, self.output_and_tokens(batch)[1]))
+
+    # The step.
+
+    def draw(self, pool: Pool, n: int, law: NoiseLaw, mass: Tensor | None = None) -> Batch:
+        """`n` states of samples drawn in proportion to `mass`, or evenly, at noise levels of `law`."""
+        g = self.generator
+        rows = pool.draw(n, g, mass)
+        low, high = self.base.noise_range()
+        levels, weight, at = law.draw(n, g)
+        t = low + (high - low) * levels
+        x_0 = pool.x_0(rows)
+        eps = torch.randn(x_0.shape, generator=g)
+        y = raw_target(self.base.prediction, x_0, eps, t)
+        states = States(x_0, interpolate(x_0, eps, t)[0], y, t, pool.r[rows], self.base.prediction)
+        return Batch(states, pool.conditions_of(rows), rows, weight, at)
+
+    def step(self, pool: Pool) -> dict[str, float]:
+        """One optimiser step; returns the mean losses.
+
+        Raises:
+            TrainingError: a loss is not finite.
+        """
+        losses = self._positive(pool) if self.objective.kind == "positive" else self._policy(pool)
+        losses = processes.sum_numbers(losses)
+        if not all(math.isfinite(loss) for loss in losses.values()):
+            raise TrainingError(
+                f"a loss is not finite at step {self.step_number + 1}: {losses}. Lower lr or head_lr, or set "
+                "precision: fp32"
+            )
+        if self.law.adaptive:
+            self.law.meet(processes.summed(self._met))
+            self._met.zero_()
+        processes.sum_gradients(self.parameters)
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.roles.parameters, 1.0)
+        if self.head is not None:
+            nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        self.step_number += 1
+        # The average starts as a plain mean, so that a short run is not an average of its random start.
+        decay = min(self.config.ema, self.step_number / (self.step_number + 10))
+        torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1 - decay)
+        return losses
+
+    def _positive(self, pool: Pool) -> dict[str, float]:
+        """Gradients of v_plus, on samples drawn in proportion to r, and of alpha, on samples drawn evenly."""
+        config, losses = self.config, {"v_plus": 0.0, "alpha": 0.0}
+        batch = self.draw(pool, config.head_batch, self.head_law)
+        # Half of the samples as the two-pass engine reads them, LoRA off; half as the one-pass one does, at some scale.
+        on, scale = torch.rand(2, config.head_batch, generator=self.generator)
+        scale = torch.where(on < 0.5, 0.0, 2 * scale - 1)
+        for index, part in batch.parts(config.micro_batch):
+            part, part_scale = part.to(self.device), scale[index].to(self.device)
+            with self.roles.theta_by_row(part_scale):
+                _, tokens = self.output_and_tokens(part)
+            loss = alpha_loss(self.logit(part, tokens, part_scale), part.states.r).sum() / config.head_batch
+            losses["alpha"] += self._backward(loss)
+        for _, part in self.draw(pool, config.batch, self.law, pool.r).parts(config.micro_batch):
+            losses["v_plus"] += self._theta_loss(part.to(self.device))
+        return losses
+
+    def _policy(self, pool: Pool) -> dict[str, float]:
+        """Gradients of the policy (or the authors' loss) and, with baseline alpha, of the head it takes b from."""
+        config, losses = self.config, {"policy": 0.0, **({} if self.head is None else {"alpha": 0.0})}
+        mean = float(pool.r.mean())
+        for _, part in self.draw(pool, config.batch, self.law).parts(config.micro_batch):
+            part = part.to(self.device)
+            self.roles.use("old")
+            old, tokens = self.output_and_tokens(part)
+            baseline: float | Tensor = 0.5 if self.objective.baseline == "half" else mean
+            if self.head is not None:
+                logit = self.logit(part, tokens)
+                losses["alpha"] += self._backward((part.weight * alpha_loss(logit, part.states.r)).sum() / config.batch)
+                baseline = torch.sigmoid(logit.detach())
+            ref = old if self.objective.anchored else None
+            if self.objective.anchored and config.online:
+                self.roles.use("base")
+                ref, _ = self.output_and_tokens(part)
+            losses["policy"] += self._theta_loss(part, old=old, ref=ref, baseline=baseline)
+        return losses
+
+    def _theta_loss(self, part: Batch, **others: Any) -> float:
+        # The role stays theta's through the backward: gradient checkpointing runs forwards again there.
+        self.roles.use("theta")
+        output = self.base.predict(part.states.x_t, part.states.t, part.conditions)
+        share = part.weight / self.config.batch
+        if self.law.adaptive:
+            scale = share * self.scaler.get_scale()
+            output.register_hook(lambda gradient: self._meet(gradient, scale, part.bin))
+        return self._backward((share * self.objective.loss(output, part.states, **others)).sum())
+
+    def _meet(self, gradient: Tensor, scale: Tensor, at: Tensor) -> None:
+        """Add to the step's |g|^2 and samples by bin: gradients (B, ...) of `scale` (B,) times each sample's loss."""
+        size = (gradient.float().flatten(1).square().sum(1) / scale.square()).double().cpu()
+        finite = size.isfinite()  # fp16 overflows now and then, and the step is then left out
+        self._met[0].index_add_(0, at[finite], size[finite])
+        self._met[1].index_add_(0, at, finite.double())
+
+    def _backward(self, loss: Tensor) -> float:
+        self.scaler.scale(loss).backward()
+        return loss.item()
+
+    def finish_round(self) -> None:
+        """`old` follows theta, and the tilt adds up."""
+        decay = decay_after(self.config.old, self.step_number)
+        self.roles.follow(decay)
+        self.tilt = self.tilt.after_round(self.objective, decay)
+        self.round_number += 1
+
+    # State.
+
+    def use_average(self) -> None:
+        """Put the running averages in the place of the weights, for measuring and exporting."""
+        with torch.no_grad():
+            for parameter, average in zip(self.parameters, self.average, strict=True):
+                parameter.copy_(average)
+
+    def remove(self) -> None:
+        """Take the LoRAs out of the denoiser."""
+        self.roles.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on from here, bit for bit."""
+        cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
+        return {
+            "parameters": [parameter.detach() for parameter in self.parameters],
+            "old": [parameter.detach() for parameter in self.roles.old_parameters],
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "generator": self.generator.get_state(),
+            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "step": self.step_number,
+            "round": self.round_number,
+            "mean_r": self.mean_r,
+            "tilt": {"theta": self.tilt.theta, "old": self.tilt.old},
+            "law": self.law.seen,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        with torch.no_grad():
+            for own, saved in (
+                (self.parameters, state["parameters"]),
+                (self.roles.old_parameters, state["old"]),
+                (self.average, state["average"]),
+            ):
+                for parameter, value in zip(own, saved, strict=True):
+                    parameter.copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if state["rng"]["cuda"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        self.step_number, self.round_number = state["step"], state["round"]
+        self.tilt, self.mean_r = Tilt(**state["tilt"]), state["mean_r"]
+        self.law.seen.copy_(state["law"])

@@ -1,0 +1,248 @@
+"""What the LoRA and the alpha head learn from scored pictures. Torch only, no model inside.
+
+    positive   E[ r |v_plus - y|^2 ] / E[r]                        minimised by  v_plus = E[r y | x_t] / E[r | x_t]
+    policy     |v - target|^2 + kappa |v - v_ref|^2                minimised by  v_ref (1 - w) + w (v_old + tilt Delta)
+               target = v_old + (tilt (r - b) + refit)(y - v_old)  b: 1/2, the mean of r, or alpha(x_t)
+               a sample may weigh as `paper` weighs it              `self_weight`
+    paper      DiffusionNFT's loss as its authors train it         `nft_pipeline.guidance.paper_loss`
+    head       BCE(alpha, r)                                       minimised by  alpha = E[r | x_t]
+
+DESIGN M1, M2, M6 and M7; the formulas themselves stand in nft_pipeline.guidance. Outputs and targets are the network's
+own, of any prediction type: these losses are the same affine map of each other in both (M9), and on the raw output the
+noise levels keep the weights the network was trained with. `paper` is written in x_0 and converts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nft_pipeline.guidance import accumulated_tilt, anchor_kappa, anchor_weight, paper_loss, regression_target
+
+from ..bases.noising import velocity, velocity_gain
+from ..settings.choices import BASELINES, KINDS, Baseline, Kind
+from ..settings.config import TrainConfig
+
+
+def squared_error(v: Tensor, target: Tensor) -> Tensor:
+    """|v - target|^2 a sample, the mean over dimensions: (B,), float32 or wider."""
+    work = torch.promote_types(torch.promote_types(v.dtype, target.dtype), torch.float32)
+    return (v.to(work) - target.to(work)).square().flatten(1).mean(1)
+
+
+def positive_loss(v: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+    """weight |v - y|^2 a sample, (B,).
+
+    Drawing pictures in proportion to r and weighing them all the same (`weight=None`) has the same expectation as
+    drawing evenly and weighing by r / E[r], with less noise and no forward spent on weight zero.
+    """
+    error = squared_error(v, y)
+    return error if weight is None else weight * error
+
+
+def policy_loss(
+    v: Tensor,
+    v_old: Tensor,
+    y: Tensor,
+    r: Tensor,
+    tilt: float,
+    baseline: float | Tensor,
+    v_ref: Tensor | None = None,
+    kappa: float = 0.0,
+    refit: float = 0.0,
+) -> Tensor:
+    """|v - target|^2 + kappa |v - v_ref|^2 a sample, (B,): M6's regression with M7's anchor.
+
+    Args:
+        v, v_old, y, v_ref: outputs of the trained, the old and the reference model, and the target; (B, ...).
+        r: scores in [0, 1], (B,).
+        tilt: 2 / beta, the tilt a converged round adds.
+        baseline: b in [0, 1], a number or (B,). It carries no gradient.
+        kappa: `anchor_kappa(eta0, tilt)`; 0 is no anchor, and `v_ref` may then be None.
+        refit: share of v_old's own error that a converged round takes out, in [0, 1].
+
+    Raises:
+        ValueError: as `regression_target`, or kappa without v_ref.
+    """
+    b = baseline.detach() if isinstance(baseline, Tensor) else baseline
+    loss = squared_error(v, regression_target(v_old, y, r, tilt, b, refit))
+    if kappa == 0:
+        return loss
+    if v_ref is None:
+        raise ValueError(f"kappa is {kappa:g} and v_ref is missing: an anchor needs the reference model's output")
+    return loss + kappa * squared_error(v, v_ref.detach())
+
+
+def self_weight(v_old: Tensor, y: Tensor, t: Tensor, prediction: str, floor: float = 1e-5) -> Tensor:
+    """What a sample weighs in DiffusionNFT's self-normalised loss (arXiv:2509.16117) where v_theta is v_old, (B,).
+
+        t^2 g^2 / m,   m = max(mean|x0hat_old - x_0|, floor) = max(t g mean|v_old - y|, floor)
+
+    g is `velocity_gain`. Pictures that v_old misses by far then pull no harder than others, and low noise pulls less.
+    The weight depends on y, so the optimum is that of pictures drawn in proportion to 1 / m.
+
+    Args:
+        v_old, y: raw output of the old model, and its target, (B, ...).
+        t: noise levels in (0, 1), (B,).
+        prediction: of the network.
+        floor: smallest m, > 0.
+    """
+    work = torch.promote_types(torch.promote_types(v_old.dtype, y.dtype), torch.float32)
+    size = t.to(work) * velocity_gain(prediction, t.to(work))
+    missed = (v_old.detach().to(work) - y.to(work)).abs().flatten(1).mean(1)
+    return size.square() / (size * missed).clamp(min=floor)
+
+
+def alpha_loss(logit: Tensor, r: Tensor) -> Tensor:
+    """Binary cross entropy a sample of the head's logit (B,) against r (B,) in [0, 1], graded rewards included."""
+    work = torch.promote_types(logit.dtype, torch.float32)
+    return F.binary_cross_entropy_with_logits(logit.to(work), r.to(work), reduction="none")
+
+
+@dataclass(frozen=True)
+class States:
+    """A batch of noisy states and what the network is asked for there.
+
+    Args:
+        x_0, x_t, y: pictures, noisy states and raw targets of the network, (B, ...).
+        t: noise levels, (B,).
+        r: scores in [0, 1], (B,).
+        prediction: of the network, which says what y is.
+    """
+
+    x_0: Tensor
+    x_t: Tensor
+    y: Tensor
+    t: Tensor
+    r: Tensor
+    prediction: str = "flow"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which loss, at which tilt, with which baseline and anchor.
+
+    Args:
+        kind: "positive", "policy" or "paper".
+        tilt: 2 / beta, > 0. For a policy the tilt that one converged round adds (eta1); for a positive adapter only
+            what strength 1 will mean.
+        baseline: b of a policy: "half", "mean" (of r) or "alpha", which needs a head.
+        eta0: the tilt that an anchored policy converges to over the rounds; None or infinity is no anchor.
+        refit: of a policy, the share of old's own error, v_old - E[y | x_t], that a converged round takes out, [0, 1].
+        self_normalise: whether a policy's samples weigh as `self_weight` says.
+
+    Raises:
+        ValueError: an unknown kind or baseline, a number out of range, or an anchor where there is no policy.
+    """
+
+    kind: Kind
+    tilt: float = 2.0
+    baseline: Baseline = "alpha"
+    eta0: float | None = None
+    refit: float = 0.0
+    self_normalise: bool = False
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Objective:
+        """The objective of a run, with its numbers."""
+        return cls(config.kind, config.tilt, config.baseline, config.eta0, config.refit, config.self_normalise)
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("objective", self.kind, KINDS), ("baseline", self.baseline, BASELINES)):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+        anchor_kappa(self._limit, self.tilt)  # raises for numbers out of range
+        if self.anchored and self.kind != "policy":
+            raise ValueError(
+                f"eta0 is {self.eta0:g} with objective {self.kind!r}; the anchor belongs to 'policy'. Leave eta0 out, "
+                "or set objective: policy"
+            )
+        if not 0 <= self.refit <= 1 or (self.refit and self.kind != "policy"):
+            raise ValueError(
+                f"refit is {self.refit:g} with objective {self.kind!r}, expected 0 to 1, and 0 for all but 'policy'"
+            )
+        if self.self_normalise and self.kind != "policy":
+            raise ValueError(
+                f"self_normalise with objective {self.kind!r}; it belongs to 'policy', and 'paper' always is"
+            )
+
+    @property
+    def _limit(self) -> float:
+        return math.inf if self.eta0 is None else self.eta0
+
+    @property
+    def anchored(self) -> bool:
+        return math.isfinite(self._limit)
+
+    @property
+    def kappa(self) -> float:
+        """eta1 / eta0, the weight of the anchor (M7); 0 without."""
+        return anchor_kappa(self._limit, self.tilt)
+
+    @property
+    def weight(self) -> float:
+        """w = eta0 / (eta0 + eta1), how much of a step the anchor leaves (M7); 1 without."""
+        return anchor_weight(self._limit, self.tilt)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether an alpha head is trained along."""
+        return self.kind == "positive" or (self.kind == "policy" and self.baseline == "alpha")
+
+    def loss(
+        self,
+        output: Tensor,
+        states: States,
+        *,
+        old: Tensor | None = None,
+        ref: Tensor | None = None,
+        baseline: float | Tensor = 0.5,
+    ) -> Tensor:
+        """The loss a sample, (B,), of the raw outputs of the trained, the old and the reference model.
+
+        Positive states are taken as drawn in proportion to r. `baseline` is the value of b: 1/2, a mean, or alpha (B,).
+
+        Raises:
+            ValueError: an output this objective needs is missing, or values out of range.
+        """
+        if self.kind == "positive":
+            return positive_loss(output, states.y)
+        if old is None:
+            raise ValueError(f"objective {self.kind!r} needs the old model's output")
+        if self.kind == "policy":
+            loss = policy_loss(output, old, states.y, states.r, self.tilt, baseline, ref, self.kappa, self.refit)
+            return loss * self_weight(old, states.y, states.t, states.prediction) if self.self_normalise else loss
+        v, v_old = (velocity(states.prediction, o, states.x_t, states.t) for o in (output, old))
+        return paper_loss(v, v_old, states.x_t, states.x_0, states.t, states.r, 2 / self.tilt)
+
+    def passes(self, online: bool) -> tuple[int, int]:
+        """(forwards, backwards) of the denoiser for each sample.
+
+        Offline the old and the reference model are both the base model, whose pass also feeds the head.
+        """
+        return (3 if online and self.anchored else 2), 1
+
+    def describe(self, online: bool, rounds: int = 1) -> str:
+        """What the numbers mean, in words, for the start of a run."""
+        forwards, backwards = self.passes(online)
+        cost = f"{forwards} forwards + {backwards} backward a sample"
+        if self.kind == "positive":
+            return (
+                f"objective positive: the LoRA learns v_plus, the head alpha; strength 1 is a tilt of {self.tilt:g}, "
+                f"the odds of a liked picture times {math.exp(self.tilt):.3g}; {cost}"
+            )
+        what = "" if self.kind == "paper" else f", baseline {self.baseline}"
+        what += f", refit {self.refit:g}" if self.refit else ""
+        what += ", self-normalised" if self.self_normalise else ""
+        reached = accumulated_tilt(self.tilt, rounds, self.eta0)
+        anchor = "no anchor: the tilt grows with every round"
+        if self.anchored:
+            anchor = f"anchored: kappa {self.kappa:.3g}, w {self.weight:.3g}, limit eta0 {self.eta0:g}"
+        return (
+            f"objective {self.kind}{what}: tilt {self.tilt:g} a round (beta {2 / self.tilt:g}); {anchor}; "
+            f"{reached:.3g} after {rounds} converged round{'s' * (rounds != 1)}; {cost}"
+        )

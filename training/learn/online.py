@@ -1,0 +1,123 @@
+"""One round of an online run: pictures sampled with `old`, scored while sampling goes on, kept as a pool.
+
+Several processes take batches in turns; the pool is the same in all of them, and the one that a single process makes.
+Prompts and noise of a round follow from the run's seed and the round's number alone, so a round that was lost can be
+sampled again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..bases.base import Conditions, TrainBase, rows_of
+from ..data.optimality import CENTRED, Optimality, optimality
+from ..data.pool import Pool, score
+from ..devices import processes
+from ..rewards.find import Scorer
+from ..settings.config import TrainConfig
+from .roles import LoraRoles
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """All prompts of a run, with their conditions, and those of the empty prompt for classifier-free guidance."""
+
+    texts: Sequence[str]
+    conditions: Conditions
+    empty: Conditions | None = None
+
+
+def baseline_warning(config: TrainConfig, mean_r: float | None = None) -> str | None:
+    """Why `old` would be driven away from its own samples, in words; None where it would not.
+
+    A baseline of 1/2 adds tilt (E[r] - 1/2)(y - v_old) to the target on average. That is nothing where v_old is E[y],
+    but a model is never quite the mean of its own samples, and below 1/2 every round widens the difference.
+
+    Args:
+        mean_r: of a round; None before the first, when only r that is centred by its method is known to be 1/2.
+    """
+    is_half = config.kind == "paper" or (config.kind == "policy" and config.baseline == "half")
+    is_low = config.optimality not in CENTRED if mean_r is None else mean_r < 0.45
+    if not (config.online and is_half and is_low):
+        return None
+    seen = f"optimality is {config.optimality!r}" if mean_r is None else f"r is {mean_r:.2f} in the mean"
+    which = "objective 'paper'" if config.kind == "paper" else "baseline 'half'"
+    return (
+        f"warning: {which} wants r to be 1/2 in the mean, and {seen}; below it every round drives the model away from "
+        "its own samples. Set optimality: group, rank or sigmoid, or objective: policy with baseline: alpha"
+    )
+
+
+def round_prompts(count: int, config: TrainConfig, number: int) -> torch.Tensor:
+    """Which prompts round `number` samples, `group_size` pictures each, in groups: (pictures,)."""
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
+    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(-(-config.round_prompts // count))])
+    return order[: config.round_prompts].repeat_interleave(config.group_size)
+
+
+@torch.no_grad()
+def sample_round(
+    base: TrainBase,
+    roles: LoraRoles,
+    prompts: Prompts,
+    rewards: Mapping[str, Scorer],
+    config: TrainConfig,
+    number: int,
+    stop: Callable[[], None] = lambda: None,
+    together: bool = False,
+) -> tuple[Pool, Optimality]:
+    """Sample and score round `number` with `old`; samples without a score are left out.
+
+    Args:
+        rewards: by the name the settings give them.
+        stop: called between batches; may raise.
+        together: whether all processes have to run equally many forwards, as the base model is split.
+
+    Raises:
+        RewardError, OptimalityError: scores of another number than pictures, too many missing, or out of range.
+    """
+    which = round_prompts(len(prompts.texts), config, number)
+    noise_generator = torch.Generator().manual_seed(config.seed * 1_000_003 + 500_009 * (number + 1))
+    noise = torch.randn(base.latent_shape(len(which)), generator=noise_generator)
+    latents = torch.zeros(noise.shape)
+    scores = torch.zeros(len(rewards), len(which), dtype=torch.float64)
+    roles.use("old")
+    parts = torch.arange(len(which)).split(config.pool_batch)
+    asked = []
+    with ThreadPoolExecutor(max_workers=1) as judge:
+        # A turn is one batch for each process; all of them stop between the same two.
+        turns = range(0, len(parts), processes.count())
+        for turn in tqdm(
+            turns, desc=f"round {number + 1}: sampling", unit="batch", leave=False, disable=processes.rank() != 0
+        ):
+            stop()
+            mine = turn + processes.rank()
+            if mine >= len(parts) and not together:
+                continue
+            rows = parts[min(mine, len(parts) - 1)]
+            conditions = rows_of(prompts.conditions, which[rows])
+            sampled = base.sample_batch(conditions, noise[rows], prompts.empty)
+            if mine >= len(parts):  # it ran along with the others, who gather the model's weights from it
+                continue
+            latents[rows] = sampled
+            pictures = base.decode_latents(latents[rows])
+            texts = [prompts.texts[i] for i in which[rows].tolist()]
+            asked += [
+                (rows, index, judge.submit(score, reward, name, pictures, texts))
+                for index, (name, reward) in enumerate(rewards.items())
+            ]
+        for rows, index, answer in asked:
+            scores[index, rows] = torch.from_numpy(answer.result())
+    latents, scores = processes.summed(latents), processes.summed(scores)
+    table = {name: scores[index].numpy() for index, name in enumerate(rewards)}
+    groups = np.repeat(np.arange(config.round_prompts), config.group_size)
+    found = optimality(table, config.optimality, weights=config.weights, groups=groups, at=config.optimality_at)
+    kept = torch.from_numpy(found.kept)
+    r = torch.from_numpy(found.r[found.kept])
+    return Pool.of(latents[kept].half(), which[kept], prompts.conditions, r), found

@@ -1,0 +1,106 @@
+"""The models of a run on one denoiser: the base, and a LoRA for each role that training keeps apart.
+
+    base     no LoRA of ours: v_old of an offline run, v_ref of an anchored one
+    old      online only: it samples, and a step is measured from it; it follows theta after every round
+    theta    what is trained
+
+A fourth, the running average that is exported, is kept by the learner as plain tensors.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from nft_pipeline.adapters.keys import lora_from_peft
+from nft_pipeline.engine.injection import LoraSwitch, remove_lora, tuner_layers
+from nft_pipeline.engine.row_scale import RowScale
+from nft_pipeline.families.family import Family
+
+THETA, OLD = "nft", "nft_old"
+
+
+class LoraRoles:
+    """LoRAs on a denoiser whose own weights are frozen.
+
+    Args:
+        denoiser: without LoRAs of these names.
+        family: of it; names the default layers.
+        rank: of the LoRAs; lora_alpha is the same, so their own scale is 1.
+        targets: layers, as peft name suffixes; [] is the family's default.
+        with_old: whether there is an `old` apart from the base. It starts as theta, which starts as the base.
+    """
+
+    def __init__(self, denoiser: nn.Module, family: Family, rank: int, targets: list[str], with_old: bool) -> None:
+        self.denoiser, self.family, self.rank = denoiser, family, rank
+        denoiser.requires_grad_(False)
+        names = (OLD, THETA) if with_old else (THETA,)
+        for name in names:
+            config = LoraConfig(
+                r=rank,
+                lora_alpha=rank,
+                init_lora_weights="gaussian",
+                target_modules=targets or list(family.lora_targets),
+            )
+            with warnings.catch_warnings():
+                # peft warns about a second adapter as such; having one beside the other is the point here.
+                warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+                denoiser.add_adapter(config, adapter_name=name)  # type: ignore[operator]
+        layers = tuner_layers(denoiser)
+        self._switch = LoraSwitch(denoiser, dict.fromkeys(names, len(layers)))
+        self._rows = RowScale(THETA, self._switch.inner(THETA))
+        self.parameters = self._weights(THETA)
+        self.old_parameters = self._weights(OLD) if with_old else []
+        for parameter in denoiser.parameters():
+            parameter.requires_grad_(False)
+        for parameter in self.parameters:
+            parameter.data = parameter.data.float()  # above the base's precision, whatever that is
+            parameter.requires_grad_(True)
+        for parameter, theta in zip(self.old_parameters, self.parameters, strict=with_old):
+            parameter.data = theta.detach().clone()
+
+    def _weights(self, name: str) -> list[nn.Parameter]:
+        found = []
+        layers: Iterable[Any] = tuner_layers(self.denoiser).values()
+        for layer in layers:
+            found += [layer.lora_A[name].weight, layer.lora_B[name].weight]
+        return found
+
+    def use(self, role: str) -> None:
+        """From now on forwards are those of "base", "old" or "theta". Without an `old` of its own that is the base."""
+        names = {"base": (), "old": (OLD,) if self.old_parameters else (), "theta": (THETA,)}[role]
+        self._switch.only(*names)
+
+    @contextmanager
+    def theta_by_row(self, scale: Tensor) -> Iterator[None]:
+        """Within, forwards are theta's with the LoRA at a scale of its own for every row, (B,)."""
+        self.use("theta")
+        self._rows.set(scale)
+        try:
+            yield
+        finally:
+            self._rows.set(None)
+
+    @torch.no_grad()
+    def follow(self, decay: float) -> None:
+        """old <- decay old + (1 - decay) theta."""
+        torch._foreach_lerp_(tuple(self.old_parameters), [theta.detach() for theta in self.parameters], 1 - decay)
+
+    def lora(self) -> dict[str, Tensor]:
+        """Theta's LoRA under diffusers' keys."""
+        state: dict[str, Any] = get_peft_model_state_dict(self.denoiser, adapter_name=THETA)
+        return lora_from_peft(state, alpha=self.rank, rank=self.rank, component=self.family.component)
+
+    def remove(self) -> None:
+        """The denoiser as it was, but for requires_grad."""
+        self._rows.remove()
+        self._switch.restore()
+        for name in (THETA, OLD) if self.old_parameters else (THETA,):
+            remove_lora(self.denoiser, name)

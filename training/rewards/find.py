@@ -1,0 +1,99 @@
+"""What a reward is to the trainer, and how a run's `reward:` and `prompts:` lines find theirs."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from . import contract
+from .contract import RewardError
+from .pictures import to_pil
+from .registry import load_reward
+
+
+class Scorer(Protocol):
+    """Scores pictures: r(x0, c) in [0, 1], the probability that the picture is a good one (DESIGN M1), or on a scale of
+    its own that training/data/optimality.py turns into r."""
+
+    def __call__(self, pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        """Pictures uint8 (B, H, W, 3) and B prompts to scores (B,)."""
+        ...
+
+
+_SHAPES = "nft_pipeline.training.shapes.scorers"
+PROMPTS = {
+    "shapes_warm": f"{_SHAPES}:warm_prompts",
+    "shapes_warm_held_out": f"{_SHAPES}:warm_prompts_held_out",
+    "shapes_eval": f"{_SHAPES}:shapes_eval_training_prompts",
+    "shapes_eval_held_out": f"{_SHAPES}:shapes_eval_held_out",
+}
+
+
+def find_reward(name: str, *, own_scale: bool = False, **options: object) -> Scorer:
+    """A reward of `training.rewards` as the trainer calls it; NaN where it has no score.
+
+    Args:
+        name, options: as `load_reward`: a known name, "module:function" for one of your own, or "remote:URL".
+        own_scale: give the reward's own scores, the larger the better, for a run that normalises them itself; by
+            default they are mapped to r in [0, 1] by the reward's card.
+
+    Raises:
+        RewardError: no such name, module, function or option.
+    """
+    reward = load_reward(name, **options)
+    return as_scores(reward) if own_scale else as_probability(reward)
+
+
+def as_probability(reward: contract.Reward) -> Scorer:
+    """A reward of `training.rewards` (a mix of several, for one) as the trainer calls it."""
+
+    def scored(pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        scores = reward(to_pil(pictures), prompts, allow_missing=True).scores
+        return reward.info.probability(scores).detach().cpu().numpy()
+
+    return scored
+
+
+def as_scores(reward: contract.Reward) -> Scorer:
+    """A reward's own scores, negated where smaller ones are better."""
+    sign = 1.0 if reward.info.larger_is_better else -1.0
+
+    def scored(pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        return sign * reward(to_pil(pictures), prompts, allow_missing=True).scores.detach().cpu().numpy()
+
+    return scored
+
+
+def find_prompts(name: str) -> list[str]:
+    """Prompts by the name of a built-in list, from a text file (one a line), or from "module:function".
+
+    Raises:
+        RewardError: none of these exists, or the list is empty.
+    """
+    if name not in PROMPTS and Path(name).is_file():
+        prompts = [line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        prompts = list(_find(PROMPTS.get(name, name), name)())
+    if not prompts:
+        raise RewardError(f"prompts {name!r} is an empty list; expected at least one prompt, one a line")
+    return prompts
+
+
+def _find(target: str, name: str) -> Callable:
+    module, _, attribute = target.partition(":")
+    if not attribute:
+        close = difflib.get_close_matches(name, PROMPTS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise RewardError(
+            f"prompts {name!r} is not known; {hint}built in: {', '.join(PROMPTS)}. Your own: 'module:function', or the "
+            "path of a text file with one prompt a line"
+        )
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise RewardError(f"prompts {name!r} cannot be imported: {error}") from error

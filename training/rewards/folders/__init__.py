@@ -1,0 +1,1 @@
+"""Folders of pictures: scored by rewards, rated by a person."""

@@ -1,0 +1,45 @@
+"""`likes`: a person's ratings as a reward. It knows the pictures that were rated and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..contract import Reward, RewardError, RewardInfo, RewardOutput
+from ..folders.scores_file import read_scores
+from ..pictures import content_hash
+
+
+class Likes(Reward):
+    """1 for liked pictures, 0 for disliked ones.
+
+    Args:
+        folder: pictures rated with `diffusion-nft rate`, recognised by their pixels wherever they come from. Without
+            it a picture's own metadata must have `liked`, as the lines of metadata.jsonl do.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.info = RewardInfo(name="likes", licence="a person's ratings")
+        self.liked: dict[str, bool] = {}
+        for row in read_scores(Path(folder)) if folder is not None else []:
+            if isinstance(row.get("liked"), bool):
+                with Image.open(Path(str(folder)) / row["image"]) as picture:
+                    self.liked[content_hash(picture)] = row["liked"]
+
+    def score(self, images: list[Image.Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
+        found = [
+            known["liked"] if isinstance(known.get("liked"), bool) else self.liked.get(content_hash(image))
+            for image, known in zip(images, metadata, strict=True)
+        ]
+        unrated = [i for i, liked in enumerate(found) if liked is None]
+        if unrated:
+            which = metadata[unrated[0]].get("image", f"number {unrated[0]}")
+            raise RewardError(
+                f"reward 'likes' has no rating for {len(unrated)} pictures of {len(found)}, the first is {which}; "
+                "rate them with: diffusion-nft rate FOLDER"
+            )
+        return RewardOutput(torch.tensor([float(bool(liked)) for liked in found]))

@@ -1,0 +1,31 @@
+"""`diffusion-nft check`."""
+
+from __future__ import annotations
+
+import argparse
+
+from .train_command import add_run_arguments, overrides_of
+
+HELP = "find what would stop a training run in hour three, now"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Tries a training run out in a minute or so: settings, reward, prompts, pictures, disk, base model, one batch "
+        "of samples, one optimiser step at the run's batch size, one adapter. All faults come in one report. The exit "
+        "code is 1 if there are any."
+    )
+    add_run_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from .check import check
+
+    faults = check(args.run, overrides_of(args), args.out, device=args.device)
+    if not faults:
+        print("the run can start")
+        return 0
+    print(f"{len(faults)} fault{'s' * (len(faults) > 1)}:")
+    for fault in faults:
+        print("  - " + fault.replace("\n", "\n    "))
+    return 1

@@ -1,0 +1,89 @@
+"""A checkpoint: all that a run needs to go on as if it had never stopped, in one file, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pickle
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nft_pipeline.files.atomic import atomic_write_bytes
+
+# Settings that change what a run costs, not where it arrives: they may differ when it goes on.
+COST_SETTINGS = frozenset({"micro_batch", "gradient_checkpointing", "checkpoint_every"})
+# Settings of what a run shows and keeps: training/show/observer.py.
+SHOWN_SETTINGS = frozenset(
+    {"samples_every", "sample_prompts", "sweep_size", "sweep_strengths", "sweep_every", "watch_reward", "trackers"}
+    | {"keep_last", "keep_best"}
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used, or cannot be written."""
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, text, and dicts and lists of them) to `path`, in the place of the one before.
+
+    Raises:
+        CheckpointError: the disk is full or cannot be written; the checkpoint before is still there, untouched.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    try:
+        atomic_write_bytes(path, buffer.getvalue())
+    except OSError as error:
+        what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+        kept = "the one before is untouched" if path.is_file() else "there is none before it"
+        raise CheckpointError(
+            f"{path} of {buffer.tell() / 1e6:.1f} MB could not be written: {what}; {kept}. Free some space"
+        ) from error
+
+
+def rotate(path: Path, step: int, keep: int) -> None:
+    """Keep the checkpoint in `path` under its step's name too, the last `keep` of these; 1 keeps none but `path`.
+
+    checkpoint.pt is always the newest; to go back, put checkpoint-000400.pt in its place. Where the disk takes no
+    second name for a file, none is kept.
+    """
+    if keep == 1:
+        return
+    with suppress(OSError):
+        name = path.with_name(f"{path.stem}-{step:06d}{path.suffix}")
+        name.unlink(missing_ok=True)
+        os.link(path, name)  # the next checkpoint is a new file under the old name, so this one stays as it is
+        named = re.compile(rf"{re.escape(path.stem)}-(\d{{6,}}){re.escape(path.suffix)}")
+        steps = {int(match[1]): entry for entry in path.parent.iterdir() if (match := named.fullmatch(entry.name))}
+        known = sorted(number for number in steps if number <= step)
+        for number in steps.keys() - set(known[-keep:]):  # also those of a future that was given up
+            steps[number].unlink()
+
+
+def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The state in `path`, or None if there is no checkpoint.
+
+    Raises:
+        CheckpointError: the file is damaged, or belongs to a run with other settings (which ones is said). Settings in
+            `COST_SETTINGS` and `SHOWN_SETTINGS` may differ.
+    """
+    if not path.is_file():
+        return None
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        saved = state["settings"]
+    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}. Delete it to start again") from error
+    keys = (settings.keys() | saved.keys()) - COST_SETTINGS - SHOWN_SETTINGS
+    differing = sorted(key for key in keys if settings.get(key) != saved.get(key))
+    if differing:
+        changes = ", ".join(f"{key} {saved.get(key)!r} -> {settings.get(key)!r}" for key in differing)
+        raise CheckpointError(
+            f"{path} belongs to a run with other settings ({changes}). Write to another folder, or delete it"
+        )
+    return state

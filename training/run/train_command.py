@@ -1,0 +1,76 @@
+"""`diffusion-nft train`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+HELP = "train an adapter from a run's YAML file, or from a preset"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Train an adapter: from pictures sampled from the base model and scored, from a folder of scored or liked "
+        "pictures, or online in rounds. Writes OUT/adapter. The same command resumes a run that was stopped: the first "
+        "Ctrl-C finishes the step and saves, the second ends at once."
+    )
+    add_run_arguments(parser)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """What says which run is meant; `check` has the same."""
+    parser.add_argument(
+        "run",
+        help="a YAML file, or a preset: shapes_warm (five minutes on two cores), shapes_follow (online, forty "
+        "minutes), or one for a family of large models: sd15, sdxl, sd35_medium, flux1_dev, flux2_dev, flux2_klein_4b, "
+        "qwen_image, z_image, sana_600m, wan_1_3b. To make your own, begin a file with `preset: sdxl` and give what is "
+        "to differ, or copy large_model or shapes_warm from training/presets, where every line says when to change it",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the run's folder (default: runs/NAME); use a new one for new settings"
+    )
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="override one setting, for example --set steps=1000; may be given several times",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda; auto takes CUDA if there is one (default)")
+
+
+def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that --set gives.
+
+    Raises:
+        ConfigError: one is not KEY=VALUE.
+    """
+    import yaml
+
+    from ..errors import ConfigError
+
+    overrides = {}
+    for assignment in args.set:
+        key, separator, value = assignment.partition("=")
+        if not separator:
+            raise ConfigError([f"--set {assignment!r} is not KEY=VALUE, for example --set steps=1000"])
+        overrides[key.strip()] = yaml.safe_load(value)
+    return overrides
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..settings.config import TrainConfig
+    from .stopping import Stopped
+    from .trainer import train
+
+    config = TrainConfig.from_yaml(args.run, overrides_of(args))
+    out = args.out or Path("runs") / config.name
+    try:
+        train(config, out, device=args.device)
+    except Stopped as stop:
+        again = ["diffusion-nft", "train", args.run, *(part for item in args.set for part in ("--set", item))]
+        print(f"{stop}. To go on: {shlex.join([*again, '--out', str(out)])}")
+        return 130
+    return 0

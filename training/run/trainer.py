@@ -1,0 +1,340 @@
+"""A training run from settings to adapter: pictures -> scores -> objective -> checkpoint -> adapter.
+
+The same call resumes: a pool and a checkpoint found in the run's folder are used if they belong to the same settings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from nft_pipeline import DiffusionNFTPipeline
+from nft_pipeline.adapter import Adapter, BaseModel, fingerprint, write_adapter
+from nft_pipeline.hub_cards.report import REPORT_FILE, RunReport, Trained
+
+from ..bases.base import TrainBase
+from ..bases.registry import train_base
+from ..data.pool import Pool, load_pool, pool_key, save_pool
+from ..data.sources import offline_pools, rewards_of
+from ..devices import processes
+from ..devices.memory import memory_advice
+from ..devices.precision import choose_precision
+from ..devices.quantised import quantise
+from ..learn.calibration import Calibration, calibrate, calibration_table
+from ..learn.export import make_adapter
+from ..learn.learner import Learner
+from ..learn.objective import Objective
+from ..learn.online import Prompts, baseline_warning, sample_round
+from ..rewards.find import find_prompts
+from ..settings.config import TrainConfig
+from ..show.live import averaged
+from ..show.observer import Observer
+from ..show.run_report import run_report
+from ..show.watch import choose_strength
+from .checkpoint import CheckpointError, load_checkpoint, rotate, save_checkpoint
+from .sharding import Sharding, check_sharding
+from .stopping import Stopped, Stopper
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run made: the adapter, where it is, how well alpha does on held-out samples, seconds by phase since it was
+    started or went on, and the report beside the adapter."""
+
+    adapter: Adapter
+    folder: Path
+    calibration: list[Calibration]
+    seconds: dict[str, float]
+    report: RunReport = field(default_factory=RunReport)
+
+
+def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "auto") -> TrainResult:
+    """Run `config` and write `out/adapter`.
+
+    Args:
+        config: the run's settings.
+        out: the run's folder; pools, checkpoint, records, sample grids, report.html and adapter go there.
+        say: gets one line a phase.
+        device: "auto" is CUDA if there is one, else the CPU.
+
+    Raises:
+        Stopped: a signal asked for it; the same call goes on.
+        ConfigError, RewardError, OptimalityError, PoolError, DataError, CheckpointError, TrainingError, TrackerError,
+            AdapterError: named where they are defined.
+    """
+    processes.start()
+    check_sharding(config)
+    if processes.rank() != 0:
+        say = _silent
+    out.mkdir(parents=True, exist_ok=True)
+    base, reason = load_base(config, device)
+    base_model = BaseModel(id=config.base_model, revision=None, fingerprint=fingerprint(base.denoiser))
+    sharding = Sharding(base, say)
+    with Stopper() as stopper:
+        run = Run(config, out, base, base_model, sharding, say, stopper)
+        learner = None
+        try:
+            if config.online:
+                learner, rate, pictures = run.online(reason)
+                held_out = None
+            else:
+                learner, pool, held_out = run.offline(reason)
+                rate, pictures = pool.r.mean().item(), len(pool)
+            run.look_at_last(learner)
+            learner.use_average()
+            calibration = _calibration(learner, held_out, say)
+            found = run.observer.finish(pictures, run.seconds_before + sum(run.seconds.values()), calibration)
+            adapter = make_adapter(learner, base_model, rate, pictures, calibration, found.strength)
+        finally:
+            run.observer.close()
+            if learner is not None:
+                learner.remove()
+    folder = out / "adapter"
+    if processes.rank() == 0:
+        folder = write_adapter(folder, adapter, found.files)
+        for name in ("checkpoint.pt", "round.safetensors"):
+            (out / name).unlink(missing_ok=True)
+    say(f"adapter written to {folder}")
+    return TrainResult(adapter, folder, calibration, run.seconds, found.report)
+
+
+def find_device(device: str) -> torch.device:
+    """The device of this name; "auto" is CUDA if there is one, else the CPU."""
+    return torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str]:
+    """The run's base model, whose parts go to the device when they are needed, and in words why it computes in the
+    number format it does.
+
+    Raises:
+        TrainingError: a family the trainer does not know, or a package that `quantise` needs is not installed.
+    """
+    where = find_device(device)
+    dtype, reason = choose_precision(config.precision, where)
+    # Beside a CPU weights are kept in what they compute in; frozen ones need no more.
+    is_small = where.type != "cpu" and dtype != torch.float32
+    kept = {"dtype": {"default": dtype, "vae": torch.float32}} if is_small else {}
+    guided = DiffusionNFTPipeline.from_pretrained(config.base_model, **kept)
+    call = {"num_inference_steps": config.pool_steps, "guidance_scale": config.guidance_scale}
+    call |= {key: value for key, value in guided.call_defaults.items() if key not in call}
+    if config.resolution is not None:
+        call |= {"height": config.resolution, "width": config.resolution}
+    if config.num_frames is not None:
+        call["num_frames"] = config.num_frames
+    base = train_base(guided.unwrap(), call, dtype, where)
+    if config.quantise != "none":
+        quantise(base.denoiser, config.quantise, dtype, where)
+    return base, reason
+
+
+class Run:
+    """The two kinds of run, over one base model and one folder."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        base: TrainBase,
+        base_model: BaseModel,
+        sharding: Sharding,
+        say: Say,
+        stopper: Stopper,
+    ) -> None:
+        self.config, self.out, self.base, self.say, self.stopper = config, out, base, say, stopper
+        self.base_model, self.sharding = base_model, sharding
+        self.seconds: dict[str, float] = {}
+        self.seconds_before = 0.0  # that the run had taken when it was stopped
+        self.path = out / "checkpoint.pt"
+        self.observer = Observer(config, base, base_model, out, say, lambda: self.stopper.requested)
+
+    def offline(self, reason: str) -> tuple[Learner, Pool, Pool | None]:
+        """A pool once, then optimiser steps on it."""
+        config, started = self.config, time.monotonic()
+        self.sharding.first(self._make_pools)
+        processes.wait()
+        pool, held_out = offline_pools(self.base, config, self.out, _silent)
+        self.base.release(*self.base.encoders, *(() if self.observer.draws else ("vae",)))
+        self.seconds["pool"] = time.monotonic() - started
+        self.say(Objective.of(config).describe(online=False))
+        learner = Learner(self.base, pool.conditions, config)
+        self._resume(learner)
+        started = time.monotonic()
+        self.say(f"training {config.steps} steps in {reason}")
+        self._optimise(learner, pool, config.steps)
+        self.seconds["train"] = time.monotonic() - started
+        self._grid(learner)
+        self._save(learner)
+        return learner, pool, held_out
+
+    def _make_pools(self) -> None:
+        if processes.rank() == 0:
+            offline_pools(self.base, self.config, self.out, self.say)
+
+    def online(self, reason: str) -> tuple[Learner, float, int]:
+        """Rounds: sample with `old`, score, a few steps, and `old` follows. Returns last mean r and pictures, too."""
+        config = self.config
+        assert config.prompts is not None
+        texts = find_prompts(config.prompts)
+        empty = self.base.encode_empty()
+        prompts = Prompts(texts, self.base.encode_prompts(texts), empty)
+        rewards = rewards_of(config)
+        self.base.release()
+        self.say(Objective.of(config).describe(online=True, rounds=config.rounds))
+        learner = Learner(self.base, prompts.conditions, config)
+        self._resume(learner)
+        self.say(f"training {config.rounds} rounds of {config.round_steps} steps in {reason}")
+        self.seconds |= {"pool": 0.0, "train": 0.0}
+        while learner.round_number < config.rounds:
+            self._look_if_due(learner)
+            started = time.monotonic()
+            pool = self._round_pool(learner, prompts, rewards)
+            learner.mean_r = pool.r.mean().item()
+            self.seconds["pool"] += time.monotonic() - started
+            started = time.monotonic()
+            self._optimise(learner, pool, (learner.round_number + 1) * config.round_steps, quiet=True)
+            learner.finish_round()
+            self.say(f"round {learner.round_number}: tilt {learner.tilt.theta:.3g} (M8, if every round converges)")
+            self._save(learner)
+            self.seconds["train"] += time.monotonic() - started
+        self._grid(learner)
+        return learner, learner.mean_r, self._sampled(learner)
+
+    def look_at_last(self, learner: Learner) -> None:
+        """The sweep and the pictures of the finished run."""
+        started = time.monotonic()
+        self._look(learner, again=True)
+        self.sharding.first(lambda: self.observer.draw_for_card(learner))
+        self._stop_if_asked(learner)
+        self.seconds["sweep"] = self.seconds.get("sweep", 0.0) + time.monotonic() - started
+
+    def _grid(self, learner: Learner) -> None:
+        self.sharding.first(lambda: self.observer.grid(learner))
+
+    def _look_if_due(self, learner: Learner) -> None:
+        """An online run's sweep every so many rounds, if it was not made before a stop."""
+        every, number = self.config.sweep_every, learner.round_number
+        if every and number and number % every == 0:
+            self._look(learner)
+
+    def _look(self, learner: Learner, again: bool = False) -> None:
+        """A sweep, and the adapter as it is now kept beside if it is the best so far."""
+        sweep = self.sharding.first(lambda: self.observer.look(learner, again))
+        self._stop_if_asked(learner)
+        if sweep is not None and self.config.keep_best and self.observer.is_best(sweep):
+            with averaged(learner):
+                pictures, strength = self._sampled(learner), choose_strength(sweep).strength
+                best = make_adapter(learner, self.base_model, learner.mean_r, pictures, strength=strength)
+            report = run_report(self.config, Trained(), (), sweep)
+            write_adapter(self.out / "best", best, {REPORT_FILE: report.to_json().encode()})
+            self.say(f"best so far, written to {self.out / 'best'}")
+
+    def _sampled(self, learner: Learner) -> int:
+        """Pictures that an online run has sampled."""
+        return max(1, learner.round_number) * self.config.round_prompts * self.config.group_size
+
+    def _round_pool(self, learner: Learner, prompts: Prompts, rewards: dict[str, Any]) -> Pool:
+        """The round's pool: the one a stopped run left, or sampled now.
+
+        It is kept beside the checkpoint, which stands at or after the round's beginning until the round ends: what a
+        reward said once is not asked again.
+        """
+        config, number = self.config, learner.round_number
+        path, key = self.out / "round.safetensors", pool_key({"settings": config.to_dict(), "round": number})
+        pool = load_pool(path, key)
+        if pool is not None:
+            return pool
+        with memory_advice("sampling", pool_batch=config.pool_batch):
+            pool, found = sample_round(
+                self.base,
+                learner.roles,
+                prompts,
+                rewards,
+                config,
+                number,
+                stop=lambda: self._stop_if_asked(learner),
+                together=self.sharding.is_split,
+            )
+        self.say(f"round {number + 1}: {found.describe()}")
+        if number == 0 and (warning := baseline_warning(config, pool.r.mean().item())):
+            self.say(warning)
+        self.observer.records.forget_after("rounds", number)
+        said = {"mean": found.mean, "spread": found.spread, "flat_groups": found.flat_groups, "dropped": found.dropped}
+        line = {"round": number + 1, **said, "tilt_old": learner.tilt.old}
+        self.observer.records.log("rounds", line, learner.step_number)
+        if processes.rank() == 0:
+            save_pool(pool, path, key)
+        return pool
+
+    def _optimise(self, learner: Learner, pool: Pool, until: int, quiet: bool = False) -> None:
+        """Steps up to number `until`, with checkpoints, a log and an ear for signals."""
+        config, smooth = self.config, dict[str, float]()
+        with tqdm(
+            total=until,
+            initial=learner.step_number,
+            desc="training",
+            unit="step",
+            disable=processes.rank() != 0,
+            leave=not quiet,
+        ) as bar:
+            while learner.step_number < until:
+                self._stop_if_asked(learner)
+                self._grid(learner)
+                with memory_advice("training", micro_batch=config.micro_batch):
+                    losses = learner.step(pool)
+                smooth = {name: 0.95 * smooth.get(name, loss) + 0.05 * loss for name, loss in losses.items()}
+                self.observer.records.log("losses", {"step": learner.step_number, **losses}, learner.step_number)
+                bar.update()
+                bar.set_postfix({name: f"{loss:.4f}" for name, loss in smooth.items()})
+                due = config.checkpoint_every and learner.step_number % config.checkpoint_every == 0
+                if due and learner.step_number < until:
+                    self._save(learner)
+
+    def _resume(self, learner: Learner) -> None:
+        if state := load_checkpoint(self.path, self.config.to_dict()):
+            learner.load_state_dict(state["learner"])
+            self.seconds_before = state.get("seconds", 0.0)
+            self.say(f"resumed at step {learner.step_number}")
+        self.observer.begin(learner)
+
+    def _save(self, learner: Learner) -> None:
+        """A checkpoint. A full disk does not end the run: it goes on, and tries again next time."""
+        if processes.rank() != 0:
+            return
+        try:
+            save_checkpoint(self.path, self._state(learner))
+            rotate(self.path, learner.step_number, self.config.keep_last)
+        except CheckpointError as error:
+            self.say(f"warning: {error}; training goes on, the next checkpoint tries again")
+
+    def _stop_if_asked(self, learner: Learner) -> None:
+        if not processes.any_true(self.stopper.requested):
+            return
+        if processes.rank() == 0:
+            save_checkpoint(self.path, self._state(learner))
+        raise Stopped(f"stopped at step {learner.step_number} of {self.config.total_steps}, saved to {self.path}")
+
+    def _state(self, learner: Learner) -> dict[str, Any]:
+        seconds = self.seconds_before + sum(self.seconds.values())
+        return {"settings": self.config.to_dict(), "learner": learner.state_dict(), "seconds": seconds}
+
+
+def _calibration(learner: Learner, held_out: Pool | None, say: Say) -> list[Calibration]:
+    if learner.head is None or held_out is None:
+        return []
+    learner.head.eval()
+    found = calibrate(learner.alpha, held_out)
+    say("alpha on held-out samples:\n" + calibration_table(found))
+    return found
+
+
+def _silent(line: str) -> None:
+    pass

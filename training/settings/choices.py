@@ -1,0 +1,26 @@
+"""The names that a setting may have, where it is a choice. What each means stands with the code behind it.
+
+Kind, Baseline    training/learn/objective.py       Method      training/data/optimality.py
+Schedule          training/learn/old_model.py       Precision   training/devices/precision.py
+Quantise, Optimizer                                 training/devices/quantised.py
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Kind = Literal["positive", "policy", "paper"]
+Baseline = Literal["half", "mean", "alpha"]
+Method = Literal["raw", "likes", "threshold", "sigmoid", "rank", "group"]
+Schedule = Literal["copy", "ramp", "late_ramp"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Quantise = Literal["none", "nf4", "int8"]
+Optimizer = Literal["adamw", "adamw8bit"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+METHODS: tuple[Method, ...] = get_args(Method)
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+QUANTISE: tuple[Quantise, ...] = get_args(Quantise)
+OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)

@@ -1,0 +1,67 @@
+"""A run's settings as they stand in a YAML file: presets by name, and files that begin with one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+
+PRESETS = Path(__file__).parent.parent / "presets"
+# What a file with one of the first keys gives by itself: a preset's reward says nothing of another, nor of a folder.
+_REPLACED = (
+    ({"reward", "rewards", "data"}, {"reward", "rewards", "reward_description", "optimality", "optimality_at"}),
+    ({"prompts", "data"}, {"prompts", "held_out_prompts"}),
+)
+
+
+def read_settings(source: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The mapping in a YAML file or preset, with `overrides`, unchecked.
+
+    Under the key `preset` stands a preset that gives what the file does not; but a file with rewards, prompts or data
+    of its own has nothing of the preset's.
+
+    Raises:
+        ConfigError: no such file or preset, not YAML, or not a mapping.
+    """
+    path = Path(source)
+    if not path.is_file():
+        path = PRESETS / f"{source}.yaml"
+    if not path.is_file():
+        raise ConfigError([f"{str(source)!r} is neither a file nor a preset; presets: {', '.join(preset_names())}"])
+    return {**_with_preset(_mapping(path), path.name), **(overrides or {})}
+
+
+def preset_names() -> list[str]:
+    """The presets there are."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path.name} is not YAML: {error}"]) from error
+    if not isinstance(mapping, dict):
+        raise ConfigError([f"{path.name} holds {type(mapping).__name__}, expected 'key: value' lines"])
+    return mapping
+
+
+def _with_preset(mapping: dict[str, Any], name: str) -> dict[str, Any]:
+    """The mapping over what its preset gives."""
+    if "preset" not in mapping:
+        return mapping
+    preset, known = mapping.pop("preset"), preset_names()
+    if preset not in known:
+        near = difflib.get_close_matches(str(preset), known, 1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError([f"{name}: preset is {preset!r}, expected one of {', '.join(known)}{meant}"])
+    given = _with_preset(_mapping(PRESETS / f"{preset}.yaml"), preset)
+    for keys, replaced in _REPLACED:
+        if mapping.keys() & keys:
+            given = {key: value for key, value in given.items() if key not in replaced}
+    return {**given, **mapping}

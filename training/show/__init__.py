@@ -1,0 +1,1 @@
+"""What a run shows of itself: records, grids, sweeps, the hacking watch and the report."""

@@ -1,0 +1,114 @@
+"""Pictures of the adapter as it would be exported now, at any strength, while it trains.
+
+They come out of the guided pipeline itself, which finds the learner's LoRA on the denoiser already. Afterwards weights,
+switches and random numbers are what they were: a run that looks at itself learns the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nft_pipeline import DiffusionNFTPipeline
+from nft_pipeline.adapter import Adapter, BaseModel
+from nft_pipeline.engine.loading import LoadedAdapter
+
+from ..bases.base import TrainBase, rows_of
+from ..learn.export import adapter_config
+from ..learn.learner import Learner
+from ..learn.roles import THETA
+
+Draw = Callable[[Sequence[tuple[int, int]], float, str], np.ndarray]
+
+
+class Interrupted(RuntimeError):
+    """The run was asked to stop while it drew."""
+
+
+class Live:
+    """Draws with the learner's running averages.
+
+    Args:
+        base: with its text encoders, which may be released afterwards.
+        base_model: what the base model is.
+        texts: the prompts that will be drawn.
+        batch: pictures drawn at once.
+        stop: asked between batches whether the run is to stop.
+    """
+
+    def __init__(
+        self,
+        base: TrainBase,
+        base_model: BaseModel,
+        texts: Sequence[str],
+        batch: int,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.base, self.base_model, self.texts, self.batch, self.stop = base, base_model, list(texts), batch, stop
+        self._conditions = base.encode_prompts(self.texts)
+        self._empty = base.encode_empty()
+
+    @contextmanager
+    def of(self, learner: Learner) -> Iterator[Draw]:
+        """Within, a function that draws: draw(rows, strength, label) -> uint8 (N, H, W, 3).
+
+        rows: (prompt, seed) of each picture; the prompt is a place in `texts`, and the starting noise is the one that
+        `torch.Generator().manual_seed(seed)` gives a call of the pipeline. strength: 0 is the base model. label: of the
+        progress bar. It raises Interrupted where the run was asked to stop.
+        """
+
+        def draw(rows: Sequence[tuple[int, int]], strength: float, label: str) -> np.ndarray:
+            self.base.call["nft_strength"] = float(strength)
+            prompt = torch.tensor([prompt for prompt, _ in rows])
+            one = self.base.latent_shape(1)
+            noise = torch.cat([torch.randn(one, generator=torch.Generator().manual_seed(seed)) for _, seed in rows])
+            pictures = []
+            parts = torch.arange(len(rows)).split(self.batch)
+            for part in tqdm(parts, desc=f"{label}, strength {strength:g}", unit="batch", leave=False):
+                if self.stop():
+                    raise Interrupted(f"{label} was interrupted")
+                pictures.append(self._batch(prompt[part], noise[part]))
+            return np.concatenate(pictures)
+
+        with self._guided(learner):
+            yield draw
+
+    def _batch(self, prompt: Tensor, noise: Tensor) -> np.ndarray:
+        latents = self.base.sample_batch(rows_of(self._conditions, prompt), noise, self._empty)
+        return self.base.decode_latents(latents)
+
+    @contextmanager
+    def _guided(self, learner: Learner) -> Iterator[None]:
+        """Within, the base's pipeline is guided by the learner's averages."""
+        pipe, call = self.base.pipe, self.base.call
+        config = adapter_config(learner, self.base_model, learner.mean_r, 0)
+        adapter = Adapter(config, learner.roles.lora(), learner.head if config.kind == "positive" else None)
+        guided = DiffusionNFTPipeline.from_pipe(pipe)
+        # As after load_nft_adapter, but for the LoRA, which is on the denoiser.
+        guided._nft_loaded["live"] = LoadedAdapter(adapter, {config.component: THETA}, {})
+        learner.roles.use("base")
+        self.base.pipe, self.base.call = guided, dict(call)
+        try:
+            devices = [self.base.device] if self.base.device.type == "cuda" else []
+            with averaged(learner), torch.random.fork_rng(devices):
+                yield
+        finally:
+            self.base.pipe, self.base.call = pipe, call
+
+
+@contextmanager
+def averaged(learner: Learner) -> Iterator[None]:
+    """Within, the learner's running averages stand in the place of its weights."""
+    trained = [parameter.detach().clone() for parameter in learner.parameters]
+    learner.use_average()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(learner.parameters, trained, strict=True):
+                parameter.copy_(value)

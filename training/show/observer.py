@@ -1,0 +1,268 @@
+"""What a run shows of itself: its records, sample grids while it goes, sweeps on held-out prompts, and a report.
+
+An observer looks at the learner and changes nothing in it (live.py). What it shows depends on the step alone, so a run
+that was stopped shows what is missing when it goes on.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from nft_pipeline.adapter import BaseModel
+from nft_pipeline.commands.sample import scale_for
+from nft_pipeline.files.atomic import atomic_write_bytes
+from nft_pipeline.grid import labelled_grid
+from nft_pipeline.hub_cards.draw import sample_files
+from nft_pipeline.hub_cards.report import REPORT_FILE, RunReport, Sample
+
+from ..bases.base import TrainBase
+from ..data.folder import read_folder
+from ..data.sources import rewards_of
+from ..devices import processes
+from ..devices.memory import memory_advice
+from ..learn.calibration import Calibration
+from ..learn.learner import Learner
+from ..rewards.find import find_prompts, find_reward
+from ..settings.config import TrainConfig
+from .live import Interrupted, Live
+from .page import write_page
+from .records import TABLES, Records
+from .run_report import run_report, trained_facts
+from .sweep import GROUP, Sweep, run_sweep, sweep_rows
+from .watch import choose_strength, hacking_verdict, is_trusted
+
+Say = Callable[[str], None]
+GRID_STRENGTHS = (0.0, 0.5, 1.0, 2.0)
+GRID_PROMPTS = 4
+_GRID = re.compile(r"step-(\d{6,})\.png")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a finished run found: the files to put beside its adapter, and the strength to recommend."""
+
+    files: dict[str, bytes]
+    report: RunReport
+    strength: float
+
+
+class Observer:
+    """Watches one run.
+
+    Args:
+        config: the run's settings.
+        base: with its text encoders; all prompts that will be drawn are encoded here.
+        base_model: what it is.
+        out: the run's folder.
+        say: gets one line a finding.
+        stop: says whether the run was asked to stop; drawing then ends early.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        base: TrainBase,
+        base_model: BaseModel,
+        out: Path,
+        say: Say = print,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.config, self.base, self.out, self.say = config, base, out, say
+        self._works = processes.rank() == 0
+        self._records: Records | None = None
+        self.sweep: Sweep | None = None  # the last one
+        self._card: tuple[dict[str, bytes], list[Sample]] = ({}, [])
+        if self.draws:
+            known, self._words = held_out(config)
+            held = _spread(known, max(1, config.sweep_size // GROUP)) if config.sweep_size else []
+            shown = (config.sample_prompts or _spread(known, GRID_PROMPTS)) if config.samples_every else []
+            self._held, self._shown = len(held), range(len(held), len(held) + len(shown))
+            self.live = Live(base, base_model, [*held, *shown], config.pool_batch, stop)
+
+    @property
+    def draws(self) -> bool:
+        """Whether pictures are wanted, for which the VAE has to stay."""
+        return self._works and bool(self.config.samples_every or self.config.sweep_size)
+
+    @property
+    def records(self) -> Records:
+        assert self._records is not None, "begin() comes first"
+        return self._records
+
+    def begin(self, learner: Learner) -> None:
+        """The run starts, or goes on, from the learner's step: what is about to be done again is forgotten.
+
+        Raises:
+            TrackerError: a package for a tracker is missing.
+        """
+        step = learner.step_number
+        if self._works:
+            settings = yaml.safe_dump(self.config.to_dict(), sort_keys=False, allow_unicode=True)
+            atomic_write_bytes(self.out / "settings.yaml", settings.encode())
+            for number, path in self.grids().items():
+                if number > step or step == 0:
+                    path.unlink()
+        self._records = Records(self.out, self.config, step, writes=self._works)
+        self._records.forget_after("losses", step)
+        self._records.forget_after("sweeps", step if step else -1)
+
+    def grids(self) -> dict[int, Path]:
+        """The sample grids there are, by step."""
+        found = ((_GRID.fullmatch(path.name), path) for path in (self.out / "samples").glob("*.png"))
+        return {int(match[1]): path for match, path in found if match is not None}
+
+    def grid(self, learner: Learner) -> None:
+        """Draw the sample grid if one is due at this step and not there yet."""
+        step, every = learner.step_number, self.config.samples_every
+        due = every and (step % every == 0 or step == self.config.total_steps)
+        path = self.out / "samples" / f"step-{step:06d}.png"
+        if not (self.draws and due) or path.exists():
+            return
+        try:
+            columns = self._samples(learner, GRID_STRENGTHS, "samples")
+        except Interrupted:
+            return
+        picture = labelled_grid(
+            list(zip(*columns, strict=True)),
+            [self.live.texts[row] for row in self._shown],
+            [f"strength {strength:g}" for strength in GRID_STRENGTHS],
+            scale=scale_for(columns[0][0].width),
+            title=f"{self.config.name}, step {step}",
+        )
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        atomic_write_bytes(path, buffer.getvalue())
+        self.records.picture("samples", picture, step)
+
+    def look(self, learner: Learner, again: bool = False) -> Sweep | None:
+        """Sweep over the held-out prompts, say and record what was found.
+
+        Args:
+            again: also if the records have a sweep of this step.
+
+        Returns:
+            The sweep; None if none is wanted, or the run was asked to stop.
+        """
+        config, step = self.config, learner.step_number
+        if not (self._works and config.sweep_size):
+            return None
+        if not again and any(row["step"] == step for row in self.records.rows("sweeps")):
+            return None
+        name = config.watch_reward
+        watched = (name, find_reward(name, own_scale=True)) if name else None
+        rows = sweep_rows(self._held, config.sweep_size)
+        try:
+            with memory_advice("sampling", pool_batch=config.pool_batch):
+                sweep = run_sweep(
+                    self.live,
+                    learner,
+                    rows,
+                    config.sweep_strengths,
+                    rewards_of(config),
+                    config.weights,
+                    watched,
+                    self._words,
+                )
+        except Interrupted:
+            return None
+        verdict = hacking_verdict(sweep)
+        self.records.forget_after("sweeps", step - 1)
+        for point, line in zip(sweep.points, sweep.lines(), strict=True):
+            said = {} if verdict is None else {"trusted": is_trusted(sweep, point), "verdict": verdict.verdict}
+            self.records.log("sweeps", {"step": step, **line, **said}, step)
+        self.sweep = sweep
+        if sweep.goal is not None and verdict is not None:
+            values = ", ".join(f"{p.values[sweep.goal].mean:.3f} at {p.strength:g}" for p in sweep.points)
+            self.say(f"held out, step {step}: {sweep.goal} {values}")
+            warning = "" if verdict.verdict == "none seen" else "warning: "
+            self.say(f"{warning}reward hacking: {verdict.verdict}; {verdict.reason}")
+        return sweep
+
+    def is_best(self, sweep: Sweep) -> bool:
+        """Whether strength 1 did never better on the held-out prompts, of the sweeps at which it is trusted."""
+        point = next((point for point in sweep.points if point.strength == 1), None)
+        if sweep.goal is None or point is None or not is_trusted(sweep, point):
+            return False
+        rows = [row for row in self.records.rows("sweeps") if row["strength"] == 1 and row.get("trusted")]
+        return point.values[sweep.goal].mean >= max((row[sweep.goal] for row in rows), default=-np.inf)
+
+    def draw_for_card(self, learner: Learner) -> None:
+        """Draw the pictures that go with the adapter, unless the run was asked to stop."""
+        if self.draws and self.config.samples_every:
+            strengths = self.config.sweep_strengths
+            with suppress(Interrupted):
+                columns = self._samples(learner, strengths, "pictures for the card")
+                rows = [(self.live.texts[row], 0) for row in self._shown]
+                self._card = sample_files(rows, strengths, columns)
+
+    def finish(self, pictures: int, seconds: float, calibration: Sequence[Calibration]) -> Findings:
+        """The report of a run that is done, and its page in the run's folder.
+
+        Args:
+            pictures: it learned from.
+            seconds: it took.
+            calibration: of its head.
+        """
+        config = self.config
+        files, samples = dict(self._card[0]), self._card[1]
+        facts = trained_facts(config, pictures, seconds, self.base.device)
+        report = run_report(config, facts, calibration, self.sweep, samples)
+        strength, why = 1.0, ""
+        if self.sweep is not None:
+            choice = choose_strength(self.sweep)
+            strength, why = choice.strength, choice.reason
+            self.say(f"recommended strength {strength:g}: {why}")
+        files[REPORT_FILE] = report.to_json().encode()
+        if self._works:
+            rows = {table: self.records.rows(table) for table in TABLES}
+            page = write_page(
+                self.out,
+                config,
+                report,
+                rows,
+                strength=strength,
+                why=why,
+                sweep=self.sweep,
+                calibration=calibration,
+                grids=self.grids(),
+            )
+            self.say(f"report written to {page}")
+        return Findings(files, report, strength)
+
+    def close(self) -> None:
+        if self._records is not None:
+            self._records.close()
+
+    def _samples(self, learner: Learner, strengths: Sequence[float], label: str) -> list[list[Image.Image]]:
+        """columns[strength][prompt], each prompt from seed 0."""
+        rows = [(row, 0) for row in self._shown]
+        with memory_advice("sampling", pool_batch=self.config.pool_batch), self.live.of(learner) as draw:
+            return [[Image.fromarray(picture) for picture in draw(rows, s, label)] for s in strengths]
+
+
+def held_out(config: TrainConfig) -> tuple[list[str], str]:
+    """(prompts to look at, which they are in words): the held-out ones, or the run's own where there are none."""
+    if config.held_out_prompts is not None:
+        prompts = find_prompts(config.held_out_prompts)
+        return prompts, f"{len(set(prompts))} held-out prompts"
+    if config.prompts is not None:
+        prompts = find_prompts(config.prompts)
+    else:
+        assert config.data is not None
+        prompts = sorted({picture.prompt for picture in read_folder(config.data).pictures})
+    return prompts, "prompts it was trained on, with noise it was not"
+
+
+def _spread(prompts: Sequence[str], count: int) -> list[str]:
+    """At most `count`, evenly from all."""
+    places = np.linspace(0, len(prompts) - 1, min(count, len(prompts))).round().astype(int)
+    return [prompts[place] for place in places]

@@ -1,0 +1,201 @@
+"""What a run writes down as it goes: JSON lines, the same as CSV, TensorBoard, and other trackers if asked for.
+
+    losses    every step           the mean losses
+    rounds    every online round   rewards and their spread, groups that teach nothing, dropped samples, tilt
+    sweeps    every sweep          a line a strength: rewards, statistics of the pictures, the watch's verdict
+
+The JSON lines are the record; a CSV is made of them, and what a stopped run does again is forgotten in both.
+TensorBoard's files are written by tensorboardX, 3 MB with all it needs where TensorBoard itself brings 160; any
+TensorBoard reads them. W&B and Trackio go through accelerate's trackers.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import json
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from nft_pipeline.files.atomic import atomic_write_bytes
+
+from ..settings.config import TrainConfig
+
+TABLES = ("losses", "rounds", "sweeps")
+FLUSH_SECONDS = 10
+
+
+class TrackerError(ValueError):
+    """A tracker that was asked for cannot be used."""
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Whether the packages of TensorBoard's files and of the trackers asked for are there.
+
+    Raises:
+        TrackerError: naming those that are missing, and what to do.
+    """
+    missing = [name for name in ("tensorboardX", *names) if importlib.util.find_spec(name) is None]
+    if missing:
+        extra = 'pip install "diffusion-nft[train]"' if missing[0] == "tensorboardX" else f"pip install {missing[0]}"
+        out = "" if missing[0] == "tensorboardX" else f", or take {missing[0]} out of trackers"
+        raise TrackerError(f"the package {missing[0]} is not installed: {extra}{out}")
+
+
+class Records:
+    """A run's tables, in its folder.
+
+    Args:
+        out: the run's folder.
+        config: its settings; `trackers` names those beside TensorBoard.
+        step: the step the run goes on from; TensorBoard then hides what was written after it.
+        writes: False for the processes that are not the first: they write nothing.
+
+    Raises:
+        TrackerError: a package is missing.
+    """
+
+    def __init__(self, out: Path, config: TrainConfig, step: int = 0, writes: bool = True) -> None:
+        self._out, self._writes = out, writes
+        self._columns: dict[str, list[str]] = {}
+        self._trackers: list[Any] = []
+        if not writes:
+            return
+        check_trackers(config.trackers)
+        from tensorboardX import SummaryWriter
+
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1, flush_secs=FLUSH_SECONDS)
+        for name in config.trackers:
+            self._trackers.append(_started(name, config, _identity(out)))
+
+    def log(self, table: str, entry: Mapping[str, Any], step: int) -> None:
+        """A line into a table.
+
+        Args:
+            table: one of `TABLES`.
+            entry: numbers and texts by name, or dicts of them.
+            step: how many optimiser steps had been done.
+        """
+        if not self._writes:
+            return
+        with (self._out / f"{table}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        flat = dict(_flat(entry))
+        self._to_csv(table, flat)
+        at = f"strength {entry['strength']:g}/" if "strength" in entry else ""
+        numbers = {
+            f"{table}/{at}{name}": float(value)
+            for name, value in flat.items()
+            if isinstance(value, (int, float)) and name not in ("step", "round", "strength")
+        }
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.log(numbers, step=step)
+
+    def picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """A picture, for those that show pictures."""
+        if self._writes:
+            self._board.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+            for tracker in self._trackers:
+                if hasattr(tracker, "log_images"):  # accelerate's Trackio has numbers only
+                    tracker.log_images({name: [picture]}, step=step)
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """The lines of a table, flat; a line cut short by a kill is left out."""
+        return [dict(_flat(entry)) for line in self._lines(table) if (entry := _entry(line)) is not None]
+
+    def forget_after(self, table: str, number: int) -> None:
+        """Drop a table's lines of steps (of rounds, for `rounds`) above `number`: they are about to be done again."""
+        lines = self._lines(table) if self._writes else []
+        kept = [line for line in lines if _number(line) <= number]
+        if len(kept) < len(lines):
+            atomic_write_bytes(self._path(table), "".join(line + "\n" for line in kept).encode())
+        if lines:
+            self._write_csv(table)
+
+    def close(self) -> None:
+        """Finish the files and say goodbye to the trackers."""
+        if self._writes:
+            self._board.close()
+            for tracker in self._trackers:
+                tracker.finish()
+
+    def _path(self, table: str) -> Path:
+        return self._out / f"{table}.jsonl"
+
+    def _lines(self, table: str) -> list[str]:
+        path = self._path(table)
+        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+    def _to_csv(self, table: str, flat: Mapping[str, Any]) -> None:
+        """Add a line, or write the whole file where it has no column for something in the line."""
+        columns = self._columns.get(table)
+        if columns is None or not flat.keys() <= set(columns):
+            self._write_csv(table)
+        else:
+            with (self._out / f"{table}.csv").open("a", encoding="utf-8", newline="") as file:
+                csv.DictWriter(file, columns, lineterminator="\n").writerow(flat)
+
+    def _write_csv(self, table: str) -> None:
+        rows = self.rows(table)
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        atomic_write_bytes(self._out / f"{table}.csv", text.getvalue().encode())
+        self._columns[table] = columns
+
+
+def _flat(entry: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """{"mean": {"ocr": 0.4}} as "mean ocr", 0.4."""
+    for name, value in entry.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", value
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _number(line: str) -> float:
+    """The step or round of a line; one cut short by a kill counts as after everything."""
+    entry = _entry(line) or {}
+    number = entry.get("step", entry.get("round"))
+    return number if isinstance(number, int) else float("inf")
+
+
+def _identity(out: Path) -> str:
+    """What this run is called on a tracker's server, the same whenever it goes on."""
+    path = out / "tracker_id.txt"
+    if not path.is_file():
+        atomic_write_bytes(path, secrets.token_hex(4).encode())
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _started(name: str, config: TrainConfig, identity: str) -> Any:
+    """A tracker of accelerate's, begun; the project is called diffusion-nft."""
+    from accelerate import PartialState
+    from accelerate.tracking import TrackioTracker, WandBTracker
+
+    PartialState()  # accelerate's trackers ask it which process they are in
+    if name == "wandb":
+        tracker = WandBTracker("diffusion-nft", name=config.name, id=identity, resume="allow")
+    else:
+        tracker = TrackioTracker("diffusion-nft", name=f"{config.name}-{identity}", resume="allow")
+    tracker.start()
+    tracker.store_init_configuration(config.to_dict())
+    return tracker

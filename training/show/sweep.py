@@ -1,0 +1,174 @@
+"""A sweep: held-out prompts drawn at several strengths from the same noise, scored and measured.
+
+Every strength has the same prompts and seeds as strength 0, so changes are differences of pairs, and far better known
+than the means they are of. Pictures of one prompt are not independent: errors are over prompts, where there are enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..data.pool import score
+from ..learn.learner import Learner
+from ..rewards.find import Scorer
+from . import picture_stats
+from .live import Live
+
+GROUP = 4  # pictures a prompt
+ENOUGH_PROMPTS = 8  # to take errors over prompts
+SEED = 7_000_000  # of the first picture: no training sample's noise
+STATISTICS = ("edge density", "colour entropy", "brightness", "diversity", "distance to base")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, its standard error, and how many pictures it is over."""
+
+    mean: float
+    error: float
+    n: int
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One strength: means by name, of rewards and statistics, and their changes from strength 0, picture by picture."""
+
+    strength: float
+    values: Mapping[str, Estimate]
+    changes: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep found.
+
+    Args:
+        points: by rising strength, the first at 0.
+        trained: names of the rewards that were trained on.
+        goal: the name in `values` of what was trained for: the reward, or `OVERALL`, several weighted; None where
+            nothing scores new pictures.
+        watched: the reward that was not trained on, None for none.
+        prompts: which they were, in words.
+    """
+
+    points: tuple[SweepPoint, ...]
+    trained: tuple[str, ...]
+    goal: str | None
+    watched: str | None
+    prompts: str
+
+    @property
+    def base(self) -> SweepPoint:
+        return self.points[0]
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """A line a strength, for the run's records."""
+        for point in self.points:
+            line: dict[str, Any] = {"strength": point.strength}
+            for name, value in point.values.items():
+                change = point.changes[name]
+                line |= {name: value.mean, f"{name} ±": value.error}
+                line |= {f"{name} change": change.mean, f"{name} change ±": change.error}
+            yield line
+
+
+OVERALL = "all rewards"
+
+
+def sweep_rows(prompts: int, size: int) -> list[tuple[int, int]]:
+    """(prompt, seed) of about `size` pictures, `GROUP` of each prompt, prompts spread evenly over all of them."""
+    count = min(prompts, max(1, size // GROUP))
+    each = -(-size // count)
+    chosen = np.linspace(0, prompts - 1, count).round().astype(int).tolist()
+    rows = [(prompt, number) for prompt in chosen for number in range(each)]
+    return [(prompt, SEED + place) for place, (prompt, _) in enumerate(rows[:size])]
+
+
+def run_sweep(
+    live: Live,
+    learner: Learner,
+    rows: Sequence[tuple[int, int]],
+    strengths: Sequence[float],
+    rewards: Mapping[str, Scorer],
+    weights: Mapping[str, float],
+    watched: tuple[str, Scorer] | None,
+    prompts: str,
+) -> Sweep:
+    """Draw, score and measure.
+
+    Args:
+        rows: (prompt, seed), see `sweep_rows`.
+        strengths: 0 among them.
+        rewards, weights: those trained on, by name; may be empty.
+        watched: name and reward.
+        prompts: which they are, in words.
+
+    Raises:
+        RewardError: scores of another number than pictures.
+        Interrupted: the run was asked to stop.
+    """
+    texts = [live.texts[prompt] for prompt, _ in rows]
+    groups = np.array([prompt for prompt, _ in rows])
+    judges = {**rewards, **({watched[0]: watched[1]} if watched is not None else {})}
+    table: dict[float, dict[str, np.ndarray]] = {}
+    base: np.ndarray | None = None
+    with live.of(learner) as draw:
+        for strength in sorted(strengths):
+            pictures = draw(rows, strength, "sweep")
+            small = picture_stats.shrunk(pictures)
+            base = small if strength == 0 else base
+            scores = {name: score(reward, name, pictures, texts) for name, reward in judges.items()}
+            table[strength] = {**scores, **_statistics(small, small if base is None else base, groups)}
+    goal = next(iter(rewards), None)
+    if len(rewards) > 1:
+        goal = OVERALL
+        _add_overall(table, weights)
+    points = tuple(
+        SweepPoint(
+            strength,
+            {name: estimate(value, groups) for name, value in columns.items()},
+            {name: estimate(value - table[0.0][name], groups) for name, value in columns.items()},
+        )
+        for strength, columns in table.items()
+    )
+    return Sweep(points, tuple(rewards), goal, None if watched is None else watched[0], prompts)
+
+
+def estimate(values: np.ndarray, groups: np.ndarray) -> Estimate:
+    """Mean over pictures with its standard error, over prompts where there are enough; NaN is missing."""
+    known = np.isfinite(values)
+    values, groups = values[known], groups[known]
+    if len(values) == 0:
+        return Estimate(float("nan"), float("nan"), 0)
+    names = np.unique(groups)
+    units = values
+    if len(names) >= ENOUGH_PROMPTS:
+        units = np.array([values[groups == name].mean() for name in names])
+    error = float(units.std(ddof=1) / len(units) ** 0.5) if len(units) > 1 else float("nan")
+    return Estimate(float(values.mean()), error, len(values))
+
+
+def _statistics(pictures: np.ndarray, base: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarray]:
+    found = (
+        picture_stats.edge_density(pictures),
+        picture_stats.colour_entropy(pictures),
+        picture_stats.brightness(pictures),
+        picture_stats.diversity(pictures, groups),
+        picture_stats.distance(pictures, base),
+    )
+    return dict(zip(STATISTICS, found, strict=True))
+
+
+def _add_overall(table: dict[float, dict[str, np.ndarray]], weights: Mapping[str, float]) -> None:
+    """The weighted mean of the rewards in standard deviations from the base model's mean."""
+    base = table[0.0]
+    for columns in table.values():
+        parts = [
+            weight * (columns[name] - np.nanmean(base[name])) / max(float(np.nanstd(base[name])), 1e-12)
+            for name, weight in weights.items()
+        ]
+        columns[OVERALL] = np.sum(parts, axis=0) / sum(weights.values())
