@@ -17,6 +17,9 @@ every_pipeline = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 # What a pipeline does to the denoiser's output, for which it cannot keep one of the promises.
 RESCALED = ("QwenImagePipeline", "QwenImageImg2ImgPipeline")  # by a ratio of norms, after classifier-free guidance
+# Rounds queries and keys to bf16 whatever the model computes in. Sums that differ in their last bit, as those of two
+# batch sizes do on some CPUs, may then differ by a step of bf16.
+ROUNDED_INSIDE = ("Kandinsky5T2IPipeline",)
 # Cosmos makes a prediction of x_0 and of noise out of it; Mochi's scheduler runs its sigmas the other way.
 NOT_HANDED_ON = ("Cosmos2TextToImagePipeline", "MochiPipeline")
 
@@ -27,9 +30,9 @@ def every_pipeline_but(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", kept.values(), ids=kept)
 
 
-def close(ours: torch.Tensor, expected: torch.Tensor) -> None:
-    """Equal to 1e-5 of the largest value: DDIM's first step blows latents up by the inverse of a small number."""
-    torch.testing.assert_close(ours, expected, atol=1e-5 * max(1.0, expected.abs().max().item()), rtol=0)
+def close(ours: torch.Tensor, expected: torch.Tensor, share: float = 1e-5) -> None:
+    """Equal to a share of the largest value: DDIM's first step blows latents up by the inverse of a small number."""
+    torch.testing.assert_close(ours, expected, atol=share * max(1.0, expected.abs().max().item()), rtol=0)
 
 
 def styled(case: Case, style: bool) -> Any:
@@ -85,7 +88,8 @@ def test_alpha_is_one_a_sample_and_the_conditional_rows(case: Case) -> None:
         assert stats.steps == case.steps, "the unconditional call is part of its step"
         assert stats.alpha.shape == (case.steps, 2) and (stats.alpha[0, 0] - stats.alpha[0, 1]).abs() > 1e-4
         for i in range(2):
-            close(case.sample(guided, [i], cfg=cfg), batch[i : i + 1])
+            share = 1e-3 if type(pipe).__name__ in ROUNDED_INSIDE else 1e-5
+            close(case.sample(guided, [i], cfg=cfg), batch[i : i + 1], share)
             torch.testing.assert_close(guided.nft_stats.alpha[:, 0], stats.alpha[:, i], atol=1e-4, rtol=0)
         first.append(stats.alpha[0])
     # With classifier-free guidance both rows get the alpha that the conditional row has without.

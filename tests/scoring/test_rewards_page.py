@@ -40,7 +40,7 @@ def test_its_weights_and_numbers_are_those_of_the_code(name: str) -> None:
 
 
 def test_every_refusal_is_on_the_page() -> None:
-    code = (ROOT / "training" / "rewards" / "serve.py").read_text(encoding="utf-8")
+    code = (ROOT / "training" / "rewards" / "server" / "serve.py").read_text(encoding="utf-8")
     kinds = set(re.findall(r"(?:Refusal|_fault)\(\s*\d+, \"(\w+)\"", code))
     assert kinds == {"wrong_token", "bad_request", "bad_picture", "body_too_large", "overloaded", "reward_failed"}
     assert all(f"`{kind}`" in PAGE for kind in kinds | {"gone"})

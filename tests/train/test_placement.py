@@ -66,7 +66,7 @@ def watched(monkeypatch):
         return base, reason
 
     for module in ("trainer", "check"):
-        monkeypatch.setattr(f"nft_pipeline.training.{module}.load_base", load)
+        monkeypatch.setattr(f"nft_pipeline.training.run.{module}.load_base", load)
     return found
 
 
