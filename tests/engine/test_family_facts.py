@@ -200,7 +200,7 @@ def test_rows_nobody_has_described_are_refused(name: str, unlisted: Any) -> None
     unlisted(denoiser)
     guided = DiffusionNFTPipeline.from_pipe(pipe, adapter)
     with pytest.raises(
-        FamilyError, match=rf"guidance is on, and {denoiser} has no row .*guidance_scale=1.*add the row"
+        FamilyError, match=rf"guidance is on, and {denoiser} has no entry .*guidance_scale=1.*add the family"
     ):
         case.sample(guided, cfg=True)
     assert torch.equal(case.sample(guided, cfg=True, nft_strength=0), stock)
