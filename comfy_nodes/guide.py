@@ -37,6 +37,7 @@ from nft_pipeline.engine.stats import NFTStats, StatsRecorder
 from nft_pipeline.engine.terms import read_alpha, term_scale
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.families.forward_call import as_tokens
+from nft_pipeline.families.registry import FAMILIES
 from nft_pipeline.settings import GuidanceSettings
 
 from .delta import Listener, Switch, Target, install
@@ -314,28 +315,16 @@ def tap_in_comfyui(reward: RewardFile, model: nn.Module) -> str | None:
     """
     if reward.head is None:
         return None
-    wanted = (reward.config.denoiser, reward.head.config.tap)
-    name = TAPS.get(wanted)
-    if name is not None:
+    denoiser, tap = reward.config.denoiser, reward.head.config.tap
+    family = FAMILIES.get(denoiser)
+    if family is not None and family.comfyui_tap is not None and family.tap == tap:
         try:
-            model.get_submodule(name)
-            return name
+            model.get_submodule(family.comfyui_tap)
+            return family.comfyui_tap
         except AttributeError:
             pass
-    known = ", ".join(sorted(f"{tap} of {denoiser}" for denoiser, tap in TAPS))
+    known = ", ".join(sorted(f"{kind.tap} of {kind.denoiser}" for kind in FAMILIES.values() if kind.comfyui_tap))
     raise GuidanceError(
-        f"the alpha head of {reward.config.name!r} reads {wanted[1]!r} of {wanted[0]}, and this version does not know "
+        f"the alpha head of {reward.config.name!r} reads {tap!r} of {denoiser}, and this version does not know "
         f'where ComfyUI computes that; it knows {known}. Set kind to "policy" to use the LoRA without its head.'
     )
-
-
-# (denoiser of diffusers, its module) -> the module of ComfyUI's model with the same input.
-TAPS = {
-    ("SD3Transformer2DModel", "norm_out"): "diffusion_model.final_layer",
-    ("FluxTransformer2DModel", "norm_out"): "diffusion_model.final_layer",
-    ("ChromaTransformer2DModel", "norm_out"): "diffusion_model.final_layer",
-    ("ZImageTransformer2DModel", "all_final_layer.2-1"): "diffusion_model.final_layer",
-    ("QwenImageTransformer2DModel", "norm_out"): "diffusion_model.norm_out",
-    ("WanTransformer3DModel", "norm_out"): "diffusion_model.head",
-    ("UNet2DConditionModel", "conv_norm_out"): "diffusion_model.out.0",
-}

@@ -15,6 +15,7 @@ from typing import Any
 
 from nft_pipeline.adapters.config import AdapterConfig
 from nft_pipeline.adapters.read import is_hub_id
+from nft_pipeline.families.registry import draws_videos
 from nft_pipeline.models import MODELS
 
 from .licence import Licence
@@ -27,7 +28,6 @@ STRIP_FILE = "plots/strip.png"
 WORKFLOW_FILE = "plots/comfyui_workflow.png"
 TAGS = ("diffusion-nft", "lora", "comfyui", "text-to-image")
 GALLERY = 12
-_VIDEO = re.compile(r"Video|Wan|LTX|Mochi|CogView?X", re.IGNORECASE)
 _VERDICTS = {
     "none seen": "none seen.",
     "suspected": "**suspected.**",
@@ -103,7 +103,7 @@ def card_metadata(config: AdapterConfig, report: RunReport, licence: Licence) ->
 
     base = config.base_model.id
     facts: dict[str, Any] = {"license": licence.id, "library_name": "diffusers", "tags": list(TAGS)}
-    facts["pipeline_tag"] = "text-to-video" if _VIDEO.search(config.denoiser) else "text-to-image"
+    facts["pipeline_tag"] = "text-to-video" if draws_videos(config.denoiser) else "text-to-image"
     if licence.id == "other":
         facts |= {"license_name": licence.name, "license_link": licence.link}
     if is_hub_id(base):  # the Hub takes only ids of its own for a base model

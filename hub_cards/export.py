@@ -27,17 +27,11 @@ from nft_pipeline.adapter import Adapter, AdapterError
 from nft_pipeline.adapters.keys import SECOND, component_lora, lora_key, lora_modules
 from nft_pipeline.adapters.read import LORA_METADATA_KEY
 from nft_pipeline.adapters.write import COMFYUI_FOLDER, adapter_files
+from nft_pipeline.families.registry import FAMILIES
 from nft_pipeline.files.strict import safetensors_bytes
 from nft_pipeline.guidance import law_scale
 
 EXPORT_HEADER_KEY = "diffusion_nft_export"
-# Before diffusers' name of a layer, with underscores: what kohya's tools write for U-Nets, OneTrainer for transformers.
-# ComfyUI reads both; tests/cards/test_export_in_comfyui.py asks it about every layer.
-_KOHYA_PREFIXES = {
-    "UNet2DConditionModel": "lora_unet_",
-    "SD3Transformer2DModel": "lora_transformer_",
-    "FluxTransformer2DModel": "lora_transformer_",
-}
 
 
 def export(
@@ -82,10 +76,12 @@ def _comfyui(adapter: Adapter) -> dict[str, bytes]:
 def _kohya(adapter: Adapter) -> dict[str, bytes]:
     config = adapter.config
     _one_denoiser(adapter, "kohya")
-    prefix = _KOHYA_PREFIXES.get(config.denoiser)
+    # ComfyUI reads both prefixes; tests/cards/test_export_in_comfyui.py asks it about every layer.
+    prefixes = {name: kind.layer_names.kohya_prefix for name, kind in FAMILIES.items() if kind.layer_names.kohya_prefix}
+    prefix = prefixes.get(config.denoiser)
     if prefix is None:
         raise AdapterError(
-            f"the form kohya has names for the layers of {', '.join(_KOHYA_PREFIXES)}, and this adapter is for "
+            f"the form kohya has names for the layers of {', '.join(prefixes)}, and this adapter is for "
             f"{config.denoiser}: a tool would find no layer of it",
             advice="Export as comfyui or peft.",
         )

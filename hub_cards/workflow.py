@@ -15,24 +15,20 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from nft_pipeline.adapters.config import AdapterConfig
+from nft_pipeline.families.registry import FAMILIES
 
 # Beside this room in a checkout and in an installed package alike.
 TEMPLATES = Path(__file__).resolve().parent.parent / "example_workflows"
 _BY_BASE = {"shapes": "1-shapes-ready-to-run"}
-_BY_DENOISER = {
-    "SD3Transformer2DModel": "2-sd3.5-medium",
-    "FluxTransformer2DModel": "3-flux1-dev",
-    "ZImageTransformer2DModel": "5-z-image-turbo",
-}
-_SDXL = "4-sdxl"
 _SCALE = 0.6
 
 
 def adapter_workflow(config: AdapterConfig) -> dict[str, Any] | None:
     """The workflow, in the form ComfyUI's page saves; None for a base model that no template is for."""
-    name = _BY_BASE.get(config.base_model.id) or _BY_DENOISER.get(config.denoiser)
-    if name is None and config.denoiser == "UNet2DConditionModel" and "xl" in config.base_model.id.lower():
-        name = _SDXL
+    base, family = config.base_model.id, FAMILIES.get(config.denoiser)
+    of_family = {} if family is None else family.workflows
+    fitting = [template for part, template in of_family.items() if part in base.lower()]
+    name = _BY_BASE.get(base) or next(iter(fitting), None)
     if name is None:
         return None
     workflow: dict[str, Any] = json.loads((TEMPLATES / f"{name}.json").read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ..errors import AdapterError
+from ..families.registry import unwrap_compiled
 from .config import AdapterConfig
 from .keys import component_lora, lora_key, lora_modules, strip_injected
 
@@ -73,7 +74,7 @@ def check_base(config: AdapterConfig, denoiser: nn.Module, lora: Mapping[str, Te
     Raises:
         AdapterError: naming the adapter's base, the loaded model, and what to do.
     """
-    loaded = _plain(denoiser)
+    loaded = unwrap_compiled(denoiser)
     found = fingerprint(denoiser)
     if type(loaded).__name__ == config.denoiser and found == config.base_model.fingerprint:
         return
@@ -108,7 +109,7 @@ def check_lora_modules(lora: Mapping[str, Tensor], denoiser: nn.Module, componen
     Raises:
         AdapterError: naming every layer that does not match and why, with the count of those that do.
     """
-    loaded = _plain(denoiser)
+    loaded = unwrap_compiled(denoiser)
     names = lora_modules(lora)
     faults = [fault for module in names for fault in _module_faults(module, lora, component, loaded)[:1]]
     if faults or not names:
@@ -119,12 +120,6 @@ def check_lora_modules(lora: Mapping[str, Tensor], denoiser: nn.Module, componen
             "Load the base model the adapter was made for (nft_config.json names it).",
         )
     return len(names)
-
-
-def _plain(denoiser: nn.Module) -> nn.Module:
-    """The module inside torch.compile's wrapper."""
-    inner = getattr(denoiser, "_orig_mod", denoiser)
-    return inner if isinstance(inner, nn.Module) else denoiser
 
 
 def _origin(denoiser: nn.Module) -> str:

@@ -1,1 +1,1 @@
-"""What the engine must know about each class of denoiser, one file for each family."""
+"""What the engine must know about each class of denoiser, one file for each family in the room `known`."""

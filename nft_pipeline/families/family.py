@@ -11,21 +11,29 @@ from torch import Tensor
 
 from ..errors import FamilyError
 from .forward_call import Inputs, as_text
+from .layer_names import LayerNames
 
 Prediction = Literal["flow", "epsilon", "v", "sample"]
 Cfg = Literal["unconditional_first", "conditional_first", "two_calls", "unknown"]
 
 
+# Layers of attention, as diffusers names them: of one stream of tokens, and of pictures and text side by side.
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+JOINT_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+
+
 @dataclass(frozen=True)
 class Family:
-    """Facts about one denoiser class.
+    """All facts about one denoiser class. The defaults are what most transformers of diffusers have in common.
 
     Args:
         denoiser: the class name in diffusers.
-        prediction: what the network predicts; for checks and cards, the guidance formula is the same for all.
+        noise_level: reads t = sigma in [0, 1] from the inputs of a call and the scheduler, shape (rows,), fp32; see
+            `nft_pipeline.families.noise_level` for readers.
+        prediction: what the network predicts; for checks and cards, the guidance formula is the same for all. Default
+            "flow"; of the others the pipeline's scheduler has the last word.
         component: the pipeline attribute that holds the denoiser.
-        noise_level: reads t = sigma in [0, 1] from the inputs of a call and the scheduler, shape (rows,), fp32.
-        state: name of the argument that holds x_t: a Tensor (rows, ...), or a list of one Tensor a row.
+        state: name of the argument that holds x_t: a Tensor (rows, ...), or a list of one Tensor per row.
         text: name of the argument that holds the text tokens, (rows, L, D) or a list of (L, D); None if there is none.
         lora_scale: name of the dict argument whose "scale" entry multiplies every active LoRA; "" if there is none.
         lora_targets: layers a LoRA is trained on by default, as peft name suffixes.
@@ -35,24 +43,30 @@ class Family:
             "conditional_first": of [conditional, unconditional] rows; "two_calls" at the same x_t, the conditional one
             first, as in every pipeline of diffusers that makes two; "unknown".
         skips_cfg: whether a step of a pipeline that uses classifier-free guidance is without it, from the inputs and
-            the pipeline. For "unconditional_first" and "conditional_first" only.
+            the pipeline. For "unconditional_first" and "conditional_first" only. Default: no step is.
         is_auxiliary: whether a call is an extra one of the step before it (skip-layer guidance), at the same x_t and t.
-            It has the conditional rows only, and is given the alpha already found for them.
+            It has the conditional rows only, and is given the alpha already found for them. Default: no call is.
         unbatched: arguments that are the same for all rows, whatever their first dimension happens to be.
-        row_lists: arguments that are lists of one entry a row. All other Tensors whose first dimension is the number of
-            rows, alone or in lists, tuples and dicts, hold one entry a row.
+        row_lists: arguments that are lists of one entry per row. All other Tensors whose first dimension is the number
+            of rows, alone or in lists, tuples and dicts, hold one entry per row.
         row_dims: arguments whose rows lie along another dimension than the first.
+        comfyui_tap: the module of ComfyUI's model, relative to its MODEL, that has the same input as `tap`. Default
+            None: nobody has found it, and ComfyUI uses adapters for this class as policies only.
+        layer_names: what other tools call the layers. Default: diffusers' names alone.
+        workflows: templates in example_workflows, by a part of the base model's id in lower case; the first that fits
+            is the one a card shows. "" fits every base model. Default: none.
+        video: whether cards say that the class draws videos; False (default) also for one that draws both.
         listed: False for a family made from a signature.
     """
 
     denoiser: str
-    prediction: Prediction
-    component: str
     noise_level: Callable[[Inputs, Any], Tensor]
-    state: str
-    text: str | None
-    lora_scale: str
-    lora_targets: tuple[str, ...]
+    prediction: Prediction = "flow"
+    component: str = "transformer"
+    state: str = "hidden_states"
+    text: str | None = "encoder_hidden_states"
+    lora_scale: str = "attention_kwargs"
+    lora_targets: tuple[str, ...] = ATTENTION
     tap: str = "norm_out"
     sign: Literal[1, -1] = 1
     cfg: Cfg = "unconditional_first"
@@ -61,6 +75,10 @@ class Family:
     unbatched: frozenset[str] = frozenset()
     row_lists: frozenset[str] = frozenset()
     row_dims: Mapping[str, int] = field(default_factory=dict)
+    comfyui_tap: str | None = None
+    layer_names: LayerNames = LayerNames()  # noqa: RUF009  frozen
+    workflows: Mapping[str, str] = field(default_factory=dict)
+    video: bool = False
     listed: bool = True
 
     @property

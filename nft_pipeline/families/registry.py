@@ -1,16 +1,17 @@
 """What the engine must know about a denoiser class, and nothing about how it is guided.
 
-A family is a row of facts keyed by the denoiser's class name: how the noise level t in [0, 1] is read from a forward
-call, where x_t and the text tokens come in, how classifier-free guidance arranges its rows, which layers a LoRA is
-usually trained on. The raw outputs need no facts at all: noise, x_0, VP velocity and flow models are combined alike
-(DESIGN M9).
+A family is a set of facts about one denoiser class: how the noise level t in [0, 1] is read from a forward call, where
+x_t and the text tokens come in, how classifier-free guidance arranges its rows, which layers a LoRA is usually trained
+on, what other tools call its layers. The raw outputs need no facts at all: noise, x_0, VP velocity and flow models are
+combined alike (DESIGN M9).
 
     family = family_of(pipe.transformer)
     inputs = bind_inputs(pipe.transformer, args, kwargs)     # the call's arguments by name
     family.noise_level(inputs, pipe.scheduler)               # (rows,), t in [0, 1]
 
-To add a family, add a row to `FAMILIES` and a case to tests/helpers/zoo.py. A denoiser without a row gets one made from
-its forward's signature, with a warning that says what is assumed.
+To add a family, add one file to nft_pipeline/families/known and a case to `CASES` in tests/helpers: in
+zoo_unets.py, zoo_images.py, zoo_other_images.py or zoo_videos.py. A denoiser without a file gets a family made from its
+forward's signature, with a warning that says what is assumed.
 """
 
 from __future__ import annotations
@@ -21,171 +22,17 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from ..discovery import modules_of
 from ..errors import FamilyError
+from . import known
 from . import noise_level as levels
 from .family import Family
-from .forward_call import (
-    Inputs,
-)
+from .forward_call import Inputs
 
-_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-_JOINT_ATTENTION = (*_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-
-
-def _transformer(denoiser: str, noise_level: Callable[[Inputs, Any], Tensor], **facts: Any) -> Family:
-    """A row of what most transformers have in common, but for the facts given."""
-    common: dict[str, Any] = {
-        "prediction": "flow",
-        "component": "transformer",
-        "state": "hidden_states",
-        "text": "encoder_hidden_states",
-        "lora_scale": "attention_kwargs",
-        "lora_targets": _ATTENTION,
-    }
-    return Family(denoiser=denoiser, noise_level=noise_level, **{**common, **facts})
-
-
-_IDS = frozenset({"img_ids", "txt_ids"})
-
-_ROWS = (
-    Family(  # Stable Diffusion 1 and 2 and SDXL; SD 2.1 predicts v, which nothing here depends on
-        denoiser="UNet2DConditionModel",
-        prediction="epsilon",
-        component="unet",
-        noise_level=levels.variance_preserving(state="sample"),
-        state="sample",
-        text="encoder_hidden_states",
-        lora_scale="cross_attention_kwargs",
-        lora_targets=_ATTENTION,
-        tap="conv_norm_out",
-    ),
-    _transformer(
-        "SD3Transformer2DModel",
-        levels.flow(1000),
-        lora_scale="joint_attention_kwargs",
-        lora_targets=_JOINT_ATTENTION,
-        is_auxiliary=lambda inputs: inputs.get("skip_layers") is not None,
-    ),
-    _transformer(
-        "FluxTransformer2DModel",
-        levels.flow(),
-        lora_scale="joint_attention_kwargs",
-        lora_targets=_JOINT_ATTENTION,
-        cfg="two_calls",
-        unbatched=_IDS,
-    ),
-    _transformer(
-        "Flux2Transformer2DModel",
-        levels.flow(),
-        lora_scale="joint_attention_kwargs",
-        lora_targets=(*_JOINT_ATTENTION, "to_qkv_mlp_proj"),
-        cfg="two_calls",
-    ),
-    _transformer(
-        "QwenImageTransformer2DModel",
-        levels.flow(),
-        lora_targets=_JOINT_ATTENTION,
-        cfg="two_calls",
-        row_lists=frozenset({"img_shapes", "txt_seq_lens"}),
-    ),
-    _transformer(
-        "ZImageTransformer2DModel",
-        levels.reversed_flow(state="x", timestep="t"),
-        state="x",
-        text="cap_feats",
-        lora_scale="joint_attention_kwargs",
-        tap="all_final_layer.2-1",
-        sign=-1,
-        cfg="conditional_first",
-        # cfg_truncation: no classifier-free guidance where the model's own time, 1 - t, is above it.
-        skips_cfg=lambda inputs, pipe: (
-            getattr(pipe, "_cfg_truncation", None) is not None
-            and float(pipe._cfg_truncation) <= 1
-            and inputs["t"].max().item() > float(pipe._cfg_truncation)
-        ),
-        row_lists=frozenset({"x", "cap_feats", "siglip_feats", "image_noise_mask"}),
-    ),
-    _transformer("SanaTransformer2DModel", levels.sana),
-    # The second half of PixArt's output may be a variance, which its pipelines drop; guiding it too does no harm.
-    _transformer(
-        "PixArtTransformer2DModel",
-        levels.variance_preserving(),
-        prediction="epsilon",
-        lora_scale="cross_attention_kwargs",
-    ),
-    _transformer(
-        "LuminaNextDiT2DModel",
-        levels.reversed_flow(),
-        lora_scale="cross_attention_kwargs",
-        sign=-1,
-        cfg="conditional_first",
-        unbatched=frozenset({"image_rotary_emb"}),
-    ),
-    _transformer("Lumina2Transformer2DModel", levels.reversed_flow(), sign=-1, cfg="two_calls"),
-    _transformer("AuraFlowTransformer2DModel", levels.flow(), lora_targets=_JOINT_ATTENTION),
-    _transformer(
-        "CogView4Transformer2DModel",
-        levels.scheduled_flow,
-        cfg="two_calls",
-        unbatched=frozenset({"image_rotary_emb"}),
-    ),
-    _transformer(
-        "ChromaTransformer2DModel",
-        levels.flow(),
-        lora_scale="joint_attention_kwargs",
-        lora_targets=_JOINT_ATTENTION,
-        cfg="two_calls",
-        unbatched=_IDS,
-    ),
-    _transformer(
-        "HiDreamImageTransformer2DModel",
-        levels.flow(1000, timestep="timesteps"),
-        text="encoder_hidden_states_t5",
-        lora_targets=("to_q", "to_k", "to_v", "to_out", "to_q_t", "to_k_t", "to_v_t", "to_out_t"),
-        tap="final_layer",
-        sign=-1,
-        row_lists=frozenset({"img_sizes"}),
-        row_dims={"encoder_hidden_states_llama3": 1},
-    ),
-    _transformer(
-        "Kandinsky5Transformer3DModel",
-        levels.flow(1000),
-        lora_scale="",
-        lora_targets=("to_query", "to_key", "to_value"),
-        tap="out_layer",
-        cfg="two_calls",
-        unbatched=frozenset({"visual_rope_pos", "text_rope_pos", "sparse_params"}),
-    ),
-    _transformer(
-        "OvisImageTransformer2DModel",
-        levels.flow(),
-        lora_scale="joint_attention_kwargs",
-        lora_targets=_JOINT_ATTENTION,
-        cfg="two_calls",
-        unbatched=_IDS,
-    ),
-    _transformer(
-        "CosmosTransformer3DModel",
-        levels.flow(),
-        lora_scale="",
-        cfg="two_calls",
-        unbatched=frozenset({"padding_mask"}),
-    ),
-    _transformer("WanTransformer3DModel", levels.flow(1000), cfg="two_calls"),
-    _transformer("LTXVideoTransformer3DModel", levels.flow(1000), unbatched=frozenset({"rope_interpolation_scale"})),
-    _transformer("HunyuanVideoTransformer3DModel", levels.flow(1000), lora_targets=_JOINT_ATTENTION, cfg="two_calls"),
-    _transformer("MochiTransformer3DModel", levels.reversed_flow(1000), lora_targets=_JOINT_ATTENTION, sign=-1),
-    _transformer(
-        "CogVideoXTransformer3DModel",
-        levels.variance_preserving(),
-        prediction="v",
-        unbatched=frozenset({"image_rotary_emb"}),
-    ),
-)
-
-FAMILIES: dict[str, Family] = {family.denoiser: family for family in _ROWS}
+# By the denoiser's class name.
+FAMILIES: dict[str, Family] = {module.FAMILY.denoiser: module.FAMILY for module in modules_of(known)}
 
 
 def unwrap_compiled(denoiser: nn.Module) -> nn.Module:
@@ -193,17 +40,28 @@ def unwrap_compiled(denoiser: nn.Module) -> nn.Module:
     return getattr(denoiser, "_orig_mod", denoiser)
 
 
+def listed_family(denoiser: nn.Module) -> Family | None:
+    """The facts about a denoiser from `FAMILIES`; None for a class without a file."""
+    ancestors = type(unwrap_compiled(denoiser)).__mro__  # FSDP makes a subclass, as users may
+    return next((FAMILIES[kind.__name__] for kind in ancestors if kind.__name__ in FAMILIES), None)
+
+
 def family_of(denoiser: nn.Module) -> Family:
-    """The facts about a denoiser: its row in `FAMILIES`, or one made from its signature, with a warning.
+    """The facts about a denoiser: from `FAMILIES`, or made from its signature, with a warning.
 
     Raises:
-        FamilyError: the class has no row and is no denoiser of diffusers, or its forward has no timestep.
+        FamilyError: the class has no file and is no denoiser of diffusers, or its forward has no timestep.
     """
-    kind = type(unwrap_compiled(denoiser))
-    for ancestor in kind.__mro__:  # FSDP makes a subclass, as users may
-        if ancestor.__name__ in FAMILIES:
-            return FAMILIES[ancestor.__name__]
-    return _generic_family(kind)  # type: ignore[arg-type]
+    return listed_family(denoiser) or _generic_family(type(unwrap_compiled(denoiser)))  # type: ignore[arg-type]
+
+
+def draws_videos(denoiser: str) -> bool:
+    """Whether a denoiser class of diffusers, by its name, draws videos: "text-to-video" on a card.
+
+    Of a class without a file the name tells, which has 3DModel or Video in it.
+    """
+    family = FAMILIES.get(denoiser)
+    return any(part in denoiser for part in ("3DModel", "Video")) if family is None else family.video
 
 
 _TIMESTEPS = ("timestep", "timesteps", "t")
@@ -234,13 +92,11 @@ def _generic_family(kind: type[nn.Module]) -> Family:
     )
     return Family(
         denoiser=kind.__name__,
-        prediction="flow",
-        component="unet" if "UNet" in kind.__name__ else "transformer",
         noise_level=levels.by_scheduler(state=names[0], timestep=timestep),
+        component="unet" if "UNet" in kind.__name__ else "transformer",
         state=names[0],
         text=None,
         lora_scale=next((name for name in _LORA_SCALES if name in names), ""),
-        lora_targets=_ATTENTION,
         cfg="unknown",
         listed=False,
     )

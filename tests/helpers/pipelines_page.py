@@ -1,8 +1,8 @@
-"""The table in docs/pipelines.md, made from the cases of the zoo.
+"""The lists in docs/pipelines.md: a table made from the cases of the zoo, and the pipelines that can be trained.
 
     PYTHONPATH=tests python -m helpers.pipelines_page
 
-writes it again. A test compares the two.
+writes them again. A test compares page and code.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from helpers.zoo import CASES, GENERIC, Case, denoiser_of
 from nft_pipeline.errors import FamilyError
 from nft_pipeline.families.family import Family
 from nft_pipeline.families.registry import FAMILIES, check_pipeline, family_of
+from nft_pipeline.training.bases.registry import TRAINABLE
 
 PAGE = ROOT / "docs" / "pipelines.md"
-BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
 
 # Over denoisers that have a row; each stands for its kind.
 REFUSED: tuple[Any, ...] = (
@@ -68,10 +68,19 @@ def table() -> str:
     return "".join(lines)
 
 
+def trainable() -> str:
+    """The list of pipelines that the trainer takes."""
+    return "".join(f"- {name}\n" for name in sorted(TRAINABLE))
+
+
 def page() -> str:
-    """The page as it should be: its text as it is, with the table made anew."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    return f"{before}{BEGIN}{table()}{END}{rest.partition(END)[2]}"
+    """The page as it should be: its text as it is, with both lists made anew."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, made in (("table", table()), ("trainable", trainable())):
+        before, begin, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- end of {name} -->\n")
+        text = f"{before}{begin}{made}{end}{after}"
+    return text
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ CASES: dict[str, Case] = {
     **zoo_other_images.CASES,
     **zoo_videos.CASES,
 }
-# Over denoisers that have no row in FAMILIES.
+# Over denoisers that have no file in nft_pipeline/families/known.
 GENERIC: dict[str, Case] = {**zoo_other_images.GENERIC, **zoo_videos.GENERIC}
 
 

@@ -1,14 +1,20 @@
 """The trainer's own forward is the pipeline's: same arguments, same output, for every family it trains."""
 
+import re
+
 import pytest
 import torch
 
 from helpers import whole
+from helpers.pipelines_page import PAGE, trainable
+from helpers.repository import ROOT
 from helpers.tiny import tiny_pipe
 from helpers.zoo import CASES, denoiser_of
 from helpers.zoo_case import WIDTH, WORDS, rows
+from nft_pipeline.discovery import modules_of
 from nft_pipeline.families.forward_call import bind_inputs
-from nft_pipeline.training.bases.base import rows_of
+from nft_pipeline.training.bases import known
+from nft_pipeline.training.bases.base import TrainBase, rows_of
 from nft_pipeline.training.bases.noising import interpolate, per_sample, raw_target, velocity, vp_norm
 from nft_pipeline.training.bases.registry import TRAINABLE, train_base
 from nft_pipeline.training.errors import TrainingError
@@ -120,7 +126,7 @@ def test_prompts_are_encoded_as_a_call_does_and_encoders_can_leave():
 
 def test_a_pipeline_that_cannot_be_trained_on_is_named():
     pipe = CASES["Lumina2Pipeline"].pipe()
-    with pytest.raises(TrainingError, match="is a Lumina2Pipeline; the trainer supports StableDiffusion3Pipeline"):
+    with pytest.raises(TrainingError, match=r"is a Lumina2Pipeline; the trainer supports .*StableDiffusion3Pipeline"):
         train_base(pipe)
 
 
@@ -136,5 +142,39 @@ def test_wan_with_two_transformers_is_refused():
         train_base(pipe)
 
 
+# A trainable family is one file, and what must follow it is said here.
+
+
 def test_every_trainable_pipeline_is_tested():
-    assert {name.partition(",")[0] for name in FAMILIES} | set(whole.CALLS) == set(TRAINABLE)
+    tested = {name.partition(",")[0] for name in FAMILIES} | set(whole.CALLS)
+    missing = sorted(set(TRAINABLE) - tested)
+    assert not missing, f"{missing} of training/bases/known have no test: add them to CALLS in tests/helpers/whole.py"
+    assert tested <= set(TRAINABLE)
+
+
+def test_every_class_of_the_room_says_which_pipeline_it_is_for():
+    kinds = [(module, kind) for module in modules_of(known) for kind in vars(module).values() if isinstance(kind, type)]
+    own = [kind for module, kind in kinds if issubclass(kind, TrainBase) and kind.__module__ == module.__name__]
+    without = [f"{kind.__module__}.{kind.__name__}" for kind in own if "pipeline_class" not in vars(kind)]
+    assert not without, f"{without} have no pipeline_class, so the trainer does not find them"
+    assert {kind.pipeline_class: kind for kind in own} == TRAINABLE and len(own) == len(TRAINABLE)
+
+
+def test_the_pages_name_what_can_be_trained():
+    assert trainable() in PAGE.read_text(encoding="utf-8"), (
+        "docs/pipelines.md lists other trainable pipelines than training/bases/known has; write it again: "
+        "PYTHONPATH=tests python -m helpers.pipelines_page"
+    )
+    # docs/training.md has a table of them by the names of their models, the one with Stable Diffusion in it.
+    tables = re.findall(r"(?:^\|.*\n)+", (ROOT / "docs" / "training.md").read_text(encoding="utf-8"), re.MULTILINE)
+    table = next(table for table in tables if "Stable Diffusion" in table).splitlines()[2:]
+    words = {name: re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]+|\d", name.removesuffix("Pipeline")) for name in TRAINABLE}
+    rows_of_name = {name: [i for i, row in enumerate(table) if _names(row, words[name])] for name in TRAINABLE}
+    missing = [name for name, places in rows_of_name.items() if not places]
+    assert not missing, f"the table of models in docs/training.md names no model of {missing}: add a row"
+    strangers = [row for i, row in enumerate(table) if not any(i in places for places in rows_of_name.values())]
+    assert not strangers, f"docs/training.md names models that the trainer does not take: {strangers}"
+
+
+def _names(row, words):
+    return all(re.search(rf"(?<![a-z]){word}", row, re.IGNORECASE) for word in words)

@@ -7,7 +7,7 @@ Latents are scaled ones, (B, C, H, W) or of videos (B, C, T, H, W), t is the noi
 x_t = (1 - t) x_0 + t eps for every model: what a family packs, rescales or calls timestep stays in here. The LoRA is on
 or off as the caller has switched it.
 
-A family is a subclass of `TrainBase` with what is its own; registry.py lists them by the pipeline's class.
+A family is a subclass of `TrainBase` with what is its own, in a file of the room `known`; registry.py finds them there.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class TrainBase(ABC):
         TrainingError: the call asks for what the family has not, or the pipeline has parts that cannot be trained.
     """
 
+    pipeline_class: ClassVar[str]  # the class name of the pipeline in diffusers
     encoders: tuple[str, ...] = ("text_encoder",)
     has_cfg = True  # whether guidance_scale above 1 is classifier-free guidance, which needs the empty prompt
     has_frames = False  # whether latents are of videos, (B, C, T, H, W)
@@ -95,14 +96,14 @@ class TrainBase(ABC):
         return float(self.call.get("guidance_scale", self.guidance_scale))
 
     @property
-    def settings(self) -> Any:
-        """The denoiser's config."""
+    def denoiser_config(self) -> Any:
+        """The denoiser's config of diffusers."""
         return self.denoiser.config
 
     @property
     def channels(self) -> int:
         """Channels of a latent."""
-        return int(self.settings.in_channels)
+        return int(self.denoiser_config.in_channels)
 
     @property
     def pixels_per_latent(self) -> int:
@@ -116,7 +117,7 @@ class TrainBase(ABC):
 
     @property
     def _edge(self) -> int:
-        size: Any = getattr(self.settings, "sample_size", None) or getattr(self.pipe, "default_sample_size", 64)
+        size: Any = getattr(self.denoiser_config, "sample_size", None) or getattr(self.pipe, "default_sample_size", 64)
         return int(size) * int(self.pipe.vae_scale_factor)
 
     def latent_shape(self, count: int) -> tuple[int, ...]:

@@ -1,4 +1,7 @@
-"""Which pipelines can be trained on, and the trainer's view of one."""
+"""Which pipelines can be trained on, and the trainer's view of one.
+
+To add a family, add one file to training/bases/known and a preset to training/presets.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,18 @@ from typing import Any
 
 import torch
 
-from ..errors import TrainingError
-from .base import TrainBase
-from .frames import QwenImageBase, WanBase
-from .transformers import Flux2Base, Flux2KleinBase, FluxBase, SanaBase, SD3Base, ZImageBase
-from .unet import SDBase, SDXLBase
+from nft_pipeline.discovery import modules_of
 
+from ..errors import TrainingError
+from . import known
+from .base import TrainBase
+
+# By the name of the pipeline's class.
 TRAINABLE: dict[str, type[TrainBase]] = {
-    "StableDiffusion3Pipeline": SD3Base,
-    "StableDiffusionPipeline": SDBase,
-    "StableDiffusionXLPipeline": SDXLBase,
-    "FluxPipeline": FluxBase,
-    "Flux2Pipeline": Flux2Base,
-    "Flux2KleinPipeline": Flux2KleinBase,
-    "QwenImagePipeline": QwenImageBase,
-    "ZImagePipeline": ZImageBase,
-    "SanaPipeline": SanaBase,
-    "WanPipeline": WanBase,
+    kind.pipeline_class: kind
+    for module in modules_of(known)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, TrainBase) and "pipeline_class" in vars(kind)
 }
 
 

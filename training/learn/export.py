@@ -35,7 +35,7 @@ def adapter_tilt(learner: Learner) -> float:
 
 def adapter_config(
     learner: Learner,
-    base_model: BaseModel,
+    base_identity: BaseModel,
     rate: float,
     pictures: int,
     calibration: Sequence[Calibration] = (),
@@ -66,7 +66,7 @@ def adapter_config(
         name=config.name,
         beta=beta_from_tilt(tilt),
         tilt=tilt,
-        base_model=base_model,
+        base_model=base_identity,
         component=family.component,
         denoiser=family.denoiser,
         prediction=learner.base.prediction,
@@ -87,7 +87,7 @@ def adapter_config(
 
 def make_adapter(
     learner: Learner,
-    base_model: BaseModel,
+    base_identity: BaseModel,
     rate: float,
     pictures: int,
     calibration: Sequence[Calibration] = (),
@@ -97,13 +97,13 @@ def make_adapter(
 
     Args:
         learner: with its running averages in place.
-        base_model: what it was trained on.
+        base_identity: what it was trained on.
         rate: mean of r over the pictures.
         pictures: how many were trained on.
         calibration: of the head, on held-out pictures.
         strength: to recommend.
     """
-    config = adapter_config(learner, base_model, rate, pictures, calibration, strength)
+    config = adapter_config(learner, base_identity, rate, pictures, calibration, strength)
     head = None
     if config.kind == "positive" and learner.head is not None:
         head = copy.deepcopy(learner.head).cpu()  # the learner may go on

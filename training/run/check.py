@@ -175,7 +175,7 @@ def _trial_pool(base: TrainBase, config: TrainConfig, folder: Folder | None) -> 
 
 
 def _trial_step(base: TrainBase, config: TrainConfig, pool: Pool) -> None:
-    base_model = BaseModel(id=config.base_model, revision=None, fingerprint=fingerprint(base.denoiser))
+    base_identity = BaseModel(id=config.base_model, revision=None, fingerprint=fingerprint(base.denoiser))
     learner = Learner(base, pool.conditions, replace(config, checkpoint_every=0))
     small: dict[str, Any] = {"sweep_size": min(2, config.sweep_size), "samples_every": min(1, config.samples_every)}
     small |= {"sweep_strengths": [0.0, 1.0], "trackers": [], "keep_best": False}
@@ -186,14 +186,14 @@ def _trial_step(base: TrainBase, config: TrainConfig, pool: Pool) -> None:
         if config.online:
             learner.finish_round()
         with tempfile.TemporaryDirectory() as folder:
-            observer = Observer(replace(config, **small), base, base_model, Path(folder), say=lambda line: None)
+            observer = Observer(replace(config, **small), base, base_identity, Path(folder), say=lambda line: None)
             try:
                 observer.begin(learner)
                 observer.grid(learner)
                 observer.look(learner)
             finally:
                 observer.close()
-            write_adapter(Path(folder) / "adapter", make_adapter(learner, base_model, 0.5, len(pool)))
+            write_adapter(Path(folder) / "adapter", make_adapter(learner, base_identity, 0.5, len(pool)))
     finally:
         base.call["num_inference_steps"] = steps
         with suppress(Exception):

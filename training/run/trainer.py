@@ -76,10 +76,10 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
         say = _silent
     out.mkdir(parents=True, exist_ok=True)
     base, reason = load_base(config, device)
-    base_model = BaseModel(id=config.base_model, revision=None, fingerprint=fingerprint(base.denoiser))
+    base_identity = BaseModel(id=config.base_model, revision=None, fingerprint=fingerprint(base.denoiser))
     sharding = Sharding(base, say)
     with Stopper() as stopper:
-        run = Run(config, out, base, base_model, sharding, say, stopper)
+        run = Run(config, out, base, base_identity, sharding, say, stopper)
         learner = None
         try:
             if config.online:
@@ -92,7 +92,7 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
             learner.use_average()
             calibration = _calibration(learner, held_out, say)
             found = run.observer.finish(pictures, run.seconds_before + sum(run.seconds.values()), calibration)
-            adapter = make_adapter(learner, base_model, rate, pictures, calibration, found.strength)
+            adapter = make_adapter(learner, base_identity, rate, pictures, calibration, found.strength)
         finally:
             run.observer.close()
             if learner is not None:
@@ -144,17 +144,17 @@ class Run:
         config: TrainConfig,
         out: Path,
         base: TrainBase,
-        base_model: BaseModel,
+        base_identity: BaseModel,
         sharding: Sharding,
         say: Say,
         stopper: Stopper,
     ) -> None:
         self.config, self.out, self.base, self.say, self.stopper = config, out, base, say, stopper
-        self.base_model, self.sharding = base_model, sharding
+        self.base_identity, self.sharding = base_identity, sharding
         self.seconds: dict[str, float] = {}
         self.seconds_before = 0.0  # that the run had taken when it was stopped
         self.path = out / "checkpoint.pt"
-        self.observer = Observer(config, base, base_model, out, say, lambda: self.stopper.requested)
+        self.observer = Observer(config, base, base_identity, out, say, lambda: self.stopper.requested)
 
     def offline(self, reason: str) -> tuple[Learner, Pool, Pool | None]:
         """A pool once, then optimiser steps on it."""
@@ -232,7 +232,7 @@ class Run:
         if sweep is not None and self.config.keep_best and self.observer.is_best(sweep):
             with averaged(learner):
                 pictures, strength = self._sampled(learner), choose_strength(sweep).strength
-                best = make_adapter(learner, self.base_model, learner.mean_r, pictures, strength=strength)
+                best = make_adapter(learner, self.base_identity, learner.mean_r, pictures, strength=strength)
             report = run_report(self.config, Trained(), (), sweep)
             write_adapter(self.out / "best", best, {REPORT_FILE: report.to_json().encode()})
             self.say(f"best so far, written to {self.out / 'best'}")

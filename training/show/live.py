@@ -35,7 +35,7 @@ class Live:
 
     Args:
         base: with its text encoders, which may be released afterwards.
-        base_model: what the base model is.
+        base_identity: what the base model is.
         texts: the prompts that will be drawn.
         batch: pictures drawn at once.
         stop: asked between batches whether the run is to stop.
@@ -44,12 +44,14 @@ class Live:
     def __init__(
         self,
         base: TrainBase,
-        base_model: BaseModel,
+        base_identity: BaseModel,
         texts: Sequence[str],
         batch: int,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.base, self.base_model, self.texts, self.batch, self.stop = base, base_model, list(texts), batch, stop
+        self.base, self.base_identity = base, base_identity
+        self.texts, self.batch = list(texts), batch
+        self.stop = stop
         self._conditions = base.encode_prompts(self.texts)
         self._empty = base.encode_empty()
 
@@ -86,7 +88,7 @@ class Live:
     def _guided(self, learner: Learner) -> Iterator[None]:
         """Within, the base's pipeline is guided by the learner's averages."""
         pipe, call = self.base.pipe, self.base.call
-        config = adapter_config(learner, self.base_model, learner.mean_r, 0)
+        config = adapter_config(learner, self.base_identity, learner.mean_r, 0)
         adapter = Adapter(config, learner.roles.lora(), learner.head if config.kind == "positive" else None)
         guided = DiffusionNFTPipeline.from_pipe(pipe)
         # As after load_nft_adapter, but for the LoRA, which is on the denoiser.

@@ -61,7 +61,7 @@ class Observer:
     Args:
         config: the run's settings.
         base: with its text encoders; all prompts that will be drawn are encoded here.
-        base_model: what it is.
+        base_identity: what it is.
         out: the run's folder.
         say: gets one line a finding.
         stop: says whether the run was asked to stop; drawing then ends early.
@@ -71,7 +71,7 @@ class Observer:
         self,
         config: TrainConfig,
         base: TrainBase,
-        base_model: BaseModel,
+        base_identity: BaseModel,
         out: Path,
         say: Say = print,
         stop: Callable[[], bool] = lambda: False,
@@ -86,7 +86,7 @@ class Observer:
             held = _spread(known, max(1, config.sweep_size // GROUP)) if config.sweep_size else []
             shown = (config.sample_prompts or _spread(known, GRID_PROMPTS)) if config.samples_every else []
             self._held, self._shown = len(held), range(len(held), len(held) + len(shown))
-            self.live = Live(base, base_model, [*held, *shown], config.pool_batch, stop)
+            self.live = Live(base, base_identity, [*held, *shown], config.pool_batch, stop)
 
     @property
     def draws(self) -> bool:

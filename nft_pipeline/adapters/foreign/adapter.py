@@ -32,9 +32,6 @@ from .files import DIFFUSERS_WEIGHTS, PEFT_WEIGHTS, ForeignFiles, find_files, pe
 from .layers import bake, scales_of
 from .rename import name_as_diffusers
 
-_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
-# Whose lora_state_dict renames for a denoiser, where only the denoiser is at hand.
-_PIPELINES = {"UNet2DConditionModel": "StableDiffusionXLPipeline", "FluxTransformer2DModel": "FluxPipeline"}
 WHAT_TO_PASS = (
     "Pass kind and beta to load_nft_adapter or read_adapter (--kind and --beta on the command line): "
     'kind="policy" for a LoRA that is the trained model itself, with beta the one it was trained '
@@ -87,7 +84,7 @@ def read_foreign(
         )
     family = family_of(denoiser)
     component = family.component if component is None else component
-    pipeline_class = type(pipe) if pipe is not None else _pipeline_class(family.denoiser)
+    pipeline_class = type(pipe) if pipe is not None else _pipeline_class(family.layer_names.pipeline)
     lora, peft_config = _read_lora(shown, files, denoiser, component, pipeline_class)
     old = None
     if use_old:
@@ -114,7 +111,7 @@ def read_foreign(
             fingerprint=fingerprint(denoiser),
         ),
         denoiser=family.denoiser,
-        prediction=_prediction(family.prediction, pipe),  # type: ignore[arg-type]
+        prediction=family.output(getattr(pipe, "scheduler", None)),
         rank=next(iter(lora.values())).shape[0],
         reward={"name": "unknown", "description": "not recorded in the checkpoint", "normaliser": None},
         guidance_scale=1.0,
@@ -206,16 +203,10 @@ def _read_lora(
         raise AdapterError(f"{shown}: {error.what}", error.faults, error.advice) from None
 
 
-def _pipeline_class(denoiser: str) -> Any:
+def _pipeline_class(name: str | None) -> Any:
     import diffusers
 
-    return getattr(diffusers, _PIPELINES[denoiser]) if denoiser in _PIPELINES else None
-
-
-def _prediction(usual: str, pipe: Any) -> str:
-    """What the denoiser puts out. A UNet does not know itself; its scheduler does."""
-    said = getattr(getattr(getattr(pipe, "scheduler", None), "config", None), "prediction_type", None)
-    return usual if usual == "flow" else _PREDICTIONS.get(str(said), usual)
+    return None if name is None else getattr(diffusers, name)
 
 
 def _resolution(denoiser: nn.Module, pipe: Any) -> tuple[int, int]:

@@ -2,12 +2,12 @@
 
 Names are looked up in the denoiser: diffusers' names with any of the usual prefixes, with dots or with underscores.
 Names of the original checkpoints (SDXL's input_blocks, FLUX's double_blocks) go through diffusers' converter, which is
-watched: a layer that goes in and does not come out is a fault. Stable Diffusion 3 has no converter there, but one here.
+watched: a layer that goes in and does not come out is a fault. For a family that diffusers has no converter for (Stable
+Diffusion 3), the family says which modules an original layer is (`nft_pipeline.families.layer_names`).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import AdapterError
-from ...families.registry import unwrap_compiled
+from ...families.layer_names import LayerNames, Pieces
+from ...families.registry import listed_family, unwrap_compiled
 from ..base_check import check_lora_modules
 from ..keys import lora_key, strip_injected
 from .layers import PEFT_PREFIX, Layer, one_rank, read_layers
@@ -103,23 +104,22 @@ def _convert(
         The layers as far as they could be renamed; for each the name it came from, and for each that got lost itself;
         and what diffusers had to say.
     """
-    model = type(denoiser).__name__
+    family = listed_family(denoiser)
+    facts = LayerNames() if family is None else family.layer_names
     unchanged = dict(layers), {path: path for path in layers}
-    if model == "SD3Transformer2DModel":
-        last = len(denoiser.transformer_blocks) - 1  # type: ignore[arg-type]
+    if facts.original is not None:
         made: dict[str, Layer] = {}
         origin: dict[str, str] = {}
         for path, layer in layers.items():
-            for name, part in _from_sd3(path, layer, last).items():
+            for name, part in _cut(path, layer, facts.original(_flat(path), denoiser)).items():
                 if name in made:
                     raise AdapterError(f"{path} and {origin[name]} of the file are both {name} of the model")
                 made[name], origin[name] = part, path
         return made, origin, ""
     if not hasattr(pipeline_class, "lora_state_dict"):
         return *unchanged, ""
-    # FLUX and UNets are converted from kohya's spelling alone, other families from the file's own.
-    spell = _kohya if model in ("FluxTransformer2DModel", "UNet2DConditionModel") else _as_written
-    arguments = {"unet_config": denoiser.config} if model == "UNet2DConditionModel" else {}
+    spell = _kohya if facts.spelling == "kohya" else _as_written
+    arguments = {facts.config_argument: denoiser.config} if facts.config_argument else {}
 
     def run(tensors: dict[str, Tensor]) -> dict[str, Layer]:
         from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
@@ -166,50 +166,11 @@ def _flat(path: str) -> str:
     return next((path.removeprefix(prefix) for prefix in _UNDERSCORED if path.startswith(prefix)), path)
 
 
-_SD3_BLOCK = re.compile(r"joint_blocks_(\d+)_(x_block|context_block)_(\w+)")
-# Of the original Stable Diffusion 3 checkpoints. q, k and v are one matrix there: A is shared, B is cut in three.
-_SD3_LAYERS = {
-    ("x_block", "attn_qkv"): ("attn.to_q", "attn.to_k", "attn.to_v"),
-    ("x_block", "attn_proj"): ("attn.to_out.0",),
-    ("x_block", "attn2_qkv"): ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
-    ("x_block", "attn2_proj"): ("attn2.to_out.0",),
-    ("x_block", "mlp_fc1"): ("ff.net.0.proj",),
-    ("x_block", "mlp_fc2"): ("ff.net.2",),
-    ("x_block", "adaLN_modulation_1"): ("norm1.linear",),
-    ("context_block", "attn_qkv"): ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    ("context_block", "attn_proj"): ("attn.to_add_out",),
-    ("context_block", "mlp_fc1"): ("ff_context.net.0.proj",),
-    ("context_block", "mlp_fc2"): ("ff_context.net.2",),
-    ("context_block", "adaLN_modulation_1"): ("norm1_context.linear",),
-}
-_SD3_OUTSIDE = {
-    "x_embedder_proj": "pos_embed.proj",
-    "context_embedder": "context_embedder",
-    "t_embedder_mlp_0": "time_text_embed.timestep_embedder.linear_1",
-    "t_embedder_mlp_2": "time_text_embed.timestep_embedder.linear_2",
-    "y_embedder_mlp_0": "time_text_embed.text_embedder.linear_1",
-    "y_embedder_mlp_2": "time_text_embed.text_embedder.linear_2",
-    "final_layer_linear": "proj_out",
-    "final_layer_adaLN_modulation_1": "norm_out.linear",
-}
-
-
-def _from_sd3(path: str, layer: Layer, last: int) -> dict[str, Layer]:
-    """One layer of an original Stable Diffusion 3 checkpoint as diffusers' layers; itself if it is none of them.
-
-    Two modulations have (shift, scale) there and (scale, shift) here: the last norm's, and the last context block's.
-    """
-    flat = _flat(path)
-    match = _SD3_BLOCK.fullmatch(flat)
-    targets: tuple[str, ...] = (_SD3_OUTSIDE[flat],) if flat in _SD3_OUTSIDE else ()
-    swapped = flat == "final_layer_adaLN_modulation_1"
-    if match is not None:
-        names = _SD3_LAYERS.get((match[2], match[3]), ())
-        targets = tuple(f"transformer_blocks.{match[1]}.{name}" for name in names)
-        swapped = names == ("norm1_context.linear",) and int(match[1]) == last
-    if not targets or layer.b.shape[0] % len(targets):
+def _cut(path: str, layer: Layer, pieces: Pieces | None) -> dict[str, Layer]:
+    """One layer of an original checkpoint as diffusers' layers: A is shared, B is cut. Itself if it is none of them."""
+    if pieces is None or layer.b.shape[0] % len(pieces.modules):
         return {path: layer}
-    pieces = layer.b.chunk(len(targets))
-    if swapped:
-        pieces = (layer.b.roll(layer.b.shape[0] // 2, dims=0),)
-    return {target: replace(layer, b=piece) for target, piece in zip(targets, pieces, strict=True)}
+    parts = layer.b.chunk(len(pieces.modules))
+    if pieces.swapped:
+        parts = (layer.b.roll(layer.b.shape[0] // 2, dims=0),)
+    return {name: replace(layer, b=part) for name, part in zip(pieces.modules, parts, strict=True)}

@@ -1,0 +1,15 @@
+"""Ovis-Image."""
+
+from __future__ import annotations
+
+from .. import noise_level as levels
+from ..family import JOINT_ATTENTION, Family
+
+FAMILY = Family(
+    denoiser="OvisImageTransformer2DModel",
+    noise_level=levels.flow(),
+    lora_scale="joint_attention_kwargs",
+    lora_targets=JOINT_ATTENTION,
+    cfg="two_calls",
+    unbatched=frozenset({"img_ids", "txt_ids"}),
+)

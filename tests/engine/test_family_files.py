@@ -1,0 +1,75 @@
+"""A family is one file. What else must follow it is said here, in a sentence."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import diffusers
+import pytest
+
+from helpers.pipelines_page import PAGE
+from helpers.repository import ROOT
+from helpers.zoo import CASES, denoiser_of
+from nft_pipeline.discovery import modules_of
+from nft_pipeline.families import known
+from nft_pipeline.families.family import Family
+from nft_pipeline.families.registry import FAMILIES, draws_videos, family_of
+
+FILES = {module.__name__.rpartition(".")[2]: module for module in modules_of(known)}
+every_file = pytest.mark.parametrize("file", FILES)
+
+
+@pytest.fixture(scope="module")
+def with_a_case() -> set[str]:
+    return {family_of(denoiser_of(case.pipe())).denoiser for case in CASES.values()}
+
+
+@every_file
+def test_a_file_is_a_family_with_a_case_and_a_row_on_the_page(file: str, with_a_case: set[str]) -> None:
+    where = f"nft_pipeline/families/known/{file}.py"
+    family = getattr(FILES[file], "FAMILY", None)
+    assert isinstance(family, Family), f"{where} has no FAMILY = Family(...)"
+    others = [name for name in FILES if name != file and FILES[name].FAMILY.denoiser == family.denoiser]
+    assert not others, f"{where} and {others[0]}.py beside it are both about {family.denoiser}: merge them"
+    assert FAMILIES[family.denoiser] is family
+    assert hasattr(diffusers, family.denoiser), f"{where}: diffusers has no class {family.denoiser}"
+    assert family.denoiser in with_a_case, (
+        f"{where} has no test case: add a pipeline over {family.denoiser} to CASES in tests/helpers, in zoo_unets.py, "
+        "zoo_images.py, zoo_other_images.py or zoo_videos.py"
+    )
+    assert f"| {family.denoiser} |" in PAGE.read_text(encoding="utf-8"), (
+        f"docs/pipelines.md has no row for {family.denoiser} of {where}; write it again: "
+        "PYTHONPATH=tests python -m helpers.pipelines_page"
+    )
+
+
+@every_file
+def test_what_a_family_names_is_there(file: str) -> None:
+    family = FILES[file].FAMILY
+    pipeline = family.layer_names.pipeline
+    assert pipeline is None or hasattr(getattr(diffusers, pipeline), "lora_state_dict")
+    for template in family.workflows.values():
+        assert (ROOT / "example_workflows" / f"{template}.json").is_file()
+
+
+def test_every_family_of_the_registry_has_a_file() -> None:
+    assert set(FAMILIES) == {module.FAMILY.denoiser for module in FILES.values()}
+
+
+def test_a_denoiser_without_a_file_draws_videos_if_its_name_says_so() -> None:
+    assert draws_videos("WanVACETransformer3DModel") and draws_videos("LTX2VideoDiffusionDecoderModel")
+    assert not draws_videos("StableAudioDiTModel") and not draws_videos("CosmosTransformer3DModel")
+
+
+def test_a_room_is_read_from_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = tmp_path / "made_up_room"
+    (room / "inner").mkdir(parents=True)
+    for name in ("__init__", "b", "a", "inner/__init__"):
+        (room / f"{name}.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    modules = modules_of(importlib.import_module("made_up_room"))
+    assert [module.__name__ for module in modules] == ["made_up_room.a", "made_up_room.b"]
+    for name in [name for name in sys.modules if name.startswith("made_up_room")]:
+        monkeypatch.delitem(sys.modules, name)
