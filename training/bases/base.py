@@ -107,6 +107,7 @@ class TrainBase(ABC):
 
     @property
     def pixels_per_latent(self) -> int:
+        """Pixels along an edge that one latent position stands for."""
         return int(self.pipe.vae_scale_factor)
 
     @property
@@ -121,6 +122,7 @@ class TrainBase(ABC):
         return int(size) * int(self.pipe.vae_scale_factor)
 
     def latent_shape(self, count: int) -> tuple[int, ...]:
+        """The shape of `count` samples' latents: (count, channels, height, width), with a frame axis for videos."""
         pixels = self.patch * self.pixels_per_latent
         height, width = (self.patch * (edge // pixels) for edge in self.resolution)
         return count, self.channels, height, width

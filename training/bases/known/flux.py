@@ -20,6 +20,7 @@ class FluxBase(TrainBase):
 
     @property
     def channels(self) -> int:
+        """Channels of a latent before four positions are packed into one token."""
         return super().channels // 4
 
     def _encode(self, prompts: list[str]) -> Conditions:
@@ -27,6 +28,7 @@ class FluxBase(TrainBase):
         return {"text": text, "pooled": pooled}
 
     def inputs(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> dict[str, Any]:
+        """Packed tokens, ids of text and picture, and, where the model takes one, its own guidance input."""
         text, (height, width) = conditions["text"], x_t.shape[-2:]
         given = {
             "hidden_states": self.pack(x_t),
@@ -41,14 +43,18 @@ class FluxBase(TrainBase):
         return given
 
     def pack(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) as tokens (B, h w / 4, 4 C)."""
         return self.pipe._pack_latents(latents, *latents.shape)
 
     def unpack(self, output: Tensor, x_t: Tensor) -> Tensor:
+        """Tokens back to (B, C, h, w)."""
         height, width = (edge * self.pixels_per_latent for edge in x_t.shape[-2:])
         return self.pipe._unpack_latents(output, height, width, self.pixels_per_latent)
 
     def call_conditions(self, conditions: Conditions) -> dict[str, Any]:
+        """Text tokens and pooled text."""
         return {"prompt_embeds": conditions["text"], "pooled_prompt_embeds": conditions["pooled"]}
 
     def start(self, noise: Tensor) -> Tensor:
+        """Noise as tokens, which the pipeline's call takes."""
         return self.pack(noise)

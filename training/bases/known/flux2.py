@@ -21,12 +21,14 @@ class Flux2Base(TrainBase):
 
     @property
     def pixels_per_latent(self) -> int:
+        """Twice the VAE's, since two by two of its positions are one of the model's."""
         return 2 * super().pixels_per_latent
 
     def _encode(self, prompts: list[str]) -> Conditions:
         return {"text": self._encode_prompt(prompts)[0]}
 
     def inputs(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> dict[str, Any]:
+        """One token per position, ids of text and picture, and the guidance input."""
         return {
             "hidden_states": self.pack(x_t),
             "timestep": t,
@@ -40,12 +42,15 @@ class Flux2Base(TrainBase):
         return torch.full_like(t, self.guidance_scale)
 
     def pack(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) as tokens (B, h w, C)."""
         return self.pipe._pack_latents(latents)
 
     def unpack(self, output: Tensor, x_t: Tensor) -> Tensor:
+        """Tokens back to (B, C, h, w)."""
         return output.transpose(1, 2).unflatten(2, x_t.shape[-2:])
 
     def encode_vae(self, x: Tensor) -> Tensor:
+        """Latents packed two by two and normalised by the VAE's batch norm."""
         return self._scaled(self.pipe.vae.encode(x).latent_dist.mode().float())
 
     def _scaled(self, code: Tensor) -> Tensor:
@@ -53,6 +58,7 @@ class Flux2Base(TrainBase):
         return (self.pipe._patchify_latents(code) - mean) / std
 
     def decode_vae(self, latents: Tensor) -> Tensor:
+        """The inverse of `encode_vae`: batch norm undone, positions unpacked, decoded."""
         mean, std = self._norm()
         code = self.pipe._unpatchify_latents(latents * std.to(latents) + mean.to(latents))
         return self.pipe.vae.decode(code, return_dict=False)[0]
@@ -70,10 +76,12 @@ class Flux2KleinBase(Flux2Base):
 
     @property
     def has_cfg(self) -> bool:  # type: ignore[override]
+        """Whether it is a base model; step-distilled ones ignore classifier-free guidance."""
         return not self.pipe.config.is_distilled
 
     def _guidance(self, t: Tensor) -> None:
         return None
 
     def finish(self, output: Tensor, noise: Tensor) -> Tensor:
+        """Latents of the VAE, as this pipeline returns them, normalised as the model sees them."""
         return self._scaled(output.float())  # this pipeline's latents are the VAE's own

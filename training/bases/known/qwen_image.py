@@ -21,11 +21,13 @@ class QwenImageBase(FramesBase):
     patch = 2
 
     def prepare(self) -> None:
+        """Calls its guidance scale true_cfg_scale, as the pipeline does."""
         self.call.pop("guidance_scale", None)
         self.call["true_cfg_scale"] = self.guidance_scale
 
     @property
     def channels(self) -> int:
+        """Channels of a latent before four positions are packed into one token."""
         return super().channels // 4
 
     def _encode(self, prompts: list[str]) -> Conditions:
@@ -40,6 +42,7 @@ class QwenImageBase(FramesBase):
         return conditions["text"][:, :longest], None if mask.all() else mask
 
     def inputs(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> dict[str, Any]:
+        """Packed tokens, texts cut to the longest with their mask, and each picture's size in tokens."""
         (text, mask), (height, width) = self._texts(conditions), x_t.shape[-2:]
         return {
             "hidden_states": self.pack(x_t),
@@ -50,21 +53,27 @@ class QwenImageBase(FramesBase):
         }
 
     def pack(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) as tokens (B, h w / 4, 4 C)."""
         return self.pipe._pack_latents(latents, *latents.shape)
 
     def unpack(self, output: Tensor, x_t: Tensor) -> Tensor:
+        """Tokens back to (B, C, h, w)."""
         height, width = (edge * self.pixels_per_latent for edge in x_t.shape[-2:])
         return self.pipe._unpack_latents(output, height, width, self.pixels_per_latent).squeeze(2)
 
     def encode_vae(self, x: Tensor) -> Tensor:
+        """Latents of one frame, without the frame axis."""
         return super().encode_vae(x).squeeze(2)
 
     def decode_vae(self, latents: Tensor) -> Tensor:
+        """Pictures of latents to which the frame axis is added."""
         return super().decode_vae(latents.unsqueeze(2))
 
     def call_conditions(self, conditions: Conditions) -> dict[str, Any]:
+        """Text tokens and their mask, cut to the longest text."""
         text, mask = self._texts(conditions)
         return {"prompt_embeds": text, "prompt_embeds_mask": mask}
 
     def start(self, noise: Tensor) -> Tensor:
+        """Noise as tokens, which the pipeline's call takes."""
         return self.pack(noise)

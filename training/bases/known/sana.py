@@ -16,6 +16,7 @@ class SanaBase(TrainBase):
     pipeline_class = "SanaPipeline"
 
     def prepare(self) -> None:
+        """Switches off what the pipeline would do to sizes and to the negative prompt."""
         # Sizes are the run's own; binned ones would be scaled back after the VAE, which training does not see.
         self.call["use_resolution_binning"] = False
         self.call["negative_prompt"] = None  # its default is a text, which may not stand beside embeddings
@@ -33,6 +34,7 @@ class SanaBase(TrainBase):
         return {"text": text, "mask": mask}
 
     def inputs(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> dict[str, Any]:
+        """Text tokens with their mask; the timestep is 1000 t times the model's own scale."""
         return {
             "hidden_states": x_t,
             "encoder_hidden_states": conditions["text"],
@@ -41,8 +43,10 @@ class SanaBase(TrainBase):
         }
 
     def encode_vae(self, x: Tensor) -> Tensor:
+        """The code of an autoencoder without a distribution, scaled."""
         vae = self.pipe.vae
         return vae.encode(x, return_dict=False)[0].float() * vae.config.scaling_factor
 
     def call_conditions(self, conditions: Conditions) -> dict[str, Any]:
+        """Text tokens and their mask."""
         return {"prompt_embeds": conditions["text"], "prompt_attention_mask": conditions["mask"].long()}

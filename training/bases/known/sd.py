@@ -23,10 +23,12 @@ class SDBase(TrainBase):
     pipeline_class = "StableDiffusionPipeline"
 
     def prepare(self) -> None:
+        """Reads the scheduler's table of noise levels."""
         # Linear between two indices, as nft_pipeline.families.noise_level reads it.
         self._log_sigma = log_sigmas(self.pipe.scheduler.alphas_cumprod.double())
 
     def noise_range(self) -> tuple[float, float]:
+        """The noise levels at both ends of the scheduler's table."""
         low, high = torch.sigmoid(self._log_sigma[[0, -1]]).tolist()
         return low, high
 
@@ -39,6 +41,7 @@ class SDBase(TrainBase):
         return index.float().to(t.device)
 
     def inputs(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> dict[str, Any]:
+        """The variance-preserving x_t / n at the table's index for t."""
         return {
             "sample": x_t / vp_norm(per_sample(t, x_t)),
             "timestep": self.timestep(t),

@@ -22,6 +22,7 @@ class SD3Base(TrainBase):
         return {"text": text, "pooled": pooled}
 
     def inputs(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> dict[str, Any]:
+        """x_t as it is, the timestep 1000 t, text tokens and pooled text."""
         return {
             "hidden_states": x_t,
             "timestep": 1000 * t,
@@ -30,4 +31,5 @@ class SD3Base(TrainBase):
         }
 
     def call_conditions(self, conditions: Conditions) -> dict[str, Any]:
+        """Text tokens and pooled text."""
         return {"prompt_embeds": conditions["text"], "pooled_prompt_embeds": conditions["pooled"]}

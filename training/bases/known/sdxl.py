@@ -18,6 +18,7 @@ class SDXLBase(SDBase):
     encoders = ("text_encoder", "text_encoder_2")
 
     def inputs(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> dict[str, Any]:
+        """As Stable Diffusion 1, with pooled text and the picture's size as additional conditions."""
         height, width = (edge * self.pixels_per_latent for edge in x_t.shape[-2:])
         sizes = torch.tensor([height, width, 0, 0, height, width], device=x_t.device, dtype=conditions["pooled"].dtype)
         added = {"text_embeds": conditions["pooled"], "time_ids": sizes.expand(len(x_t), -1)}
@@ -28,4 +29,5 @@ class SDXLBase(SDBase):
         return {"text": text, "pooled": pooled}
 
     def call_conditions(self, conditions: Conditions) -> dict[str, Any]:
+        """Text tokens and pooled text."""
         return {"prompt_embeds": conditions["text"], "pooled_prompt_embeds": conditions["pooled"]}

@@ -26,6 +26,7 @@ class WanBase(FramesBase):
     call_defaults: ClassVar = {"num_frames": 1}
 
     def prepare(self) -> None:
+        """Refuses a model with two transformers."""
         if getattr(self.pipe, "transformer_2", None) is not None:
             raise TrainingError(
                 "the base model is a Wan with two transformers, one for high and one for low noise; the trainer knows "
@@ -34,9 +35,11 @@ class WanBase(FramesBase):
 
     @property
     def pixels_per_latent(self) -> int:
+        """Pixels along an edge of a frame that one latent position stands for."""
         return int(self.pipe.vae_scale_factor_spatial)
 
     def latent_shape(self, count: int) -> tuple[int, ...]:
+        """(count, channels, frames, height, width), with as many latent frames as `num_frames` needs."""
         count, channels, height, width = super().latent_shape(count)
         frames = (int(self.call["num_frames"]) - 1) // int(self.pipe.vae_scale_factor_temporal) + 1
         return count, channels, frames, height, width
@@ -45,6 +48,7 @@ class WanBase(FramesBase):
         return {"text": self._encode_prompt(prompts, do_classifier_free_guidance=False)[0]}
 
     def inputs(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> dict[str, Any]:
+        """x_t with its frames; the timestep 1000 t, one per token where the pipeline expands it."""
         timestep = 1000 * t
         if self.pipe.config.expand_timesteps:  # a time for each token, all the same without a given picture
             timestep = timestep[:, None].expand(-1, math.prod(x_t.shape[2:]) // 4)
