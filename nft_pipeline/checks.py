@@ -34,7 +34,7 @@ def number(
     """A finite number, no bool: from `low` to `high`, both included, or strictly `above` and `below` a bound."""
 
     def holds(value: Any) -> bool:
-        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+        if type(value) not in (int, float) or not -math.inf < value < math.inf or not low <= value <= high:
             return False
         return (above is None or value > above) and (below is None or value < below)
 

@@ -45,7 +45,10 @@ def test_import_brings_no_large_library(probes: list[dict[str, Any]]) -> None:
     assert not set(HEAVY) & set(probes[0]["modules"])
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["nosuch"], ["sample", "--help"], ["info", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["nosuch"], ["sample", "--help"], ["info", "--help"], ["train", "--explain"]],
+)
 def test_help_does_not_even_import_torch(arguments: list[str]) -> None:
     code = f"import sys; from nft_pipeline.cli import main; main({arguments!r}); print('torch' in sys.modules)"
     assert fresh_python(code).splitlines()[-1] == "False"

@@ -55,6 +55,7 @@ def test_five_mistakes_make_one_report():
         ({"lora_targets": [1]}, "lora_targets is [1]"),
         ({"tilt": float("nan")}, "tilt is nan"),
         ({"steps": True}, "steps is True"),
+        ({"lr": -(10**400)}, "lr is -1000"),
         ({"seed": -1}, "seed is -1, expected a whole number from 0"),
         ({"held_out_prompts": 3}, "held_out_prompts is 3, expected text"),
         ({"rewards": {"a": 0}}, "rewards is {'a': 0}, expected names with weights above 0"),

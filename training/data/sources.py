@@ -18,6 +18,7 @@ from ..bases.base import TrainBase
 from ..devices.memory import memory_advice
 from ..rewards.find import Scorer, find_prompts, find_reward
 from ..settings.config import TrainConfig
+from ..settings.data import DataSettings
 from .folder import folder_pool, read_folder, split, support_gap
 from .pool import Pool, check_pool, load_pool, pool_key, sample_pool, save_pool
 
@@ -29,7 +30,7 @@ WIDE_GAP = 1.25
 Say = Callable[[str], None]
 
 
-def rewards_of(config: TrainConfig) -> dict[str, Scorer]:
+def rewards_of(config: DataSettings) -> dict[str, Scorer]:
     """The run's rewards by name: r by each one's card with optimality "raw", else scores for it to normalise."""
     own_scale, options = config.optimality != "raw", config.reward_options
     return {name: find_reward(name, own_scale=own_scale, **options.get(name, {})) for name in config.weights}

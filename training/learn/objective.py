@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nft_pipeline.checks import value_faults
 from nft_pipeline.guidance import accumulated_tilt, anchor_kappa, anchor_weight, paper_loss, regression_target
 
 from ..bases.noising import velocity, velocity_gain
 from ..settings.choices import BASELINES, KINDS, Baseline, Kind
 from ..settings.config import TrainConfig
+from ..settings.objective import ObjectiveSettings, objective_faults
 
 
 def squared_error(v: Tensor, target: Tensor) -> Tensor:
@@ -156,19 +158,11 @@ class Objective:
             if value not in known:
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
         anchor_kappa(self._limit, self.tilt)  # raises for numbers out of range
-        if self.anchored and self.kind != "policy":
-            raise ValueError(
-                f"eta0 is {self.eta0:g} with objective {self.kind!r}; the anchor belongs to 'policy'. Leave eta0 out, "
-                "or set objective: policy"
-            )
-        if not 0 <= self.refit <= 1 or (self.refit and self.kind != "policy"):
-            raise ValueError(
-                f"refit is {self.refit:g} with objective {self.kind!r}, expected 0 to 1, and 0 for all but 'policy'"
-            )
-        if self.self_normalise and self.kind != "policy":
-            raise ValueError(
-                f"self_normalise with objective {self.kind!r}; it belongs to 'policy', and 'paper' always is"
-            )
+        eta0 = self.eta0 if self.anchored else None
+        faults = value_faults({"refit": self.refit}, ObjectiveSettings.checks)
+        faults += objective_faults(self.kind, eta0, self.refit, self.self_normalise)
+        if faults:
+            raise ValueError("; ".join(faults))
 
     @property
     def _limit(self) -> float:

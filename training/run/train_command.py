@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Ctrl-C finishes the step and saves, the second ends at once."
     )
     add_run_arguments(parser)
+    parser.add_argument(
+        "--explain",
+        metavar="NAME",
+        nargs="?",
+        const="all",
+        action=_Explain,
+        help="explain the setting NAME of the YAML file: what it means, its range, its default, and when to change it; "
+        "without a name, list all settings. Nothing is trained",
+    )
+
+
+class _Explain(argparse.Action):
+    """Prints and ends, as --help does: no run has to be named beside it."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        from ..settings.explain import explain
+
+        print(explain(str(values)))
+        sys.stdout.flush()
+        parser.exit()
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

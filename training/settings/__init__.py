@@ -1,1 +1,1 @@
-"""The settings of a run: what each may be, and the YAML files they come from."""
+"""The settings of a run: sections in which each has its check and its text, and the YAML files they come from."""

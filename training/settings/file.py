@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from nft_pipeline.checks import did_you_mean
 
 from ..errors import ConfigError
 
@@ -55,11 +56,10 @@ def _with_preset(mapping: dict[str, Any], name: str) -> dict[str, Any]:
     """The mapping over what its preset gives."""
     if "preset" not in mapping:
         return mapping
-    preset, known = mapping.pop("preset"), preset_names()
-    if preset not in known:
-        near = difflib.get_close_matches(str(preset), known, 1)
-        meant = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError([f"{name}: preset is {preset!r}, expected one of {', '.join(known)}{meant}"])
+    preset, presets = mapping.pop("preset"), preset_names()
+    if preset not in presets:
+        hint = did_you_mean(preset, presets)
+        raise ConfigError([f"{name}: preset is {preset!r}, expected one of {', '.join(presets)}{hint}"])
     given = _with_preset(_mapping(PRESETS / f"{preset}.yaml"), preset)
     for keys, replaced in _REPLACED:
         if mapping.keys() & keys:

@@ -33,6 +33,7 @@ from ..learn.calibration import Calibration
 from ..learn.learner import Learner
 from ..rewards.find import find_prompts, find_reward
 from ..settings.config import TrainConfig
+from ..settings.data import DataSettings
 from .live import Interrupted, Live
 from .page import write_page
 from .records import TABLES, Records
@@ -249,7 +250,7 @@ class Observer:
             return [[Image.fromarray(picture) for picture in draw(rows, s, label)] for s in strengths]
 
 
-def held_out(config: TrainConfig) -> tuple[list[str], str]:
+def held_out(config: DataSettings) -> tuple[list[str], str]:
     """(prompts to look at, which they are in words): the held-out ones, or the run's own where there are none."""
     if config.held_out_prompts is not None:
         prompts = find_prompts(config.held_out_prompts)

@@ -1,0 +1,144 @@
+"""What learns, the LoRA and the alpha head, and how: steps, batches, rates and noise levels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from nft_pipeline.checks import flag, number, whole
+
+from .section import MAY_CHANGE, Section, texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSettings(Section):
+    """LoRA and alpha head.
+
+    What learns. The head is a small network that reads the denoiser's image tokens and predicts alpha; positive runs
+    have one, and so have policies with baseline alpha.
+    """
+
+    rank: Annotated[int, whole(1)] = 16
+    """Rank of the LoRA in every layer it is put on. The adapter's file and its memory grow in proportion.
+
+    Raise it, to 32 or 64, for rewards about many things at once. Lower it for a simple preference on style or colour,
+    or when the LoRA learns single pictures by heart.
+    """
+
+    lora_targets: Annotated[list[str], texts("a list of layer names, or [] for the default")] = field(
+        default_factory=list
+    )
+    """Layers that get a LoRA, by the ends of their names in the denoiser, such as [attn.to_q, attn.to_v]. [] is the
+    family's attention layers.
+
+    Add the layers of the MLPs when rank alone does not help. Name fewer layers to save memory.
+    """
+
+    head_width: Annotated[int, whole(1)] = 128
+    """Width of the alpha head, a multiple of 4.
+
+    Raise it, to 256, when the calibration table shows that alpha hardly tells good from bad and more pictures did not
+    help. Lower it when you have few pictures, which a wide head learns by heart.
+    """
+
+    head_queries: Annotated[int, whole(1)] = 8
+    """Learned queries with which the alpha head looks at the picture: how many places or things it can look for at
+    once.
+
+    Raise it for rewards about many objects or places in one picture. Other rewards seldom need another number.
+    """
+
+    head_layers: Annotated[int, whole(1)] = 2
+    """Rounds of attention in the alpha head.
+
+    Raise it, to 3 or 4, for rewards that depend on how the prompt relates things to each other. Lower it to 1 when
+    pictures are few.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserSettings(Section):
+    """Optimiser.
+
+    How it learns. If the reward does not move, more steps come first, then more pictures, then a larger lr.
+    """
+
+    steps: Annotated[int, whole(1)] = 300
+    """Optimiser steps of an offline run. An online run takes rounds times round_steps instead.
+
+    Raise it first when the adapter is too weak. Lower it when the held-out reward falls while the loss still does: the
+    run then learns its pictures by heart.
+    """
+
+    batch: Annotated[int, whole(1)] = 192
+    """Pairs of picture and noise in each step of the LoRA. With several processes it must be a multiple of their
+    number.
+
+    Raise it when the loss is too noisy to fall. For memory lower micro_batch rather than this, since that leaves the
+    result as it is.
+    """
+
+    head_batch: Annotated[int, whole(1)] = 96
+    """Pairs of picture and noise in each step of a positive run's alpha head, which draws pairs of its own. The head of
+    a policy shares those of `batch`.
+
+    Raise it when alpha is poor at high noise. Lower it for speed.
+    """
+
+    micro_batch: Annotated[int, whole(0), MAY_CHANGE] = 0
+    """Samples that go through the model at a time; 0 is the whole batch. The result stays the same but for rounding.
+
+    Lower it, down to 1, when memory runs out while training. Raise it as far as memory goes for speed.
+    """
+
+    lr: Annotated[float, number(above=0)] = 2e-3
+    """Learning rate of the LoRA. It rises over the first twentieth of the run; then an offline run lowers it to zero
+    along a cosine, and an online run keeps it level.
+
+    Lower it, to 0.0003 or less, for models of a billion parameters and more, or when the loss jumps or is not finite.
+    Raise it when the loss hardly falls and more steps are too slow.
+    """
+
+    head_lr: Annotated[float, number(above=0)] = 2e-3
+    """Learning rate of the alpha head. It rises and falls over the run as lr does.
+
+    Lower it when alpha's loss jumps. Raise it when alpha is still improving at the end of the run.
+    """
+
+    weight_decay: Annotated[float, number(0)] = 0.01
+    """Weight decay of AdamW, on the LoRA and on the head: in each step a weight shrinks by lr times this share of
+    itself.
+
+    Raise it, to 0.1, when pictures are few and the run learns them by heart. Lower it, to 0.0001 or 0, in long online
+    runs, where it pulls the policy back in every step.
+    """
+
+    ema: Annotated[float, number(0, below=1)] = 0.98
+    """Decay per step of the running average of the weights, which is what is exported. 0 exports the last weights; 0.98
+    averages about the last 50 steps.
+
+    Raise it towards 0.999 in runs of thousands of steps. Lower it in runs of a few dozen steps.
+    """
+
+    noise_shift: Annotated[float, number(above=0)] = 2.0
+    """Where noise levels are drawn for the LoRA: t = shift u / (1 + (shift - 1) u), with u even in (0, 1). 1 is even in
+    t, and above 1 more levels are near t = 1, which is pure noise.
+
+    Raise it, to 3 or 4, for rewards about colours, places and composition, which are decided at high noise. Lower it
+    towards 1 for rewards about fine detail.
+    """
+
+    head_noise_shift: Annotated[float, number(above=0)] = 4.0
+    """Where noise levels are drawn for a positive run's alpha head, by the formula of noise_shift. The head of a policy
+    shares the LoRA's noise levels.
+
+    Raise it when the calibration table shows a poor alpha at high noise. Lower it when alpha is poor at low noise.
+    """
+
+    adaptive_noise: Annotated[bool, flag()] = False
+    """Whether more noise levels are drawn where the steps so far have met noisy gradients. Samples weigh less there, so
+    that the objective stays the same.
+
+    Set it to true when rewards are decided in a narrow range of noise and steps are expensive. It saves a tenth to a
+    quarter of the samples at best.
+    """

@@ -1,0 +1,86 @@
+"""What is learned from scored pictures, and which numbers of it go together. The losses are training/learn's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from nft_pipeline.checks import choice, flag, number, optional
+
+from .choices import BASELINES, KINDS, Baseline, Kind
+from .section import Section
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings(Section):
+    """The objective.
+
+    What the LoRA becomes. v_old is the base model's velocity, v_plus that of the pictures the reward likes, and alpha
+    the probability that a noisy picture ends as one it likes; docs/theory.md has the formulas.
+    """
+
+    objective: Annotated[Kind | None, optional(choice(*KINDS))] = None
+    """What is learned. positive: the LoRA becomes v_plus, and a head learns alpha beside it. policy: the LoRA becomes
+    v_old with the tilt built in, by regression. paper: the same by the loss of DiffusionNFT's authors. Nothing chooses
+    positive where the pictures are the base model's own, offline, and policy otherwise.
+
+    Choose positive for a dial that can be turned both ways after training, policy for online runs and foreign
+    pictures, and paper to compare with the authors' method.
+    """
+
+    tilt: Annotated[float, number(above=0)] = 2.0
+    """The tilt lambda = 2/beta: the odds of a liked picture are meant to be multiplied by e to the power of it. Of a
+    positive run it only says what strength 1 will mean; of the others it is what one converged round adds.
+
+    Raise it when strength 1 looks weak, and lower it when strength 1 looks overdone or when a policy becomes unsteady.
+    """
+
+    baseline: Annotated[Baseline, choice(*BASELINES)] = "alpha"
+    """What a policy's r is compared with: half (1/2, as DiffusionNFT has it), mean (the mean of r), or alpha (a head's
+    estimate at each noisy picture, trained along).
+
+    Keep alpha where the pictures were not made by the base model or where r is not 1/2 in the mean. Choose half or
+    mean to do without the head. Other objectives do not read it.
+    """
+
+    eta0: Annotated[float | None, optional(number(above=0))] = None
+    """Of a policy, the tilt that its anchor to the base model lets the rounds converge to, whatever `tilt` is. Nothing
+    is no anchor: the tilt then grows with every round.
+
+    Set it in long online runs, and lower it when pictures drift or lose variety. Online it costs one more forward per
+    sample.
+    """
+
+    refit: Annotated[float, number(0, 1)] = 0.0
+    """Of a policy, the share of the old model's own error that a converged round takes out. 0 leaves that error alone,
+    and it adds up over the rounds.
+
+    Raise it, to 0.05 or 0.1, when the loss grows over the rounds. Lower it when pictures of one prompt become alike.
+    """
+
+    self_normalise: Annotated[bool, flag()] = False
+    """Whether a policy's samples weigh as in the authors' loss, so that pictures which the old model misses by far pull
+    no harder than others.
+
+    Set it to true in online runs with optimality rank or group, which it makes a little faster. Leave it false offline:
+    there it moves the optimum and gains nothing.
+    """
+
+
+def objective_faults(kind: Kind, eta0: float | None, refit: float, self_normalise: bool) -> list[str]:
+    """Numbers of an objective that are sound one by one and belong to another one, one sentence each.
+
+    Args:
+        kind: the objective of the run, chosen or found.
+        eta0, refit, self_normalise: as in `ObjectiveSettings`.
+    """
+    if kind == "policy":
+        return []
+    faults = []
+    if eta0 is not None:
+        faults.append(f"eta0 is {eta0:g} with objective {kind!r}: the anchor belongs to 'policy'")
+    if refit:
+        faults.append(f"refit is {refit:g} with objective {kind!r}: it belongs to 'policy'")
+    if self_normalise:
+        faults.append(f"self_normalise with objective {kind!r}; it belongs to 'policy', and 'paper' always is")
+    return faults
