@@ -103,7 +103,7 @@ def shapes_eval_scores(pictures: Any, prompts: Any) -> dict[str, Any]:
 
 
 def scores_table(results: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table, one column a setting."""
+    """A Markdown table with one column per setting."""
     from .report import markdown
     from .score import CATEGORIES
 
