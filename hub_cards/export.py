@@ -1,7 +1,7 @@
 """Files of an adapter for other tools.
 
     comfyui   one file for ComfyUI's models/loras: LoRA, alpha head, settings
-    kohya     lora_down, lora_up and alpha under underscored names, for tools of that family: SD 1.5, SDXL, SD3, FLUX.1
+    kohya     lora_down, lora_up and alpha under underscored names, for kohya's tools: SD 1.5, SDXL, SD3, FLUX.1
     peft      adapter_config.json and adapter_model.safetensors, for peft's PeftModel
     merged    a plain LoRA at one fixed strength, for tools that know nothing of reward guidance
 
