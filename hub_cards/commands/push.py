@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--collection",
         metavar="TITLE",
-        help="add the repository to a collection, given by its title or its slug (default: none); made if it is not there",
+        help="add the repository to a collection, by its title or slug (default: none); it is made if it is not there",
     )
     parser.add_argument("--message", metavar="TEXT", help="commit message (default: Upload NAME with diffusion-nft)")
     parser.add_argument(
