@@ -1,7 +1,7 @@
 """The card: README.md and its pictures, rendered from nft_config.json and run_report.json, never by hand.
 
-The text is `card.md.jinja`; this module prepares what stands in it. The metadata on top is huggingface_hub's
-`ModelCardData`, so that what the Hub reads is what its own library wrote.
+The text is `card.md.jinja`; this module prepares the values for it. The metadata on top is made with huggingface_hub's
+`ModelCardData`, so that the Hub reads what its own library wrote.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def render_card(
     """The card of one adapter.
 
     Args:
-        config: the adapter's.
-        report: what its run measured; `RunReport()` if nothing.
+        config: the adapter's config.
+        report: what its run measured; `RunReport()` if it measured nothing.
         pictures: the PNGs of `report.samples`, by file.
-        repo_id: where it will be, "owner/name"; it stands in the snippets.
+        repo_id: where the adapter will be, "owner/name"; the snippets name it.
         licence: see `hub_cards.licence.card_licence`.
 
     Returns:
@@ -140,7 +140,7 @@ def _template() -> Any:
 
 
 def _one_line(text: Any) -> str:
-    """A text that starts no heading, list, HTML or table of its own."""
+    """The text in one line, changed so that it starts no heading, list, HTML or table."""
     return re.sub(r"([<>`*_\[\]#|])", r"\\\1", " ".join(str(text).split()))
 
 
@@ -150,7 +150,7 @@ def _cell(text: Any) -> str:
 
 
 def _row(curve: Curve) -> dict[str, Any]:
-    """A line of the table of rewards; what the run did not measure is said to be so."""
+    """A line of the table of rewards; where the run measured nothing, the line says so."""
     base, one = curve.at(0), curve.at(1)
     change = "not measured" if base is None or one is None else f"{one.mean - base.mean:+.3f}"
     counts = sorted({point.n for point in (base, one) if point is not None})
@@ -171,13 +171,13 @@ def _value(point: Point | None) -> str:
 
 
 def _note(curve: Curve) -> str:
-    """What a line's numbers are over, and what its ± is."""
+    """Which pictures the numbers of a line are means over, and what its ± means."""
     parts = [part for part in (curve.prompts, curve.spread and f"± is the {curve.spread}") if part]
     return f"{_one_line(curve.name)}: {_one_line('; '.join(parts))}." if parts else ""
 
 
 def _training(config: AdapterConfig, report: RunReport) -> Iterator[tuple[str, Any]]:
-    """What it was trained on and how; the trainer's summary in the config where the report says nothing."""
+    """What the adapter was trained on and how; from the trainer's summary in the config if the report says nothing."""
     said: dict[str, Any] = dict(config.training)
     settings: dict[str, Any] = said["settings"] if isinstance(said.get("settings"), dict) else {}
     pool: dict[str, Any] = said["pool"] if isinstance(said.get("pool"), dict) else {}

@@ -42,14 +42,14 @@ _PATTERNS = (
 
 
 def largest(path: str) -> int | None:
-    """The most bytes a file of an adapter may have; None if it is no file of an adapter."""
+    """How many bytes a file of an adapter may have at most; None if it is not a file of an adapter."""
     if path in _SIZES:
         return _SIZES[path]
     return next((size for pattern, size in _PATTERNS if pattern.fullmatch(path)), None)
 
 
 def listing_faults(sizes: Mapping[str, int]) -> list[tuple[str, str, str]]:
-    """Faults that names and sizes alone tell, as (file, what, what to do).
+    """Faults that show in names and sizes alone, as (file, what, what to do).
 
     Args:
         sizes: bytes by path relative to the adapter's folder.

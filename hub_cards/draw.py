@@ -26,9 +26,9 @@ def draw_samples(
     """Draw, and put the pictures into `folder/samples` and the list of them into its run_report.json.
 
     Args:
-        folder: the adapter's; pictures that are in samples are replaced, the report's other numbers stay.
-        prompts: one or more.
-        seeds: of the starting noise; every prompt is drawn from every seed.
+        folder: the adapter's folder; pictures in samples are replaced, the report's other numbers stay.
+        prompts: one or more prompts.
+        seeds: seeds of the starting noise; every prompt is drawn from every seed.
         strengths: every picture is drawn at every strength.
         model: the base model, default the one the adapter names.
 
@@ -63,8 +63,8 @@ def sample_files(
     """PNGs by their paths in an adapter's folder, and the list of them for its report, row by row.
 
     Args:
-        rows: (prompt, seed) of each.
-        strengths: of the columns.
+        rows: (prompt, seed) of each row.
+        strengths: the strength of each column.
         columns: columns[strength][row].
     """
     files, made = dict[str, bytes](), list[Sample]()

@@ -1,16 +1,16 @@
 """Files of an adapter for other tools.
 
     comfyui   one file for ComfyUI's models/loras: LoRA, alpha head, settings
-    kohya     lora_down, lora_up and alpha under underscored names, for tools of that family: SD 1.5, SDXL, SD3, FLUX.1
+    kohya     lora_down, lora_up and alpha under underscored names, for kohya's tools: SD 1.5, SDXL, SD3, FLUX.1
     peft      adapter_config.json and adapter_model.safetensors, for peft's PeftModel
     merged    a plain LoRA at one fixed strength, for tools that know nothing of reward guidance
 
-All but the first lose the dial. In `merged` the change of the weights is scaled once and for all,
+All forms but the first lose the dial. In `merged` the change of the weights is scaled once and for all,
 
     W + s B A,    s = law_scale(alpha, strength tilt) for a positive adapter, s = strength for a policy,
 
-with one alpha for all samples and noise levels. That is not guidance (which scales the difference of two outputs, each
-sample by its own alpha), only its nearest relative that one LoRA file can hold.
+with one alpha for all samples and noise levels. That is not guidance, which scales the difference of two outputs, each
+sample by its own alpha. It is only the nearest thing to it that one LoRA file can hold.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ def export(
     """The files of one form.
 
     Args:
-        adapter: checked; one with a LoRA for v_old is refused.
+        adapter: the adapter, already checked; one with a LoRA for v_old is refused.
         form: one of `FORMS`.
         strength: for "merged" only; default the adapter's recommended one.
         law: for "merged" of a positive adapter, see `nft_pipeline.guidance.law_scale`.
         alpha: for "merged" of a positive adapter, the one alpha that stands for all; default its base rate.
 
     Returns:
-        Contents by file name, relative to where they go.
+        The files' contents by their names, relative to the folder they are written to.
 
     Raises:
-        AdapterError: a form that is not known or cannot hold this adapter, or no alpha to be had.
+        AdapterError: an unknown form, one that cannot hold this adapter, or no alpha where one is needed.
     """
     if form not in FORMS:
         raise AdapterError(f"the form is {form!r}, expected one of {', '.join(FORMS)}")
@@ -96,7 +96,7 @@ def _kohya(adapter: Adapter) -> dict[str, bytes]:
 
 
 def _peft(adapter: Adapter) -> dict[str, bytes]:
-    """A folder a denoiser: peft wraps one model."""
+    """One folder per denoiser, because peft wraps one model."""
     config = adapter.config
     components = [part for part in (config.component, config.component + SECOND) if component_lora(adapter.lora, part)]
     files: dict[str, bytes] = {}
@@ -160,7 +160,7 @@ def _one_denoiser(adapter: Adapter, form: str) -> None:
 
 
 def _header(adapter: Adapter, said: dict[str, Any]) -> dict[str, str]:
-    """No `diffusion_nft` in it: that marks files that guidance can be done with."""
+    """The header of a file. It has no key `diffusion_nft`, which marks files that guidance can use."""
     config = adapter.config
     return {
         "format": "pt",

@@ -8,17 +8,18 @@ from collections.abc import Iterator
 from nft_pipeline.adapter import AdapterError
 from nft_pipeline.adapters.read import is_network_error
 
-# What may be otherwise in a moment. 409 and 412: somebody else, or our own lost request, was at it; look again.
+# Answers that may change in a moment. 409 and 412 mean that somebody else, or a request of ours whose answer was lost,
+# has changed the repository: look at it again.
 TRANSIENT = (408, 409, 412, 425, 429, 500, 502, 503, 504)
 
 
 class HubError(AdapterError):
-    """The Hub did not do what was asked; `what`, `faults` and `advice` as in AdapterError."""
+    """The Hub did not do what was asked; `what`, `faults` and `advice` are as in AdapterError."""
 
 
 @contextlib.contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """Within it a Hub that says nothing for so many seconds counts as gone; its client alone would wait for ever."""
+    """Within this context a Hub that is silent for so many seconds counts as gone; its client would wait for ever."""
     from huggingface_hub import get_session
 
     session = get_session()
@@ -50,8 +51,8 @@ def explain(error: BaseException, doing: str, repo: str) -> HubError:
     """The error as a person needs it.
 
     Args:
-        error: of huggingface_hub.
-        doing: what was asked, such as "the adapter was not pushed to someone/red".
+        error: an error of huggingface_hub.
+        doing: what was asked for, such as "the adapter was not pushed to someone/red".
         repo: the repository.
     """
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RevisionNotFoundError

@@ -24,7 +24,7 @@ HUB_LICENCES = (
 
 @dataclass(frozen=True)
 class Licence:
-    """As a card's metadata has it: an id of the Hub's, or "other" with a name and perhaps a link."""
+    """A licence as a card's metadata names it: one of the Hub's ids, or "other" with a name and perhaps a link."""
 
     id: str
     name: str | None = None
@@ -57,12 +57,12 @@ def card_licence(base_id: str, config_licence: str, given: str | None, base: Lic
 
     Args:
         base_id: the base model, for the errors.
-        config_licence: of nft_config.json.
-        given: said by the person now; it wins.
-        base: of the base model's card, see `base_licence`; None if it could not be read or says none.
+        config_licence: the licence in nft_config.json.
+        given: the licence that the person gives now; it wins.
+        base: the licence on the base model's card, see `base_licence`; None if it could not be read or names none.
 
     Raises:
-        AdapterError: nobody knows it, or the base model's card and the config disagree.
+        AdapterError: no source names a licence, or the base model's card and the config disagree.
     """
     if given is not None:
         return as_licence(given)
@@ -85,9 +85,9 @@ def card_licence(base_id: str, config_licence: str, given: str | None, base: Lic
 
 
 def base_licence(base_id: str, revision: str | None = None) -> Licence | None:
-    """What the base model's card says: of a shipped model or a repository on the Hub; None where there is nothing.
+    """The licence on the card of the base model, a shipped one or one on the Hub; None if the card names none.
 
-    A Hub that cannot be reached counts as nothing: the adapter's own word is then asked for.
+    If the Hub cannot be reached, that counts as naming none; the adapter's config must then name one.
     """
     from huggingface_hub import ModelCard, hf_hub_download
 

@@ -27,10 +27,10 @@ def reward_plot(
     *,
     rewards: bool = True,
 ) -> bytes:
-    """A panel a reward, those it was trained on first; mean over strength with its spread.
+    """One panel per reward, those it was trained on first: the mean over strength, with its spread.
 
     Args:
-        curves: at least one.
+        curves: at least one curve.
         theme: "light" or "dark".
         recommended: strength to mark.
         span: recommended range to shade, None for none.
@@ -89,10 +89,10 @@ def reward_plot(
 
 
 def strip(samples: Sequence[Sample], pictures: Mapping[str, bytes]) -> bytes | None:
-    """One picture: a row for each prompt and seed, a column a strength; only rows that have every strength.
+    """One picture with a row per prompt and seed and a column per strength; only rows that have every strength.
 
     Args:
-        samples: of the report.
+        samples: the report's samples.
         pictures: the PNGs by the samples' file names.
 
     Returns:

@@ -1,9 +1,9 @@
-"""Getting an adapter from the Hub into a folder of one's own: checked, and byte for byte what was put up.
+"""Getting an adapter from the Hub into a folder of one's own: checked, and byte for byte what was uploaded.
 
     pull("someone/sd35m-nft-ocr", "adapters/ocr")
 
-To draw with it no folder is needed: `nft_adapter="someone/sd35m-nft-ocr"` fetches it into the Hub's cache. Offline,
-both take what is in the cache.
+No folder is needed to draw with an adapter: `nft_adapter="someone/sd35m-nft-ocr"` fetches it into the Hub's cache.
+Offline, both take what is in the cache.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def pull(
 
     Args:
         repo_id: "owner/name".
-        folder: new, empty, or an adapter's.
+        folder: a new or empty folder, or an adapter's.
         revision: branch, tag or commit.
         subfolder: folder of the repository that holds the adapter.
 

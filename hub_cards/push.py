@@ -1,11 +1,11 @@
-"""Putting an adapter up: looked at first, then one commit, whatever breaks on the way.
+"""Uploading an adapter: it is checked first and then sent in one commit, whatever breaks on the way.
 
     push("runs/ocr/adapter", "someone/sd35m-nft-ocr")
 
 A commit names its parent, so the Hub refuses a second one that was made from the same state. When an answer gets lost,
-the next try looks what is there; if it is all there, it is done. Large files go up before the commit and are not seen
-until it names them, so a push that is cut off anywhere leaves the old state or the new one. Doing it again ends in the
-same commit.
+the next try looks at what is in the repository; if everything is there, it is done. Large files are uploaded before the
+commit and are invisible until it names them, so a push that is cut off anywhere leaves the old state or the new one.
+The same push given again ends in the same commit.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _TRIES = 5
 
 @dataclass(frozen=True)
 class Package:
-    """What a push would put up.
+    """What a push would upload.
 
     Args:
-        repo_id: where.
+        repo_id: the repository.
         files: contents by path.
         card: the card among them.
     """
@@ -50,14 +50,14 @@ class Package:
     card: Card
 
     def listing(self) -> str:
-        """A line a file, for people."""
+        """One line per file, for people to read."""
         width = max(map(len, self.files))
         return "\n".join(f"{path:<{width}}  {len(data):>13,} bytes" for path, data in sorted(self.files.items()))
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """Where it is now: the commit, the repository's address, whether it is private, and the pull request if any."""
+    """The result: the commit, the repository's address, whether it is private, and the pull request if there is one."""
 
     commit: str
     url: str
@@ -71,7 +71,7 @@ def make_card(folder: str | os.PathLike[str], repo_id: str, *, licence: str | No
     Args:
         folder: the adapter, or a shipped name.
         repo_id: "owner/name", for the snippets.
-        licence: if the base model's card and the config do not say it, or contradict each other.
+        licence: needed if the base model's card and the config do not name one, or contradict each other.
 
     Raises:
         AdapterError: no adapter there, a faulty run_report.json, or a licence nobody knows.
@@ -99,7 +99,7 @@ def make_card(folder: str | os.PathLike[str], repo_id: str, *, licence: str | No
 
 
 def make_package(folder: str | os.PathLike[str], repo_id: str, *, licence: str | None = None) -> Package:
-    """Everything a push would put up, looked at in full. Arguments as `make_card`.
+    """Everything that a push would upload, fully checked. The arguments are those of `make_card`.
 
     Raises:
         AdapterError: any fault `verify` finds, all of them in one report.
@@ -155,7 +155,7 @@ def push(
         timeout: seconds of silence after which the Hub counts as gone.
 
     Returns:
-        The commit. If all was there already, the one that is there.
+        The commit. If everything was there already, it is the existing one.
 
     Raises:
         AdapterError: the adapter has faults; nothing was sent.
@@ -190,7 +190,7 @@ def push(
 
 
 def _publish(api: Any, package: Package, private: bool, revision: str, create_pr: bool, message: str) -> Pushed:
-    """One try: look what is there, and commit what differs."""
+    """One try: look at what is in the repository, and commit what differs."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     repo = package.repo_id

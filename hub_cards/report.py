@@ -9,7 +9,7 @@
      "strength_range": [0.5, 2.0],
      "trained": {"data": "...", "rounds": 1, "passes": 22.5, "anchor": "none", "hardware": "2 CPU cores", "hours": 0.2}}
 
-All but format_version may be missing, and what is missing the card calls "not measured". `alpha` falls back on
+All but format_version may be missing; the card then says "not measured". `alpha` falls back on
 `training["alpha_held_out"]` of nft_config.json, which the trainer has always written. Version 1 is a contract: fields
 are added, never renamed. Standard library only.
 """
@@ -67,7 +67,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Alpha:
-    """How well the head ranks (AUC, 0.5 is chance) and how far it is off (calibration error) at one noise level."""
+    """How well the head ranks (AUC, 0.5 is chance) and its calibration error, at one noise level."""
 
     noise_level: float
     auc: float
@@ -87,7 +87,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Hacking:
-    """Whether the reward rose by a trick: "none seen", "suspected" or "seen", and why one thinks so."""
+    """Whether the reward rose by a trick: "none seen", "suspected" or "seen", and the reason for this verdict."""
 
     verdict: str
     reason: str
@@ -107,7 +107,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class RunReport:
-    """The whole file; see the module's text."""
+    """The whole file; see the docstring of the module."""
 
     rewards: tuple[Curve, ...] = ()
     alpha: tuple[Alpha, ...] = ()

@@ -1,7 +1,7 @@
-"""What must not go up: local paths, the name of the person's account on this machine, and tokens.
+"""Finds what must not be uploaded: local paths, the name of the person's account on this machine, and tokens.
 
-Texts are looked at as they are, the headers of safetensors files, and the texts inside PNGs (ComfyUI and others write
-whole workflows there). Tensors and pixels are not.
+It searches texts, the headers of safetensors files, and the texts inside PNGs (ComfyUI and others write whole workflows
+there). It does not search tensors and pixels.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _COMMON_ACCOUNTS = {"root", "user", "admin", "ubuntu", "runner", "home", "work",
 
 
 def private_faults(files: Mapping[str, bytes], owner: str | None = None) -> list[tuple[str, str]]:
-    """Everything private in the files, as (file, what it holds); a token's own text is not repeated.
+    """Everything private in the files, as (file, what it holds); the text of a token is not repeated.
 
     Args:
         files: contents by path.
-        owner: of the repository; that name is no secret there.
+        owner: the owner of the repository, whose name is no secret there.
     """
     accounts = _accounts() - {owner}
     faults = []

@@ -3,9 +3,9 @@
     for fault in verify("someone/sd35m-nft-ocr"):
         print(fault)
 
-`read_adapter` refuses what cannot be used. This goes further and asks whether it should be given to others: the two
-LoRA files agree, hashes hold, the card names a licence and the base model, nothing private is in it, and nothing lies
-there that is no part of an adapter.
+`read_adapter` refuses what cannot be used. This goes further and checks whether an adapter may be given to others: the
+two LoRA files agree, hashes hold, the card names a licence and the base model, nothing private is in it, and every file
+in the folder is part of an adapter.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def folder_faults(
     card: bool = True,
     owner: str | None = None,
 ) -> list[Fault]:
-    """The faults of a folder on this machine; `sizes` lists more files than lie in it if it was fetched in part."""
+    """The faults of a folder on this machine; if only part was fetched, `sizes` also lists the files left out."""
     listed = dict(folder_sizes(folder) if sizes is None else sizes)
     faults = [Fault(*fault) for fault in listing_faults(listed)]
     if not from_hub:
@@ -163,7 +163,7 @@ def _link_faults(folder: Path) -> Iterator[Fault]:
 
 
 def _header_faults(folder: Path) -> Iterator[Fault]:
-    """Are the tensors those the header was written for? Files of before the hash was written have none."""
+    """Are the tensors those that the header was written for? Older files have no hash in the header."""
     for path in [folder / LORA_FILE, *sorted((folder / COMFYUI_FOLDER).glob("*.safetensors"))]:
         file = _open(path)
         if file is None or HASH_HEADER_KEY not in file.header or CONFIG_HEADER_KEY not in file.header:

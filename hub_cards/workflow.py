@@ -1,7 +1,7 @@
 """A ComfyUI workflow for an adapter as a picture: dropped onto ComfyUI's page, the PNG opens as the workflow it shows.
 
 The workflow is the one of `example_workflows` for the adapter's base model, with the adapter's file, recommended
-strength, CFG and size in it; ComfyUI reads it from the PNG's text chunk "workflow". What is drawn is the graph.
+strength, CFG and size in it; ComfyUI reads it from the PNG's text chunk "workflow". The picture shows the graph.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ def labelled_grid(
     """Lay pictures out in a labelled grid.
 
     Args:
-        rows: rows of pictures, all rows equally long; sizes may differ, pictures are centred in their cells.
-        row_labels: a label a row, wrapped to a few words a line; line breaks are kept. "" for none.
-        column_labels: a heading a column, wrapped to the column's width.
+        rows: rows of pictures, all equally long. Sizes may differ; pictures are centred in their cells.
+        row_labels: one label per row, wrapped to a few words per line; line breaks are kept. "" is no label.
+        column_labels: one heading per column, wrapped to the column's width.
         scale: whole factor by which pictures are enlarged (Lanczos), default 2, at least 1. 64 px pictures read well
             at 2 or 3; use 1 from 256 px on.
         title: a line above everything, wrapped to the grid's width; default none.

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 HELP = """\
-Write the card of an adapter, README.md and its plots, from nft_config.json and run_report.json. What the run did not
-measure the card calls "not measured". `push` does this by itself; use this to look at the card first, or with --draw to
-draw the pictures that a run has not drawn.
+Write the card of an adapter, README.md and its plots, from nft_config.json and run_report.json. Where the run measured
+nothing, the card says "not measured". `push` does this by itself; use this to look at the card first, or, with --draw,
+to draw pictures that the run has not drawn.
 
   diffusion-nft card runs/warm/adapter someone/warm --draw "a circle left of a cross" "two rings" --seeds 0 1"""
 
@@ -18,11 +18,12 @@ STRIP = (0.0, 0.5, 1.0, 1.5, 2.0)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `diffusion-nft card`."""
     parser.add_argument("folder", metavar="FOLDER", help="the adapter's folder; the card is written into it")
-    parser.add_argument("repo", metavar="OWNER/NAME", help="where it is going to be; it stands in the card's examples")
+    parser.add_argument("repo", metavar="OWNER/NAME", help="the repository it will be in; the card's examples name it")
     parser.add_argument(
         "--licence",
         metavar="ID",
-        help="such as apache-2.0 (default: of the base model's card). Give it if unknown",
+        help="licence of the adapter, such as apache-2.0 (default: that of the base model's card). Give it if that "
+        "card names none",
     )
     parser.add_argument(
         "--draw",
@@ -32,7 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: draw nothing). Loads the base model",
     )
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0], metavar="N", help="of the pictures, a row each (default: 0)"
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0],
+        metavar="N",
+        help="seeds of the pictures, one row per seed (default: 0)",
     )
     parser.add_argument("--model", metavar="NAME", help="base model to draw with (default: the one the adapter names)")
 

@@ -6,24 +6,25 @@ import argparse
 from pathlib import Path
 
 HELP = """\
-Write an adapter's LoRA for other tools. comfyui: one file with all of it, for the diffusion-nft nodes. kohya: lora_down
-and lora_up, for tools of that family. peft: a folder for PeftModel. merged: a plain LoRA at one fixed strength, for
-tools that know nothing of this; it has no dial and only comes near to what guidance does."""
+Write an adapter's LoRA for other tools. comfyui: one file with the whole adapter, for the diffusion-nft nodes. kohya:
+lora_down and lora_up, for kohya's scripts and tools that read their files. peft: a folder for PeftModel. merged: a
+plain LoRA at one fixed strength, for tools that know nothing of reward guidance; it has no dial and only comes near to
+what guidance does."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `diffusion-nft export`."""
     parser.add_argument("adapter", metavar="ADAPTER", help="a folder, a shipped name or a Hub id (owner/name)")
-    parser.add_argument("form", choices=("comfyui", "kohya", "peft", "merged"), help="for which tool")
+    parser.add_argument("form", choices=("comfyui", "kohya", "peft", "merged"), help="the tool to write for")
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("."),
         metavar="FOLDER",
-        help="where to (default: here); replaces files",
+        help="folder to write into (default: the current one); files in it are replaced",
     )
     parser.add_argument("--revision", metavar="REV", help="Hub only: branch, tag or commit (default: the newest)")
-    parser.add_argument("--subfolder", metavar="NAME", help="folder inside that holds the adapter (default: itself)")
+    parser.add_argument("--subfolder", metavar="NAME", help="folder in it that holds the adapter (default: itself)")
     parser.add_argument(
         "--strength",
         type=float,

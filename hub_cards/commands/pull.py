@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 
 HELP = """\
-Fetch an adapter from the Hub into a folder, checked, byte for byte what its author put up. Only needed to look at the
-files or to change them: `sample` and from_pretrained take the repository's name as it is."""
+Fetch an adapter from the Hub into a folder. It is checked, and is byte for byte what its author uploaded. You need this
+only to look at the files or to change them: `sample` and from_pretrained take the repository's name as it is."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `diffusion-nft pull`."""
     parser.add_argument("repo", metavar="OWNER/NAME", help="the repository")
-    parser.add_argument("folder", metavar="FOLDER", help="where to; an older adapter that is there is replaced")
+    parser.add_argument("folder", metavar="FOLDER", help="folder to write; an older adapter in it is replaced")
     parser.add_argument(
         "--revision",
         metavar="REV",

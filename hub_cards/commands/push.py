@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 HELP = """\
-Put an adapter on the Hugging Face Hub: checked, with a card rendered from its own numbers, in one commit, in a
-repository that only you can see until you say otherwise. Log in first with `hf auth login`. Cut off half-way, nothing
-is published; do it again and it ends in the same commit.
+Upload an adapter to the Hugging Face Hub. It is checked first, gets a card rendered from its own numbers, and is sent
+in one commit, to a repository that only you can see until you say otherwise. Log in first with `hf auth login`. If the
+push is cut off half-way, nothing is published; the same command given again ends in the same commit.
 
   diffusion-nft push runs/ocr/adapter someone/sd35m-nft-ocr --dry-run
   diffusion-nft push runs/ocr/adapter someone/sd35m-nft-ocr --tag v1 --public"""
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--licence",
         metavar="ID",
         help="licence of the adapter, such as apache-2.0 (default: that of the base model's card, if the adapter does "
-        "not contradict it). Give it when neither knows",
+        "not contradict it). Give it when neither names one",
     )
     parser.add_argument(
         "--revision",
@@ -40,14 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tag", metavar="NAME", help="name the commit, such as v1, so that people can ask for it (default: no tag)"
     )
     parser.add_argument(
-        "--pr", action="store_true", help="open a pull request (default: commit). For repositories of other people"
+        "--pr",
+        action="store_true",
+        help="open a pull request (default: commit). Use it for repositories of other people",
     )
     parser.add_argument(
         "--collection",
         metavar="TITLE",
-        help="put it into a collection too: a title of the owner's or a slug (default: none); made if it is not there",
+        help="add the repository to a collection, by its title or slug (default: none); it is made if it is not there",
     )
-    parser.add_argument("--message", metavar="TEXT", help="of the commit (default: Upload NAME with diffusion-nft)")
+    parser.add_argument("--message", metavar="TEXT", help="commit message (default: Upload NAME with diffusion-nft)")
     parser.add_argument(
         "--timeout",
         type=float,

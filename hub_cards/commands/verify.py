@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 
 HELP = """\
-Say everything that is wrong with an adapter, each in a line that says what to do: damaged or missing files, numbers
-that contradict each other, a card without licence, a pickle, a private path. Exit code 0 if it is sound, 1 if not. Look
-here before you share one, or when one from somebody else behaves oddly."""
+Say everything that is wrong with an adapter, each fault in a line that says what to do: damaged or missing files,
+numbers that contradict each other, a card without a licence, a pickle, a private path. Exit code 0 if it is sound, 1 if
+not. Look here before you share an adapter, or when one from somebody else behaves oddly."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `diffusion-nft verify`."""
     parser.add_argument("adapter", metavar="ADAPTER", help="a folder, a shipped name or a Hub id (owner/name)")
     parser.add_argument("--revision", metavar="REV", help="Hub only: branch, tag or commit (default: the newest)")
-    parser.add_argument("--subfolder", metavar="NAME", help="folder inside that holds the adapter (default: itself)")
+    parser.add_argument("--subfolder", metavar="NAME", help="folder in it that holds the adapter (default: itself)")
     parser.add_argument(
         "--base",
         metavar="MODEL",
@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Give it when the adapter will not load",
     )
     parser.add_argument(
-        "--no-card", action="store_true", help="do not ask for a README.md (default: ask), before `card` has made one"
+        "--no-card",
+        action="store_true",
+        help="accept a missing README.md (default: it is a fault); for use before `card`",
     )
 
 

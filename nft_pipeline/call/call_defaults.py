@@ -1,6 +1,6 @@
-"""call_defaults.json: stock call arguments a model was made for, beside its model_index.json.
+"""call_defaults.json: the stock call's arguments that a model was made for. It is beside the model's model_index.json.
 
-diffusers has no place for them, and a small or distilled model sampled with its pipeline's own defaults draws nothing.
+diffusers has no place for such arguments, and a small or distilled model draws nothing with its pipeline's defaults.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def read_call_defaults(stock_class: Any, folder: str | PathLike[str] | None) -> 
 
     Args:
         stock_class: diffusers' class of the pipeline.
-        folder: as the pipeline's `name_or_path` says, which may be a Hub id or None.
+        folder: the pipeline's `name_or_path`, which may also be a Hub id or None.
 
     Raises:
-        GuidanceError: the file is no JSON object of arguments of the pipeline's call.
+        GuidanceError: the file is not a JSON object of arguments of the pipeline's call.
     """
     path = Path(folder or "") / CALL_DEFAULTS
     if not folder or not path.is_file():
@@ -46,6 +46,6 @@ def read_call_defaults(stock_class: Any, folder: str | PathLike[str] | None) -> 
 
 
 def write_call_defaults(folder: Path, defaults: Mapping[str, Any]) -> None:
-    """Write them into a model's folder; nothing where there are none."""
+    """Write the arguments into a model's folder; without arguments nothing is written."""
     if defaults:
         atomic_write_bytes(folder / CALL_DEFAULTS, (json.dumps(defaults, indent=2) + "\n").encode())

@@ -23,7 +23,7 @@ from .call_defaults import CALL_DEFAULTS, read_call_defaults
 
 PIPELINE_FILE = "pipeline.py"
 ADAPTER_FOLDER = "nft_adapter"
-DEFAULT = "default"  # the name of an adapter that was given none
+DEFAULT = "default"  # the name of an adapter that was given no name
 
 # The package is imported "as nft" because diffusers looks through the file for plain imports, and would advise to
 # install a missing one under the import's name, which is another package's.
@@ -66,13 +66,13 @@ def render_custom_pipeline(stock: Any, *, absent: Sequence[str] = (), nft_adapte
 
     Args:
         stock: a pipeline class of diffusers, such as StableDiffusion3Pipeline.
-        absent: components that the saved model goes without, such as SD3's T5 (text_encoder_3, tokenizer_3). Stock
+        absent: components that the saved model does not have, such as SD3's T5 (text_encoder_3, tokenizer_3). Stock
             diffusers asks for a None for each in the call of from_pretrained; this class does not.
         nft_adapter: Hub id of an adapter that the pipeline is to load, for a repository that holds no base model:
             from_pretrained(base, custom_pipeline=<that repository>). None for the adapters beside the model.
 
     Raises:
-        ValueError: `stock` is no pipeline class that diffusers exports.
+        ValueError: `stock` is not a pipeline class that diffusers exports.
     """
     import diffusers
 
@@ -134,7 +134,7 @@ def load_beside(pipe: Any) -> None:
 
 
 def adapters_in(folder: Path) -> dict[str, Path]:
-    """The adapters a saved pipeline has beside it, by name: one in the folder itself, or several in folders of it."""
+    """The adapters beside a saved pipeline, by name: one in the folder itself, or several in its subfolders."""
     if (folder / CONFIG_FILE).is_file():
         return {DEFAULT: folder}
     return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{CONFIG_FILE}"))}

@@ -16,7 +16,7 @@ from ..errors import GuidanceError
 from ..families.registry import cfg_switch, family_of
 from ..settings import GuidanceSettings, tilts_of
 
-# Shown in the signature; None stands for "not given" inside, so that an argument nobody gave is never complained about.
+# The defaults in the signature. Inside, None means "not given", so that no error is about an argument nobody gave.
 GUIDANCE_ARGUMENTS: dict[str, tuple[Any, str]] = {
     "nft_strength": (1.0, "float | dict[str, float]"),
     "nft_beta": (None, "float | dict[str, float] | None"),
@@ -31,31 +31,33 @@ _CALL_DOC = """Generate, guided by the reward of the loaded adapter. Takes what 
 
 Args:
     nft_strength (`float` or `dict[str, float]`, defaults to 1.0):
-        How far to go: 0 is the base model bit for bit, 1 the adapter as its author shipped it, 2 twice the tilt;
-        negative seeks what the reward dislikes. Not a LoRA weight: it scales the difference of two outputs, not
-        weights. Too much looks burnt and uniform; see `nft_stats.push`. With several adapters one number is for all;
-        a dict names them, and those it leaves out are at 0.
+        How far to go: 0 is the base model bit for bit, 1 is the adapter as its author shipped it, 2 is twice its tilt,
+        and a negative number seeks what the reward dislikes. It is not a LoRA weight: it scales the difference of two
+        outputs, not weights. Too much looks burnt and uniform; see `nft_stats.push`. With several adapters one number
+        is for all of them; a dict gives numbers by name, and adapters that it leaves out are at 0.
     nft_beta (`float` or `dict[str, float]`, *optional*):
-        DiffusionNFT's beta instead of a strength: tilt = 2 / beta, above 0; smaller is stronger.
+        DiffusionNFT's beta, given instead of a strength: tilt = 2 / beta. Above 0; smaller is stronger.
     nft_law (`str`, defaults to "nft"):
-        "nft": s = tilt * alpha, linear. "odds": s = rho alpha / (1 + rho alpha) with rho = exp(tilt) - 1, exact, and
-        never past what the LoRA alone would do; positive adapters only.
+        How the scale s of v = v_old + s (v_lora - v_old) follows from the tilt and alpha, the probability that this
+        noisy picture ends in a liked one. "nft": s = tilt * alpha, linear. "odds": s = rho alpha / (1 + rho alpha) with
+        rho = exp(tilt) - 1, exact, and never past what the LoRA alone would do; for positive adapters only.
     nft_interval (`tuple[float, float]`, defaults to (0.0, 1.0)):
-        Noise levels that are guided, 1 being pure noise: compositions are decided near 1, fine detail near 0. Outside
-        it a step costs one forward instead of two.
+        The noise levels that are guided, where 1 is pure noise. Compositions are decided near 1, fine detail near 0. A
+        step outside the interval costs one forward instead of two.
     nft_schedule (`Callable[[float], float]` or `list[tuple[float, float]]`, *optional*):
-        What the tilt is multiplied by at noise level t: a function of t, or points (t, factor) with straight lines
-        between them, such as [(0.0, 0.2), (0.7, 1.0)].
+        The factor by which the tilt is multiplied at noise level t: a function of t, or points (t, factor) with
+        straight lines between them, such as [(0.0, 0.2), (0.7, 1.0)].
     nft_guide (`str`, defaults to "both"):
-        Under classifier-free guidance: "both" guides the conditional and the unconditional prediction, with one alpha;
-        "cond" the conditional one alone, which costs half as much more, and which the guidance scale amplifies.
+        Under classifier-free guidance "both" guides the conditional and the unconditional prediction, with one alpha.
+        "cond" guides the conditional one alone. It costs 1.5 times an unguided call instead of twice, and the guidance
+        scale amplifies it.
     nft_cap (`float`, *optional*):
-        The largest fraction of its size by which guidance may move the predicted picture in a step; larger pushes
-        are shortened to it. `nft_stats.push` says what is usual.
+        The largest fraction of its size by which guidance may move the predicted picture in a step; larger pushes are
+        shortened to it. `nft_stats.push` shows which pushes are usual.
     nft_mode (`str`, defaults to "two_pass"):
-        "two_pass": the exact one. "batched": the same as one forward of a larger batch, for GPUs that a small batch
-        leaves idle. "single": one forward at the LoRA scale s, with alpha from the step before: as many
-        forwards as the stock pipeline, and an approximation.
+        "two_pass" is exact. "batched" computes the same in one forward of a larger batch, for GPUs that a small batch
+        leaves idle. "single" is one forward at the LoRA scale s, with alpha from the step before: it needs as many
+        forwards as the stock pipeline, and it is an approximation.
 
 Raises:
     GuidanceError: one of these is out of range, contradicts another one, or was given without an adapter.
@@ -78,7 +80,7 @@ def run_guided(
     Args:
         pipe: the guided pipeline.
         loaded: its adapters by name, at least one.
-        args, kwargs: of the stock call.
+        args, kwargs: the arguments of the stock call.
         nft: the guidance arguments; None for those not given.
 
     Raises:

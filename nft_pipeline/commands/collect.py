@@ -20,19 +20,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", metavar="SOURCE", help="a Hub id, a folder of a dataset, or .tar or .parquet files by path or pattern"
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where to write; must not hold anything yet")
-    parser.add_argument("--split", default="train", help="of the dataset (default: %(default)s)")
-    parser.add_argument("--revision", help="of a dataset on the Hub: a branch, tag or commit (default: the newest)")
-    parser.add_argument("--image", metavar="COLUMN", help="the pictures (default: the first column that holds any)")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder to write; it must be new or empty")
+    parser.add_argument("--split", default="train", help="split of the dataset (default: %(default)s)")
+    parser.add_argument("--revision", help="for a dataset on the Hub: a branch, tag or commit (default: the newest)")
+    parser.add_argument("--image", metavar="COLUMN", help="column of the pictures (default: the first that holds any)")
     parser.add_argument(
-        "--prompt", metavar="COLUMN", help="the prompts (default: the first of prompt, text, caption, txt there is)"
+        "--prompt", metavar="COLUMN", help="column of the prompts (default: the first of prompt, text, caption, txt)"
     )
     judged = parser.add_mutually_exclusive_group()
-    judged.add_argument("--score", metavar="COLUMN", help="a number for each picture (default: score, if there is one)")
     judged.add_argument(
-        "--liked", metavar="COLUMN", help="true, false, 1 or 0 (default: liked, if there is one and no score)"
+        "--score", metavar="COLUMN", help="column with a number for each picture (default: score, if it exists)"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="rows to read (default: all)")
+    judged.add_argument(
+        "--liked",
+        metavar="COLUMN",
+        help="column with true, false, 1 or 0 (default: liked, if it exists and score does not)",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="how many rows to read (default: all)")
 
 
 def run(args: argparse.Namespace) -> int:

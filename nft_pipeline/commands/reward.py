@@ -20,9 +20,10 @@ Serve a reward over HTTP, so that a large scorer runs on another machine, or in 
 
   DIFFUSION_NFT_REWARD_TOKEN=... diffusion-nft reward serve --reward image_reward --device cuda --host 0.0.0.0
 
-and there, with the same token in the environment, rewards: {"remote:http://that-machine:8100": 1.0}. Requests that come
-together are scored together. When the server stops, the run waits for it; nothing is lost. The connection is not
-encrypted: use a tunnel, or a proxy with TLS, beyond a network you trust."""
+On the machine that trains, set the same token in the environment and write into the settings of the run
+rewards: {"remote:http://that-machine:8100": 1.0}. Requests that arrive together are scored together. When the server
+stops, the run waits for it; nothing is lost. The connection is not encrypted: use a tunnel, or a proxy with TLS, beyond
+a network you trust."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

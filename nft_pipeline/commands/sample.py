@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--use-old",
         action="store_true",
         help="only with --kind: take the adapter called old beside the checkpoint as v_old (default: the base model). "
-        "Give it to see the last round of training and not the whole",
+        "Give it to see what the last round of training did and not what all of them did",
     )
     what.add_argument(
         "--seeds",
@@ -73,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[0, 1, 2, 3],
         metavar="N",
-        help="seeds of the starting noise, a row each (default: 0 1 2 3). More rows tell a real effect from luck; with "
-        "several prompts one seed is often enough",
+        help="seeds of the starting noise, one row per seed (default: 0 1 2 3). More rows tell a real effect from "
+        "luck; with several prompts one seed is often enough",
     )
 
     how = parser.add_argument_group("guidance")
@@ -84,16 +84,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[0.0, 0.5, 1.0, 2.0],
         metavar="S",
-        help="a column each: 0 is the base model, 1 what the adapter's author meant, negative pushes away from the "
-        "reward (default: 0 0.5 1 2; useful range -2 to 4). Raise it when the effect is too weak, lower it when "
-        "colours burn or pictures look alike",
+        help="strengths to draw at, one column per strength: 0 is the base model, 1 is the adapter as its author "
+        "shipped it, a negative number pushes away from the reward (default: 0 0.5 1 2; useful range -2 to 4). Raise "
+        "it when the effect is too weak, lower it when colours burn or pictures look alike",
     )
     how.add_argument(
         "--law",
         choices=LAWS,
         default="nft",
-        help="how strength becomes push (default: %(default)s, linear in strength). Try odds for strengths above 2: it "
-        "never overshoots the liked pictures. Adapters of kind 'policy' have nft only",
+        help="how the push follows from the strength (default: %(default)s, linear in strength). Try odds for "
+        "strengths above 2: it never overshoots the liked pictures. Adapters of kind 'policy' have only nft",
     )
     how.add_argument(
         "--interval",
@@ -102,15 +102,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[0.0, 1.0],
         metavar=("LOW", "HIGH"),
         help="noise levels at which to guide, from 0 (picture) to 1 (pure noise) (default: 0 1). LOW 0.2 keeps "
-        "guidance away from fine texture and spares the second forwards there; HIGH 0.8 leaves the layout "
-        "to the base model",
+        "guidance away from fine texture and saves the second forward of the steps below it; HIGH 0.8 leaves the "
+        "layout to the base model",
     )
     how.add_argument(
         "--mode",
         choices=MODES,
         default="two_pass",
-        help="how the forwards are spent (default: %(default)s, exact). single: one forward a step, half the time, an "
-        "approximation; batched: the same as two_pass in one larger forward, for a GPU that small batches leave idle",
+        help="how the forwards are spent (default: %(default)s, which is exact). single: one forward per step, an "
+        "approximation in half the time; batched: the same as two_pass in one larger forward, for a GPU that small "
+        "batches leave idle",
     )
     how.add_argument(
         "--guide",
@@ -132,7 +133,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SCALE",
         help="classifier-free guidance scale of the base pipeline, 1 is off (default: what the model sets, 1 for "
         "shapes). It doubles the cost of a step; begin with the scale `diffusion-nft info` gives for the adapter. "
-        "FLUX.1 and Qwen-Image read it as the guidance they were distilled with, which costs nothing",
+        "FLUX.1 and Qwen-Image take it as the guidance they were distilled with, which costs nothing",
     )
 
     cost = parser.add_argument_group("cost")
@@ -160,8 +161,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
-        help="of the weights (default: auto, bfloat16 on GPUs that have it, else float32). Take float32 to compare "
-        "numbers between machines",
+        help="number format of the weights (default: auto, bfloat16 on GPUs that have it, else float32). Take "
+        "float32 to compare numbers between machines",
     )
 
     out = parser.add_argument_group("output")
@@ -172,8 +173,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scale",
         type=int,
         metavar="N",
-        help=f"whole factor by which the grid enlarges pictures (default: about {CELL} px for pictures up to {SMALL} "
-        "px, none above)",
+        help=f"whole number by which the grid enlarges pictures (default: to about {CELL} px for pictures up to "
+        f"{SMALL} px, no enlarging above that)",
     )
 
 

@@ -27,13 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--again",
         action="store_true",
         help="score also pictures that have a score by these rewards (default: leave them). Give it after pictures or "
-        "prompts were changed; what the cache knows is not computed again",
+        "prompts were changed; scores that are in the cache are not computed again",
     )
     parser.add_argument(
         "--no-cache",
         action="store_true",
-        help="compute every score (default: look in the cache of your user account, by content of picture and prompt "
-        "and version of the reward). Give it to measure a reward's speed",
+        help="compute every score (default: take it from the cache of your user account if picture, prompt and version "
+        "of the reward are the same). Give it to measure a reward's speed",
     )
 
 
@@ -46,7 +46,7 @@ def add_reward_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="a built-in name (image_reward, pickscore, clip_score, aesthetic, hps_v2, ocr, vlm_judge, jpeg_size, "
         "colourfulness, sharpness, ...), your own as module:function, or remote:URL; may be given several times. "
-        "WEIGHT (default: 1) counts against the others; below 0 a low score is good",
+        "WEIGHT (default: 1) is relative to the other rewards' weights; below 0 a low score is good",
     )
     parser.add_argument(
         "--option",

@@ -134,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run of the preset shapes_follow")
     parser.add_argument("--others", type=Path, nargs="*", default=[], help="folders of runs with other settings")
-    parser.add_argument("--n", type=int, default=600, help="pictures a column, a multiple of 6 (default: 600)")
+    parser.add_argument("--n", type=int, default=600, help="pictures per column, a multiple of 6 (default: 600)")
     parser.add_argument("--write", action="store_true", help="write the page and its picture")
     args = parser.parse_args()
     run_config = TrainConfig.from_yaml(args.run / "settings.yaml")
@@ -195,8 +195,8 @@ prompt are:
 
 ## By strength
 
-n = {args.n} pictures a column, the same prompts and noise in every column, 14 steps; standard error of ShapesEval at
-most {0.5 / args.n**0.5:.3f}. Strength 0 is the base model. Strengths 0 and 1 are one pass a step, others two.
+n = {args.n} pictures per column, the same prompts and noise in every column, 14 steps; standard error of ShapesEval at
+most {0.5 / args.n**0.5:.3f}. Strength 0 is the base model. Strengths 0 and 1 are one pass per step, others two.
 Diversity is how unlike {GROUP} pictures of one prompt are, over {GROUPS} prompts.
 
 {table(guided)}

@@ -201,7 +201,7 @@ mean over them, with the lowest and highest in brackets.
 
 The shipped base model and the reward of the preset {PRESET}. Each seed has a pool of {config.pool_size} samples that
 the objectives share. Batch {config.batch}, learning rate {config.lr:g}, {config.steps} steps on one schedule, tilt
-{config.tilt:g}: nothing was tuned for any of them. A step is two forwards and one backward a sample for all.
+{config.tilt:g}: nothing was tuned for any of them. A step is two forwards and one backward per sample for all.
 
 P(o=1) on held-out prompts at strength 1, n = {n} pictures of the same noise in every cell; the standard error of one
 cell is at most {0.5 / n**0.5:.3f}. The base model: {np.mean([row[1] for row in base]):.3f}. By samples seen:
@@ -214,7 +214,7 @@ of the base model {np.mean([row[2] for row in base]):.3f}.
 ## Online
 
 ShapesEval by the preset {ONLINE_PRESET}, but {ROUNDS} rounds of {follow.round_prompts * follow.group_size} pictures
-({follow.group_size} a prompt) and {follow.round_steps} steps of {follow.batch} samples, two forwards and one backward
+({follow.group_size} per prompt) and {follow.round_steps} steps of {follow.batch} samples, two forwards and one backward
 each; no anchor, no refit. Optimality is the authors' group with tilt {GROUP["tilt"]:g}, or rank with tilt
 {RANK["tilt"]:g}. ShapesEval of the pictures sampled, by rounds, and of {n} pictures of held-out prompts at strength 1
 at the end (base model: {base_online:.3f}, in the mix of categories of the run's sweep). A seed draws the same prompts

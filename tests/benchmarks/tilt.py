@@ -156,16 +156,16 @@ def report(runs: list[dict], n: int) -> str:
 
 Made by `tests/benchmarks/tilt.py` on {date.today().isoformat()} ({device}).
 Reward "shapes_warm": everything drawn is red or orange, where the prompt leaves the colour open.
-Training runs: {len(runs)}, each with its own pool, seed and adapter; every row has n = {n} pictures a run of held-out
+Training runs: {len(runs)}, each with its own pool, seed and adapter; every row has n = {n} pictures per run of held-out
 prompts and noise, 14 steps, no classifier-free guidance. Entries are the mean over the runs, with the lowest and
 highest in brackets if there are several. The standard error of one run's
 rate is at most {0.5 / n**0.5:.3f}.
 
 Base model: P(o=1) {spread([run["base"]["rate"] for run in runs])}, quality {base_quality:.3f} (overlap with drawn
 templates, 1 = as drawn).
-The promise is p e^λ / (1 - p + p e^λ) from each run's own base rate p (DESIGN M10).
+The promise is p e^λ / (1 - p + p e^λ) from each run's own base rate p (M10 in [theory.md](../theory.md)).
 
-Two passes, which is the exact mode: two forwards a step.
+Two passes, which is the exact mode: two forwards per step.
 
 {law_table(runs, "two_pass")}
 
@@ -184,7 +184,7 @@ Classifier-free guidance is no rival here: the prompts do not name the colour, s
 
 ## The alpha head
 
-On held-out prompts and pictures, {runs[0]["calibration"][0]["n"]} pairs of picture and noise a run and level. AUC is
+On held-out prompts and pictures, {runs[0]["calibration"][0]["n"]} pairs of picture and noise per run and level. AUC is
 the chance that a liked picture's alpha is above a disliked one's.
 
 {alpha}

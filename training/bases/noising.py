@@ -24,15 +24,16 @@ from nft_pipeline.adapters.config import PREDICTIONS
 
 
 class NoiseLaw:
-    """Where noise levels are drawn, t in (0, 1), stratified: t = shift u / (1 + (shift - 1) u).
+    """How noise levels t in (0, 1) are drawn: t = shift u / (1 + (shift - 1) u), where u in (0, 1) is stratified.
 
-    u is even, or, adaptive, p(u) ~ sqrt(E |g|^2), with g the gradient of a sample's loss by the network's output as the
-    steps so far have met it. A sample then weighs 1 / p(u): the expected loss stays the one of even u, and no other law
-    leaves its gradient less noise, as far as the network passes all levels on alike. A quarter stays even, so that no
-    sample weighs above 4, and all of it until every bin has met `WARM_UP` samples.
+    By default u is uniform. With `adaptive` its density is p(u) ~ sqrt(E |g|^2), where g is the gradient of a sample's
+    loss by the network's output, as the steps so far have measured it. A sample then weighs 1 / p(u), so that the
+    expected loss is the one of uniform u. Of all densities this one gives the loss's gradient the least variance, if
+    the network passes on the gradients of all noise levels alike. A quarter of the density stays uniform, so that no
+    sample weighs more than 4. All of it is uniform until every bin has had `WARM_UP` samples.
 
     Args:
-        shift: 1 is even in t; above 1 more levels are near t = 1, where compositions are decided.
+        shift: 1 is uniform in t; above 1 more levels are near t = 1, where compositions are decided.
         adaptive: whether p is learned.
     """
 
@@ -40,18 +41,18 @@ class NoiseLaw:
 
     def __init__(self, shift: float, adaptive: bool = False) -> None:
         self.shift, self.adaptive = shift, adaptive
-        # By bin of u, the older the less: sums of |g|^2, and samples; and samples in all.
+        # Per bin of u: sum of |g|^2 and number of samples, both with older steps fading, and the samples in all.
         self.seen = torch.zeros(3, self.BINS, dtype=torch.float64)
 
     def density(self) -> Tensor:
-        """p(u) by bin, (BINS,), mean 1."""
+        """p(u) for each bin, shape (BINS,), with mean 1."""
         if not self.adaptive or self.seen[2].min() < self.WARM_UP:
             return torch.ones(self.BINS, dtype=torch.float64)
         noise = (self.seen[0] / self.seen[1]).sqrt()
         return self.EVEN + (1 - self.EVEN) * noise / noise.mean() if noise.sum() > 0 else torch.ones_like(noise)
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """`n` noise levels in random order, what each sample weighs, and its bin of u; (n,) each."""
+        """`n` noise levels in random order, the weight of each sample, and its bin of u; each of shape (n,)."""
         u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
         at, weight = (u * self.BINS).long().clamp(max=self.BINS - 1), torch.ones(n)
         if self.adaptive:
@@ -63,7 +64,7 @@ class NoiseLaw:
         return self.shift * u / (1 + (self.shift - 1) * u), weight, at
 
     def meet(self, met: Tensor) -> None:
-        """Take in a step's sums of |g|^2 and its samples by bin, (2, BINS)."""
+        """Add a step's sums of |g|^2 and its numbers of samples per bin, shape (2, BINS)."""
         self.seen[:2] = self.MEMORY * self.seen[:2] + met
         self.seen[2] += met[1]
 
@@ -75,7 +76,7 @@ def interpolate(x_0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def per_sample(t: Tensor, like: Tensor) -> Tensor:
-    """(B,) as (B, 1, ...), to multiply something of the shape of `like`."""
+    """t of shape (B,) as (B, 1, ...), so that it multiplies a tensor of the shape of `like`."""
     return t.to(like).view(-1, *[1] * (like.ndim - 1))
 
 
@@ -85,7 +86,7 @@ def vp_norm(t: Tensor) -> Tensor:
 
 
 def raw_target(prediction: str, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """What a network of this prediction type is asked for, shape of x_0 (B, ...); t is (B,).
+    """What a network of this prediction type should output, of the shape of x_0, (B, ...); t is (B,).
 
     Raises:
         ValueError: an unknown prediction.

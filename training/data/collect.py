@@ -30,10 +30,10 @@ PASSED_ON = ("seed", "guidance_scale")
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that are read; None is found by name.
+    """The columns that are read; a column that is None is found by its name.
 
     Args:
-        image: the first that holds pictures.
+        image: by default the first column that holds pictures.
         prompt: "prompt", "text", "caption" or "txt".
         score: "score", any number.
         liked: "liked", true, false, 1 or 0.
@@ -61,17 +61,17 @@ def collect(
 
     Args:
         source: a Hub id, a folder, or .tar or .parquet files (a pattern or a URL will do).
-        split: of the dataset.
-        revision: of a Hub dataset.
-        columns: which hold what; fields of a webdataset's "json" count as columns.
-        limit: rows to read, None for all.
+        split: the split of the dataset.
+        revision: the revision of a Hub dataset.
+        columns: which column holds what; fields of a webdataset's "json" count as columns.
+        limit: how many rows to read, None for all.
 
     Returns:
         (pictures written, rows left out because they have no picture or no prompt).
 
     Raises:
-        DataError: the folder holds something, the dataset cannot be read, a column is missing, or a value is none of
-            its column's.
+        DataError: the folder holds something, the dataset cannot be read, a column is missing, or a value does
+            not fit its column.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} holds something already; choose a folder that does not exist yet")
@@ -144,7 +144,7 @@ def _find_columns(row: Mapping[str, Any], wanted: Columns, source: str) -> Colum
 
 
 def _line(row: Mapping[str, Any], columns: Columns, number: int) -> dict[str, Any] | None:
-    """A picture's line of metadata.jsonl without its name; None without a prompt."""
+    """The line of metadata.jsonl for a picture, without the picture's name; None if there is no prompt."""
     prompt = row.get(columns.prompt or "")
     prompt = prompt.decode() if isinstance(prompt, bytes) else prompt
     if not isinstance(prompt, str) or not prompt.strip():

@@ -1,14 +1,16 @@
 """From scores to r in [0, 1], the probability that a picture is a good one (DESIGN M1).
 
-    raw         r = the score itself, in [0, 1] already (a built-in reward's is mapped there by its card)
+    raw         r = the score itself, which is in [0, 1] already (the card of a built-in reward maps its score there)
     likes       r = the score, 0 or 1
-    threshold   r = 1 from a score on
-    sigmoid     r = 1 / (1 + exp(-z)), z the score in standard deviations from the mean of all
-    rank        r = share of the group (or of all) with a lower score, ties half
+    threshold   r = 1 if the score is at least a given number, else 0
+    sigmoid     r = 1 / (1 + exp(-z)), where z is the score in standard deviations from the mean of all
+    rank        r = the share of the group (or of all) that has a lower score; ties count half
     group       r = 1/2 + clip(A, -5, 5) / 10, A = (score - mean of its group) / (standard deviation of all + 1e-4):
-                DiffusionNFT's own (arXiv:2509.16117). r stays near 1/2: a tilt of 0.2 / beta a standard deviation
+                DiffusionNFT's own (arXiv:2509.16117). r stays near 1/2: 0.1 for each standard deviation, which at the
+                tilt 2 / beta is a tilt of 0.2 / beta for each standard deviation
 
-Several rewards are normalised one by one before the weighted mean, so that none drowns the others by its unit.
+Several rewards are normalised one by one before the weighted mean is taken, so that the unit of one cannot drown the
+others.
 numpy only.
 """
 
@@ -34,14 +36,14 @@ class OptimalityError(ValueError):
 
 @dataclass(frozen=True)
 class Optimality:
-    """What scores became.
+    """Scores turned into optimality.
 
     Args:
         r: (N,) in [0, 1]; NaN where a score was missing.
         kept: (N,) bool, the samples with all their scores.
         mean, spread: of every reward over the kept samples.
-        flat_groups: groups whose samples all have one score, out of `groups`: nothing is learned from them. Counted for
-            the methods that compare within a group, `GROUPED`; the others learn from every sample.
+        flat_groups: how many of the `groups` have the same score for all their samples, so that nothing is learned from
+            them. Counted for the methods that compare within a group, `GROUPED`; the others learn from every sample.
     """
 
     r: np.ndarray
@@ -76,9 +78,9 @@ def optimality(
     """r from one or several rewards' scores.
 
     Args:
-        scores: by reward, (N,) each; NaN or infinite is missing.
-        weights: by reward, above 0; default all alike.
-        groups: (N,) which group, pictures of one prompt, a sample is in; None is one group of all.
+        scores: the scores per reward, (N,) each; NaN or infinite means that a score is missing.
+        weights: the weight per reward, above 0; by default all are equal.
+        groups: the group of each sample, (N,), where a group is the pictures of one prompt; None is one group of all.
         at: for "threshold", the score from which on a picture is liked.
 
     Raises:

@@ -1,9 +1,9 @@
 """The pool: scored pictures, kept as latents and conditions.
 
-Training never runs a text encoder, the VAE or the reward again. Where the pool comes from the base model itself,
-E[y | x_t] over the pool is what the base model predicts, which is what DESIGN M1 to M3 are about.
+Training never runs a text encoder, the VAE or the reward again. If the pool comes from the base model itself,
+E[y | x_t] over the pool is what the base model predicts, as DESIGN M1 to M3 assume.
 
-Pictures of several sizes stand in buckets, one a size: a batch is drawn from one bucket.
+Pictures of different sizes are in different buckets, one per size. A batch is drawn from one bucket.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Pool:
     """Scored pictures.
 
     Args:
-        buckets: scaled latents x_0, float16, one (n, C, h, w) a size of picture.
-        bucket: which bucket a sample is in, int64, shape (N,).
-        place: its row there, int64, shape (N,).
-        prompt: index of its prompt, int64, shape (N,).
+        buckets: scaled latents x_0, float16, one (n, C, h, w) per size of picture.
+        bucket: each sample's bucket, int64, shape (N,).
+        place: each sample's row in its bucket, int64, shape (N,).
+        prompt: the index of each sample's prompt, int64, shape (N,).
         conditions: what `TrainBase.encode_prompts` made of the prompts, (P, ...).
         r: scores in [0, 1], float32, shape (N,).
     """
@@ -72,12 +72,12 @@ class Pool:
         return rows_of(self.conditions, self.prompt[rows])
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """Every sample once, in order, at most `size` of one bucket at a time."""
+        """Yield every sample once, in order, in batches of at most `size` from one bucket."""
         for number in range(len(self.buckets)):
             yield from (self.bucket == number).nonzero().squeeze(1).split(size)
 
     def draw(self, n: int, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
-        """`n` samples of one bucket: with replacement in proportion to `weight` (N,), or all equally often."""
+        """`n` samples of one bucket: with replacement in proportion to `weight` (N,), or equally often without it."""
         inside = None
         if len(self.buckets) > 1:
             mass = torch.ones(len(self)) if weight is None else weight
@@ -92,12 +92,12 @@ class Pool:
         return picked if inside is None else inside[picked]
 
     def rows(self, index: Tensor) -> Pool:
-        """Some of the samples, by place or by a mask."""
+        """The pool of some of the samples, given by their places or by a mask."""
         parts = {name: getattr(self, name)[index] for name in ("bucket", "place", "prompt", "r")}
         return replace(self, **parts)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything, by name."""
+        """All of the pool's tensors by name, for `from_tensors`."""
         return {
             **{f"buckets.{i}": latents for i, latents in enumerate(self.buckets)},
             **{f"conditions.{name}": value for name, value in self.conditions.items()},
@@ -106,7 +106,7 @@ class Pool:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Pool:
-        """What `tensors` gave."""
+        """The pool of which `tensors` returned the tensors."""
         parts: dict[str, dict[str, Tensor]] = {"buckets": {}, "conditions": {}}
         plain = {}
         for key, value in tensors.items():
@@ -137,8 +137,8 @@ def sample_pool(
 
     Args:
         base: the base model, with text encoders and VAE.
-        rewards: by name.
-        method, weights, at: as `optimality`.
+        rewards: the rewards by name.
+        method, weights, at: as in `optimality`.
         empty: conditions of the empty prompt, needed with classifier-free guidance.
 
     Raises:
@@ -171,7 +171,7 @@ def score(reward: Scorer, name: str, pictures: np.ndarray, prompts: Sequence[str
 
 
 def check_pool(pool: Pool, name: str) -> None:
-    """Whether a reward can be learned from this pool.
+    """Check that a reward can be learned from this pool.
 
     Raises:
         PoolError: every sample has the same score, or hardly any is good or bad.
@@ -187,7 +187,7 @@ def check_pool(pool: Pool, name: str) -> None:
 
 
 def pool_key(settings: dict[str, Any]) -> str:
-    """A short hash of what a pool depends on."""
+    """A short hash of the settings that a pool depends on."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -26,7 +26,7 @@ class Calibration:
 
     Args:
         noise_level: t in [0, 1].
-        n: pairs of sample and noise.
+        n: number of pairs of sample and noise.
         auc: probability that alpha ranks a liked sample above a disliked one; 0.5 is chance, NaN if there is only one
             kind.
         mean_alpha: mean of alpha; a calibrated head has mean_alpha = mean_r.
@@ -49,7 +49,7 @@ class Calibration:
 
 
 def auc(alpha: np.ndarray, liked: np.ndarray) -> float:
-    """Area under the ROC curve of alpha against `liked` (bool), ties counted half; NaN if all are of one kind."""
+    """Area under the ROC curve of alpha against `liked` (bool). Ties count half; NaN if all are of one kind."""
     positives = int(liked.sum())
     negatives = len(liked) - positives
     if positives == 0 or negatives == 0:
@@ -82,7 +82,7 @@ def calibrate(
 
     Args:
         read_alpha: (x_t, t, conditions) -> alpha (B,).
-        draws: noises per sample; more narrows the numbers.
+        draws: number of noises per sample; more make the numbers more precise.
     """
     generator = torch.Generator().manual_seed(seed)
     results = []
@@ -110,7 +110,7 @@ def calibration_table(results: Sequence[Calibration]) -> str:
 
 
 def plot_reliability(results: Sequence[Calibration], file: Path | IO[bytes], title: str) -> None:
-    """Reliability by noise level: mean reward against mean alpha in ten bins, the diagonal is perfect."""
+    """Plot reliability by noise level: mean reward over mean alpha in ten bins. A perfect head is on the diagonal."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -21,12 +21,12 @@ _NORMALISERS = {
     "rank": "rank within the group",
     "group": "1/2 + clip((score - mean of the prompt) / (std + 1e-4), -5, 5) / 10",
 }
-LEAST_TILT = 1e-3  # of an adapter that has not learned anything yet, whose tilt is 0
+LEAST_TILT = 1e-3  # for an adapter that has not learned anything yet, whose tilt is 0
 MAX_PATH = 4096
 
 
 def adapter_tilt(learner: Learner) -> float:
-    """The tilt at strength 1: a policy's is what its rounds add up to (M8), one of them offline."""
+    """The tilt at strength 1. For a policy it is what its rounds add up to (M8); an offline run is one round."""
     config = learner.config
     if config.kind == "positive":
         return config.tilt
@@ -93,15 +93,15 @@ def make_adapter(
     calibration: Sequence[Calibration] = (),
     strength: float = 1.0,
 ) -> Adapter:
-    """The adapter, of the learner's present weights.
+    """The adapter made of the learner's present weights.
 
     Args:
         learner: with its running averages in place.
         base_identity: what it was trained on.
-        rate: mean of r over the pictures.
-        pictures: how many were trained on.
-        calibration: of the head, on held-out pictures.
-        strength: to recommend.
+        rate: the mean of r over the pictures.
+        pictures: how many pictures it was trained on.
+        calibration: how well the head does on held-out pictures.
+        strength: the strength to recommend.
     """
     config = adapter_config(learner, base_identity, rate, pictures, calibration, strength)
     head = None
@@ -112,7 +112,7 @@ def make_adapter(
 
 
 def without_paths(value: Any) -> Any:
-    """Settings or a summary with the name in the place of every path on this machine: an adapter gets shared."""
+    """Settings or a summary in which each path on this machine is replaced by its name, because adapters get shared."""
     if isinstance(value, dict):
         return {key: without_paths(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

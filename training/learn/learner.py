@@ -1,7 +1,7 @@
-"""One optimiser step: batches drawn from a pool, forwards of each role, the objective, and all state there is.
+"""One optimiser step: it draws batches from a pool, runs each role's forward and the objective, and holds all state.
 
-    positive            a forward without gradient for the head's tokens, one with the LoRA on that is differentiated
-    policy, paper       a forward of `old`, whose tokens feed the head, one of the base if anchored, one of theta
+    positive            one forward without gradient for the head's tokens, and one with the LoRA on and with gradient
+    policy, paper       one forward of `old`, whose tokens feed the head, one of the base if anchored, one of theta
 
 In an offline run `old` is the base, so an anchor costs nothing. No text encoder, VAE or reward is called here.
 """
@@ -37,9 +37,9 @@ class Batch:
     """States of drawn samples with their conditions, on the CPU.
 
     Args:
-        rows: their places in the pool, (B,).
-        weight: of their losses, (B,).
-        bin: of their noise levels in the law they were drawn from, (B,).
+        rows: the samples' places in the pool, (B,).
+        weight: the weights of their losses, (B,).
+        bin: the bins of their noise levels in the law these were drawn from, (B,).
     """
 
     states: States
@@ -55,7 +55,7 @@ class Batch:
         return Batch(states, conditions, self.rows[index], self.weight[index], self.bin[index])
 
     def parts(self, size: int) -> Iterator[tuple[Tensor, Batch]]:
-        """This process's share, at most `size` samples at a time (0: at once), each with its places in the batch."""
+        """This process's share in parts of at most `size` samples (0: one part), each with its places in the batch."""
         mine = torch.arange(processes.rank(), len(self.rows), processes.count())
         for index in mine.split(size or max(1, len(mine))):
             yield index, self.take(index)
@@ -75,7 +75,7 @@ class Learner:
 
     Args:
         base: the base model.
-        conditions: of at least one prompt; the head is built for text of this width.
+        conditions: those of at least one prompt; the head is built for text of their width.
         config: the run's settings.
     """
 
@@ -98,8 +98,10 @@ class Learner:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=base.dtype == torch.float16)
         self.law = NoiseLaw(config.noise_shift, config.adaptive_noise)
-        self.head_law = NoiseLaw(config.head_noise_shift)  # of a positive adapter; others share their batch
-        self._met = torch.zeros(2, NoiseLaw.BINS, dtype=torch.float64)  # for the law, of the step so far
+        self.head_law = NoiseLaw(
+            config.head_noise_shift
+        )  # for a positive adapter; for the others the head shares the LoRA's batch
+        self._met = torch.zeros(2, NoiseLaw.BINS, dtype=torch.float64)  # what this step has measured for the law
         self.step_number, self.round_number, self.tilt = 0, 0, Tilt()
         self.mean_r = 0.5  # of the last round
 
@@ -120,7 +122,7 @@ class Learner:
         return AlphaHead(config).to(self.device)
 
     def _learning_rate(self, step: int) -> float:
-        """Up over the first twentieth; then offline down to zero along a cosine, online level."""
+        """It rises over the first twentieth. Then offline it falls to zero along a cosine; online it stays constant."""
         total = self.config.total_steps
         warmup = max(1, total // 20)
         if step < warmup:
@@ -144,7 +146,7 @@ class Learner:
 
     @torch.no_grad()
     def output_and_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Raw output and the head's tokens, of the role in use."""
+        """The raw output of the role in use, and the tokens that the head reads in it."""
         with self._tapped() as seen:
             output = self.base.predict(batch.states.x_t, batch.states.t, batch.conditions)
         return output, as_tokens(seen[-1])
@@ -213,7 +215,7 @@ class Learner:
         """Gradients of v_plus, on samples drawn in proportion to r, and of alpha, on samples drawn evenly."""
         config, losses = self.config, {"v_plus": 0.0, "alpha": 0.0}
         batch = self.draw(pool, config.head_batch, self.head_law)
-        # Half of the samples as the two-pass engine reads them, LoRA off; half as the one-pass one does, at some scale.
+        # Half of the samples have the LoRA off, as two-pass mode reads them; half have it on, as one-pass mode does.
         on, scale = torch.rand(2, config.head_batch, generator=self.generator)
         scale = torch.where(on < 0.5, 0.0, 2 * scale - 1)
         for index, part in batch.parts(config.micro_batch):
@@ -257,7 +259,7 @@ class Learner:
         return self._backward((share * self.objective.loss(output, part.states, **others)).sum())
 
     def _meet(self, gradient: Tensor, scale: Tensor, at: Tensor) -> None:
-        """Add to the step's |g|^2 and samples by bin: gradients (B, ...) of `scale` (B,) times each sample's loss."""
+        """Add a step's |g|^2 and samples per bin, from gradients (B, ...) of `scale` (B,) times each sample's loss."""
         size = (gradient.float().flatten(1).square().sum(1) / scale.square()).double().cpu()
         finite = size.isfinite()  # fp16 overflows now and then, and the step is then left out
         self._met[0].index_add_(0, at[finite], size[finite])
@@ -287,7 +289,7 @@ class Learner:
         self.roles.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on from here, bit for bit."""
+        """Everything that is needed to go on from here, bit for bit."""
         cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
         return {
             "parameters": [parameter.detach() for parameter in self.parameters],

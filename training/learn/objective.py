@@ -3,7 +3,7 @@
     positive   E[ r |v_plus - y|^2 ] / E[r]                        minimised by  v_plus = E[r y | x_t] / E[r | x_t]
     policy     |v - target|^2 + kappa |v - v_ref|^2                minimised by  v_ref (1 - w) + w (v_old + tilt Delta)
                target = v_old + (tilt (r - b) + refit)(y - v_old)  b: 1/2, the mean of r, or alpha(x_t)
-               a sample may weigh as `paper` weighs it              `self_weight`
+               samples may be weighed as `paper` weighs them        `self_weight`
     paper      DiffusionNFT's loss as its authors train it         `nft_pipeline.guidance.paper_loss`
     head       BCE(alpha, r)                                       minimised by  alpha = E[r | x_t]
 
@@ -31,16 +31,17 @@ from ..settings.objective import ObjectiveSettings, objective_faults
 
 
 def squared_error(v: Tensor, target: Tensor) -> Tensor:
-    """|v - target|^2 a sample, the mean over dimensions: (B,), float32 or wider."""
+    """|v - target|^2 per sample, as the mean over its dimensions: shape (B,), float32 or wider."""
     work = torch.promote_types(torch.promote_types(v.dtype, target.dtype), torch.float32)
     return (v.to(work) - target.to(work)).square().flatten(1).mean(1)
 
 
 def positive_loss(v: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
-    """weight |v - y|^2 a sample, (B,).
+    """weight |v - y|^2 per sample, shape (B,).
 
-    Drawing pictures in proportion to r and weighing them all the same (`weight=None`) has the same expectation as
-    drawing evenly and weighing by r / E[r], with less noise and no forward spent on weight zero.
+    There are two ways to weigh pictures by r: draw them in proportion to r and weigh all alike (`weight=None`), or draw
+    evenly and weigh by r / E[r]. Both have the same expectation. The first has less noise and spends no forward on
+    pictures of weight zero.
     """
     error = squared_error(v, y)
     return error if weight is None else weight * error
@@ -57,7 +58,7 @@ def policy_loss(
     kappa: float = 0.0,
     refit: float = 0.0,
 ) -> Tensor:
-    """|v - target|^2 + kappa |v - v_ref|^2 a sample, (B,): M6's regression with M7's anchor.
+    """|v - target|^2 + kappa |v - v_ref|^2 per sample, shape (B,): M6's regression with M7's anchor.
 
     Args:
         v, v_old, y, v_ref: outputs of the trained, the old and the reference model, and the target; (B, ...).
@@ -65,7 +66,7 @@ def policy_loss(
         tilt: 2 / beta, the tilt a converged round adds.
         baseline: b in [0, 1], a number or (B,). It carries no gradient.
         kappa: `anchor_kappa(eta0, tilt)`; 0 is no anchor, and `v_ref` may then be None.
-        refit: share of v_old's own error that a converged round takes out, in [0, 1].
+        refit: the share of v_old's own error that a converged round corrects, in [0, 1].
 
     Raises:
         ValueError: as `regression_target`, or kappa without v_ref.
@@ -80,18 +81,19 @@ def policy_loss(
 
 
 def self_weight(v_old: Tensor, y: Tensor, t: Tensor, prediction: str, floor: float = 1e-5) -> Tensor:
-    """What a sample weighs in DiffusionNFT's self-normalised loss (arXiv:2509.16117) where v_theta is v_old, (B,).
+    """Each sample's weight in DiffusionNFT's self-normalised loss (arXiv:2509.16117) where v_theta is v_old, (B,).
 
         t^2 g^2 / m,   m = max(mean|x0hat_old - x_0|, floor) = max(t g mean|v_old - y|, floor)
 
-    g is `velocity_gain`. Pictures that v_old misses by far then pull no harder than others, and low noise pulls less.
-    The weight depends on y, so the optimum is that of pictures drawn in proportion to 1 / m.
+    Here x0hat_old is the picture that the old model predicts, and g is `velocity_gain`. With this weight, pictures that
+    the old model predicts badly pull no harder than others, and low noise levels pull less. The weight depends on y, so
+    the optimum is that of pictures drawn in proportion to 1 / m.
 
     Args:
         v_old, y: raw output of the old model, and its target, (B, ...).
         t: noise levels in (0, 1), (B,).
-        prediction: of the network.
-        floor: smallest m, > 0.
+        prediction: the network's prediction type.
+        floor: the smallest m, > 0.
     """
     work = torch.promote_types(torch.promote_types(v_old.dtype, y.dtype), torch.float32)
     size = t.to(work) * velocity_gain(prediction, t.to(work))
@@ -100,20 +102,20 @@ def self_weight(v_old: Tensor, y: Tensor, t: Tensor, prediction: str, floor: flo
 
 
 def alpha_loss(logit: Tensor, r: Tensor) -> Tensor:
-    """Binary cross entropy a sample of the head's logit (B,) against r (B,) in [0, 1], graded rewards included."""
+    """Binary cross entropy per sample, of the head's logit (B,) against r (B,) in [0, 1], graded rewards included."""
     work = torch.promote_types(logit.dtype, torch.float32)
     return F.binary_cross_entropy_with_logits(logit.to(work), r.to(work), reduction="none")
 
 
 @dataclass(frozen=True)
 class States:
-    """A batch of noisy states and what the network is asked for there.
+    """A batch of noisy states and what the network should output there.
 
     Args:
         x_0, x_t, y: pictures, noisy states and raw targets of the network, (B, ...).
         t: noise levels, (B,).
         r: scores in [0, 1], (B,).
-        prediction: of the network, which says what y is.
+        prediction: the network's prediction type, which says what y is.
     """
 
     x_0: Tensor
@@ -134,11 +136,11 @@ class Objective:
             what strength 1 will mean.
         baseline: b of a policy: "half", "mean" (of r) or "alpha", which needs a head.
         eta0: the tilt that an anchored policy converges to over the rounds; None or infinity is no anchor.
-        refit: of a policy, the share of old's own error, v_old - E[y | x_t], that a converged round takes out, [0, 1].
-        self_normalise: whether a policy's samples weigh as `self_weight` says.
+        refit: for a policy, the share of old's own error v_old - E[y | x_t] that a converged round corrects, in [0, 1].
+        self_normalise: whether a policy's samples are weighed by `self_weight`.
 
     Raises:
-        ValueError: an unknown kind or baseline, a number out of range, or an anchor where there is no policy.
+        ValueError: an unknown kind or baseline, a number out of range, or an anchor although the kind is not a policy.
     """
 
     kind: Kind
@@ -174,12 +176,12 @@ class Objective:
 
     @property
     def kappa(self) -> float:
-        """eta1 / eta0, the weight of the anchor (M7); 0 without."""
+        """eta1 / eta0, the weight of the anchor (M7); 0 without an anchor."""
         return anchor_kappa(self._limit, self.tilt)
 
     @property
     def weight(self) -> float:
-        """w = eta0 / (eta0 + eta1), how much of a step the anchor leaves (M7); 1 without."""
+        """w = eta0 / (eta0 + eta1), the share of a step that the anchor leaves (M7); 1 without an anchor."""
         return anchor_weight(self._limit, self.tilt)
 
     @property
@@ -196,9 +198,10 @@ class Objective:
         ref: Tensor | None = None,
         baseline: float | Tensor = 0.5,
     ) -> Tensor:
-        """The loss a sample, (B,), of the raw outputs of the trained, the old and the reference model.
+        """The loss per sample, shape (B,), from the raw outputs of the trained, the old and the reference model.
 
-        Positive states are taken as drawn in proportion to r. `baseline` is the value of b: 1/2, a mean, or alpha (B,).
+        For kind "positive" the states must have been drawn in proportion to r. `baseline` is the value of b: 1/2, the
+        mean of r, or alpha of shape (B,).
 
         Raises:
             ValueError: an output this objective needs is missing, or values out of range.
@@ -221,7 +224,7 @@ class Objective:
         return (3 if online and self.anchored else 2), 1
 
     def describe(self, online: bool, rounds: int = 1) -> str:
-        """What the numbers mean, in words, for the start of a run."""
+        """What the numbers mean, in words; a run prints this at its start."""
         forwards, backwards = self.passes(online)
         cost = f"{forwards} forwards + {backwards} backward a sample"
         if self.kind == "positive":

@@ -1,11 +1,11 @@
-"""How `old`, the model that samples and that a step is measured from, follows `theta`, and what tilt that adds up to.
+"""How `old` follows `theta`, and what tilt that adds up to. `old` samples; `theta` is trained starting from it.
 
     old <- d old + (1 - d) theta        after every round; d = schedule(optimiser steps so far)
 
-"copy" is d = 0, and a number is that d throughout. "ramp" and "late_ramp" are the two schedules of DiffusionNFT's
-authors (arXiv:2509.16117): the first is their default, the second what they use where the reward saturates early, such
-as text rendering. A larger d is a slower and steadier `old`: theta's noise averages out of it, and theta is held to
-what is one tilt away from it, where a copy takes over every error of a round and the next one adds its own.
+"copy" is d = 0. A number is used as d throughout. "ramp" and "late_ramp" are the two schedules of DiffusionNFT's
+authors (arXiv:2509.16117): the first is their default, the second is what they use where the reward saturates early,
+such as text rendering. With a larger d `old` is slower and steadier: the noise in theta averages out, and theta stays
+within one tilt of it. A copy, in contrast, takes over every error of a round, and the next round adds its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DECAYS: dict[Schedule, Callable[[int], float]] = {
 
 
 def decay_after(old: str | float, step: int) -> float:
-    """d after so many optimiser steps, of a schedule's name or a number in [0, 1)."""
+    """d after `step` optimiser steps; `old` is a schedule's name or a number in [0, 1)."""
     return _DECAYS[cast(Schedule, old)](step) if isinstance(old, str) else float(old)
 
 
@@ -40,6 +40,6 @@ class Tilt:
     old: float = 0.0
 
     def after_round(self, objective: Objective, decay: float) -> Tilt:
-        """After a round trained from `old`, and `old` having followed with this d."""
+        """The tilts after one more round: theta was trained from `old`, then `old` followed with d = `decay`."""
         theta = objective.weight * (self.old + objective.tilt)
         return Tilt(theta, decay * self.old + (1 - decay) * theta)

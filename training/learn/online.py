@@ -1,8 +1,8 @@
-"""One round of an online run: pictures sampled with `old`, scored while sampling goes on, kept as a pool.
+"""One round of an online run: `old` samples pictures, rewards score them while sampling goes on, and they form a pool.
 
-Several processes take batches in turns; the pool is the same in all of them, and the one that a single process makes.
-Prompts and noise of a round follow from the run's seed and the round's number alone, so a round that was lost can be
-sampled again.
+Several processes take batches in turns. The pool is the same in all of them, and the same as one process would make.
+The prompts and the noise of a round follow from the run's seed and the round's number alone, so a round that was lost
+can be sampled again.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Prompts:
 
 
 def baseline_warning(config: TrainConfig, mean_r: float | None = None) -> str | None:
-    """Why `old` would be driven away from its own samples, in words; None where it would not.
+    """A warning if the settings would drive `old` away from its own samples; None if they would not.
 
-    A baseline of 1/2 adds tilt (E[r] - 1/2)(y - v_old) to the target on average. That is nothing where v_old is E[y],
-    but a model is never quite the mean of its own samples, and below 1/2 every round widens the difference.
+    On average a baseline of 1/2 adds tilt (E[r] - 1/2)(y - v_old) to the target. That has mean zero if v_old is E[y].
+    But a model is never quite the mean of its own samples, and with E[r] below 1/2 every round widens the difference.
 
     Args:
-        mean_r: of a round; None before the first, when only r that is centred by its method is known to be 1/2.
+        mean_r: the mean of r in a round. None before the first round, when only methods that centre r at 1/2 tell it.
     """
     is_half = config.kind == "paper" or (config.kind == "policy" and config.baseline == "half")
     is_low = config.optimality not in CENTRED if mean_r is None else mean_r < 0.45
@@ -55,7 +55,7 @@ def baseline_warning(config: TrainConfig, mean_r: float | None = None) -> str | 
 
 
 def round_prompts(count: int, config: TrainConfig, number: int) -> torch.Tensor:
-    """Which prompts round `number` samples, `group_size` pictures each, in groups: (pictures,)."""
+    """The prompt of each picture of round `number`, shape (pictures,): `group_size` pictures of one prompt in a row."""
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
     order = torch.cat([torch.randperm(count, generator=generator) for _ in range(-(-config.round_prompts // count))])
     return order[: config.round_prompts].repeat_interleave(config.group_size)
@@ -75,12 +75,13 @@ def sample_round(
     """Sample and score round `number` with `old`; samples without a score are left out.
 
     Args:
-        rewards: by the name the settings give them.
+        rewards: the rewards by the names that the settings give them.
         stop: called between batches; may raise.
-        together: whether all processes have to run equally many forwards, as the base model is split.
+        together: whether all processes have to run equally many forwards, because the base model is split.
 
     Raises:
-        RewardError, OptimalityError: scores of another number than pictures, too many missing, or out of range.
+        RewardError, OptimalityError: the scores are not as many as the pictures, too many are missing, or some are out
+            of range.
     """
     which = round_prompts(len(prompts.texts), config, number)
     noise_generator = torch.Generator().manual_seed(config.seed * 1_000_003 + 500_009 * (number + 1))

@@ -1,10 +1,10 @@
 """The models of a run on one denoiser: the base, and a LoRA for each role that training keeps apart.
 
     base     no LoRA of ours: v_old of an offline run, v_ref of an anchored one
-    old      online only: it samples, and a step is measured from it; it follows theta after every round
-    theta    what is trained
+    old      online only: it samples and plays v_old in the loss; it follows theta after every round
+    theta    the model that is trained
 
-A fourth, the running average that is exported, is kept by the learner as plain tensors.
+A fourth model, the running average that is exported, is kept by the learner as plain tensors.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class LoraRoles:
     """LoRAs on a denoiser whose own weights are frozen.
 
     Args:
-        denoiser: without LoRAs of these names.
-        family: of it; names the default layers.
-        rank: of the LoRAs; lora_alpha is the same, so their own scale is 1.
-        targets: layers, as peft name suffixes; [] is the family's default.
-        with_old: whether there is an `old` apart from the base. It starts as theta, which starts as the base.
+        denoiser: the base model's denoiser, without LoRAs of these names.
+        family: the denoiser's family; it names the default layers.
+        rank: the rank of the LoRAs; lora_alpha is the same, so that their own scale is 1.
+        targets: the layers, as peft name suffixes; [] is the family's default.
+        with_old: whether there is an `old` apart from the base. It starts as theta, and theta starts as the base.
     """
 
     def __init__(self, denoiser: nn.Module, family: Family, rank: int, targets: list[str], with_old: bool) -> None:
@@ -74,13 +74,13 @@ class LoraRoles:
         return found
 
     def use(self, role: str) -> None:
-        """From now on forwards are those of "base", "old" or "theta". Without an `old` of its own that is the base."""
+        """From now on forwards are those of "base", "old" or "theta". Without a separate `old`, "old" is the base."""
         names = {"base": (), "old": (OLD,) if self.old_parameters else (), "theta": (THETA,)}[role]
         self._switch.only(*names)
 
     @contextmanager
     def theta_by_row(self, scale: Tensor) -> Iterator[None]:
-        """Within, forwards are theta's with the LoRA at a scale of its own for every row, (B,)."""
+        """Within this context forwards are theta's, with a LoRA scale of its own for every row, shape (B,)."""
         self.use("theta")
         self._rows.set(scale)
         try:
@@ -99,7 +99,7 @@ class LoraRoles:
         return lora_from_peft(state, alpha=self.rank, rank=self.rank, component=self.family.component)
 
     def remove(self) -> None:
-        """The denoiser as it was, but for requires_grad."""
+        """Take the LoRAs out. The denoiser is then as it was, except for requires_grad."""
         self._rows.remove()
         self._switch.restore()
         for name in (THETA, OLD) if self.old_parameters else (THETA,):

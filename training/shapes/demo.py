@@ -16,7 +16,7 @@ HELP = "train a small adapter before your eyes and measure it"
 STRENGTHS = (0.0, 0.5, 1.0, 2.0)
 WEIGHTS = (0.25, 0.5, 0.75, 1.0, 1.5)
 PICTURED = ("a square on white", "a large cross on white", "a large ring", "a large triangle on white")
-SEED = 90_001  # of the noise that is measured on: neither the training pool's nor the held-out pool's
+SEED = 90_001  # for the noise that is measured on, which is neither the training pool's nor the held-out pool's
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _grid(guided: Any) -> Any:
-    """One row a prompt, one column a strength, the same noise along a row."""
+    """One row per prompt and one column per strength, with the same noise along a row."""
     import torch
 
     from nft_pipeline.grid import labelled_grid

@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="nft is the linear law, odds the exact one, which never goes past the LoRA itself (default: odds for a "
         "positive adapter, nft for a policy one, which knows no other)",
     )
-    parser.add_argument("--cfg", type=float, default=1.0, help="classifier-free guidance scale; 1 is without (default)")
-    parser.add_argument("--n", type=int, default=600, help="pictures per strength (default: 600, a hundred a category)")
+    parser.add_argument("--cfg", type=float, default=1.0, help="classifier-free guidance scale; 1 is off (default)")
+    parser.add_argument("--n", type=int, default=600, help="pictures per strength (default: 600, 100 per category)")
     parser.add_argument(
         "--steps", type=int, default=14, help="denoising steps (default: 14); below 10 shapes get ragged"
     )
@@ -103,7 +103,7 @@ def shapes_eval_scores(pictures: Any, prompts: Any) -> dict[str, Any]:
 
 
 def scores_table(results: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table, one column a setting."""
+    """A Markdown table with one column per setting."""
     from .report import markdown
     from .score import CATEGORIES
 

@@ -32,7 +32,7 @@ class Point:
     Args:
         method: "base", "nft", "odds" or "lora weight".
         setting: tilt for the laws, weight for the LoRA; 0 for the base.
-        n: pictures.
+        n: number of pictures.
         rate: share of pictures with o = 1.
         quality: mean template overlap in [0, 1].
         promise: what DESIGN M10 promises for this tilt; None for the rivals, which promise nothing.
@@ -59,10 +59,10 @@ class Workload:
     """What is sampled: `n` pictures of these prompts in turn, with this noise.
 
     Args:
-        prompts: texts; sample i is of prompt i mod len(prompts).
-        n: pictures.
-        seed: of the noise.
-        batch: pictures a call.
+        prompts: the prompts; picture i is drawn from prompt i mod len(prompts).
+        n: number of pictures.
+        seed: the seed of the noise.
+        batch: pictures per call.
         call: further arguments of the pipeline's call, such as num_inference_steps.
         dtype: bf16 samples under autocast.
     """
@@ -152,7 +152,7 @@ def measure_lora_weight(
 
 
 def matched_quality(rivals: Sequence[Point], rate: float) -> float | None:
-    """The rivals' quality at this rate, between their two nearest settings; None outside what they reach."""
+    """The rivals' quality at this rate, interpolated between their two nearest settings; None if none reaches it."""
     ordered = sorted(rivals, key=lambda point: point.setting)
     for low, high in itertools.pairwise(ordered):
         if min(low.rate, high.rate) <= rate <= max(low.rate, high.rate) and low.rate != high.rate:

@@ -1,7 +1,7 @@
 """The parts of the shapes model, untrained: one function each, every size in `Sizes`.
 
-The transformer keeps the proportions every loader of SD3 files expects (16 latent channels, 64 channels a head, as many
-heads as layers), so tools that read the architecture off the tensor shapes accept it. The picture is 8 x 8 latents
+The transformer keeps the proportions every loader of SD3 files expects (16 latent channels, 64 channels per head, as
+many heads as layers), so tools that read the architecture off the tensor shapes accept it. The picture is 8 x 8 latents
 with patch 2, that is 16 tokens of 64 numbers: few tokens make training on a laptop possible, and a width of 192 is
 well above the patch's 64 numbers, without which the network cannot even carry the noise it has to predict.
 """
@@ -20,7 +20,7 @@ from .world import BACKGROUNDS, COLOURS, COUNTS, PLURALS, RADII, RELATIONS, SHAP
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the shipped model. `depth` fixes the width: 64 channels a head, `depth` heads, `depth` blocks."""
+    """Sizes of the shipped model. `depth` fixes the width: 64 channels per head, `depth` heads, `depth` blocks."""
 
     depth: int = 2
     text_tokens: int = 14  # begin, 12 words (the longest prompt of the grammar), end
@@ -98,7 +98,7 @@ def build_vae(sizes: Sizes) -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=1,
         latent_channels=sizes.latent_channels,
-        norm_num_groups=2,  # one channel a group would be instance norm, which cannot carry flat colours
+        norm_num_groups=2,  # one channel per group would be instance norm, which cannot carry flat colours
         mid_block_add_attention=False,
         use_quant_conv=False,
         use_post_quant_conv=False,

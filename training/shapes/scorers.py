@@ -17,11 +17,11 @@ HELD_OUT_SEED = 7_000_000  # ShapesEval prompts with this seed are never trained
 def warm(pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
     """1 where everything in the picture is red or orange, else 0; a picture of nothing gets 0.
 
-    For prompts that leave the colour open, so that the base model's rate is about a third: two colours of six.
+    It is meant for prompts that leave the colour open; the base model's rate is then about a third, two colours of six.
 
     Args:
         pictures: uint8, shape (B, 64, 64, 3).
-        prompts: B texts; not looked at.
+        prompts: B texts, which are not used.
 
     Returns:
         float64, shape (B,).
@@ -58,7 +58,7 @@ def warm_prompts_held_out() -> list[str]:
 def shapes_eval_training_prompts(n: int = 3000) -> list[str]:
     """ShapesEval prompts for training, the six categories in turn; none of the held-out texts is among them.
 
-    Some categories have few texts, single objects sixty of them: those come again.
+    Some categories have few texts (single objects have sixty), so these texts are repeated.
     """
     held_out = set(shapes_eval_held_out())
     texts: dict[str, dict[str, None]] = {category: {} for category in CATEGORIES}

@@ -52,7 +52,7 @@ CALL_DEFAULTS = {
     "height": 64,
     "width": 64,
 }
-MUON = 5  # its learning rate by AdamW's: with 1 a loss took twice the pictures
+MUON = 5  # Muon's learning rate divided by AdamW's; with 1 the same loss took twice as many pictures
 T5_PADDING = 256  # zero tokens that StableDiffusion3Pipeline appends by default when there is no T5
 
 

@@ -18,7 +18,7 @@ from .latents import PatchComponents
 from .parts import Sizes, build_vae
 from .world import draw, sample_scene
 
-LATENT_NOISE = 0.2  # of the scaled latents, at most: keeps the decoder calm about what a sampler leaves over
+LATENT_NOISE = 0.2  # at most, of the scaled latents: the decoder learns to ignore the noise that a sampler leaves
 POSTERIOR = 0.05  # standard deviation of the encoder's posterior, in scaled latents; not learned
 
 

@@ -56,7 +56,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Up to three things on a background; `relation` is where the first stands to the second, for two unlike things."""
+    """Up to three things on a background. For two different things `relation` says where the first is to the second."""
 
     things: tuple[Thing, ...]
     background: str
@@ -231,7 +231,7 @@ def scene_for(prompt: Prompt, rng: np.random.Generator, stray: int = 0) -> Scene
 
 
 def sample_scene(rng: np.random.Generator, stray: int = 0) -> Scene:
-    """A scene of the training distribution: 35 % one thing, 45 % two unlike things, 20 % two or three of a kind.
+    """A scene of the training distribution: 35 % one thing, 45 % two different things, 20 % two or three of a kind.
 
     `stray` as in `scene_for`.
     """
@@ -297,7 +297,7 @@ def change_one(prompt: Prompt, rng: np.random.Generator) -> Prompt:
 def caption(scene: Scene, rng: np.random.Generator, *, keep: float, wrong: float, empty: float) -> Prompt:
     """A training caption: attributes dropped, one of them wrong with probability `wrong`, nothing with `empty`.
 
-    The wrong ones are on purpose: a base model that obeys only part of its prompts is one a reward can teach.
+    Wrong captions are made on purpose: a base model that obeys only part of its prompts can be taught by a reward.
     """
     if rng.random() < empty:
         return Prompt()

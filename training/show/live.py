@@ -1,7 +1,7 @@
 """Pictures of the adapter as it would be exported now, at any strength, while it trains.
 
-They come out of the guided pipeline itself, which finds the learner's LoRA on the denoiser already. Afterwards weights,
-switches and random numbers are what they were: a run that looks at itself learns the same, bit for bit.
+The guided pipeline itself draws them; the learner's LoRA is on its denoiser already. Afterwards weights, switches and
+random numbers are what they were before, so that a run that looks at itself learns the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Live:
     """Draws with the learner's running averages.
 
     Args:
-        base: with its text encoders, which may be released afterwards.
-        base_identity: what the base model is.
+        base: the base model with its text encoders, which may be released afterwards.
+        base_identity: the base model as the adapter's config names it.
         texts: the prompts that will be drawn.
         batch: pictures drawn at once.
         stop: asked between batches whether the run is to stop.
@@ -60,8 +60,8 @@ class Live:
         """Within, a function that draws: draw(rows, strength, label) -> uint8 (N, H, W, 3).
 
         rows: (prompt, seed) of each picture; the prompt is a place in `texts`, and the starting noise is the one that
-        `torch.Generator().manual_seed(seed)` gives a call of the pipeline. strength: 0 is the base model. label: of the
-        progress bar. It raises Interrupted where the run was asked to stop.
+        `torch.Generator().manual_seed(seed)` gives a call of the pipeline. strength: 0 is the base model. label: the
+        text of the progress bar. It raises Interrupted if the run was asked to stop.
         """
 
         def draw(rows: Sequence[tuple[int, int]], strength: float, label: str) -> np.ndarray:
@@ -86,7 +86,7 @@ class Live:
 
     @contextmanager
     def _guided(self, learner: Learner) -> Iterator[None]:
-        """Within, the base's pipeline is guided by the learner's averages."""
+        """Within this context the base's pipeline is guided by the learner's running averages."""
         pipe, call = self.base.pipe, self.base.call
         config = adapter_config(learner, self.base_identity, learner.mean_r, 0)
         adapter = Adapter(config, learner.roles.lora(), learner.head if config.kind == "positive" else None)
@@ -105,7 +105,7 @@ class Live:
 
 @contextmanager
 def averaged(learner: Learner) -> Iterator[None]:
-    """Within, the learner's running averages stand in the place of its weights."""
+    """Within this context the learner's running averages are in the place of its weights."""
     trained = [parameter.detach().clone() for parameter in learner.parameters]
     learner.use_average()
     try:

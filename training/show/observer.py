@@ -1,7 +1,7 @@
 """What a run shows of itself: its records, sample grids while it goes, sweeps on held-out prompts, and a report.
 
 An observer looks at the learner and changes nothing in it (live.py). What it shows depends on the step alone, so a run
-that was stopped shows what is missing when it goes on.
+that was stopped makes what is missing when it goes on.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class Observer:
 
     Args:
         config: the run's settings.
-        base: with its text encoders; all prompts that will be drawn are encoded here.
-        base_identity: what it is.
+        base: the base model with its text encoders; all prompts that will be drawn are encoded here.
+        base_identity: the base model as the adapter's config names it.
         out: the run's folder.
-        say: gets one line a finding.
-        stop: says whether the run was asked to stop; drawing then ends early.
+        say: called with one line per finding.
+        stop: returns whether the run was asked to stop; drawing then ends early.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Observer:
 
     @property
     def draws(self) -> bool:
-        """Whether pictures are wanted, for which the VAE has to stay."""
+        """Whether pictures are wanted; the VAE then has to stay in memory."""
         return self._works and bool(self.config.samples_every or self.config.sweep_size)
 
     @property
@@ -100,7 +100,7 @@ class Observer:
         return self._records
 
     def begin(self, learner: Learner) -> None:
-        """The run starts, or goes on, from the learner's step: what is about to be done again is forgotten.
+        """The run starts, or goes on, from the learner's step. Records of later steps are dropped, to be made again.
 
         Raises:
             TrackerError: a package for a tracker is missing.
@@ -145,7 +145,7 @@ class Observer:
         self.records.picture("samples", picture, step)
 
     def look(self, learner: Learner, again: bool = False) -> Sweep | None:
-        """Sweep over the held-out prompts, say and record what was found.
+        """Sweep over the held-out prompts, and say and record what was found.
 
         Args:
             again: also if the records have a sweep of this step.
@@ -189,7 +189,7 @@ class Observer:
         return sweep
 
     def is_best(self, sweep: Sweep) -> bool:
-        """Whether strength 1 did never better on the held-out prompts, of the sweeps at which it is trusted."""
+        """Whether no earlier sweep that trusts strength 1 has a higher held-out reward at strength 1 than this one."""
         point = next((point for point in sweep.points if point.strength == 1), None)
         if sweep.goal is None or point is None or not is_trusted(sweep, point):
             return False
@@ -209,9 +209,9 @@ class Observer:
         """The report of a run that is done, and its page in the run's folder.
 
         Args:
-            pictures: it learned from.
-            seconds: it took.
-            calibration: of its head.
+            pictures: how many pictures the run learned from.
+            seconds: how long it took.
+            calibration: how well its head does on held-out pictures.
         """
         config = self.config
         files, samples = dict(self._card[0]), self._card[1]
@@ -251,7 +251,7 @@ class Observer:
 
 
 def held_out(config: DataSettings) -> tuple[list[str], str]:
-    """(prompts to look at, which they are in words): the held-out ones, or the run's own where there are none."""
+    """The prompts to look at, and words for them: the held-out prompts, or the run's own if there are none."""
     if config.held_out_prompts is not None:
         prompts = find_prompts(config.held_out_prompts)
         return prompts, f"{len(set(prompts))} held-out prompts"

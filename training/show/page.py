@@ -1,6 +1,6 @@
 """report.html: a run on one page, with everything inside it, to be opened from anywhere or sent to somebody.
 
-So paths on this machine stand there as names; settings.yaml has them whole.
+Paths on this machine therefore appear in it as plain names; settings.yaml has them in full.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .sweep import Sweep
 
 PAGE_FILE = "report.html"
 GRIDS, GRID_WIDTH = 6, 1400  # shown, and pixels across at most
-MOVING = 40  # parts of a run that a moving mean is over
+MOVING = 40  # a moving mean is over one part in so many of a run
 
 
 def write_page(
@@ -44,14 +44,14 @@ def write_page(
 
     Args:
         out: the run's folder.
-        config: its settings.
-        report: as it stands beside the adapter.
-        rows: flat lines of the records by table.
-        strength: recommended.
-        why: it is.
-        sweep: the last one, None for none.
-        calibration: of the head.
-        grids: PNGs by step.
+        config: the run's settings.
+        report: the report that is stored beside the adapter.
+        rows: the flat lines of each table of the records.
+        strength: the recommended strength.
+        why: the reason for it.
+        sweep: the last sweep, None if there was none.
+        calibration: how well the head does on held-out pictures.
+        grids: the PNGs by step.
     """
     import yaml
     from jinja2 import Environment, StrictUndefined
@@ -116,11 +116,11 @@ def _curves(
     skip: tuple[str, ...] = (),
     smooth: bool = False,
 ) -> bytes | None:
-    """A panel a column over `x`; None if there is nothing to draw.
+    """One panel per column, over `x`; None if there is nothing to draw.
 
     Args:
-        only: beginnings of the columns to draw, () for all numbers.
-        skip: parts of the names of those to leave out.
+        only: how the names of the columns to draw begin, () for all columns of numbers.
+        skip: columns whose names contain one of these are left out.
         smooth: draw a moving mean over the values.
     """
     names = [

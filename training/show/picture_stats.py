@@ -1,7 +1,7 @@
 """Cheap numbers about pictures that fall when a reward is being hacked: detail, colours, light, variety.
 
 They know nothing of what a picture shows. Each is a mean over pixels or pairs, on pictures shrunk to at most 64 pixels
-a side, so that they cost nothing beside sampling. numpy and PIL only.
+per side, so that they cost almost nothing compared with sampling. numpy and PIL only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import itertools
 import numpy as np
 from PIL import Image
 
-EDGE = 64  # pixels a side, at most
+EDGE = 64  # pixels per side, at most
 STEP = 0.1  # of the range of the luma, from one pixel to the next: an edge
 LEVELS = 4  # of each colour in the histogram
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -53,10 +53,10 @@ def distance(pictures: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def diversity(pictures: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Mean distance of a picture from the others of its group, (B,): how unlike the pictures of one prompt are.
+    """Mean distance of each picture from the others of its group, (B,): how much the pictures of one prompt differ.
 
     Args:
-        groups: (B,) which prompt; a group of one has NaN.
+        groups: the prompt of each picture, (B,); a group of one picture has NaN.
     """
     total, count = np.zeros(len(pictures)), np.zeros(len(pictures))
     for group in np.unique(groups):

@@ -2,7 +2,7 @@
 
     losses    every step           the mean losses
     rounds    every online round   rewards and their spread, groups that teach nothing, dropped samples, tilt
-    sweeps    every sweep          a line a strength: rewards, statistics of the pictures, the watch's verdict
+    sweeps    every sweep          a line per strength: rewards, statistics of the pictures, the watch's verdict
 
 The JSON lines are the record; a CSV is made of them, and what a stopped run does again is forgotten in both.
 TensorBoard's files are written by tensorboardX, 3 MB with all it needs where TensorBoard itself brings 160; any
@@ -55,7 +55,7 @@ class Records:
         out: the run's folder.
         config: its settings; `trackers` names those beside TensorBoard.
         step: the step the run goes on from; TensorBoard then hides what was written after it.
-        writes: False for the processes that are not the first: they write nothing.
+        writes: False for all processes but the first: they write nothing.
 
     Raises:
         TrackerError: a package is missing.
@@ -100,7 +100,7 @@ class Records:
             tracker.log(numbers, step=step)
 
     def picture(self, name: str, picture: Image.Image, step: int) -> None:
-        """A picture, for those that show pictures."""
+        """Give a picture to the trackers that can show pictures."""
         if self._writes:
             self._board.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
             for tracker in self._trackers:
@@ -179,7 +179,7 @@ def _number(line: str) -> float:
 
 
 def _identity(out: Path) -> str:
-    """What this run is called on a tracker's server, the same whenever it goes on."""
+    """The run's name on a tracker's server; it stays the same when the run goes on."""
     path = out / "tracker_id.txt"
     if not path.is_file():
         atomic_write_bytes(path, secrets.token_hex(4).encode())

@@ -26,10 +26,10 @@ def run_report(
 
     Args:
         config: its settings.
-        trained: how it went, see `trained_facts`.
-        calibration: of the head, on held-out pictures; a noise level at which all were of one kind has no AUC and is
-            left out.
-        sweep: None if there was none.
+        trained: how the run went, see `trained_facts`.
+        calibration: how well the head does on held-out pictures; a noise level at which all pictures were liked, or
+            none, has no AUC and is left out.
+        sweep: the last sweep, None if there was none.
         samples: the pictures beside the adapter.
     """
     alpha = tuple(Alpha(c.noise_level, c.auc, c.error, c.n) for c in calibration if c.auc == c.auc)
@@ -65,9 +65,9 @@ def trained_facts(config: TrainConfig, pictures: int, seconds: float, device: to
     """How the run went.
 
     Args:
-        pictures: that it learned from.
-        seconds: of all its parts, those before a stop included.
-        device: it computed on.
+        pictures: how many pictures it learned from.
+        seconds: the time of all its parts, those before a stop included.
+        device: the device it computed on.
     """
     if config.online:
         data = f"{pictures} pictures, sampled in {config.rounds} rounds"

@@ -1,7 +1,8 @@
 """A sweep: held-out prompts drawn at several strengths from the same noise, scored and measured.
 
-Every strength has the same prompts and seeds as strength 0, so changes are differences of pairs, and far better known
-than the means they are of. Pictures of one prompt are not independent: errors are over prompts, where there are enough.
+Every strength has the same prompts and seeds as strength 0, so changes are differences of pairs and have much smaller
+errors than the means themselves. Pictures of one prompt are not independent, so errors are over prompts, where there
+are enough of them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..rewards.find import Scorer
 from . import picture_stats
 from .live import Live
 
-GROUP = 4  # pictures a prompt
+GROUP = 4  # pictures per prompt
 ENOUGH_PROMPTS = 8  # to take errors over prompts
 SEED = 7_000_000  # of the first picture: no training sample's noise
 STATISTICS = ("edge density", "colour entropy", "brightness", "diversity", "distance to base")
@@ -48,11 +49,11 @@ class Sweep:
 
     Args:
         points: by rising strength, the first at 0.
-        trained: names of the rewards that were trained on.
-        goal: the name in `values` of what was trained for: the reward, or `OVERALL`, several weighted; None where
-            nothing scores new pictures.
-        watched: the reward that was not trained on, None for none.
-        prompts: which they were, in words.
+        trained: the names of the rewards that were trained on.
+        goal: the name in `values` of what was trained for: the reward, or `OVERALL` for the weighted mean of several;
+            None if no reward can score new pictures.
+        watched: the name of a reward that was not trained on; None if there is none.
+        prompts: what prompts these were, in words.
     """
 
     points: tuple[SweepPoint, ...]
@@ -66,7 +67,7 @@ class Sweep:
         return self.points[0]
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """A line a strength, for the run's records."""
+        """One line per strength, for the run's records."""
         for point in self.points:
             line: dict[str, Any] = {"strength": point.strength}
             for name, value in point.values.items():
@@ -103,9 +104,9 @@ def run_sweep(
     Args:
         rows: (prompt, seed), see `sweep_rows`.
         strengths: 0 among them.
-        rewards, weights: those trained on, by name; may be empty.
-        watched: name and reward.
-        prompts: which they are, in words.
+        rewards, weights: the rewards that were trained on and their weights, by name; may be empty.
+        watched: the name of a reward that was not trained on, and the reward.
+        prompts: what prompts these are, in words.
 
     Raises:
         RewardError: scores of another number than pictures.

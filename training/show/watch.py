@@ -1,8 +1,9 @@
 """The hacking watch: did the reward rise because pictures got better, or by a trick?
 
-A trick shows where the reward that was trained on rises while others fall: a reward that was not trained on, or the
-variety and detail of the pictures. What counts as a fall is written down here, in numbers, and the verdict says which
-of them it saw. From the same sweep comes the strength to recommend. No model, no pictures: a sweep in, words out.
+A trick shows itself when the reward that was trained on rises while something else falls: a reward that was not trained
+on, or the variety and detail of the pictures. The numbers below define what counts as a fall, and the verdict names the
+falls that were found. The strength to recommend comes from the same sweep. No model and no picture is needed here: a
+sweep goes in, words come out.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from nft_pipeline.hub_cards.report import Hacking
 
 from .sweep import Estimate, Sweep, SweepPoint
 
-CERTAIN = 2.5  # standard errors from nothing: a change. One in 160 by chance
-FALL = {"edge density": 0.25, "colour entropy": 0.2, "diversity": 0.25}  # fractions of the base model's
+CERTAIN = 2.5  # a change of so many standard errors counts as sure; by chance that happens once in 160 times
+FALL = {"edge density": 0.25, "colour entropy": 0.2, "diversity": 0.25}  # as fractions of the base model's value
 LIGHT = 0.3  # brightness, in either direction
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The strength to recommend, why, and from where to where nothing speaks against it; None if that is a point."""
+    """The strength to recommend, the reason, and the range of strengths that are trusted; None if it is one point."""
 
     strength: float
     span: tuple[float, float] | None
@@ -30,7 +31,8 @@ class Choice:
 def hacking_verdict(sweep: Sweep) -> Hacking | None:
     """The verdict on a sweep; None where nothing says whether the reward rises.
 
-    "seen" is a watched reward and a statistic that fall at one strength, "suspected" one of the two.
+    The verdict is "seen" if the watched reward and a statistic fall at the same strength, and "suspected" if only one
+    of the two falls.
     """
     if sweep.goal is None:
         return None
@@ -62,7 +64,7 @@ def hacking_verdict(sweep: Sweep) -> Hacking | None:
 def choose_strength(sweep: Sweep) -> Choice:
     """The smallest strength whose reward is within a standard error of the best, among those that are trusted.
 
-    Not trusted is a strength at which the watched reward falls, or two statistics do. Strength 1 where nothing rises.
+    A strength is not trusted if the watched reward or two statistics fall there. If the reward rises nowhere, it is 1.
     """
     if sweep.goal is None:
         return Choice(1.0, None, "no reward scores new pictures, so 1 it is")
