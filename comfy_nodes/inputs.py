@@ -9,6 +9,7 @@ from .build import MODES
 from .host import io
 from .reward_file import KINDS
 
+CATEGORY = "guidance/reward"
 Adapter = io.Custom("NFT_ADAPTER")
 Schedule = io.Custom("NFT_SCHEDULE")
 
@@ -19,7 +20,13 @@ def advanced(widget: Any) -> Any:
     return widget
 
 
+def connected(values: dict[str, Any]) -> dict[str, Any]:
+    """A node's values without those of sockets that nothing is connected to."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def model() -> Any:
+    """The MODEL that is guided."""
     return io.Model.Input(
         "model",
         tooltip="Your model, with any style LoRAs on it. Do not also load the reward adapter with a LoRA loader.",
@@ -27,6 +34,7 @@ def model() -> Any:
 
 
 def adapter_file() -> Any:
+    """A choice among the files of models/loras."""
     return io.Combo.Input(
         "adapter",
         options=host.adapter_names(),
@@ -36,6 +44,7 @@ def adapter_file() -> Any:
 
 
 def kind() -> Any:
+    """What an adapter's file is, one of `KINDS`."""
     return advanced(
         io.Combo.Input(
             "kind",
@@ -48,6 +57,7 @@ def kind() -> Any:
 
 
 def strength() -> Any:
+    """How much of the reward is wanted: 0 is off, 1 as the author shipped it."""
     return io.Float.Input(
         "strength",
         default=1.0,
@@ -61,6 +71,7 @@ def strength() -> Any:
 
 
 def settings() -> list[Any]:
+    """What can be set for a guided run beside its strength, in the order in which workflows store it."""
     return [
         io.Float.Input(
             "start_percent",
@@ -137,6 +148,7 @@ def settings_of_a_loaded_adapter() -> list[Any]:
 
 
 def guided_outputs() -> list[Any]:
+    """The guided MODEL, and a text about it."""
     return [
         io.Model.Output(display_name="model", tooltip="The guided model, for any sampler, detailer or upscaler."),
         io.String.Output(display_name="info", tooltip="What the adapter is, and how many of its layers are active."),
@@ -144,4 +156,5 @@ def guided_outputs() -> list[Any]:
 
 
 def adapter_socket() -> Any:
+    """An adapter that another node loaded."""
     return Adapter.Input("adapter", tooltip="From Load Reward Adapter.")

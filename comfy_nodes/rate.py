@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.files.atomic import atomic_write_bytes
-from nft_pipeline.files.ratings_lock import METADATA, ratings_lock
+from nft_pipeline.files.picture_list import PictureListError, changing_rows
 
 VERDICTS = ("like", "dislike", "score")
 Graph = Mapping[str, Any]
@@ -54,37 +53,22 @@ def rate_images(folder: Path, images: Tensor, verdict: str, score: float, facts:
             "it into the prompt input."
         )
     thought: dict[str, Any] = {"score": float(score)} if verdict == "score" else {"liked": verdict == "like"}
-    with ratings_lock(folder):
-        rows = _read_rows(folder / METADATA)
-        names = []
-        for image in images:
-            pixels = (image.detach().cpu().float().clamp(0, 1) * 255).round().numpy().astype(np.uint8)
-            name = hashlib.sha256(pixels.tobytes()).hexdigest()[:24] + ".png"
-            file = io.BytesIO()
-            Image.fromarray(pixels).save(file, "PNG")
-            atomic_write_bytes(folder / name, file.getvalue())
-            rows[name] = {"image": name, "prompt": facts["prompt"], **thought, **facts}
-            names.append(name)
-        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows.values())
-        atomic_write_bytes(folder / METADATA, text.encode())
+    names = []
+    try:
+        with changing_rows(folder) as rows:
+            for image in images:
+                pixels = (image.detach().cpu().float().clamp(0, 1) * 255).round().numpy().astype(np.uint8)
+                name = hashlib.sha256(pixels.tobytes()).hexdigest()[:24] + ".png"
+                file = io.BytesIO()
+                Image.fromarray(pixels).save(file, "PNG")
+                atomic_write_bytes(folder / name, file.getvalue())
+                rows[name] = {"image": name, "prompt": facts["prompt"], **thought, **facts}
+                names.append(name)
+    except PictureListError as error:
+        raise GuidanceError(
+            f"{error}\nNothing was written. Mend or move the file, or choose another folder."
+        ) from error
     return names
-
-
-def _read_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """The lines that are there, by picture."""
-    rows = {}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-            if row is not None:
-                rows[str(row["image"])] = row
-        except (ValueError, KeyError, TypeError):
-            raise GuidanceError(
-                f'{path} line {number} is no rating, expected JSON with an "image"; nothing was written. Mend or move '
-                "the file, or choose another folder."
-            ) from None
-    return rows
 
 
 def rating_folder(output: str, folder: str) -> Path:

@@ -113,11 +113,10 @@ def load_mix(args: argparse.Namespace) -> Any:
 def run(args: argparse.Namespace) -> int:
     """Score the folder and say what came out."""
     from nft_pipeline.training.rewards.cache import CachedReward, ScoreCache, default_cache
-    from nft_pipeline.training.rewards.folders.scores_file import find_pictures, read_scores
     from nft_pipeline.training.rewards.folders.scoring import score_folder
     from nft_pipeline.training.rewards.mix import RewardMix
 
-    from ..files.ratings_lock import METADATA
+    from ..files.picture_list import METADATA, find_pictures, read_rows
 
     find_pictures(args.images)  # before a model of gigabytes is loaded
     mix = load_mix(args)
@@ -125,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         cache = ScoreCache(default_cache())
         mix = RewardMix({name: (CachedReward(reward, cache), weight) for name, (reward, weight) in mix.parts.items()})
     count = score_folder(args.images, mix, prompt=args.prompt, again=args.again)
-    scores = [row["score"] for row in read_scores(args.images) if row.get("reward") == mix.info.name]
+    scores = [row["score"] for row in read_rows(args.images) if row.get("reward") == mix.info.name]
     mean = f"mean {sum(scores) / len(scores):.3f}, {min(scores):.3f} to {max(scores):.3f}" if scores else "none"
     print(f"{count} scored now, {len(scores)} in {args.images / METADATA}: {mean}")
     return 0

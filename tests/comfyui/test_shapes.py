@@ -53,10 +53,12 @@ def test_the_node_gives_model_clip_and_vae_and_the_adapter_is_offered(
 ) -> None:
     fake.install(monkeypatch, tmp_path)
     from nft_pipeline.comfy_nodes import nodes
+    from nft_pipeline.comfy_nodes.nodes.inspection import NFTAdapterInfo
+    from nft_pipeline.comfy_nodes.nodes.shapes_model import NFTShapesModel
 
-    model, clip, vae = nodes.NFTShapesModel.execute().args
+    model, clip, vae = NFTShapesModel.execute().args
     assert isinstance(model, fake.ModelPatcher) and isinstance(clip, ShapesText) and isinstance(vae, ShapesVAE)
     assert nodes.host.adapter_names() == []
     nodes.host.offer_shipped_adapters()
     assert nodes.host.adapter_names() == ["shapes-follow.safetensors", "shapes-warm.safetensors"]
-    assert "everything drawn is red or orange" in nodes.NFTAdapterInfo.execute("shapes-warm.safetensors").args[0]
+    assert "everything drawn is red or orange" in NFTAdapterInfo.execute("shapes-warm.safetensors").args[0]

@@ -55,8 +55,7 @@ async def use(folder: Path, port: int, server: subprocess.Popen[bytes]) -> dict[
         nodes = json.loads((folder / "nodes.json").read_text())
         for node in nodes:
             found[f"info {node}"] = (await get(f"/object_info/{node}"))[1].get(node)
-            for language in ("en", "zh"):
-                found[f"help {node} {language}"] = await get(f"/extensions/diffusion-nft/docs/{node}/{language}.md")
+            found[f"help {node}"] = await get(f"/extensions/diffusion-nft/docs/{node}.md")
         found["templates"] = (await get("/workflow_templates"))[1]
         found["words"] = (await get("/i18n"))[1]
         async with session.ws_connect(f"{address}/ws?clientId=test") as socket:

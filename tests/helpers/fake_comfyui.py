@@ -311,7 +311,9 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, module)
+    room = "nft_pipeline.comfy_nodes"
     for name in ("nodes", "host", "build", "inputs"):  # imported anew, on this fake
-        monkeypatch.delitem(sys.modules, f"nft_pipeline.comfy_nodes.{name}", raising=False)
+        for module_name in [known for known in sys.modules if f"{known}.".startswith(f"{room}.{name}.")]:
+            monkeypatch.delitem(sys.modules, module_name)
         monkeypatch.delattr(nft_pipeline.comfy_nodes, name, raising=False)
     return texts

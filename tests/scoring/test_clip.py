@@ -15,7 +15,7 @@ from helpers.plain_pictures import noise, plain
 from helpers.tiny import clip_tokenizer
 from nft_pipeline.training.rewards import RewardError, load_reward
 from nft_pipeline.training.rewards.kinds.clip import AestheticHead
-from nft_pipeline.training.rewards.kinds.model_reward import pixels_of
+from nft_pipeline.training.rewards.models.model_reward import pixels_of
 from nft_pipeline.training.rewards.pictures import to_tensor
 
 PICTURES = [noise(0, 48), plain("red", (40, 64)), noise(2, 33)]

@@ -15,7 +15,7 @@ from torch.nn.functional import conv2d, embedding, gelu, layer_norm, linear
 
 from helpers.plain_pictures import noise, plain
 from nft_pipeline.training.rewards import RewardError, load_reward
-from nft_pipeline.training.rewards.kinds.model_reward import pixels_of
+from nft_pipeline.training.rewards.models.model_reward import pixels_of
 from nft_pipeline.training.rewards.pictures import to_tensor
 
 pytestmark = pytest.mark.skipif(
@@ -32,7 +32,7 @@ PROMPTS = ["a red ring", "two red", "ring " * 50]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random model of the package's class, saved as the published one is: a state dict and two configs."""
-    from nft_pipeline.training.rewards.kinds.image_reward_compat import import_image_reward, tokenizer_from
+    from nft_pipeline.training.rewards.models.image_reward_compat import import_image_reward, tokenizer_from
 
     path = tmp_path_factory.mktemp("image_reward")
     package = import_image_reward()
@@ -86,7 +86,7 @@ def _small_vit(patch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def reward(folder: Path) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        from nft_pipeline.training.rewards.kinds.image_reward_compat import import_image_reward
+        from nft_pipeline.training.rewards.models.image_reward_compat import import_image_reward
 
         import_image_reward()
         _small_vit(patch)

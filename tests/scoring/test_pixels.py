@@ -15,7 +15,8 @@ from PIL import Image, ImageFilter
 from helpers.plain_pictures import noise, plain
 from nft_pipeline.training.rewards import RewardError, load_reward
 from nft_pipeline.training.rewards.pictures import to_arrays, to_tensor
-from nft_pipeline.training.shapes import scorers as shapes_rewards
+from nft_pipeline.training.shapes.prompts import shapes_eval_held_out
+from nft_pipeline.training.shapes.score import judge, look
 from nft_pipeline.training.shapes.world import Prompt, draw, scene_for
 
 
@@ -50,14 +51,18 @@ def test_sharpness_in_closed_form_and_in_order() -> None:
     assert flat == 0 < soft < sharp
 
 
-def test_shapes_rewards_are_the_scorers_themselves() -> None:
-    rng, prompts = np.random.default_rng(0), shapes_rewards.shapes_eval_held_out(12)
+def test_shapes_rewards_are_what_the_reader_of_pictures_says() -> None:
+    rng, prompts = np.random.default_rng(0), shapes_eval_held_out(12)
     pictures = [Image.fromarray(draw(scene_for(Prompt.parse(prompt), rng))) for prompt in prompts]
-    arrays = np.stack(to_arrays(pictures))
-    for name, scorer in (("shapes_eval", shapes_rewards.shapes_eval), ("shapes_warm", shapes_rewards.warm)):
-        found = load_reward(name)(pictures, prompts)
-        assert found.scores.tolist() == scorer(arrays, prompts).tolist()
-        assert torch.equal(load_reward(name)(to_tensor(pictures), prompts).scores, found.scores)
+    arrays = to_arrays(pictures)
+    colours = [{thing.colour for thing in look(array)[1]} for array in arrays]
+    expected = {
+        "shapes_eval": [judge(a, Prompt.parse(text)).correct for a, text in zip(arrays, prompts, strict=True)],
+        "shapes_warm": [bool(some) and some <= {"red", "orange"} for some in colours],
+    }
+    for name, good in expected.items():
+        assert load_reward(name)(pictures, prompts).scores.tolist() == good
+        assert torch.equal(load_reward(name)(to_tensor(pictures), prompts).scores, torch.tensor(good).float())
     assert sum(score("shapes_eval", *pictures, prompts=prompts)) >= 10
 
 

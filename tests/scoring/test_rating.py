@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from helpers.plain_pictures import noise
+from nft_pipeline.files.picture_list import read_rows
 from nft_pipeline.training.rewards.folders.rating import Ratings, rating_server
-from nft_pipeline.training.rewards.folders.scores_file import read_scores
 
 N = 22
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -56,15 +56,15 @@ def test_ratings_go_into_the_file_and_can_be_taken_back(folder: Path, address: t
     assert ask(address, "POST", "/rate", {"image": "01.png", "liked": True}) == (200, {})
     assert ask(address, "POST", "/rate", {"image": "deep er/03.png", "liked": True}) == (200, {})
     assert ask(address, "POST", "/rate", {"image": "deep er/03.png", "liked": False}) == (200, {})
-    assert read_scores(folder) == [
+    assert read_rows(folder) == [
         {"image": "01.png", "prompt": "its own", "seed": 3, "liked": True},
         {"image": "deep er/03.png", "prompt": "a picture", "liked": False},
     ]
     assert ask(address, "POST", "/undo", {}) == (200, {"image": "deep er/03.png"})
-    assert read_scores(folder)[1]["liked"] is True
+    assert read_rows(folder)[1]["liked"] is True
     for image in ("deep er/03.png", "01.png", None):
         assert ask(address, "POST", "/undo", {}) == (200, {"image": image})
-    assert not any("liked" in row for row in read_scores(folder))
+    assert not any("liked" in row for row in read_rows(folder))
 
 
 def test_it_serves_the_pictures_and_nothing_else(folder: Path, address: tuple[str, int]) -> None:
@@ -103,7 +103,7 @@ def test_another_sites_page_cannot_rate(folder: Path, address: tuple[str, int]) 
     connection.request("POST", "/rate", '{"image": "00.png", "liked": true}', {"Content-Type": "text/plain"})
     assert connection.getresponse().status == 403
     connection.close()
-    assert len(read_scores(folder)) == 1
+    assert len(read_rows(folder)) == 1
 
 
 def test_a_rating_that_cannot_be_written_is_not_shown_as_kept(folder: Path, address: tuple[str, int]) -> None:
@@ -165,6 +165,6 @@ def test_the_page_in_a_browser(folder: Path, address: tuple[str, int]) -> None:
         page.wait_for_selector(f'body[data-image="{order[-1]}"]')
         browser.close()
     expected = dict(zip(order, [key == "l" for key in [*keys[:19], "d", "l", "l"]], strict=True))
-    assert {row["image"]: row["liked"] for row in read_scores(folder)} == expected
-    assert next(row for row in read_scores(folder) if row["image"] == "01.png")["seed"] == 3
+    assert {row["image"]: row["liked"] for row in read_rows(folder)} == expected
+    assert next(row for row in read_rows(folder) if row["image"] == "01.png")["seed"] == 3
     assert not problems

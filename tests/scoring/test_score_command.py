@@ -11,8 +11,8 @@ import pytest
 from helpers import my_rewards
 from helpers.plain_pictures import noise, plain
 from nft_pipeline.cli import main
+from nft_pipeline.files.picture_list import PictureListError, read_rows, update_rows
 from nft_pipeline.training.rewards import load_rewards
-from nft_pipeline.training.rewards.folders.scores_file import ScoresError, read_scores, update_scores
 from nft_pipeline.training.rewards.folders.scoring import score_folder
 
 MINE = "helpers.my_rewards"
@@ -77,7 +77,7 @@ def test_a_changed_weight_costs_nothing(folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_reward_that_fails_loses_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    update_scores(folder, {"b.png": {"prompt": "nan"}})
+    update_rows(folder, {"b.png": {"prompt": "nan"}})
     before = lines(folder)
     mix = load_rewards({f"{MINE}:spoilt": 1})
     mix.batch = 1
@@ -85,7 +85,7 @@ def test_a_reward_that_fails_loses_nothing(folder: Path, capsys: pytest.CaptureF
         score_folder(folder, mix, prompt="p")
     rows = lines(folder)
     assert rows["a.png"]["score"] == 0.5 and rows["b.png"] == before["b.png"] and "more/c.webp" not in rows
-    update_scores(folder, {"b.png": {"prompt": "fine"}})
+    update_rows(folder, {"b.png": {"prompt": "fine"}})
     assert score_folder(folder, mix, prompt="p") == 2
 
 
@@ -128,27 +128,27 @@ def test_folders_without_pictures_are_named(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("line", "phrase"),
     [
-        ("{", "line 2: no JSON"),
-        ("[1]", "line 2: list, expected an object"),
+        ("{", "line 2 is no JSON"),
+        ("[1]", "line 2: it holds list, expected an object"),
         ('{"prompt": "x"}', "line 2: image is None"),
         ('{"image": "../x.png"}', "expected a path inside the folder"),
         ('{"image": "b.png"}', "line 2: 'b.png' stands in line 1 already"),
         ('{"image": "c.png", "liked": 1}', "liked is 1, expected true or false"),
-        ('{"image": "c.png", "score": "high"}', "score is 'high', expected a number"),
+        ('{"image": "c.png", "score": "high"}', "score is 'high', expected a finite number"),
     ],
 )
 def test_bad_lines_are_named_and_stay(folder: Path, line: str, phrase: str) -> None:
     file = folder / "metadata.jsonl"
     file.write_text(file.read_text() + line + "\n")
     before = file.read_bytes()
-    with pytest.raises(ScoresError) as caught:
-        update_scores(folder, {"a.png": {"score": 1.0}})
+    with pytest.raises(PictureListError) as caught:
+        update_rows(folder, {"a.png": {"score": 1.0}})
     assert phrase in str(caught.value) and file.read_bytes() == before
 
 
 def test_update_merges_and_removes(folder: Path) -> None:
-    update_scores(folder, {"b.png": {"liked": None, "score": 0.25}, "é.png": {"prompt": "ü"}})
-    assert read_scores(folder) == [
+    update_rows(folder, {"b.png": {"liked": None, "score": 0.25}, "é.png": {"prompt": "ü"}})
+    assert read_rows(folder) == [
         {"image": "b.png", "prompt": "a dark one", "seed": 7, "score": 0.25},
         {"image": "é.png", "prompt": "ü"},
     ]

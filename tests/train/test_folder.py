@@ -9,6 +9,7 @@ from PIL import Image
 
 from helpers.tiny_run import picture_folder, tiny_base
 from nft_pipeline.comfy_nodes.rate import rate_images
+from nft_pipeline.files.picture_list import read_rows, update_rows
 from nft_pipeline.training.data.folder import (
     DataError,
     bucket_size,
@@ -21,7 +22,6 @@ from nft_pipeline.training.data.folder import (
 )
 from nft_pipeline.training.data.pool import Pool
 from nft_pipeline.training.rewards.folders.rating import Ratings
-from nft_pipeline.training.rewards.folders.scores_file import read_scores, update_scores
 
 
 def written(folder, *lines):
@@ -109,15 +109,15 @@ def test_what_score_rate_and_comfyui_write_is_read_and_the_unjudged_are_left_out
     ratings.undo()
     lines = [json.loads(line) for line in (data / "metadata.jsonl").read_text().splitlines()]
     (data / "metadata.jsonl").unlink()
-    update_scores(data, {line["image"]: {**line, "score": None} for line in lines})
+    update_rows(data, {line["image"]: {**line, "score": None} for line in lines})
     found = read_folder(data)
     assert [picture.score for picture in found.pictures][:2] == [1.0, 0.0] and found.liked
     facts = {"prompt": "a cat", "seed": 3, "guidance_scale": 1.0, "model": "tiny.safetensors"}
     rate_images(tmp_path / "rated", torch.rand(2, 64, 64, 3), "dislike", 0.0, facts)
     assert [picture.score for picture in read_folder(tmp_path / "rated").pictures] == [0.0, 0.0]
     scored = {"prompt": "a cat", "score": 0.5, "scores": {"ocr": 1.0}, "reward": "ocr"}
-    update_scores(
-        tmp_path / "rated", {line["image"]: {**scored, "liked": None} for line in read_scores(tmp_path / "rated")}
+    update_rows(
+        tmp_path / "rated", {line["image"]: {**scored, "liked": None} for line in read_rows(tmp_path / "rated")}
     )
     assert [picture.score for picture in read_folder(tmp_path / "rated").pictures] == [0.5, 0.5]
     nothing = written(data, {"image": "0.png", "prompt": "a cat"})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nft_pipeline.training.errors import ConfigError
-from nft_pipeline.training.rewards.find import PROMPTS, RewardError, find_prompts, find_reward
+from nft_pipeline.training.rewards.find import RewardError, find_prompts, find_reward
 from nft_pipeline.training.settings.config import TrainConfig
 from nft_pipeline.training.settings.file import PRESETS, preset_names
 
@@ -161,7 +161,7 @@ def test_rewards_and_prompts_are_found_by_name_by_function_and_by_file(tmp_path)
     np.testing.assert_allclose(bright, pictures.mean(axis=(1, 2, 3)) / 255, rtol=1e-6)
     with pytest.raises(RewardError, match="'jpeg_size' has no option 'quality'"):
         find_reward("jpeg_size", quality=10)
-    assert find_prompts("shapes_warm") == find_prompts(PROMPTS["shapes_warm"])
+    assert find_prompts("shapes_warm") == find_prompts("nft_pipeline.training.shapes.prompts:warm_prompts")
     (tmp_path / "prompts.txt").write_text("a circle\n\n  a cross \n")
     assert find_prompts(str(tmp_path / "prompts.txt")) == ["a circle", "a cross"]
 

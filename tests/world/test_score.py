@@ -3,15 +3,14 @@
 import numpy as np
 import pytest
 
-from nft_pipeline.training.shapes.score import CATEGORIES, judge, look, shapes_eval_prompts
-from nft_pipeline.training.shapes.scorers import (
-    shapes_eval,
+from nft_pipeline.training.rewards.find import find_reward
+from nft_pipeline.training.shapes.prompts import (
     shapes_eval_held_out,
     shapes_eval_training_prompts,
-    warm,
     warm_prompts,
     warm_prompts_held_out,
 )
+from nft_pipeline.training.shapes.score import CATEGORIES, judge, look, shapes_eval_prompts
 from nft_pipeline.training.shapes.world import Noun, Prompt, change_one, describe, draw, sample_scene, scene_for
 
 N = 600
@@ -88,13 +87,13 @@ def test_warm_is_red_or_orange_and_everything_counts():
             np.full((64, 64, 3), 15, np.uint8),
         ]
     )
-    assert warm(pictures, [""] * 6).tolist() == [1, 1, 1, 0, 0, 0]
+    assert find_reward("shapes_warm")(pictures, [""] * 6).tolist() == [1, 1, 1, 0, 0, 0]
 
 
 def test_shapes_eval_reward_judges_each_picture_against_its_own_prompt():
     rng = np.random.default_rng(16)
     pictures = np.stack([draw(scene_for(Prompt((Noun(shape),)), rng)) for shape in ("circle", "cross")])
-    assert shapes_eval(pictures, ["a circle", "a circle"]).tolist() == [1, 0]
+    assert find_reward("shapes_eval")(pictures, ["a circle", "a circle"]).tolist() == [1, 0]
 
 
 def test_held_out_prompts_are_held_out():

@@ -13,8 +13,8 @@ from nft_pipeline.training.rewards.find import find_prompts, find_reward
 from nft_pipeline.training.shapes.evaluate import shapes_eval_scores
 from nft_pipeline.training.shapes.measure import Workload, measure_base, measure_laws, with_lora
 from nft_pipeline.training.shapes.parts import Sizes, vocabulary
+from nft_pipeline.training.shapes.prompts import HELD_OUT_SEED
 from nft_pipeline.training.shapes.score import shapes_eval_prompts
-from nft_pipeline.training.shapes.scorers import HELD_OUT_SEED
 
 MODEL = shipped_model("shapes")
 

@@ -6,7 +6,6 @@ files, or a folder of pictures in its own layout. Pictures are written as PNG, s
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from nft_pipeline.files.atomic import atomic_folder
-from nft_pipeline.files.ratings_lock import METADATA
+from nft_pipeline.files.picture_list import METADATA, rows_as_bytes
 
 from .folder import DataError
 
@@ -80,7 +79,8 @@ def collect(
     if first is None:
         raise DataError(f"{source} has no rows in split {split!r}")
     found = _find_columns(first, columns, source)
-    written, left_out = list[str](), 0
+    written: list[dict[str, Any]] = []
+    left_out = 0
     with atomic_folder(folder) as work:
         for row in tqdm(chain([first], rows), desc="collecting", unit="picture"):
             picture, line = row.get(found.image or ""), _line(row, found, len(written) + left_out + 1)
@@ -89,10 +89,10 @@ def collect(
                 continue
             name = f"{len(written):06d}.png"
             picture.convert("RGB").save(work / name)
-            written.append(json.dumps({"image": name, **line}, ensure_ascii=False, allow_nan=False) + "\n")
+            written.append({"image": name, **line})
         if not written:
             raise DataError(f"none of the {left_out} rows of {source} has both a picture and a prompt")
-        (work / METADATA).write_text("".join(written), encoding="utf-8")
+        (work / METADATA).write_bytes(rows_as_bytes(written))
     return len(written), left_out
 
 

@@ -4,19 +4,16 @@
     {"image": "cats/2.png", "prompt": "a cat", "liked": false, "seed": 3, "guidance_scale": 1.0}
 
 Every line that is judged has a score, any number, or every one has liked, true or false; lines with neither are left
-out. Pictures keep their shape as nearly
-as the model's sizes allow: each is scaled and cropped in its middle to the size nearest to its proportions among those
-of the run's area, and pictures of one size make a bucket.
+out. Pictures keep their shape as nearly as the model's sizes allow: each is scaled and cropped in its middle to the
+size nearest to its proportions among those of the run's area, and pictures of one size make a bucket.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from nft_pipeline.files.ratings_lock import METADATA
+from nft_pipeline.files.picture_list import METADATA, Line, PictureListError, read_lines
 
 from ..bases.base import TrainBase
 from ..bases.noising import interpolate, velocity
@@ -82,20 +79,21 @@ def read_folder(folder: str | Path) -> Folder:
     path = root / METADATA
     if not path.is_file():
         raise DataError(f"there is no {path}; expected one JSON object a line with image, prompt, and score or liked")
-    pictures, faults, kinds, unjudged = [], [], set(), 0
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            faults.append(f"line {number} is no JSON: {error}")
-            continue
-        found = _line_faults(entry, root)
-        faults += [f"line {number}: {fault}" for fault in found]
-        if not found and "liked" not in entry and "score" not in entry:
+    try:
+        lines = read_lines(root)
+    except PictureListError as error:
+        raise DataError(str(error)) from error
+    pictures: list[Picture] = []
+    faults: list[str] = []
+    kinds: set[str] = set()
+    unjudged = 0
+    for line in lines:
+        line_faults = _line_faults(line, root)
+        faults += line_faults
+        entry = line.row
+        if not line_faults and "liked" not in entry and "score" not in entry:
             unjudged += 1
-        elif not found:
+        elif not line_faults:
             kinds.add("liked" if "liked" in entry else "score")
             score = float(entry["liked"] if "liked" in entry else entry["score"])
             pictures.append(Picture(root / entry["image"], entry["prompt"], score, entry.get("guidance_scale")))
@@ -111,23 +109,20 @@ def read_folder(folder: str | Path) -> Folder:
     return Folder(tuple(pictures), kinds == {"liked"}, unjudged)
 
 
-def _line_faults(entry: Any, root: Path) -> list[str]:
-    if not isinstance(entry, dict):
-        return [f"it holds {type(entry).__name__}, expected an object"]
-    faults = [f"{key!r} is not known; expected {', '.join(sorted(KEYS))}" for key in sorted(entry.keys() - KEYS)]
-    for key in ("image", "prompt"):
-        if not isinstance(entry.get(key), str) or not entry[key].strip():
-            faults.append(f"{key} is {entry.get(key)!r}, expected text")
+def _line_faults(line: Line, root: Path) -> list[str]:
+    """What is wrong with a line: as a line of any list of pictures, and as one to be trained on."""
+    entry = line.row
+    if not entry:
+        return list(line.faults)
+    own = [f"{key!r} is not known; expected {', '.join(sorted(KEYS))}" for key in sorted(entry.keys() - KEYS)]
+    prompt, image = entry.get("prompt"), entry.get("image")
+    if not isinstance(prompt, str) or not prompt.strip():
+        own.append(f"prompt is {prompt!r}, expected text")
     if "score" in entry and "liked" in entry:
-        faults.append("it has score and liked; take out the one that is not to be learned from")
-    score: Any = entry.get("score")
-    if "score" in entry and (type(score) not in (int, float) or not math.isfinite(score)):
-        faults.append(f"score is {score!r}, expected a finite number; leave pictures without one out")
-    if "liked" in entry and not isinstance(entry["liked"], bool):
-        faults.append(f"liked is {entry['liked']!r}, expected true or false")
-    if isinstance(entry.get("image"), str) and not (root / entry["image"]).is_file():
-        faults.append(f"there is no picture {root / entry['image']}")
-    return faults
+        own.append("it has score and liked; take out the one that is not to be learned from")
+    if isinstance(image, str) and not (root / image).is_file():
+        own.append(f"there is no picture {root / image}")
+    return [*line.faults, *(f"line {line.number}: {fault}" for fault in own)]
 
 
 def bucket_size(width: int, height: int, area: int, step: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nft_pipeline.files.ratings_lock import METADATA
+from nft_pipeline.files.picture_list import METADATA
 
 from ..bases.base import TrainBase
 from ..devices.memory import memory_advice

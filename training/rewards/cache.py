@@ -89,11 +89,13 @@ class CachedReward(Reward):
         return self.reward.differentiable
 
     def score_tensor(self, images: Tensor, prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
+        """The same of a tensor; one that requires a gradient is scored by the reward itself."""
         if images.requires_grad:
             return self.reward(images, prompts, metadata)
         return super().score_tensor(images, prompts, metadata)
 
     def score(self, images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
+        """Scores of known pictures from the cache; the reward scores the others, which are then kept."""
         if not self.info.version:
             return self.reward(images, prompts, metadata)
         keys = [self._key(image, prompt) for image, prompt in zip(images, prompts, strict=True)]

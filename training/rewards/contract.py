@@ -92,15 +92,14 @@ class Reward(ABC):
     """Scores pictures. Subclasses set `info` and write `score`; those that can be differentiated also `score_tensor`.
 
     Attributes:
-        info: the card.
+        info: the card. What is known of it before the reward is made is the class's own (docs/rewards.md shows that);
+            the constructor adds the rest, such as the version of the weights.
         differentiable: whether gradients reach a tensor of pictures.
-        needs: packages it imports that not every extra brings, by their import names.
         batch: pictures scored at once, at most.
     """
 
     info: RewardInfo
     differentiable: ClassVar[bool] = False
-    needs: ClassVar[tuple[str, ...]] = ()
     batch: int = 64
 
     @abstractmethod

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
+from nft_pipeline.checks import did_you_mean
 
 from . import contract
 from .contract import RewardError
@@ -23,15 +24,6 @@ class Scorer(Protocol):
     def __call__(self, pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         """Pictures uint8 (B, H, W, 3) and B prompts to scores (B,)."""
         ...
-
-
-_SHAPES = "nft_pipeline.training.shapes.scorers"
-PROMPTS = {
-    "shapes_warm": f"{_SHAPES}:warm_prompts",
-    "shapes_warm_held_out": f"{_SHAPES}:warm_prompts_held_out",
-    "shapes_eval": f"{_SHAPES}:shapes_eval_training_prompts",
-    "shapes_eval_held_out": f"{_SHAPES}:shapes_eval_held_out",
-}
 
 
 def find_reward(name: str, *, own_scale: bool = False, **options: object) -> Scorer:
@@ -75,23 +67,26 @@ def find_prompts(name: str) -> list[str]:
     Raises:
         RewardError: none of these exists, or the list is empty.
     """
-    if name not in PROMPTS and Path(name).is_file():
+    from ..shapes.prompts import PROMPTS  # reads the shapes world, which needs scipy
+
+    if name in PROMPTS:
+        prompts = PROMPTS[name]()
+    elif Path(name).is_file():
         prompts = [line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip()]
     else:
-        prompts = list(_find(PROMPTS.get(name, name), name)())
+        prompts = list(_imported(name, PROMPTS)())
     if not prompts:
         raise RewardError(f"prompts {name!r} is an empty list; expected at least one prompt, one a line")
     return prompts
 
 
-def _find(target: str, name: str) -> Callable:
-    module, _, attribute = target.partition(":")
+def _imported(name: str, built_in: Iterable[str]) -> Callable:
+    module, _, attribute = name.partition(":")
     if not attribute:
-        close = difflib.get_close_matches(name, PROMPTS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(name, built_in, "did you mean {!r}? ")
         raise RewardError(
-            f"prompts {name!r} is not known; {hint}built in: {', '.join(PROMPTS)}. Your own: 'module:function', or the "
-            "path of a text file with one prompt a line"
+            f"prompts {name!r} is not known; {hint}built in: {', '.join(built_in)}. Your own: 'module:function', or "
+            "the path of a text file with one prompt a line"
         )
     try:
         return getattr(importlib.import_module(module), attribute)

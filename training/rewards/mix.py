@@ -89,9 +89,11 @@ class RewardMix(Reward):
         return all(reward.differentiable for reward, _ in self.parts.values())
 
     def score(self, images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
+        """The weighted mean r in [0, 1]; `details` has each reward's own scores by its name."""
         return self._mix(images, prompts, metadata)
 
     def score_tensor(self, images: Tensor, prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
+        """The same of a tensor (B, 3, H, W), through which gradients flow if every reward has them."""
         return self._mix(images, prompts, metadata)
 
     def _mix(self, images: Any, prompts: list[str], metadata: Sequence[Mapping[str, Any]]) -> RewardOutput:

@@ -1,6 +1,8 @@
 """Rewards by name: built in, by an installed package's entry point, or "module:name" for one of your own.
 
-Nothing is imported before a reward is asked for. A package offers rewards in its pyproject.toml:
+A built-in reward is a file of the room `kinds`, which says its names and needs in two literals, `REWARDS` and `NEEDS`.
+They are read from the file's text: nothing is imported before a reward is asked for. An installed package offers
+rewards in its pyproject.toml:
 
     [project.entry-points."diffusion_nft.rewards"]
     tidy = "their_package.rewards:Tidy"
@@ -11,50 +13,28 @@ returns B scores in [0, 1]; with an attribute `info`, a `RewardInfo`, it may hav
 
 from __future__ import annotations
 
-import difflib
+import ast
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL.Image import Image
+
+from nft_pipeline.checks import did_you_mean
 
 from .contract import Reward, RewardError, RewardInfo, RewardOutput
 
 ENTRY_POINTS = "diffusion_nft.rewards"
 REMOTE = "remote:"
 _KINDS = "nft_pipeline.training.rewards.kinds"
-BUILT_IN = {
-    "image_reward": f"{_KINDS}.image_reward:ImageReward",
-    "pickscore": f"{_KINDS}.clip:PickScore",
-    "clip_score": f"{_KINDS}.clip:ClipScore",
-    "aesthetic": f"{_KINDS}.clip:Aesthetic",
-    "hps_v2": f"{_KINDS}.hps:HPSv2",
-    "ocr": f"{_KINDS}.ocr:OCR",
-    "vlm_judge": f"{_KINDS}.judge:VLMJudge",
-    "jpeg_size": f"{_KINDS}.pixels:JpegSize",
-    "colourfulness": f"{_KINDS}.pixels:Colourfulness",
-    "sharpness": f"{_KINDS}.pixels:Sharpness",
-    "shapes_eval": f"{_KINDS}.shapes:ShapesEval",
-    "shapes_warm": f"{_KINDS}.shapes:ShapesWarm",
-    "likes": f"{_KINDS}.likes:Likes",
-}
-# Which extra brings a package that only some rewards need; import name -> extra.
-EXTRAS = {
-    "ImageReward": "train",
-    "requests": "train",
-    "rapidocr": "ocr",
-    "onnxruntime": "ocr",
-    "open_clip": "hps",
-    "scipy": "train",
-    "filelock": "train",
-    "pydantic": "train",
-}
 
 
 class FunctionReward(Reward):
@@ -65,6 +45,7 @@ class FunctionReward(Reward):
         self.info = getattr(function, "info", None) or RewardInfo(name=name, licence="your own")
 
     def score(self, images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
+        """What the function returns, checked: B numbers in the range of the card."""
         try:
             found = self.function(images, prompts, metadata)
         except Exception as error:  # somebody else's code: whatever it raises, the run should say whose it was
@@ -87,10 +68,31 @@ class FunctionReward(Reward):
         return found
 
 
+@cache
+def _declared(literal: str) -> dict[str, dict[str, str]]:
+    """What the files of the room `kinds` say in `REWARDS` or in `NEEDS`, by the name of the file."""
+    found: dict[str, dict[str, str]] = {}
+    for file in sorted((Path(__file__).parent / "kinds").glob("[!_]*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [literal]:
+                found[file.stem] = ast.literal_eval(node.value)
+    return found
+
+
+def built_in() -> dict[str, str]:
+    """Every built-in name in alphabetical order, "remote:URL" among them, with the "module:name" behind it."""
+    paths = {
+        name: f"{_KINDS}.{module}:{cls}"
+        for module, classes in _declared("REWARDS").items()
+        for name, cls in classes.items()
+    }
+    return dict(sorted(paths.items()))
+
+
 def known_rewards() -> dict[str, str]:
     """Every name that needs no path, with the "module:name" behind it: built in, or from installed packages."""
     installed = {point.name: point.value for point in metadata.entry_points(group=ENTRY_POINTS)}
-    return {**installed, **BUILT_IN}
+    return {**installed, **{name: path for name, path in built_in().items() if not name.startswith(REMOTE)}}
 
 
 def fault_of_name(name: str) -> str | None:
@@ -99,8 +101,7 @@ def fault_of_name(name: str) -> str | None:
         return f"{name!r} is not a reward's name"
     if ":" in name or name in known_rewards():
         return None
-    close = difflib.get_close_matches(name, known_rewards(), n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint = did_you_mean(name, known_rewards(), "did you mean {!r}? ")
     return (
         f"reward {name!r} is not known; {hint}known: {', '.join(known_rewards())}. Your own: 'module:function'; "
         "one on another machine: 'remote:http://host:port'"
@@ -147,7 +148,7 @@ def find_target(name: str) -> Any:
     Raises:
         RewardError: it cannot be imported.
     """
-    path = f"{_KINDS}.remote:RemoteReward" if name.startswith(REMOTE) else known_rewards().get(name, name)
+    path = built_in()[f"{REMOTE}URL"] if name.startswith(REMOTE) else known_rewards().get(name, name)
     return import_path(path, f"reward {name!r}")
 
 
@@ -181,15 +182,18 @@ def import_path(path: str, what: str) -> Any:
 
 
 def missing(error: ImportError) -> str:
-    """What an import lacked, and the extra that brings it."""
-    extra = EXTRAS.get((error.name or "").partition(".")[0])
+    """What an import lacked, and the extra that brings it, if a built-in reward names it."""
+    extras = {package: extra for needs in _declared("NEEDS").values() for package, extra in needs.items()}
+    extra = extras.get((error.name or "").partition(".")[0])
     return f"{error}; {_installing(extra)}" if extra else str(error)
 
 
-def lacking(target: Any) -> str:
-    """The packages a reward `needs` that are not installed, and the extra that brings them; "" if none."""
-    absent = [package for package in getattr(target, "needs", ()) if importlib.util.find_spec(package) is None]
-    return f"needs {', '.join(absent)}: {_installing(EXTRAS[absent[0]])}" if absent else ""
+def lacking(name: str) -> str:
+    """The packages a known reward needs that are not installed, and the extra that brings them; "" if none."""
+    module = known_rewards()[name].partition(":")[0]
+    needs = _declared("NEEDS").get(module.removeprefix(f"{_KINDS}."), {})
+    absent = [package for package in needs if importlib.util.find_spec(package) is None]
+    return f"needs {', '.join(absent)}: {_installing(needs[absent[0]])}" if absent else ""
 
 
 def _installing(extra: str) -> str:
@@ -200,8 +204,7 @@ def _construct(cls: type[Reward], name: str, options: Mapping[str, Any]) -> Rewa
     known = inspect.signature(cls).parameters
     unknown = [key for key in options if key not in known]
     if unknown:
-        close = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else f"; it takes: {', '.join(known) or 'none'}"
+        hint = did_you_mean(unknown[0], known) or f"; it takes: {', '.join(known) or 'none'}"
         raise RewardError(f"reward {name!r} has no option {unknown[0]!r}{hint}")
     try:
         return cls(**options)

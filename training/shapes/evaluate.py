@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
     from ..devices.precision import choose_precision
     from .measure import Workload
+    from .prompts import HELD_OUT_SEED
     from .score import CATEGORIES, shapes_eval_prompts
-    from .scorers import HELD_OUT_SEED
 
     if args.n < len(CATEGORIES):
         raise ValueError(f"--n is {args.n}, expected at least {len(CATEGORIES)}, one picture a category")

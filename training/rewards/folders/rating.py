@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote
 
-from .scores_file import find_pictures, read_scores, update_scores
+from nft_pipeline.files.picture_list import find_pictures, read_rows, update_rows
+
 from .scoring import prompts_of
 
 PAGE = Path(__file__).with_name("rate.html")
@@ -36,12 +37,12 @@ class Ratings:
         prompt: for pictures that have none.
 
     Raises:
-        ScoresError: no pictures, no prompts, or a metadata.jsonl that cannot be read.
+        PictureListError: no pictures, no prompts, or a metadata.jsonl that cannot be read.
     """
 
     def __init__(self, folder: Path, prompt: str | None = None) -> None:
         self.folder, self.pictures = folder, find_pictures(folder)
-        rows = {row["image"]: row for row in read_scores(folder)}
+        rows = {row["image"]: row for row in read_rows(folder)}
         self.prompts = prompts_of(folder, self.pictures, rows, prompt)
         self.liked: dict[str, bool | None] = {name: rows.get(name, {}).get("liked") for name in self.pictures}
         self.history: list[tuple[str, bool | None]] = []  # picture and what it was before
@@ -58,7 +59,7 @@ class Ratings:
 
         Raises:
             RatingError: no such picture, or a rating that is neither true nor false.
-            ScoresError, OSError: the file cannot be written; then nothing has changed here either.
+            PictureListError, OSError: the file cannot be written; then nothing has changed here either.
         """
         if not isinstance(image, str) or image not in self.liked:
             raise RatingError(f"there is no picture {image!r} here; reload the page")
@@ -80,7 +81,7 @@ class Ratings:
             return image
 
     def _write(self, image: str, liked: bool | None) -> None:
-        update_scores(self.folder, {image: {"prompt": self.prompts[image], "liked": liked}})
+        update_rows(self.folder, {image: {"prompt": self.prompts[image], "liked": liked}})
         self.liked[image] = liked
 
 
@@ -147,7 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json(HTTPStatus.OK, {"image": self.ratings.undo()})
             else:
                 self._json(HTTPStatus.NOT_FOUND, {"error": f"there is nothing at {self.path}"})
-        except ValueError as error:  # RatingError, ScoresError, no JSON
+        except ValueError as error:  # RatingError, PictureListError, no JSON
             self._json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
         except OSError as error:
             self._json(HTTPStatus.INSUFFICIENT_STORAGE, {"error": f"the rating was not kept: {error}"})

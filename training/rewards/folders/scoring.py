@@ -10,9 +10,10 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from nft_pipeline.files.picture_list import PictureListError, find_pictures, read_rows, update_rows
+
 from ..contract import RewardError
 from ..mix import RewardMix
-from .scores_file import ScoresError, find_pictures, read_scores, update_scores
 
 WRITE_EVERY_SECONDS = 5.0
 
@@ -23,7 +24,7 @@ def prompts_of(
     """Each picture's prompt: from its line in metadata.jsonl, from a text file of its name, or else `prompt`.
 
     Raises:
-        ScoresError: some picture has none.
+        PictureListError: some picture has none.
     """
     found: dict[str, str] = {}
     for picture in pictures:
@@ -36,7 +37,7 @@ def prompts_of(
             found[picture] = text
     without = [picture for picture in pictures if picture not in found]
     if without:
-        raise ScoresError(
+        raise PictureListError(
             f"{len(without)} pictures of {len(pictures)} have no prompt, the first is {without[0]}. Put it into a text "
             "file of its name beside the picture, or into its line of metadata.jsonl, or give --prompt TEXT for all"
         )
@@ -59,10 +60,10 @@ def score_folder(folder: Path, mix: RewardMix, *, prompt: str | None = None, aga
         How many pictures were scored.
 
     Raises:
-        ScoresError: no pictures, no prompts, or pictures that cannot be read (after all others were scored).
+        PictureListError: no pictures, no prompts, or pictures that cannot be read (after all others were scored).
         RewardError: a reward failed; what was scored before is written, and the same call goes on from there.
     """
-    pictures, rows = find_pictures(folder), {row["image"]: row for row in read_scores(folder)}
+    pictures, rows = find_pictures(folder), {row["image"]: row for row in read_rows(folder)}
     prompts = prompts_of(folder, pictures, rows, prompt)
     done = set() if again else {name for name, row in rows.items() if row.get("reward") == mix.info.name}
     left = [picture for picture in pictures if picture not in done]
@@ -83,13 +84,13 @@ def score_folder(folder: Path, mix: RewardMix, *, prompt: str | None = None, aga
                 count += len(names)
                 bar.update(len(names))
                 if time.monotonic() - written > WRITE_EVERY_SECONDS:
-                    update_scores(folder, changes)
+                    update_rows(folder, changes)
                     changes, written = {}, time.monotonic()
     finally:
         if changes:
-            update_scores(folder, changes)
+            update_rows(folder, changes)
     if unreadable:
-        raise ScoresError(
+        raise PictureListError(
             f"{len(unreadable)} pictures of {len(pictures)} cannot be read and have no score; the others have:\n"
             + "\n".join(f"  {fault}" for fault in unreadable[:10])
         )

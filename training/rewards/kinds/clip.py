@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ..contract import RewardInfo
-from .model_reward import ModelReward
-from .weights import check_keys, from_hub, identity, locate_file, pretrained
+from ..models.model_reward import ModelReward
+from ..models.weights import check_keys, from_hub, identity, locate_file, pretrained
+
+REWARDS = {"pickscore": "PickScore", "clip_score": "ClipScore", "aesthetic": "Aesthetic"}
 
 
 class _Clip(ModelReward):
@@ -56,6 +59,8 @@ class ClipScore(_Clip):
         batch: pictures at once; fewer need less memory.
     """
 
+    info = RewardInfo(name="clip_score", range=(-100.0, 100.0), middle=25.0, spread=3.0, licence="MIT", memory_gb=1.8)
+
     def __init__(
         self,
         weights: str = "openai/clip-vit-large-patch14",
@@ -64,17 +69,10 @@ class ClipScore(_Clip):
         batch: int = 32,
     ) -> None:
         super().__init__(weights, None, device, dtype, batch)
-        self.info = RewardInfo(
-            name="clip_score",
-            range=(-100.0, 100.0),
-            middle=25.0,
-            spread=3.0,
-            licence="MIT",
-            memory_gb=1.8,
-            version=f"1 {self.version}",
-        )
+        self.info = replace(self.info, version=f"1 {self.version}")
 
     def score_pixels(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """100 cos(picture, prompt), at most 100."""
         return 100 * self.cosine(pixels, prompts)
 
 
@@ -89,6 +87,8 @@ class PickScore(_Clip):
         batch: pictures at once; fewer need less memory.
     """
 
+    info = RewardInfo(name="pickscore", range=(-100.0, 100.0), middle=21.0, spread=1.0, licence="MIT", memory_gb=4.0)
+
     def __init__(
         self,
         weights: str = "yuvalkirstain/PickScore_v1",
@@ -100,17 +100,10 @@ class PickScore(_Clip):
         if tokenizer is None and weights == "yuvalkirstain/PickScore_v1":
             tokenizer = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
         super().__init__(weights, tokenizer, device, dtype, batch)
-        self.info = RewardInfo(
-            name="pickscore",
-            range=(-100.0, 100.0),
-            middle=21.0,
-            spread=1.0,
-            licence="MIT",
-            memory_gb=4.0,
-            version=f"1 {self.version}",
-        )
+        self.info = replace(self.info, version=f"1 {self.version}")
 
     def score_pixels(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """exp(logit scale) cos(picture, prompt), about 20."""
         return self.model.logit_scale.float().exp() * self.cosine(pixels, prompts)
 
 
@@ -124,6 +117,15 @@ class Aesthetic(_Clip):
         device, dtype: where and in what CLIP is computed; the head is computed in float32.
         batch: pictures at once; fewer need less memory.
     """
+
+    info = RewardInfo(
+        name="aesthetic",
+        range=(1.0, 10.0),
+        middle=5.5,
+        spread=0.75,
+        licence="MIT (CLIP), Apache-2.0 (head)",
+        memory_gb=1.8,
+    )
 
     def __init__(
         self,
@@ -140,17 +142,10 @@ class Aesthetic(_Clip):
         missing, unexpected = self.head.load_state_dict(state, strict=False)
         check_keys(missing, unexpected, f"the tensors of {file.name}")
         self.head.to(self.device).eval().requires_grad_(False)
-        self.info = RewardInfo(
-            name="aesthetic",
-            range=(1.0, 10.0),
-            middle=5.5,
-            spread=0.75,
-            licence="MIT (CLIP), Apache-2.0 (head)",
-            memory_gb=1.8,
-            version=f"1 {self.version} {identity(str(file))}",
-        )
+        self.info = replace(self.info, version=f"1 {self.version} {identity(str(file))}")
 
     def score_pixels(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """The predictor's mark, from 1 to 10."""
         return self.head(self.embed_pixels(pixels)).squeeze(-1)
 
 
@@ -171,6 +166,7 @@ class AestheticHead(nn.Module):
         )
 
     def forward(self, embedding: Tensor) -> Tensor:
+        """Marks (B, 1) of unit vectors (B, D)."""
         return self.layers(embedding)
 
 

@@ -6,6 +6,7 @@ both in one run: install the extra `hps` by itself, or serve this reward from an
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,12 +14,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..contract import RewardError, RewardInfo
-from .model_reward import ModelReward
-from .weights import check_keys, float_type, identity, locate_file
+from ..models.model_reward import ModelReward
+from ..models.weights import check_keys, float_type, identity, locate_file
+
+REWARDS = {"hps_v2": "HPSv2"}
+NEEDS = {"open_clip": "hps"}
 
 
 class HPSv2(ModelReward):
-    """cos(picture, prompt), about 0.2 to 0.35.
+    """cos(picture, prompt) of a CLIP-H tuned on people's choices, about 0.2 to 0.35.
 
     Args:
         weights: the checkpoint: a file, or a folder or Hub id that has `HPS_v2.1_compressed.pt`.
@@ -27,7 +31,7 @@ class HPSv2(ModelReward):
         batch: pictures at once; fewer need less memory.
     """
 
-    needs = ("open_clip",)
+    info = RewardInfo(name="hps_v2", range=(-1.0, 1.0), middle=0.27, spread=0.02, licence="Apache-2.0", memory_gb=4.0)
 
     def __init__(
         self,
@@ -52,17 +56,10 @@ class HPSv2(ModelReward):
         self.tokenizer = open_clip.get_tokenizer(model)
         side = self.model.visual.image_size
         self.size = side[0] if isinstance(side, tuple | list) else side
-        self.info = RewardInfo(
-            name="hps_v2",
-            range=(-1.0, 1.0),
-            middle=0.27,
-            spread=0.02,
-            licence="Apache-2.0",
-            memory_gb=4.0,
-            version=f"1 {identity(str(file))} {dtype}",
-        )
+        self.info = replace(self.info, version=f"1 {identity(str(file))} {dtype}")
 
     def score_pixels(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """cos(picture, prompt), about 0.2 to 0.35."""
         with torch.no_grad():
             text = self.model.encode_text(self.tokenizer(prompts).to(self.device)).float()
         seen = self.model.encode_image(pixels.to(self.dtype)).float()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..contract import RewardError, RewardInfo
-from .image_reward_compat import import_image_reward, tokenizer_from
-from .model_reward import ModelReward
-from .weights import check_keys, identity, locate_file
+from ..models.image_reward_compat import import_image_reward, tokenizer_from
+from ..models.model_reward import ModelReward
+from ..models.weights import check_keys, identity, locate_file
 
+REWARDS = {"image_reward": "ImageReward"}
+NEEDS = {"ImageReward": "train"}
 _LONGEST = 35  # tokens of the prompt; the model was trained with this length, padding included
 
 
@@ -32,7 +35,14 @@ class ImageReward(ModelReward):
         batch: pictures at once; fewer need less memory.
     """
 
-    needs = ("ImageReward",)
+    info = RewardInfo(
+        name="image_reward",
+        range=(-float("inf"), float("inf")),
+        middle=0.0,
+        spread=1.0,
+        licence="Apache-2.0",
+        memory_gb=1.9,
+    )
 
     def __init__(
         self,
@@ -66,17 +76,10 @@ class ImageReward(ModelReward):
                 "BERT's vocab.txt, or a Hub id while the network is there"
             )
         self.model.requires_grad_(False)
-        self.info = RewardInfo(
-            name="image_reward",
-            range=(-float("inf"), float("inf")),
-            middle=0.0,
-            spread=1.0,
-            licence="Apache-2.0",
-            memory_gb=1.9,
-            version=f"1 {identity(str(file))}",
-        )
+        self.info = replace(self.info, version=f"1 {identity(str(file))}")
 
     def score_pixels(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """ImageReward's score, about normally distributed with mean 0 and deviation 1."""
         tokens = self.model.blip.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=_LONGEST, return_tensors="pt"
         ).to(self.device)

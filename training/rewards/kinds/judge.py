@@ -11,6 +11,7 @@ import io
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from PIL.Image import Image
 from ..contract import Reward, RewardError, RewardInfo, RewardOutput
 from ..server.caller import Caller
 
+REWARDS = {"vlm_judge": "VLMJudge"}
+NEEDS = {"requests": "train"}
 TEMPLATE = """\
 Judge a picture that a model made for this prompt:
 
@@ -52,6 +55,8 @@ class VLMJudge(Reward):
         timeout, patience: seconds for one answer, and that the server may stay away.
     """
 
+    info = RewardInfo(name="vlm_judge", range=(0.0, 10.0), licence="that of the model")
+
     def __init__(
         self,
         model: str,
@@ -69,15 +74,14 @@ class VLMJudge(Reward):
         if "{prompt}" not in template:
             raise RewardError("reward 'vlm_judge': the template has no {prompt}, so the judge knows no prompt")
         asked = hashlib.sha256(f"{endpoint} {model} {template} {max_tokens}".encode()).hexdigest()[:16]
-        self.info = RewardInfo(
-            name="vlm_judge", range=(low, high), licence=f"that of {model}", version=f"1 {model} {asked}"
-        )
+        self.info = replace(self.info, range=(low, high), licence=f"that of {model}", version=f"1 {model} {asked}")
         self.model, self.template, self.tries, self.max_tokens = model, template, tries, max_tokens
         self.batch = self.concurrency = concurrency
         key = os.environ.get(key_variable)
         self.caller = Caller(endpoint, key, health="/models", timeout=timeout, patience=patience)
 
     def score(self, images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
+        """The number that ends the judge's answer, from `low` to `high`."""
         judged = self.caller.map(self._judge, images, prompts, concurrency=self.concurrency)
         return RewardOutput(torch.tensor([score for score, _ in judged]), {"answer": [answer for _, answer in judged]})
 

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from PIL import Image
 
+from nft_pipeline.files.picture_list import read_rows
+
 from ..contract import Reward, RewardError, RewardInfo, RewardOutput
-from ..folders.scores_file import read_scores
 from ..pictures import content_hash
+
+REWARDS = {"likes": "Likes"}
 
 
 class Likes(Reward):
@@ -22,15 +25,17 @@ class Likes(Reward):
             it a picture's own metadata must have `liked`, as the lines of metadata.jsonl do.
     """
 
+    info = RewardInfo(name="likes", licence="a person's ratings")
+
     def __init__(self, folder: str | None = None) -> None:
-        self.info = RewardInfo(name="likes", licence="a person's ratings")
         self.liked: dict[str, bool] = {}
-        for row in read_scores(Path(folder)) if folder is not None else []:
+        for row in read_rows(Path(folder)) if folder is not None else []:
             if isinstance(row.get("liked"), bool):
                 with Image.open(Path(str(folder)) / row["image"]) as picture:
                     self.liked[content_hash(picture)] = row["liked"]
 
     def score(self, images: list[Image.Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
+        """1 for a liked picture, 0 for a disliked one; one without a rating is a RewardError."""
         found = [
             known["liked"] if isinstance(known.get("liked"), bool) else self.liked.get(content_hash(image))
             for image, known in zip(images, metadata, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version as metadata_version
 from typing import Any
 
@@ -14,6 +15,8 @@ from PIL.Image import Image
 from ..contract import Reward, RewardError, RewardInfo, RewardOutput
 from ..pictures import to_arrays
 
+REWARDS = {"ocr": "OCR"}
+NEEDS = {"rapidocr": "ocr", "onnxruntime": "ocr"}
 _QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|(?<!\w)\'([^\']+)\'(?!\w)')
 
 
@@ -27,19 +30,19 @@ class OCR(Reward):
     Details: `text`, what was read.
     """
 
-    needs = ("rapidocr", "onnxruntime")
+    info = RewardInfo(name="ocr", licence="Apache-2.0", memory_gb=0.3)
     batch = 16
 
     def __init__(self) -> None:
         from rapidocr import RapidOCR
 
-        version = f"1 rapidocr {metadata_version('rapidocr')}"
-        self.info = RewardInfo(name="ocr", licence="Apache-2.0", memory_gb=0.3, version=version)
+        self.info = replace(self.info, version=f"1 rapidocr {metadata_version('rapidocr')}")
         # Pictures up to 1280 px are read as they are; by default small ones are first enlarged, four times as slow.
         size = {"Det.limit_type": "max", "Det.limit_side_len": 1280}
         self.engine: Any = RapidOCR(params={"Global.log_level": "critical", **size})
 
     def score(self, images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
+        """The similarity of wanted and read text, in [0, 1]."""
         wanted = [quoted(prompt) for prompt in prompts]
         read = [self._read(picture) for picture in to_arrays(images)]
         scores = [similarity(want, text) for want, text in zip(wanted, read, strict=True)]

@@ -13,18 +13,20 @@ from PIL.Image import Image
 from ..contract import Reward, RewardInfo, RewardOutput
 from ..pictures import to_arrays
 
+REWARDS = {"jpeg_size": "JpegSize", "colourfulness": "Colourfulness", "sharpness": "Sharpness"}
+
 
 class JpegSize(Reward):
-    """Bits a pixel of the picture as a JPEG of quality 95: detail and noise make it large, flat areas small.
+    """Bits per pixel of the picture as a JPEG of quality 95: detail and noise make it large, flat areas small.
 
     The (in)compressibility reward of DDPO (2305.13301), there in kB; bits a pixel do not depend on the picture's size.
     Give it a negative weight for smooth pictures.
     """
 
-    def __init__(self) -> None:
-        self.info = RewardInfo(name="jpeg_size", range=(0.0, 24.0), middle=2.0, spread=1.0, version="1")
+    info = RewardInfo(name="jpeg_size", range=(0.0, 24.0), middle=2.0, spread=1.0, version="1")
 
     def score(self, images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
+        """Bits per pixel, from 0 to about 24."""
         return RewardOutput(torch.tensor([_jpeg_bits(image) / (image.width * image.height) for image in images]))
 
 
@@ -41,10 +43,10 @@ class Colourfulness(Reward):
     slightly, 33 moderately, 45 averagely, 59 quite, 82 highly, 109 extremely colourful.
     """
 
-    def __init__(self) -> None:
-        self.info = RewardInfo(name="colourfulness", range=(0.0, float("inf")), middle=45.0, spread=20.0, version="1")
+    info = RewardInfo(name="colourfulness", range=(0.0, float("inf")), middle=45.0, spread=20.0, version="1")
 
     def score(self, images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
+        """M, from 0 (grey) to about 110."""
         return RewardOutput(torch.tensor([_colourfulness(picture) for picture in to_arrays(images)]))
 
 
@@ -60,10 +62,10 @@ class Sharpness(Reward):
     It cannot tell noise from detail; use it with something that can.
     """
 
-    def __init__(self) -> None:
-        self.info = RewardInfo(name="sharpness", range=(0.0, float("inf")), middle=2.5, spread=0.5, version="1")
+    info = RewardInfo(name="sharpness", range=(0.0, float("inf")), middle=2.5, spread=0.5, version="1")
 
     def score(self, images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
+        """log10(1 + variance of the Laplacian), from 0."""
         return RewardOutput(torch.tensor([_sharpness(np.asarray(image.convert("L"))) for image in images]))
 
 

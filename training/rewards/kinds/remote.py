@@ -16,6 +16,9 @@ from ..contract import Reward, RewardError, RewardOutput
 from ..server.caller import Caller, ServerError
 from ..server.wire import TOKEN_VARIABLE, Card, ScoreAnswer
 
+REWARDS = {"remote:URL": "RemoteReward"}
+NEEDS = {"requests": "train", "pydantic": "train"}
+
 
 class RemoteReward(Reward):
     """The reward at an address. Its card is the served reward's; it cannot be differentiated.
@@ -51,6 +54,7 @@ class RemoteReward(Reward):
         self.concurrency, self.batch = concurrency, self.per_request * concurrency
 
     def score(self, images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
+        """What the server answers, in as few requests as its limits allow."""
         requests = self._requests(images, prompts, metadata)
         answers = self.caller.map(self._ask, requests, concurrency=self.concurrency)
         names = dict.fromkeys(name for answer in answers for name in answer.details)

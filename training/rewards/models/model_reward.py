@@ -64,9 +64,11 @@ class ModelReward(Reward):
         """Scores (B,) of prepared pixels, float32 (B, 3, size, size), on `device`."""
 
     def score(self, images: list[Image.Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
+        """Scores of pictures as Pillow resizes them, without gradients."""
         with torch.no_grad():
             return RewardOutput(self.score_pixels(pixels_of(images, self.size).to(self.device), prompts).cpu())
 
     def score_tensor(self, images: Tensor, prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
+        """Scores of a tensor as torch resizes it; gradients flow if the tensor requires one."""
         with torch.set_grad_enabled(images.requires_grad):
             return RewardOutput(self.score_pixels(pixels_of(images.to(self.device), self.size), prompts))

@@ -1,39 +1,16 @@
-"""Rewards and prompts on the shapes world, under the names a training run uses for them."""
+"""Prompts on the shapes world, under the names by which a training run asks for them: `PROMPTS`, at the end."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from .score import CATEGORIES, judge, look, shapes_eval_prompts
+from .score import CATEGORIES, shapes_eval_prompts
 from .world import BACKGROUNDS, RADII, SHAPES, Noun, Prompt
 
-WARM = ("red", "orange")
 HELD_OUT_SEED = 7_000_000  # ShapesEval prompts with this seed are never trained on
-
-
-def warm(pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-    """1 where everything in the picture is red or orange, else 0; a picture of nothing gets 0.
-
-    It is meant for prompts that leave the colour open; the base model's rate is then about a third, two colours of six.
-
-    Args:
-        pictures: uint8, shape (B, 64, 64, 3).
-        prompts: B texts, which are not used.
-
-    Returns:
-        float64, shape (B,).
-    """
-    seen = [look(picture)[1] for picture in pictures]
-    return np.array([float(bool(things) and all(thing.colour in WARM for thing in things)) for things in seen])
-
-
-def shapes_eval(pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-    """1 where all that the prompt names is right in the picture, else 0 (ShapesEval's optimality)."""
-    judged = (judge(picture, Prompt.parse(prompt)) for picture, prompt in zip(pictures, prompts, strict=True))
-    return np.array([float(judgement.correct) for judgement in judged])
 
 
 def _open_colour_prompts() -> list[str]:
@@ -72,3 +49,11 @@ def shapes_eval_training_prompts(n: int = 3000) -> list[str]:
 def shapes_eval_held_out(n: int = 600) -> list[str]:
     """Prompts for measuring, a hundred of each category; a text may come twice."""
     return [prompt.text() for _, prompt in shapes_eval_prompts(n, seed=HELD_OUT_SEED)]
+
+
+PROMPTS: dict[str, Callable[[], list[str]]] = {
+    "shapes_warm": warm_prompts,
+    "shapes_warm_held_out": warm_prompts_held_out,
+    "shapes_eval": shapes_eval_training_prompts,
+    "shapes_eval_held_out": shapes_eval_held_out,
+}

@@ -1,0 +1,36 @@
+"""Room of the nodes: their names, inputs and outputs, and the words a person reads. What they do is outside this room.
+
+Every `io.ComfyNode` in a module of this room is a node; a new one is a new module, a help page in web/docs, and a test.
+Ids are stored in people's workflows and never change; new inputs go to the end, since widgets are stored by position.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+from typing import Any
+
+from .. import host
+
+
+def find_nodes() -> list[Any]:
+    """The node classes of this room's modules: modules in alphabetical order, nodes in the order of their module."""
+    modules = [import_module(f"{__name__}.{entry.name}") for entry in pkgutil.iter_modules(__path__)]
+    return [
+        value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, host.io.ComfyNode) and value.__module__ == module.__name__
+    ]
+
+
+NODES = find_nodes()
+
+
+class Extension(host.ComfyExtension):
+    """What ComfyUI asks for."""
+
+    async def get_node_list(self) -> list[Any]:
+        """All nodes; the adapters that ship are in their lists of files."""
+        host.offer_shipped_adapters()
+        return NODES
