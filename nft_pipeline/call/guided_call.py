@@ -8,12 +8,15 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..engine.engine import NFTEngine, Trace
+from ..engine.engine import NFTEngine
 from ..engine.loading import LoadedAdapter, find_denoisers
 from ..engine.stats import StatsRecorder
 from ..engine.terms import Term
+from ..engine.trace import Trace
 from ..errors import GuidanceError
 from ..families.registry import cfg_switch, family_of
+from ..laws import LAWS
+from ..modes import MODES
 from ..settings import GuidanceSettings, tilts_of
 
 # Shown in the signature; None stands for "not given" inside, so that an argument nobody gave is never complained about.
@@ -38,8 +41,8 @@ Args:
     nft_beta (`float` or `dict[str, float]`, *optional*):
         DiffusionNFT's beta instead of a strength: tilt = 2 / beta, above 0; smaller is stronger.
     nft_law (`str`, defaults to "nft"):
-        "nft": s = tilt * alpha, linear. "odds": s = rho alpha / (1 + rho alpha) with rho = exp(tilt) - 1, exact, and
-        never past what the LoRA alone would do; positive adapters only.
+        How tilt and alpha become the scale s of the push:
+{laws}
     nft_interval (`tuple[float, float]`, defaults to (0.0, 1.0)):
         Noise levels that are guided, 1 being pure noise: compositions are decided near 1, fine detail near 0. Outside
         it a step costs one forward instead of two.
@@ -53,9 +56,8 @@ Args:
         The largest fraction of its size by which guidance may move the predicted picture in a step; larger pushes
         are shortened to it. `nft_stats.push` says what is usual.
     nft_mode (`str`, defaults to "two_pass"):
-        "two_pass": the exact one. "batched": the same as one forward of a larger batch, for GPUs that a small batch
-        leaves idle. "single": one forward at the LoRA scale s, with alpha from the step before: as many
-        forwards as the stock pipeline, and an approximation.
+        How the forwards are spent:
+{modes}
 
 Raises:
     GuidanceError: one of these is out of range, contradicts another one, or was given without an adapter.
@@ -147,7 +149,12 @@ def guided_method(stock: Any) -> Callable[..., Any]:
 
     stock_call: Any = stock.__call__
     __call__.__signature__ = guided_signature(stock_call)  # type: ignore[attr-defined]
-    __call__.__doc__ = _CALL_DOC.format(stock=stock.__name__, doc=inspect.getdoc(stock_call) or "")
+    __call__.__doc__ = _CALL_DOC.format(
+        stock=stock.__name__,
+        laws="\n".join(f'        "{name}": {law.formula}. {law.help.capitalize()}.' for name, law in LAWS.items()),
+        modes="\n".join(f'        "{name}": {mode.help}.' for name, mode in MODES.items()),
+        doc=inspect.getdoc(stock_call) or "",
+    )
     return __call__
 
 
