@@ -100,6 +100,12 @@ def test_scales_of_another_number_of_rows_are_refused_by_name() -> None:
     assert "forward" not in net.qkv.__dict__
 
 
+def test_one_scale_for_all_rows_needs_no_telling_apart() -> None:
+    net, switch = Net(), Switch(torch.full((3,), 0.5))
+    with install(TARGETS, net, switch):
+        close(net(*INPUT), merged(0.5)(*INPUT))
+
+
 def test_two_loras_add_up_in_any_order_of_leaving() -> None:
     net, one, two = Net(), Switch(0.6), Switch(0.4)
     first, second = install(TARGETS, net, one), install(TARGETS, net, two)

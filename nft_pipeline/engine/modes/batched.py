@@ -15,9 +15,8 @@ def before(work: Work, call: DenoiserCall) -> tuple[tuple[()], dict[str, Any]]:
     """The batch becomes [all rows, the guided rows with the first LoRA on, with the second, ...]."""
     size, rows_on = call.guided.stop - call.guided.start, {}
     for i, k in enumerate(call.terms):
-        rows = torch.zeros(call.rows + len(call.terms) * size, device=call.noise_level.device)
-        rows[call.rows + i * size : call.rows + (i + 1) * size] = 1.0
-        rows_on[k] = rows
+        on = rows_on[k] = torch.zeros(call.rows + len(call.terms) * size, device=call.noise_level.device)
+        on[call.rows + i * size : call.rows + (i + 1) * size] = 1.0
     work.passes.on_rows(call, rows_on)
     rows = range(call.rows)
     index = [*rows, *list(rows[call.guided]) * len(call.terms)]
