@@ -10,10 +10,9 @@ Around each forward of the denoiser the engine
    section 3), and stops here where s is 0;
 4. switches the LoRA on, runs the module's forward once more on the same inputs, combines in fp32, switches back.
 
-With several adapters step 4 is done for each and the pushes are added. The other modes spend the forwards otherwise:
-"batched" runs them as one forward of a larger batch in which each row has its own LoRA scale, "single" runs one forward
-whose LoRA scale is s itself, from the alpha of the step before. A policy adapter at strength 1 is one forward in any
-mode: the LoRA on.
+With several adapters step 4 is done for each and the pushes are added. That is the mode "two_pass"; the other modes
+spend the forwards otherwise, and each is a module of `nft_pipeline.engine.modes`. A policy adapter at strength 1 is one
+forward in any mode: the LoRA on.
 
 Under classifier-free guidance the batch has unconditional and conditional rows, or the two come in calls one after the
 other, the conditional first; a family says which (`nft_pipeline.families.family`). With guide="both" both are guided,

@@ -34,7 +34,10 @@ class ScaleFinder:
             return None, self.of_main_call
         alphas = {k: self._alpha(call, self._terms[k]) for k in call.terms if self._terms[k].needs_alpha}
         scales = [self._terms[k].scale(alphas.get(k), call.factor, self._settings) for k in call.terms]
-        return [alphas.get(k) for k in range(len(self._terms))], self.of_all_terms(call, scales)
+        of_all = self.of_all_terms(call, scales)
+        if not call.auxiliary:
+            self.of_main_call = of_all
+        return [alphas.get(k) for k in range(len(self._terms))], of_all
 
     def before_pass(self, call: DenoiserCall) -> list[Tensor]:
         """s of every term, each of shape (samples,), before the forward: from the alpha of the step before."""

@@ -67,11 +67,11 @@ class Work:
         relative = self._relative_push(call, v_old, push)
         if self.settings.cap is not None and not call.auxiliary:
             factor = guidance.cap_factor(relative, self.settings.cap)
-            scales, relative = [scale * factor for scale in scales], relative * factor
+            scales = self.scales.of_main_call = [scale * factor for scale in scales]
+            relative = relative * factor
             of_rows = [scales[k].repeat(call.repeats) for k in v_loras]
+            # Anew and not `push * factor`: the two differ in the last bit, and the record says which s was used.
             push = guidance.total_push(base, list(v_loras.values()), of_rows)
-        if not call.auxiliary:
-            self.scales.of_main_call = list(scales)
         self.trace.record(call, alphas, scales, relative, passes)
         guided = guidance.add_push(base, push, of_rows)
         if call.guided != slice(0, call.rows):

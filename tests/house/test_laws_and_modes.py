@@ -71,8 +71,8 @@ def test_a_third_law_is_refused_for_the_kinds_it_does_not_take(root_law: None) -
         GuidanceSettings.of_call([config("policy")], law="root")
 
 
-@pytest.mark.parametrize("wrong", ["ods", "clip", "", None.__class__])
-def test_an_unknown_law_raises_everywhere(wrong: Any) -> None:
+@pytest.mark.parametrize("wrong", ["ods", "clip", ""])
+def test_an_unknown_law_raises_everywhere(wrong: str) -> None:
     with pytest.raises(ValueError, match="unknown law"):
         law_scale(0.5, 1.0, wrong)
     with pytest.raises(GuidanceError, match="expected one of 'nft', 'odds'"):
