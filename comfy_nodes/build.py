@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from nft_pipeline import modes
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.settings import GuidanceSettings, tilt_of
 
@@ -14,7 +15,7 @@ from .guide import Guide, Plan, tap_in_comfyui
 from .match import match_layers
 from .reward_file import RewardFile, describe, needed_base
 
-MODES = {"exact": "two_pass", "fast": "single"}
+MODES = {mode.node: name for name, mode in modes.MODES.items() if mode.node is not None}  # "exact", "fast"
 
 
 def make_plan(

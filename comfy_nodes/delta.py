@@ -22,7 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nft_pipeline.engine.row_scale import scale_rows
 from nft_pipeline.errors import GuidanceError
+from nft_pipeline.families.forward_call import first_argument
 
 _IDLE = "_nft_idle_dispatcher"
 
@@ -153,7 +155,7 @@ class Dispatcher:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward, and the guests."""
-        x = args[0] if args else next(iter(kwargs.values()))
+        x = first_argument(args, kwargs)
         for guest in self.guests:
             guest.before(x)
         out = self.original(*args, **kwargs)
@@ -218,9 +220,10 @@ def _change(module: nn.Module, x: Tensor, a: Tensor, b: Tensor, scale: float | T
 def _scaled(inner: Tensor, scale: float | Tensor, layer: str) -> Tensor:
     if not isinstance(scale, Tensor):
         return inner if scale == 1 else inner * scale
-    if inner.shape[0] != len(scale):
+    scaled = scale_rows(inner, scale)
+    if scaled is None:
         raise GuidanceError(
             f"the layer {layer} sees {inner.shape[0]} rows where the batch has {len(scale)}: this model folds the "
             'batch into another dimension, so no picture can have a scale of its own. Use mode "exact".'
         )
-    return inner * scale.to(inner).reshape(-1, *[1] * (inner.ndim - 1))
+    return scaled

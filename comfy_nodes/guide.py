@@ -34,10 +34,11 @@ from torch import Tensor, nn
 from nft_pipeline import guidance
 from nft_pipeline.adapters.alpha_head import AlphaHead
 from nft_pipeline.engine.stats import NFTStats, StatsRecorder
-from nft_pipeline.engine.terms import read_alpha, term_scale
+from nft_pipeline.engine.terms import alpha_before, read_alpha, term_scale
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.families.forward_call import as_tokens
 from nft_pipeline.families.registry import FAMILIES
+from nft_pipeline.modes import MODES
 from nft_pipeline.settings import GuidanceSettings
 
 from .delta import Listener, Switch, Target, install
@@ -181,7 +182,7 @@ class Guide:
         names = options.get("uuids", [])
         if run is None:
             return executor(*arguments, **kwargs)
-        if run.settings.mode == "single":
+        if MODES[run.settings.mode].one_pass:
             # In another guide's second pass too: to that one this LoRA is a part of the base model.
             rows = x.shape[0] // max(1, len(names))
             scale = self._fast_scale(run, self.host.noise_level(executor.class_obj, t[:rows]))
@@ -199,9 +200,7 @@ class Guide:
         """s from the alpha of the step before, or from the adapter's base rate in the first."""
         factor, alpha = run.settings.multiplier(noise_level), None
         if self.tap is not None:
-            alpha = run.alpha
-            if alpha is None or alpha.shape != noise_level.shape:
-                alpha = torch.full_like(noise_level, self.reward.config.base_rate or 0.0)
+            alpha = alpha_before(self.reward.config, run.alpha, noise_level)
         return term_scale(self.reward.config, self.plan.tilt, alpha, factor, run.settings.law)
 
     # After classifier-free guidance.
@@ -224,7 +223,7 @@ class Guide:
         if not bool(factor.any()):
             self._record(run, t, None, zero, zero, 1.0)
             return denoised
-        scale = self._fast_scale(run, t) if settings.mode == "single" else None
+        scale = self._fast_scale(run, t) if MODES[settings.mode].one_pass else None
         alpha = None if self.tap is None else self._alpha(run, args["cond"], t, scale)
         if scale is not None:
             run.alpha = alpha
@@ -242,15 +241,15 @@ class Guide:
         # Denoised predictions: the push in x_0 itself.
         relative = guidance.relative_push(pushes[0], olds[0], args["input"], t, "sample")
         if settings.cap is not None:
-            shorten = (settings.cap / relative.clamp(min=1e-12)).clamp(max=1.0)
-            scale, relative = scale * shorten, relative * shorten
-            pushes = [push * shorten.reshape(-1, *[1] * (push.ndim - 1)) for push in pushes]
+            factor = guidance.cap_factor(relative, settings.cap)
+            scale, relative = scale * factor, relative * factor
+            pushes = [push * factor.reshape(-1, *[1] * (push.ndim - 1)) for push in pushes]
         given = 1 if args["uncond"] is None else 2
         self._record(run, t, alpha, scale, relative, 1 + len(conds) / given)
         total = torch.zeros_like(pushes[0])
         for weight, push in zip(weights, pushes, strict=True):
             total = total + weight * push
-        return (denoised.to(total.dtype) + total).to(denoised.dtype)
+        return guidance.add_push(denoised, total, [scale])
 
     def _second_pass(self, run: _Run, args: Mapping[str, Any], conds: Sequence[Conds]) -> list[Tensor]:
         """The predictions with the LoRA on."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import host
-from .build import MODES
+from nft_pipeline.laws import LAWS, laws_explained
+from nft_pipeline.modes import MODES
+
+from . import build, host
 from .host import io
 from .reward_file import KINDS
 
@@ -91,17 +93,15 @@ def settings() -> list[Any]:
         ),
         io.Combo.Input(
             "law",
-            options=["nft", "odds"],
+            options=list(LAWS),
             default="nft",
-            tooltip="How strength becomes a push. nft: proportional to alpha, the paper's. odds: exact, and never past "
-            "what the LoRA alone would draw; needs an adapter with an alpha head.",
+            tooltip=f"How strength becomes a push. {laws_explained()}",
         ),
         io.Combo.Input(
             "mode",
-            options=list(MODES),
+            options=list(build.MODES),
             default="exact",
-            tooltip="exact: a second pass of the model in each guided step, about twice the time. fast: one pass with "
-            "the LoRA at a varying weight, no extra time, a little stronger than asked.",
+            tooltip=" ".join(f"{mode.node}: {mode.node_help}." for mode in MODES.values() if mode.node is not None),
         ),
         advanced(
             io.Float.Input(

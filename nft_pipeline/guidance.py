@@ -22,16 +22,15 @@ docs/theory.md, each checked against exact sums in tests/maths. DiffusionNFT: ar
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from .adapters.config import PREDICTIONS
-
-LAWS = ("nft", "odds")
+from .checks import did_you_mean
+from .laws import LAWS, odds_weight
 
 
 def combine(v_old: Tensor, v_lora: Tensor, scale: float | Tensor) -> Tensor:
@@ -59,7 +58,17 @@ def combine_all(v_old: Tensor, v_loras: Sequence[Tensor], scales: Sequence[float
     """
     if all(not isinstance(scale, Tensor) and scale == 0 for scale in scales):
         return v_old
-    push = total_push(v_old, v_loras, scales)
+    return add_push(v_old, total_push(v_old, v_loras, scales), scales)
+
+
+def add_push(v_old: Tensor, push: Tensor, scales: Sequence[float | Tensor]) -> Tensor:
+    """`v_old + push`, cast back to `v_old.dtype`; a sample whose scales are all 0 is v_old, bit for bit.
+
+    Args:
+        v_old: base output, shape (B, ...).
+        push: `total_push`, same shape, float32 or wider.
+        scales: those the push was made with; numbers, or Tensors of shape () or (B,).
+    """
     guided = v_old.to(push.dtype) + push
     untouched = torch.ones((), dtype=torch.bool, device=v_old.device)
     for scale in scales:
@@ -121,6 +130,16 @@ def relative_push(
     return moved.flatten(1).norm(dim=1) / picture.flatten(1).norm(dim=1).clamp(min=1e-12)
 
 
+def cap_factor(push: Tensor, cap: float | None) -> Tensor:
+    """What to multiply scales by so that no sample's push is above the cap: `min(1, cap / push)`, shape (B,).
+
+    Args:
+        push: `relative_push`, (B,), 0 and up.
+        cap: the largest push allowed, above 0; None is no limit, so 1.
+    """
+    return torch.ones_like(push) if cap is None else (cap / push.clamp(min=1e-12)).clamp(max=1.0)
+
+
 def law_scale(alpha: float | Tensor, tilt: float | Tensor, law: str = "nft") -> Tensor:
     """Scale `s` of a positive adapter, per sample: how far to go from v_old towards, or past, v_plus.
 
@@ -131,7 +150,7 @@ def law_scale(alpha: float | Tensor, tilt: float | Tensor, law: str = "nft") -> 
         alpha: probabilities in [0, 1], any shape, usually (B,).
         tilt: 0 is off, 1 to 4 is usual, negative seeks what the reward dislikes. A number or a Tensor that broadcasts.
             The odds law takes infinities: +inf gives 1 wherever alpha > 0, -inf gives -alpha / (1 - alpha).
-        law: one of `LAWS`.
+        law: a name in `nft_pipeline.laws.LAWS`.
 
     Returns:
         s with the broadcast shape, float32 or wider.
@@ -140,30 +159,12 @@ def law_scale(alpha: float | Tensor, tilt: float | Tensor, law: str = "nft") -> 
         ValueError: unknown law, alpha outside [0, 1], tilt NaN (or infinite under "nft"), or a scale too large to
             represent (alpha = 1 at a very negative tilt: nothing disliked passes through that state).
     """
-    if law not in LAWS:
+    if law not in list(LAWS):
         raise ValueError(_unknown("law", law, LAWS))
     a = torch.as_tensor(alpha)
     a = a.to(_work_dtype(a))
     _in_unit("alpha", a, "it is a probability: pass the head's sigmoid output, not its logits")
-    a = a.clamp(0, 1)
-    lam = torch.as_tensor(tilt, dtype=a.dtype, device=a.device)
-    if law == "nft":
-        if not bool(lam.isfinite().all()):
-            raise ValueError(
-                f'tilt must be finite under law="nft", got {tilt}. Only law="odds" has a limit at infinity.'
-            )
-        return lam * a
-    if bool(lam.isnan().any()):
-        raise ValueError(f"tilt is NaN (got {tilt}). Pass a number; 0 switches guidance off.")
-    # Numerator and denominator are both divided by max(1, exp(tilt)): nothing overflows and nothing cancels.
-    s = torch.sign(lam) * a * -torch.expm1(-lam.abs()) / _odds_weight(a, lam)
-    s = torch.where((a == 0) | (lam == 0), torch.zeros_like(s), s)
-    if not bool(s.isfinite().all()):
-        raise ValueError(
-            f'law="odds" has no finite scale at alpha = {float(a.max()):g} with tilt = {tilt}: a state that surely '
-            "ends well has no disliked side to go to. Use a tilt of -20 or above, or clamp alpha below 1."
-        )
-    return s
+    return LAWS[law].scale(a.clamp(0, 1), torch.as_tensor(tilt, dtype=a.dtype, device=a.device))
 
 
 def policy_scale(tilt: float, tilt_train: float) -> float:
@@ -213,7 +214,7 @@ def promised_rate(rate: float, tilt: float) -> float:
     p = torch.tensor(float(rate), dtype=torch.float64)
     _in_unit("rate", p, "it is the share of liked pictures without guidance")
     liked = p * torch.exp(_tilt_tensor(tilt, p).clamp(max=0))
-    total = _odds_weight(p, _tilt_tensor(tilt, p))
+    total = odds_weight(p, _tilt_tensor(tilt, p))
     return float(liked / total) if float(total) > 0 else float(p)  # nothing to seek, or nothing but it: unchanged
 
 
@@ -233,7 +234,7 @@ def promised_mean(rewards: Sequence[float] | Tensor, tilt: float) -> float:
     if r.numel() == 0:
         raise ValueError("promised_mean got no rewards. Score at least one unguided sample first.")
     _in_unit("rewards", r, "map the raw scores to probabilities first")
-    weight = _odds_weight(r, _tilt_tensor(tilt, r))
+    weight = odds_weight(r, _tilt_tensor(tilt, r))
     return float((weight * r).sum() / weight.sum()) if float(weight.sum()) > 0 else float(r.mean())
 
 
@@ -430,11 +431,6 @@ def paper_loss(
     return factor * (liked * plus + (1 - liked) * minus) / beta
 
 
-def _odds_weight(r: Tensor, tilt: Tensor) -> Tensor:
-    """`(1 + rho r) / max(1, e^tilt)`: the odds law's weight of a reward, scaled so that no tilt overflows."""
-    return (1 - r) * torch.exp((-tilt).clamp(max=0)) + r * torch.exp(tilt.clamp(max=0))
-
-
 def _tilt_tensor(tilt: float, like: Tensor) -> Tensor:
     if math.isnan(tilt):
         raise ValueError("tilt is NaN. Pass a number; 0 switches guidance off.")
@@ -507,7 +503,6 @@ def _eta0(eta0: float) -> float:
     return float(eta0)
 
 
-def _unknown(kind: str, value: object, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+def _unknown(kind: str, value: object, known: Iterable[str]) -> str:
+    hint = did_you_mean(value, known, " Did you mean {!r}?", cutoff=0.4)
     return f"unknown {kind} {value!r}.{hint} Known: {', '.join(map(repr, known))}."

@@ -32,10 +32,11 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import ClassifierFreeGuidance
 from torch import nn
 
-from .engine.engine import NFTEngine, Trace
+from .engine.engine import NFTEngine
 from .engine.loading import LoadedAdapter, load_into, unload_from
 from .engine.stats import NFTStats
 from .engine.terms import Term
+from .engine.trace import Trace
 from .errors import GuidanceError
 from .families.registry import unwrap_compiled
 from .settings import GuidanceSettings, tilt_of
@@ -86,7 +87,7 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
         nft_beta (`float`, *optional*):
             DiffusionNFT's beta instead of a strength: tilt = 2 / beta, above 0; smaller is stronger.
         nft_law (`str`, defaults to "nft"):
-            "nft": s = tilt * alpha. "odds": exact and never past v_plus; positive adapters only.
+            How the tilt and alpha become the scale s, as in DiffusionNFTPipeline.
         nft_interval (`tuple[float, float]`, defaults to (0.0, 1.0)):
             Noise levels t that are guided by the reward, 1 being pure noise. Outside it a step is the stock guider's.
         nft_schedule (`list[tuple[float, float]]` or a callable, *optional*):
@@ -99,7 +100,7 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
         nft_cap (`float`, *optional*):
             The largest fraction of its size by which guidance may move the predicted picture in a step.
         nft_mode (`str`, defaults to "two_pass"):
-            "two_pass", "batched" or "single", as in DiffusionNFTPipeline.
+            How the forwards are spent, as in DiffusionNFTPipeline.
         guidance_scale (`float`, defaults to 1.0):
             Of classifier-free guidance; 1 is none.
         guidance_rescale, use_original_formulation, start, stop:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +12,13 @@ from torch import Tensor
 
 from . import guidance
 from .adapters.config import AdapterConfig
+from .checks import did_you_mean
 from .errors import GuidanceError
+from .laws import LAWS
+from .modes import MODES
 
-MODES = ("two_pass", "batched", "single")
 GUIDE = ("both", "cond")
+_HINT = ' Did you mean "{}"?'
 
 Schedule = Callable[[float], float] | Sequence[tuple[float, float]]
 
@@ -26,7 +28,7 @@ class GuidanceSettings:
     """By which law, where along the path, on which rows, how far at most, and at what cost.
 
     Args:
-        law: "nft", linear in the tilt, or "odds", exact and never past v_plus (positive adapters only).
+        law: a name in `nft_pipeline.laws.LAWS`, one that takes adapters of these kinds.
         interval: closed range of noise levels t in [0, 1] that are guided; 1 is pure noise.
         schedule: what the tilt is multiplied by at noise level t: a callable t -> number, or a curve of
             (t, number) points, straight between them and level beyond the outermost. None is 1 everywhere.
@@ -34,8 +36,7 @@ class GuidanceSettings:
             one's alpha; "cond" only the conditional one, which the guidance scale then amplifies.
         cap: the largest push allowed, as `guidance.relative_push` measures it: how far the predicted picture moves, as
             a fraction of its size. A larger one is shortened to it, sample by sample. None is no limit.
-        mode: "two_pass", one more forward an adapter; "batched", the same forwards as one of a larger batch;
-            "single", one forward with the LoRA's weights scaled by s, alpha read in the step before.
+        mode: a name in `nft_pipeline.modes.MODES`: how the forwards are spent.
     """
 
     law: str = "nft"
@@ -65,7 +66,7 @@ class GuidanceSettings:
         Raises:
             GuidanceError: a value out of range, or one that these adapters or another setting rule out.
         """
-        law = _one_of("nft_law", "nft" if law is None else law, guidance.LAWS)
+        law = _one_of("nft_law", "nft" if law is None else law, LAWS)
         guide = _one_of("nft_guide", "both" if guide is None else guide, GUIDE)
         mode = _one_of("nft_mode", "two_pass" if mode is None else mode, MODES)
         if cap is not None and (not is_number(cap) or not math.isfinite(cap) or cap <= 0):
@@ -73,20 +74,21 @@ class GuidanceSettings:
                 f"nft_cap is {cap!r}, expected a number above 0: the largest fraction by which guidance may move the "
                 "predicted picture, such as 0.3. For no limit leave it out."
             )
-        if cap is not None and mode == "single":
+        if cap is not None and MODES[mode].one_pass:
             raise GuidanceError(
-                'nft_cap needs the base model\'s own output to measure the push, and nft_mode="single" never computes '
+                f'nft_cap needs the base model\'s own output to measure the push, and nft_mode="{mode}" never computes '
                 'it. Use nft_mode="two_pass", or leave nft_cap out.'
             )
         for config in configs:
-            if law == "odds" and config.kind != "positive":
+            if config.kind not in LAWS[law].kinds:
+                others = " or ".join(f'nft_law="{name}"' for name in LAWS if config.kind in LAWS[name].kinds)
                 raise GuidanceError(
-                    f'nft_law="odds" needs a positive adapter, which has an alpha head; {config.name!r} is a '
-                    f'{config.kind} adapter, whose alpha is inside its weights. Use nft_law="nft".'
+                    f'nft_law="{law}" needs a positive adapter, which has an alpha head; {config.name!r} is a '
+                    f"{config.kind} adapter, whose alpha is inside its weights. Use {others}."
                 )
-            if mode == "single" and config.kind == "positive" and config.base_rate is None:
+            if MODES[mode].one_pass and config.kind == "positive" and config.base_rate is None:
                 raise GuidanceError(
-                    f'nft_mode="single" begins with the base rate stored in the adapter, and {config.name!r} stores '
+                    f'nft_mode="{mode}" begins with the base rate stored in the adapter, and {config.name!r} stores '
                     'none (base_rate in nft_config.json). Use nft_mode="two_pass".'
                 )
         return cls(
@@ -154,8 +156,7 @@ def tilts_of(configs: Mapping[str, AdapterConfig], strength: Any = None, beta: A
         if isinstance(value, Mapping):
             for name in value:
                 if name not in configs:
-                    close = difflib.get_close_matches(str(name), configs, n=1)
-                    hint = f' Did you mean "{close[0]}"?' if close else ""
+                    hint = did_you_mean(name, configs, _HINT)
                     raise GuidanceError(
                         f"{argument} names the adapter {name!r}, loaded are {', '.join(map(repr, configs))}.{hint}"
                     )
@@ -191,10 +192,10 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _one_of(name: str, value: Any, known: Sequence[str]) -> str:
+def _one_of(name: str, value: Any, known: Iterable[str]) -> str:
+    known = list(known)
     if value not in known:
-        close = difflib.get_close_matches(str(value), known, n=1)
-        hint = f' Did you mean "{close[0]}"?' if close else ""
+        hint = did_you_mean(value, known, _HINT)
         raise GuidanceError(f"{name} is {value!r}, expected one of {', '.join(map(repr, known))}.{hint}")
     return str(value)
 

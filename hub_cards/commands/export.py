@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nft_pipeline.laws import LAWS, laws_explained
+
 HELP = """\
 Write an adapter's LoRA for other tools. comfyui: one file with the whole adapter, for the diffusion-nft nodes. kohya:
 lora_down and lora_up, for kohya's scripts and tools that read their files. peft: a folder for PeftModel. merged: a
@@ -33,9 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--law",
-        choices=("nft", "odds"),
+        choices=LAWS,
         default="nft",
-        help="merged only, of a positive adapter (default: %(default)s). Try odds for strengths above 2",
+        help=f"merged only, of a positive adapter (default: %(default)s). {laws_explained()} Try odds for strengths "
+        "above 2",
     )
     parser.add_argument(
         "--alpha",

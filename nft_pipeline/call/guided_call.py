@@ -8,12 +8,15 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..engine.engine import NFTEngine, Trace
+from ..engine.engine import NFTEngine
 from ..engine.loading import LoadedAdapter, find_denoisers
 from ..engine.stats import StatsRecorder
 from ..engine.terms import Term
+from ..engine.trace import Trace
 from ..errors import GuidanceError
 from ..families.registry import cfg_switch, family_of
+from ..laws import LAWS
+from ..modes import MODES
 from ..settings import GuidanceSettings, tilts_of
 
 # The defaults in the signature. Inside, None means "not given", so that no error is about an argument nobody gave.
@@ -38,9 +41,8 @@ Args:
     nft_beta (`float` or `dict[str, float]`, *optional*):
         DiffusionNFT's beta, given instead of a strength: tilt = 2 / beta. Above 0; smaller is stronger.
     nft_law (`str`, defaults to "nft"):
-        How the scale s of v = v_old + s (v_lora - v_old) follows from the tilt and alpha, the probability that this
-        noisy picture ends in a liked one. "nft": s = tilt * alpha, linear. "odds": s = rho alpha / (1 + rho alpha) with
-        rho = exp(tilt) - 1, exact, and never past what the LoRA alone would do; for positive adapters only.
+        How tilt and alpha become the scale s of the push:
+{laws}
     nft_interval (`tuple[float, float]`, defaults to (0.0, 1.0)):
         The noise levels that are guided, where 1 is pure noise. Compositions are decided near 1, fine detail near 0. A
         step outside the interval costs one forward instead of two.
@@ -55,9 +57,8 @@ Args:
         The largest fraction of its size by which guidance may move the predicted picture in a step; larger pushes are
         shortened to it. `nft_stats.push` shows which pushes are usual.
     nft_mode (`str`, defaults to "two_pass"):
-        "two_pass" is exact. "batched" computes the same in one forward of a larger batch, for GPUs that a small batch
-        leaves idle. "single" is one forward at the LoRA scale s, with alpha from the step before: it needs as many
-        forwards as the stock pipeline, and it is an approximation.
+        How the forwards are spent:
+{modes}
 
 Raises:
     GuidanceError: one of these is out of range, contradicts another one, or was given without an adapter.
@@ -149,7 +150,12 @@ def guided_method(stock: Any) -> Callable[..., Any]:
 
     stock_call: Any = stock.__call__
     __call__.__signature__ = guided_signature(stock_call)  # type: ignore[attr-defined]
-    __call__.__doc__ = _CALL_DOC.format(stock=stock.__name__, doc=inspect.getdoc(stock_call) or "")
+    __call__.__doc__ = _CALL_DOC.format(
+        stock=stock.__name__,
+        laws="\n".join(f'        "{name}": {law.formula}. {law.help.capitalize()}.' for name, law in LAWS.items()),
+        modes="\n".join(f'        "{name}": {mode.help}.' for name, mode in MODES.items()),
+        doc=inspect.getdoc(stock_call) or "",
+    )
     return __call__
 
 

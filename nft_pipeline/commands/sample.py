@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..grid import labelled_grid
+from ..laws import LAWS, laws_explained
+from ..modes import MODES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,8 +24,7 @@ starts from the same noise, so what differs along a row is guidance and nothing 
   diffusion-nft sample "a circle left of a cross"
   diffusion-nft sample "a ring" "two squares" --strengths 0 1 2 4 --law odds --out odds.png"""
 
-# Those of nft_pipeline.guidance and nft_pipeline.settings, which are not imported for a --help.
-LAWS, MODES, GUIDE = ("nft", "odds"), ("two_pass", "batched", "single"), ("both", "cond")
+GUIDE = ("both", "cond")  # that of nft_pipeline.settings, which is not imported for a --help
 SMALL = 256  # pictures up to this many pixels wide are enlarged in the grid
 CELL = 160  # ... to about this many
 
@@ -92,8 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--law",
         choices=LAWS,
         default="nft",
-        help="how the push follows from the strength (default: %(default)s, linear in strength). Try odds for "
-        "strengths above 2: it never overshoots the liked pictures. Adapters of kind 'policy' have only nft",
+        help=f"how strength becomes push (default: %(default)s). {laws_explained()} Try odds for strengths above 2",
     )
     how.add_argument(
         "--interval",
@@ -109,9 +109,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mode",
         choices=MODES,
         default="two_pass",
-        help="how the forwards are spent (default: %(default)s, which is exact). single: one forward per step, an "
-        "approximation in half the time; batched: the same as two_pass in one larger forward, for a GPU that small "
-        "batches leave idle",
+        help="how the forwards are spent (default: %(default)s). "
+        + " ".join(f"{name}: {mode.help}." for name, mode in MODES.items()),
     )
     how.add_argument(
         "--guide",

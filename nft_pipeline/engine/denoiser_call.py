@@ -33,7 +33,8 @@ class DenoiserCall:
         factor: what tilts are multiplied by at t, shape (samples,): the interval and the schedule.
         auxiliary: whether it follows a main call of the same step and takes its scales over.
         terms: the indices of the terms whose tilt is not 0.
-        way: "off", "on" (known to be v_lora itself), or a mode.
+        way: a module of `nft_pipeline.engine.modes`: "off", "on" (known to be v_lora itself), or a mode.
+        branch: of a cache, that the forward itself runs in; None for the pipeline's own, as v_old does.
     """
 
     inputs: Inputs
@@ -46,6 +47,7 @@ class DenoiserCall:
     auxiliary: bool
     terms: list[int]
     way: str = "off"
+    branch: str | None = None
 
 
 class CallReader:

@@ -1,4 +1,4 @@
-"""Scaling a LoRA row by row of a batch, which is what batched and single mode are made of."""
+"""Scaling what a LoRA adds row by row of a batch, for modes that give each row a LoRA scale of its own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import GuidanceError
+
+
+def scale_rows(inner: Tensor, scale: Tensor) -> Tensor | None:
+    """`inner` times one number per row of the batch; None if the numbers differ and its rows are not the batch's.
+
+    Some models fold the batch into another dimension (frames of a video, windows of a picture). Then a row of `inner`
+    cannot be told from those of other samples, and only one number for all is possible.
+
+    Args:
+        inner: what a LoRA's A gave, (rows, ...).
+        scale: (rows of the batch,).
+    """
+    if inner.shape[0] == len(scale):
+        return inner * scale.to(inner).reshape(-1, *[1] * (inner.ndim - 1))
+    return inner * scale[0].to(inner) if bool((scale == scale[0]).all()) else None
 
 
 class RowScale:
@@ -37,12 +52,11 @@ class RowScale:
     def _multiply(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         if self._scale is None:
             return None
-        if output.shape[0] != len(self._scale):
-            if bool((self._scale == self._scale[0]).all()):
-                return output * self._scale[0].to(output.dtype)
+        scaled = scale_rows(output, self._scale)
+        if scaled is None:
             raise GuidanceError(
                 f"a layer that carries the LoRA {self._name} sees {output.shape[0]} rows where the batch has "
                 f"{len(self._scale)}: this model folds the batch into another dimension, so no row can have a scale of "
                 'its own. Use nft_mode="two_pass".'
             )
-        return output * self._scale.to(output.dtype).reshape(-1, *[1] * (output.ndim - 1))
+        return scaled

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import guidance
 from ..adapters.keys import component_lora
 from ..errors import GuidanceError
-from ..families.forward_call import as_tokens
+from ..families.forward_call import as_tokens, first_argument
 from ..families.registry import unwrap_compiled
 from ..settings import GuidanceSettings
 
@@ -84,7 +85,7 @@ class Term:
     def _read_tokens(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # The first pass only: in a later one the LoRA is on, and the tokens are not those the head was trained on.
         if self._tokens is None:
-            self._tokens = as_tokens(args[0] if args else next(iter(kwargs.values())))
+            self._tokens = as_tokens(first_argument(args, kwargs))
 
     def alpha(
         self, noise_level: Tensor, samples: slice, text: Tensor | None, lora_scale: Tensor | None = None
@@ -169,11 +170,25 @@ def term_scale(config: AdapterConfig, tilt: float, alpha: Tensor | None, factor:
         tilt: lambda = 2 / beta.
         alpha: probabilities, (samples,), or None.
         factor: what the tilt is multiplied by, (samples,).
-        law: one of `guidance.LAWS`.
+        law: a name in `nft_pipeline.laws.LAWS`.
     """
     if alpha is None:
         return guidance.policy_scale(tilt, config.tilt) * factor
     return guidance.law_scale(alpha, tilt * factor, law)
+
+
+def alpha_before(config: AdapterConfig, last: Tensor | None, noise_level: Tensor) -> Tensor:
+    """alpha to guide a step by before it has run: that of the step before, or the adapter's base rate in the first.
+
+    Args:
+        config: the adapter's.
+        last: alpha of the step before, (samples,), None if there was none; of another number of samples it is another
+            picture's.
+        noise_level: t of the step, (samples,).
+    """
+    if last is None or last.shape != noise_level.shape:
+        return torch.full_like(noise_level, config.base_rate or 0.0)
+    return last
 
 
 def _rounded(values: Tensor) -> list[float]:

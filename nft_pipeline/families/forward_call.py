@@ -45,6 +45,11 @@ def call_arguments(inputs: Inputs) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name != "self"}
 
 
+def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The first argument of a module's call, however it was passed: what an alpha head reads at its tap."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
 def as_tokens(features: Tensor) -> Tensor:
     """What an alpha head reads, as tokens (B, N, C): feature maps (B, C, H, W) or (B, T, H, W, C) become one token a
     place."""

@@ -94,10 +94,16 @@ def test_every_row_of_a_batch_can_have_its_own_scale() -> None:
 
 
 def test_scales_of_another_number_of_rows_are_refused_by_name() -> None:
-    net, switch = Net(), Switch(torch.ones(3))
+    net, switch = Net(), Switch(torch.tensor([1.0, 1.0, 2.0]))
     with install(TARGETS, net, switch), pytest.raises(GuidanceError, match=r"to_q sees 2 rows where the batch has 3"):
         net(*INPUT)
     assert "forward" not in net.qkv.__dict__
+
+
+def test_one_scale_for_all_rows_needs_no_telling_apart() -> None:
+    net, switch = Net(), Switch(torch.full((3,), 0.5))
+    with install(TARGETS, net, switch):
+        close(net(*INPUT), merged(0.5)(*INPUT))
 
 
 def test_two_loras_add_up_in_any_order_of_leaving() -> None:

@@ -27,6 +27,7 @@ from nft_pipeline.adapter import Adapter, AdapterConfig, AdapterError, write_ada
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.files.picture_list import ratings_lock
 from nft_pipeline.guidance import law_scale
+from nft_pipeline.laws import LAWS, Law
 
 HELP = ROOT / "comfy_nodes" / "web" / "docs"
 SIGMAS = torch.linspace(1, 0, 6)
@@ -246,6 +247,44 @@ def test_a_cap_shortens_the_push(world: World) -> None:
     (guide,) = guided.attachments.values()
     assert guide.stats.push.max() <= 0.02 * 1.0001
     assert guide.stats.scale.max() < 3.0
+
+
+def test_a_picture_whose_scale_is_0_stays_the_models_own_bit_for_bit(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the LoRA gives for it: 0 times infinity is not 0."""
+    from nft_pipeline.comfy_nodes import guide
+
+    monkeypatch.setattr(guide, "read_alpha", lambda *args: torch.tensor([0.0, 0.5]))
+    second_pass = guide.Guide._second_pass
+
+    def broken_for_the_first(*args: Any) -> list[Tensor]:
+        predictions = second_pass(*args)
+        for prediction in predictions:
+            prediction[0] = torch.inf
+        return predictions
+
+    monkeypatch.setattr(guide.Guide, "_second_pass", broken_for_the_first)
+    found, plain = world.sample(world.guided(), cfg=3.0), world.sample(world.model, cfg=3.0)
+    assert torch.equal(found[0].view(torch.int32), plain[0].view(torch.int32))
+    assert not torch.equal(found[1], plain[1])
+
+
+def test_a_third_law_of_the_table_is_offered_explained_and_obeyed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    law = Law(lambda alpha, tilt: tilt * alpha.sqrt(), formula="s = tilt sqrt(alpha)", help="only in this test")
+    monkeypatch.setitem(LAWS, "root", law)
+    schema = world.nodes.NFTRewardGuidance.define_schema()
+    (widget,) = [entry for entry in schema.inputs if entry.id == "law"]
+    assert widget.facts["options"] == ["nft", "odds", "root"] and "root: only in this test." in widget.tooltip
+    found = world.sample(world.guided("liked", law="root"))
+    expected = world.by_hand(lambda alpha, t: 2.0 * alpha.sqrt(), "liked", 1.0, "both")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(GuidanceError, match=r'nft_law="root" needs a positive adapter'):
+        world.guided("policy", law="root")
+    with pytest.raises(GuidanceError, match="expected one of"):
+        world.guided("liked", law="square")
 
 
 def test_chained_adapters_are_each_measured_from_the_model(world: World) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from helpers.tiny import counted_forwards, random_lora, sample, tiny_adapter, tiny_pipe
+from nft_pipeline import guidance
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.guidance import combine_all, relative_push, total_push
 from nft_pipeline.pipeline import DiffusionNFTPipeline
@@ -100,6 +101,18 @@ def test_a_cap_shortens_the_push_and_leaves_smaller_ones(call: dict) -> None:
     torch.testing.assert_close(capped - base, shorter.view(-1, 1, 1, 1) * (free - base), atol=1e-5, rtol=0)
     torch.testing.assert_close(guided.nft_stats.push[0], push.clamp(max=cap))
     torch.testing.assert_close(guided.nft_stats.scale[0], 2.0 * shorter)
+
+
+@pytest.mark.parametrize("mode", ["two_pass", "batched"])
+@pytest.mark.parametrize("call", [{}, CFG, {**CFG, "nft_guide": "cond"}], ids=["cfg_free", "cfg", "cond"])
+def test_the_push_is_computed_once_a_step(mode: str, call: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushes: list[Tensor] = []
+    monkeypatch.setattr(guidance, "total_push", lambda *args: pushes.append(total_push(*args)) or pushes[-1])
+    guided = guided_pipe(alpha=0.5)
+    sample(guided, num_inference_steps=3, nft_mode=mode, **call)
+    assert len(pushes) == 3
+    sample(guided, num_inference_steps=3, nft_mode=mode, nft_strength=0, **call)
+    assert len(pushes) == 3
 
 
 def test_push_is_the_same_in_every_parametrisation() -> None:

@@ -19,6 +19,7 @@ from helpers.tiny import (
     tiny_adapter,
     tiny_pipe,
 )
+from nft_pipeline.engine.terms import Term
 from nft_pipeline.pipeline import DiffusionNFTPipeline
 
 CFG: dict[str, Any] = {"guidance_scale": 4.0, "negative_prompt": "a dog"}
@@ -174,6 +175,18 @@ def test_skip_layer_guidance_gets_the_steps_alpha_and_is_guided_too() -> None:
     assert guided.nft_stats.passes.tolist() == [2, 4, 4]  # the first step has no skip-layer call
     assert forwards == [10]
     assert torch.equal(sample(guided, nft_strength=0, **slg), sample(pipe, **slg))
+
+
+def test_a_skip_layer_call_of_a_step_without_push_is_not_guided_by_the_step_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slg: dict[str, Any] = {**CFG, "skip_guidance_layers": [1], "skip_layer_guidance_stop": 1.0}
+    pipe = tiny_pipe()
+    guided = DiffusionNFTPipeline.from_pipe(pipe, tiny_adapter(pipe.transformer))
+    alphas = iter([torch.tensor([1.0]), torch.tensor([1.0]), torch.tensor([0.0])])
+    monkeypatch.setattr(Term, "alpha", lambda *args: next(alphas))
+    sample(guided, **slg)
+    assert guided.nft_stats.passes.tolist() == [2, 4, 2]
 
 
 def test_push_is_how_far_the_predicted_picture_moves() -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nft_pipeline.adapters.alpha_head import AlphaHead, AlphaHeadConfig
-from nft_pipeline.families.forward_call import as_tokens
+from nft_pipeline.families.forward_call import as_tokens, first_argument
 
 from ..bases.base import Conditions, TrainBase
 from ..bases.noising import NoiseLaw, interpolate, raw_target
@@ -137,7 +137,7 @@ class Learner:
         seen: list[Tensor] = []
         module = self.base.denoiser.get_submodule(self.base.family.tap)
         handle = module.register_forward_pre_hook(
-            lambda module, args, kwargs: seen.append(args[0] if args else next(iter(kwargs.values()))), with_kwargs=True
+            lambda module, args, kwargs: seen.append(first_argument(args, kwargs)), with_kwargs=True
         )
         try:
             yield seen

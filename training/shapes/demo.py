@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nft_pipeline.laws import LAWS
+
 if TYPE_CHECKING:
     from .measure import Point, Workload
 
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     tilts = [strength * config.tilt for strength in STRENGTHS]
     base = measure_base(guided.unwrap(), work, reward)
     guided.load_nft_adapter(result.adapter)
-    points = measure_laws(guided, work, reward, base, tilts, ("nft", "odds"))
+    points = measure_laws(guided, work, reward, base, tilts, tuple(LAWS))
     grid = _grid(guided)
     rivals = measure_lora_weight(guided.unwrap(), result.folder, work, reward, base, WEIGHTS)
 

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nft_pipeline.laws import LAWS, laws_explained
+
 if TYPE_CHECKING:
     from nft_pipeline.adapter import AdapterConfig
 
@@ -30,9 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--law",
-        choices=("nft", "odds"),
-        help="nft is the linear law, odds the exact one, which never goes past the LoRA itself (default: odds for a "
-        "positive adapter, nft for a policy one, which knows no other)",
+        choices=LAWS,
+        help=f"how strength becomes push. {laws_explained()} (default: odds for a positive adapter, nft for a policy)",
     )
     parser.add_argument("--cfg", type=float, default=1.0, help="classifier-free guidance scale; 1 is off (default)")
     parser.add_argument("--n", type=int, default=600, help="pictures per strength (default: 600, 100 per category)")
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _law(config: AdapterConfig) -> str:
-    return "odds" if config.kind == "positive" else "nft"
+    return "odds" if config.kind in LAWS["odds"].kinds else "nft"
 
 
 def shapes_eval_scores(pictures: Any, prompts: Any) -> dict[str, Any]:

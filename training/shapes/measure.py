@@ -30,7 +30,7 @@ class Point:
     """One setting of one way of steering.
 
     Args:
-        method: "base", "nft", "odds" or "lora weight".
+        method: "base", a law's name or "lora weight".
         setting: tilt for the laws, weight for the LoRA; 0 for the base.
         n: number of pictures.
         rate: share of pictures with o = 1.

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nft_pipeline.guidance import promised_rate
+from nft_pipeline.laws import LAWS
 
 from .measure import Point, matched_quality
 
-COLOURS = {"nft": "#d1653c", "odds": "#2f6fde", "lora weight": "#7a7a80"}
-MARKS = {"nft": "s", "odds": "o", "lora weight": "^"}
+# A law beyond these goes round again; "lora weight" is the rival.
+COLOURS = {**dict(zip(LAWS, cycle(("#d1653c", "#2f6fde", "#3f9b57", "#8a5bb5")))), "lora weight": "#7a7a80"}
+MARKS = {**dict(zip(LAWS, cycle("soDv"))), "lora weight": "^"}
 
 
 def law_table(points: Sequence[Point], rivals: Sequence[Point]) -> str:
-    """A Markdown table of both laws: promised and measured rate, quality, and the rivals' quality at the same rate."""
+    """A Markdown table of the laws: promised and measured rate, quality, and the rivals' quality at the same rate."""
     names = list(dict.fromkeys(point.method for point in rivals))
     head = ["law", "tilt", "promised P(o=1)", "measured P(o=1)", "off by", "quality"]
     head += [f"{name} at the same P(o=1): quality" for name in names]

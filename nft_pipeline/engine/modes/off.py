@@ -1,0 +1,22 @@
+"""A step that is not guided: the pipeline's own forward gives v_old, and nothing is added."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...modes import MODES
+from ..denoiser_call import DenoiserCall
+from ..work import Work
+
+
+def before(work: Work, call: DenoiserCall) -> None:
+    """Nothing."""
+
+
+def after(work: Work, call: DenoiserCall, output: Any) -> None:
+    """Record a step without guidance; the module's own output stands, bit for bit."""
+    alphas = work.scales.keep_alphas(call) if MODES[work.settings.mode].one_pass else None
+    scales = work.scales.of_all_terms(call, [torch.zeros_like(call.noise_level)] * len(call.terms))
+    work.trace.record(call, alphas, scales, 0.0, passes=1)

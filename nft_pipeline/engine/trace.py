@@ -1,0 +1,49 @@
+"""What lives as long as one call of the pipeline: the record of its steps, and each head's last alpha."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .denoiser_call import DenoiserCall
+from .stats import StatsRecorder
+
+
+@dataclass
+class Trace:
+    """The record of a call, and the alpha of the step before by adapter name.
+
+    A pipeline with two denoisers, one for high and one for low noise, has one trace and two engines.
+    """
+
+    recorder: StatsRecorder = field(default_factory=StatsRecorder)
+    alphas: dict[str, Tensor] = field(default_factory=dict)
+
+    def record(
+        self,
+        call: DenoiserCall,
+        alphas: Sequence[Tensor | None] | None,
+        scales: Sequence[Tensor],
+        push: Tensor | float,
+        passes: int,
+    ) -> None:
+        """Add a step to the record; an auxiliary call only adds its forwards to the step it belongs to.
+
+        Args:
+            call: the forward that was guided.
+            alphas: of each term, (samples,), None where no head was asked; None for all of them.
+            scales: of each term, (samples,).
+            push: `guidance.relative_push`, (samples,), or one number for all samples.
+            passes: forwards that were spent.
+        """
+        if call.auxiliary and self.recorder.steps:
+            self.recorder.more_passes(passes)
+            return
+        nan = torch.full_like(call.noise_level, math.nan)
+        read = [nan if alpha is None else alpha for alpha in alphas or [None] * len(scales)]
+        pushes = push if isinstance(push, Tensor) else torch.full_like(call.noise_level, push)
+        self.recorder.step(call.noise_level, torch.stack(read), torch.stack(list(scales)), pushes, passes)

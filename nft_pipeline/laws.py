@@ -1,0 +1,89 @@
+"""Guidance laws: how the tilt and alpha of a sample become its scale s in v_old + s (v_plus - v_old).
+
+To add a law, write its function and its entry of `LAWS` here. The pipeline's argument, the command line, the ComfyUI
+nodes and the settings' checks read this table. `import nft_pipeline.laws` does not load torch, because the command line
+lists laws in its help; a law's function needs nothing but operators and methods of the Tensors it is given.
+
+Symbols as in `nft_pipeline.guidance`; tilt is lambda.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Law:
+    """One guidance law.
+
+    Args:
+        scale: (alpha, tilt) -> s, Tensors of one dtype, float32 or wider, that broadcast. alpha lies in [0, 1]; tilt
+            may be anything, NaN and infinities included. s must be 0 where tilt is 0. It raises ValueError for a tilt
+            that has no scale under this law.
+        formula: of s, in one line.
+        help: what is special about it, in half a sentence for a person who has to choose.
+        kinds: the kinds of adapter that it takes, "positive" always and perhaps "policy". A policy's alpha is inside
+            its weights, so its scale is tilt / tilt_train and the law is not asked; a law that is not linear in the
+            tilt cannot take one.
+    """
+
+    scale: Callable[[Tensor, Tensor], Tensor]
+    formula: str
+    help: str
+    kinds: tuple[str, ...] = ("positive",)
+
+
+def _nft(alpha: Tensor, tilt: Tensor) -> Tensor:
+    if not bool(tilt.isfinite().all()):
+        raise ValueError(
+            f'tilt must be finite under law="nft", got {_shown(tilt)}. Only law="odds" has a limit at infinity.'
+        )
+    return tilt * alpha
+
+
+def _odds(alpha: Tensor, tilt: Tensor) -> Tensor:
+    if bool(tilt.isnan().any()):
+        raise ValueError(f"tilt is NaN (got {_shown(tilt)}). Pass a number; 0 switches guidance off.")
+    # Numerator and denominator are both divided by max(1, exp(tilt)): nothing overflows and nothing cancels.
+    s = tilt.sign() * alpha * -(-tilt.abs()).expm1() / odds_weight(alpha, tilt)
+    s = s.masked_fill((alpha == 0) | (tilt == 0), 0.0)
+    if not bool(s.isfinite().all()):
+        raise ValueError(
+            f'law="odds" has no finite scale at alpha = {float(alpha.max()):g} with tilt = {_shown(tilt)}: a state '
+            "that surely ends well has no disliked side to go to. Use a tilt of -20 or above, or clamp alpha below 1."
+        )
+    return s
+
+
+def odds_weight(r: Tensor, tilt: Tensor) -> Tensor:
+    """`(1 + rho r) / max(1, e^tilt)`: the odds law's weight of a reward, scaled so that no tilt overflows."""
+    return (1 - r) * (-tilt).clamp(max=0).exp() + r * tilt.clamp(max=0).exp()
+
+
+def _shown(tilt: Tensor) -> str:
+    return f"{tilt.item():g}" if tilt.ndim == 0 else str(tilt)
+
+
+LAWS = {
+    "nft": Law(
+        _nft,
+        formula="s = tilt alpha",
+        help="proportional to alpha, the paper's",
+        kinds=("positive", "policy"),
+    ),
+    "odds": Law(
+        _odds,
+        formula="s = rho alpha / (1 + rho alpha), rho = exp(tilt) - 1",
+        help="exact, and never past what the LoRA alone would draw; needs an adapter with an alpha head",
+    ),
+}
+
+
+def laws_explained() -> str:
+    """All laws in a line each, for a help text: "nft: proportional to alpha, the paper's. odds: ..."."""
+    return " ".join(f"{name}: {law.help}." for name, law in LAWS.items())
