@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nft_pipeline.adapters.foreign.layers import PEFT_PREFIX, Layer
+from nft_pipeline.adapters.foreign.layers import Layer
+from nft_pipeline.adapters.names import PEFT_PREFIX
 from nft_pipeline.errors import AdapterError
 
 from .delta import Target

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ...errors import AdapterError
+from ..names import PEFT_PREFIX
 from .peft_scale import scale_of
 
-PEFT_PREFIX = "base_model.model."
 _PAIR = re.compile(
     r"(?P<path>.+)\.(?:lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?|lora[_.](?P<arm>down|up))\.weight|(?P<alpha>.+)\.alpha"
 )

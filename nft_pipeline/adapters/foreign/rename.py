@@ -19,7 +19,8 @@ from ...errors import AdapterError
 from ...families.registry import unwrap_compiled
 from ..base_check import check_lora_modules
 from ..keys import lora_key, strip_injected
-from .layers import PEFT_PREFIX, Layer, one_rank, read_layers
+from ..names import PEFT_PREFIX
+from .layers import Layer, one_rank, read_layers
 
 _UNDERSCORED = ("lora_unet_", "lora_transformer_")
 
