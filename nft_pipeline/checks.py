@@ -13,7 +13,6 @@ import difflib
 import json
 import math
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,8 +34,11 @@ def number(
     """A finite number, no bool: from `low` to `high`, both included, or strictly `above` and `below` a bound."""
 
     def holds(value: Any) -> bool:
-        # The largest float bounds whole numbers too: 10**400 is none, and math.isfinite would raise on it.
-        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max or not low <= value <= high:
+        try:
+            finite = type(value) in (int, float) and math.isfinite(value)
+        except OverflowError:  # a whole number too large for a float
+            return False
+        if not finite or not low <= value <= high:
             return False
         return (above is None or value > above) and (below is None or value < below)
 

@@ -1,4 +1,7 @@
-"""Names of LoRA tensors: every renaming between the forms that tools write, in this one file.
+"""Names of LoRA tensors in our own files: diffusers' form, peft's, and that of our single file for ComfyUI.
+
+Names in files of other tools are read in foreign/ (layers.py, rename.py), matched with a model inside ComfyUI by
+comfy_nodes/match.py, and written for other tools by hub_cards/export.py.
 
 The form the project works in, and writes to disk, is diffusers' own:
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,11 @@ VERSION_1 = Path(__file__).parents[1] / "fixtures" / "version_1"
 LORA = "pytorch_lora_weights.safetensors"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Larger(TrainConfig):
-    """The settings of a later version."""
-
-    beat: int = 4
-
-
 @pytest.fixture
 def one_setting_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The version after this one, which has `beat`."""
-    monkeypatch.setattr(stored, "TrainConfig", Larger)
+    """Stands for a later version, which has the setting `beat`, 4 by default."""
+    defaults = stored.default_settings()
+    monkeypatch.setattr(stored, "default_settings", lambda: {**defaults, "beat": 4})
     monkeypatch.setattr(TrainConfig, "to_dict", lambda config: {**asdict(config), "beat": 4})
 
 
@@ -146,7 +140,7 @@ def test_every_older_version_has_a_migration() -> None:
 
 
 def test_a_pool_of_today_stands_for_the_same_settings_in_a_later_version(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     config = tiny_run.config()
     base = tiny_run.tiny_base()
@@ -155,8 +149,8 @@ def test_a_pool_of_today_stands_for_the_same_settings_in_a_later_version(
     save_pool(pool, path, pool_key({"settings": config.to_dict(), "round": 0, "prompts": prompts}))
     with safe_open(path, "pt") as file:
         assert len(file.metadata()["pool_key"]) < 4000
-    monkeypatch.setattr(stored, "TrainConfig", Larger)
-    later = {**config.to_dict(), "beat": 4}
+    request.getfixturevalue("one_setting_more")
+    later = config.to_dict()
 
     def load(settings: dict[str, Any], prompts: list[str] = prompts, number: int = 0) -> Any:
         return load_pool(path, pool_key({"settings": settings, "round": number, "prompts": prompts}))

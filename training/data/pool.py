@@ -27,8 +27,8 @@ from nft_pipeline.files.versions import VERSION_KEY, Format, VersionError
 from ..bases.base import Conditions, TrainBase, rows_of
 from ..rewards.contract import RewardError
 from ..rewards.find import Scorer
+from ..settings import stored
 from ..settings.choices import Method
-from ..settings.stored import FIRST_SETTINGS, default_settings, that_matter
 from .optimality import Optimality, optimality
 
 FORMAT = Format(version=1)
@@ -198,9 +198,9 @@ def pool_key(made_with: Mapping[str, Any]) -> str:
             show something are left out. An entry that a later version adds must be left out where it has the value
             that versions without it used, or every older pool counts as one of other settings.
     """
-    facts = {name: _digest(value) for name, value in made_with.items() if name != "settings"}
+    facts = _digests({name: value for name, value in made_with.items() if name != "settings"})
     if "settings" in made_with:
-        facts["settings"] = {name: _digest(value) for name, value in that_matter(made_with["settings"]).items()}
+        facts["settings"] = _digests(stored.that_matter(made_with["settings"]))
     return json.dumps({"made_with": facts, "hash": _first_hash(made_with)}, sort_keys=True)
 
 
@@ -236,18 +236,21 @@ def load_pool(path: Path, key: str) -> Pool | None:
         ) from error
 
 
-def _same_pool(stored: str, wanted: str) -> bool:
+def _same_pool(in_file: str, wanted: str) -> bool:
     """Whether two keys stand for the same pool: one out of a file of any version, one of today."""
-    if stored == wanted or not wanted.startswith("{"):
-        return stored == wanted
+    if in_file == wanted or not wanted.startswith("{"):
+        return in_file == wanted
     today = json.loads(wanted)
-    if not stored.startswith("{"):
-        return bool(stored) and stored == today["hash"]
-    facts = json.loads(stored)["made_with"]
+    if not in_file.startswith("{"):
+        return bool(in_file) and in_file == today["hash"]
+    facts = json.loads(in_file)["made_with"]
     if "settings" in facts:
-        defaults = {name: _digest(value) for name, value in that_matter(default_settings()).items()}
-        facts["settings"] = defaults | facts["settings"]
+        facts["settings"] = _digests(stored.that_matter(stored.default_settings())) | facts["settings"]
     return facts == today["made_with"]
+
+
+def _digests(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _digest(value) for name, value in values.items()}
 
 
 def _digest(value: Any) -> Any:
@@ -260,9 +263,9 @@ def _first_hash(made_with: Mapping[str, Any]) -> str:
     """What the first files hold for these settings; "" if a setting that came later is not at its default."""
     facts = dict(made_with)
     if "settings" in facts:
-        settings, defaults = facts["settings"], default_settings()
-        later = settings.keys() - FIRST_SETTINGS
+        settings, defaults = facts["settings"], stored.default_settings()
+        later = settings.keys() - stored.FIRST_SETTINGS
         if any(name not in defaults or settings[name] != defaults[name] for name in later):
             return ""
-        facts["settings"] = {name: value for name, value in settings.items() if name in FIRST_SETTINGS}
+        facts["settings"] = {name: value for name, value in settings.items() if name in stored.FIRST_SETTINGS}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
