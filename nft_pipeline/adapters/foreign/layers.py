@@ -6,6 +6,10 @@
 A layer's own `.alpha` tensor gives the scale alpha / rank (kohya, ComfyUI, ai-toolkit), a peft config its own rule
 (peft_scale.py), and with neither it is 1, as all these tools have it. Scale comes before renaming (rename.py): a
 converter cannot lose what is not there any more, and diffusers' own drop a few alphas.
+
+A further key format has two halves. What it writes behind a layer's name, such as ".lora_down.weight", stands in `_PAIR`
+below. What it writes before the name, such as "lora_unet_", stands in rename.py for diffusers' models and in
+comfy_nodes/match.py for ComfyUI's.
 """
 
 from __future__ import annotations
