@@ -1,7 +1,7 @@
 """Names of LoRA tensors in our own files: diffusers' form, peft's, and that of our single file for ComfyUI.
 
-Names in files of other tools are read in foreign/ (layers.py, rename.py), matched with a model inside ComfyUI by
-comfy_nodes/match.py, and written for other tools by hub_cards/export.py.
+The key formats of other tools are listed in foreign/key_formats.py; foreign/rename.py finds their layers in diffusers'
+models and comfy_nodes/match.py in ComfyUI's. hub_cards/export.py writes files for other tools.
 
 The form the project works in, and writes to disk, is diffusers' own:
 
