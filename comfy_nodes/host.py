@@ -23,7 +23,7 @@ from comfy_api.latest import io as io
 from comfy_api.latest import ui as ui
 from torch import Tensor
 
-from nft_pipeline.adapters.write import COMFYUI_FOLDER
+from nft_pipeline.adapters.names import COMFYUI_FOLDER
 from nft_pipeline.models import ADAPTERS, shipped_adapter
 
 from .delta import Target

@@ -15,15 +15,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nft_pipeline.adapters.foreign.layers import PEFT_PREFIX, Layer
+from nft_pipeline.adapters.foreign.key_formats import DOTTED_PREFIXES, UNDERSCORED_PREFIXES
+from nft_pipeline.adapters.foreign.layers import Layer
+from nft_pipeline.adapters.names import PEFT_PREFIX
 from nft_pipeline.errors import AdapterError
 
 from .delta import Target
 
 KeyMap = Mapping[str, Any]
-_COMPONENTS = ("transformer.", "unet.", "diffusion_model.")
-_PREFIXES = ("", "transformer.", "diffusion_model.", "unet.")
-_FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
+_DOTTED = ("transformer.", *DOTTED_PREFIXES, "unet.")
+_UNDERSCORED = (*UNDERSCORED_PREFIXES, "lycoris_")
 
 
 def match_layers(
@@ -126,9 +127,9 @@ def _names(path: str) -> Iterator[str]:
     """What ComfyUI's map may call a layer."""
     yield path
     bare = path.removeprefix(PEFT_PREFIX)
-    for component in _COMPONENTS:
-        bare = bare.removeprefix(component)
-    for prefix in _PREFIXES:
+    for prefix in _DOTTED:
+        bare = bare.removeprefix(prefix)
+    for prefix in ("", *_DOTTED):
         yield prefix + bare
-    for prefix in _FLAT_PREFIXES:
+    for prefix in _UNDERSCORED:
         yield prefix + bare.replace(".", "_")

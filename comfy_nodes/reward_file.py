@@ -7,20 +7,18 @@ print(describe(reward))
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nft_pipeline.adapters.alpha_head import AlphaHead
-from nft_pipeline.adapters.config import AdapterConfig, BaseModel
+from nft_pipeline.adapters.config import UNKNOWN, AdapterConfig, BaseModel, plain_name, unrecorded
 from nft_pipeline.adapters.foreign.files import PEFT_CONFIG, PEFT_WEIGHTS, PICKLES, ForeignFiles, peft_folder, read_lora
 from nft_pipeline.adapters.foreign.layers import Layer, bake, scales_of
 from nft_pipeline.adapters.single_file import read_single_file
 from nft_pipeline.errors import AdapterError
 
 KINDS = ("auto", "positive", "policy")
-UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -88,18 +86,16 @@ def _read_plain(path: Path, kind: str) -> RewardFile:
     said = (found.peft_config or {}).get("base_model_name_or_path")
     base = said if isinstance(said, str) and said.strip() else UNKNOWN
     config = AdapterConfig(
+        **unrecorded("file"),
         kind="policy",
-        name=re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-")[:100] or "lora",
+        name=plain_name(path.stem, "lora"),
         beta=1.0,
         tilt=2.0,
         base_model=BaseModel(base, None, "sha256:" + "0" * 16),
         denoiser=UNKNOWN,
         prediction="flow",
         rank=max(layer.rank for layer in layers.values()),
-        reward={"name": UNKNOWN, "description": "not recorded in the file", "normaliser": None},
-        guidance_scale=1.0,
         resolution=(1024, 1024),
-        licence=UNKNOWN,
     )
     recorded = found.peft_config is not None or any(layer.alpha is not None for layer in found.layers.values())
     return RewardFile(config, layers, None, files.form, tuple(sorted(set(scales.values()))), recorded)

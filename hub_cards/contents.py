@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nft_pipeline.adapters.foreign.files import PICKLES
-from nft_pipeline.adapters.read import (
+from nft_pipeline.adapters.names import (
+    COMFYUI_FOLDER,
     CONFIG_FILE,
     HEAD_CONFIG_FILE,
     HEAD_FILE,
@@ -19,7 +20,6 @@ from nft_pipeline.adapters.read import (
     MAX_LORA_BYTES,
     MAX_PICTURE_BYTES,
 )
-from nft_pipeline.adapters.write import COMFYUI_FOLDER
 
 from .card import CARD_FILE
 from .report import REPORT_FILE

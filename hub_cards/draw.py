@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nft_pipeline.adapter import AdapterConfig
-from nft_pipeline.adapters.read import CONFIG_FILE
+from nft_pipeline.adapters.names import CONFIG_FILE
 from nft_pipeline.cli import command_parser
 from nft_pipeline.commands import sample
 from nft_pipeline.files.atomic import atomic_folder, atomic_write_bytes

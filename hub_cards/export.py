@@ -25,8 +25,8 @@ from torch import Tensor
 
 from nft_pipeline.adapter import Adapter, AdapterError
 from nft_pipeline.adapters.keys import SECOND, component_lora, lora_key, lora_modules
-from nft_pipeline.adapters.read import LORA_METADATA_KEY
-from nft_pipeline.adapters.write import COMFYUI_FOLDER, adapter_files
+from nft_pipeline.adapters.names import COMFYUI_FOLDER, LORA_METADATA_KEY
+from nft_pipeline.adapters.write import adapter_files
 from nft_pipeline.families.registry import FAMILIES
 from nft_pipeline.files.strict import safetensors_bytes
 from nft_pipeline.guidance import law_scale

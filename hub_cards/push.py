@@ -21,7 +21,8 @@ from typing import Any
 
 from nft_pipeline.adapter import AdapterError
 from nft_pipeline.adapters.config import AdapterConfig
-from nft_pipeline.adapters.read import CONFIG_FILE, is_hub_id, locate
+from nft_pipeline.adapters.names import CONFIG_FILE
+from nft_pipeline.adapters.read import is_hub_id, locate
 
 from .card import Card, render_card
 from .contents import folder_sizes, largest, read_texts

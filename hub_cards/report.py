@@ -11,29 +11,41 @@
 
 All but format_version may be missing; the card then says "not measured". `alpha` falls back on
 `training["alpha_held_out"]` of nft_config.json, which the trainer has always written. Version 1 is a contract: fields
-are added, never renamed. Standard library only.
+are added, never renamed. The contract stands in docs/adapter_format.md, and how it grows in
+nft_pipeline/files/versions.py. Standard library only.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from nft_pipeline.adapters.config import key_faults, parse_json
+from nft_pipeline.adapters.config import parse_json
+from nft_pipeline.checks import Check, choice, flag, key_faults, matching, number, text, value_faults, whole
 from nft_pipeline.errors import AdapterError
+from nft_pipeline.files.versions import (
+    MINOR_KEY,
+    VERSION_KEY,
+    Format,
+    Part,
+    VersionError,
+    known_keys,
+    plain,
+    unknown_names,
+)
 
 REPORT_FILE = "run_report.json"
-REPORT_VERSION = 1
+# A new field with a default gets a row in `added`, any other change a migration: see nft_pipeline/files/versions.py.
+FORMAT = Format(version=1, added={}, migrations={})
+REPORT_VERSION = FORMAT.version
 VERDICTS = ("none seen", "suspected", "seen")
-SAMPLE_PATH = re.compile(r"samples/[A-Za-z0-9][A-Za-z0-9._-]*\.png")
+SAMPLE_PATH = r"samples/[A-Za-z0-9][A-Za-z0-9._-]*\.png"
 
 
 @dataclass(frozen=True)
-class Point:
+class Point(Part):
     """A mean reward at one strength; `spread` is what its curve says, `n` the number of pictures."""
 
     strength: float
@@ -43,7 +55,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Part):
     """One reward over strength.
 
     Args:
@@ -66,7 +78,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Alpha:
+class Alpha(Part):
     """How well the head ranks (AUC, 0.5 is chance) and its calibration error, at one noise level."""
 
     noise_level: float
@@ -76,7 +88,7 @@ class Alpha:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Part):
     """A picture in the adapter's folder and what it was drawn with."""
 
     file: str
@@ -86,7 +98,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Hacking:
+class Hacking(Part):
     """Whether the reward rose by a trick: "none seen", "suspected" or "seen", and the reason for this verdict."""
 
     verdict: str
@@ -94,7 +106,7 @@ class Hacking:
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trained(Part):
     """How the run went: facts that nft_config.json does not hold. None is "not recorded"."""
 
     data: str | None = None
@@ -106,7 +118,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class RunReport:
+class RunReport(Part):
     """The whole file; see the docstring of the module."""
 
     rewards: tuple[Curve, ...] = ()
@@ -116,35 +128,47 @@ class RunReport:
     strength_range: tuple[float, float] | None = None
     trained: Trained = Trained()
     format_version: int = REPORT_VERSION
+    format_minor: int = 0
 
     def to_json(self) -> str:
         """The text of run_report.json."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        default = RunReport()
+        at_default = [name for name in FORMAT.added if getattr(self, name) == getattr(default, name)]
+        values = FORMAT.with_version(plain(self), at_default)
+        return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> RunReport:
-        """Read strictly.
+        """Read strictly. Unknown keys are an error, except in a file of a newer minor version: there they are kept in
+        `extra`, and a warning names them.
 
         Raises:
-            AdapterError: every fault at once.
+            AdapterError: a newer version made it; or every fault at once.
         """
-        values = parse_json(text, REPORT_FILE)
+        try:
+            values = FORMAT.migrated(parse_json(text, REPORT_FILE))
+        except VersionError as error:
+            raise AdapterError(f"{REPORT_FILE} has faults", [str(error)]) from None
         faults = report_faults(values)
         if faults:
             raise AdapterError(f"{REPORT_FILE} has faults", faults)
+        # null is "not measured", as is a field that is missing
+        given = {name: value for name, value in values.items() if value is not None or name not in cls.names()}
         curves = []
-        for curve in values.get("rewards") or ():
-            points = tuple(Point(**{"spread": None, **point}) for point in curve["points"])
-            curves.append(Curve(**{**curve, "points": tuple(sorted(points, key=lambda point: point.strength))}))
-        span = values.get("strength_range")
-        return cls(
-            rewards=tuple(curves),
-            alpha=tuple(Alpha(**entry) for entry in values.get("alpha") or ()),
-            samples=tuple(Sample(**entry) for entry in values.get("samples") or ()),
-            hacking=Hacking(**values["hacking"]) if values.get("hacking") else None,
-            strength_range=tuple(span) if span else None,
-            trained=Trained(**(values.get("trained") or {})),
-        )
+        for curve in given.pop("rewards", ()):
+            points = (Point.of({"spread": None, **point}) for point in curve["points"])
+            curves.append(Curve.of({**curve, "points": tuple(sorted(points, key=lambda point: point.strength))}))
+        parts: dict[str, Any] = {"rewards": tuple(curves)}
+        parts["alpha"] = tuple(Alpha.of(entry) for entry in given.pop("alpha", ()))
+        parts["samples"] = tuple(Sample.of(entry) for entry in given.pop("samples", ()))
+        if "strength_range" in given:
+            parts["strength_range"] = tuple(given.pop("strength_range"))
+        for name, part in (("hacking", Hacking), ("trained", Trained)):
+            if name in given:
+                parts[name] = part.of(given.pop(name))
+        report = cls.of({**given, **parts})
+        FORMAT.warn(REPORT_FILE, unknown_names(report), values)
+        return report
 
 
 def read_report(data: bytes | None, training: Mapping[str, Any]) -> RunReport:
@@ -159,110 +183,91 @@ def read_report(data: bytes | None, training: Mapping[str, Any]) -> RunReport:
     """
     report = RunReport() if data is None else RunReport.from_json(data)
     known = training.get("alpha_held_out")
-    if report.alpha or not isinstance(known, list) or any(_faults(entry, _ALPHA, "") for entry in known):
+    if report.alpha or not isinstance(known, list) or any(_faults(entry, ALPHA_CHECKS, "") for entry in known):
         return report
-    return RunReport(**{**vars(report), "alpha": tuple(Alpha(**entry) for entry in known)})
+    return replace(report, alpha=tuple(Alpha(**entry) for entry in known))
 
 
 def report_faults(values: Mapping[str, Any]) -> list[str]:
-    """Every fault of a parsed report, one sentence each."""
-    version = values.get("format_version")
-    if type(version) is int and version > REPORT_VERSION:
-        return [f"format_version is {version}, this version of diffusion-nft reads {REPORT_VERSION}: update it"]
-    faults = _faults(values, _REPORT, "", optional=("rewards", "alpha", "samples", *_SINGLE, "strength_range"))
-    for name, table, optional in _LISTS:
+    """Every fault of a parsed report of this version, one sentence each."""
+    newer = FORMAT.is_newer(values)
+    may_miss = tuple(name for name in REPORT_CHECKS if name != VERSION_KEY)
+    faults = _faults(values, REPORT_CHECKS, "", may_miss, newer)
+    for name, checks, optional in _LISTS:
         entries = values.get(name) or []
-        for number, entry in enumerate(entries if isinstance(entries, list) else []):
-            where = f"{name}[{number}]."
-            faults += _faults(entry, table, where, optional)
+        for place, entry in enumerate(entries if isinstance(entries, list) else []):
+            where = f"{name}[{place}]."
+            faults += _faults(entry, checks, where, optional, newer)
             if name == "rewards" and isinstance(entry, Mapping) and isinstance(entry.get("points"), list):
-                for place, point in enumerate(entry["points"]):
-                    faults += _faults(point, _POINT, f"{where}points[{place}].", ("spread",))
-    for name, table in _SINGLE.items():
+                for point_place, point in enumerate(entry["points"]):
+                    faults += _faults(point, POINT_CHECKS, f"{where}points[{point_place}].", ("spread",), newer)
+    for name, checks in (("hacking", HACKING_CHECKS), ("trained", TRAINED_CHECKS)):
         if values.get(name) is not None:
-            faults += _faults(values[name], table, f"{name}.", tuple(table) if name == "trained" else ())
+            faults += _faults(values[name], checks, f"{name}.", tuple(checks) if name == "trained" else (), newer)
     return faults
 
 
-_Table = dict[str, tuple[Callable[[Any], bool], str]]
+_Checks = dict[str, Check]
 
 
-def _faults(entry: Any, table: _Table, where: str, optional: tuple[str, ...] = ()) -> list[str]:
+def _faults(entry: Any, checks: _Checks, where: str, optional: tuple[str, ...] = (), newer: bool = False) -> list[str]:
     if not isinstance(entry, Mapping):
-        return [f"{where.rstrip('.') or REPORT_FILE} is {str(entry)[:60]!r}, expected an object with named fields"]
-    faults = key_faults(list(entry), list(table), optional, where)
-    for name, (check, expected) in table.items():
-        absent = name not in entry or (entry[name] is None and name in optional)
-        if not absent and not check(entry[name]):
-            faults.append(f"{where}{name} is {str(entry[name])[:60]!r}, expected {expected}")
-    return faults
+        return [f"{where.rstrip('.') or REPORT_FILE} is {_short(entry)}, expected an object with named fields"]
+    faults = key_faults(known_keys(entry, checks, newer), checks, optional, where)
+    given = {name: value for name, value in entry.items() if value is not None or name not in optional}
+    return faults + value_faults(given, checks, where, _short)
 
 
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _short(value: Any) -> str:
+    return repr(str(value)[:60])
 
 
-def _text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and len(value) <= 2000
+def _is_range(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(number().holds, value)) and value[0] < value[1]
 
 
-def _count(value: Any) -> bool:
-    return type(value) is int and value >= 1
-
-
-def _range(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_number, value)) and value[0] < value[1]
-
-
-_A_NUMBER = (_number, "a number")
-_A_TEXT = (_text, "a text that is not empty, of at most 2000 characters")
-_A_LIST = (lambda value: isinstance(value, list), "a list")
-_AN_OBJECT = (lambda value: isinstance(value, Mapping), "an object with named fields")
-_A_COUNT = (_count, "a whole number from 1")
-_NOT_NEGATIVE = (lambda value: _number(value) and value >= 0, "a number from 0")
-_FRACTION = (lambda value: _number(value) and 0 <= value <= 1, "a number from 0 to 1")
-_POINT: _Table = {"strength": _A_NUMBER, "mean": _A_NUMBER, "spread": _NOT_NEGATIVE, "n": _A_COUNT}
-_CURVE: _Table = {
-    "name": _A_TEXT,
-    "trained": (lambda value: isinstance(value, bool), "true or false"),
-    "points": (lambda value: isinstance(value, list) and bool(value), "a list that is not empty"),
-    "prompts": _A_TEXT,
-    "spread": _A_TEXT,
+_TEXT = text(2000)
+_LIST = Check(lambda value: isinstance(value, list), "a list")
+_OBJECT = Check(lambda value: isinstance(value, Mapping), "an object with named fields")
+POINT_CHECKS: _Checks = {"strength": number(), "mean": number(), "spread": number(0), "n": whole(1)}
+CURVE_CHECKS: _Checks = {
+    "name": _TEXT,
+    "trained": flag(),
+    "points": Check(lambda value: isinstance(value, list) and bool(value), "a list that is not empty"),
+    "prompts": _TEXT,
+    "spread": _TEXT,
 }
-_ALPHA: _Table = {"noise_level": _FRACTION, "auc": _FRACTION, "error": _FRACTION, "n": _A_COUNT}
-_SAMPLE: _Table = {
-    "file": (
-        lambda value: isinstance(value, str) and SAMPLE_PATH.fullmatch(value) is not None,
-        'a picture inside the folder, such as "samples/0.png"',
-    ),
-    "prompt": _A_TEXT,
-    "seed": (lambda value: type(value) is int, "a whole number"),
-    "strength": _A_NUMBER,
+ALPHA_CHECKS: _Checks = {"noise_level": number(0, 1), "auc": number(0, 1), "error": number(0, 1), "n": whole(1)}
+SAMPLE_CHECKS: _Checks = {
+    "file": matching(SAMPLE_PATH, 'a picture inside the folder, such as "samples/0.png"'),
+    "prompt": _TEXT,
+    "seed": Check(lambda value: type(value) is int, "a whole number"),
+    "strength": number(),
 }
-_HACKING: _Table = {
-    "verdict": (lambda value: value in VERDICTS, f"one of {', '.join(VERDICTS)}"),
-    "reason": _A_TEXT,
+HACKING_CHECKS: _Checks = {
+    "verdict": Check(choice(*VERDICTS).holds, f"one of {', '.join(VERDICTS)}"),
+    "reason": _TEXT,
 }
-_TRAINED: _Table = {
-    "data": _A_TEXT,
-    "rounds": _A_COUNT,
-    "passes": _NOT_NEGATIVE,
-    "anchor": _A_TEXT,
-    "hardware": _A_TEXT,
-    "hours": _NOT_NEGATIVE,
+TRAINED_CHECKS: _Checks = {
+    "data": _TEXT,
+    "rounds": whole(1),
+    "passes": number(0),
+    "anchor": _TEXT,
+    "hardware": _TEXT,
+    "hours": number(0),
 }
-_SINGLE = {"hacking": _HACKING, "trained": _TRAINED}
-_LISTS: tuple[tuple[str, _Table, tuple[str, ...]], ...] = (
-    ("rewards", _CURVE, ("prompts", "spread")),
-    ("alpha", _ALPHA, ()),
-    ("samples", _SAMPLE, ()),
+REPORT_CHECKS: _Checks = {
+    VERSION_KEY: FORMAT.check,
+    "rewards": _LIST,
+    "alpha": _LIST,
+    "samples": _LIST,
+    "hacking": _OBJECT,
+    "strength_range": Check(_is_range, "two rising numbers [low, high]"),
+    "trained": _OBJECT,
+    MINOR_KEY: whole(0),
+}
+_LISTS: tuple[tuple[str, _Checks, tuple[str, ...]], ...] = (
+    ("rewards", CURVE_CHECKS, ("prompts", "spread")),
+    ("alpha", ALPHA_CHECKS, ()),
+    ("samples", SAMPLE_CHECKS, ()),
 )
-_REPORT: _Table = {
-    "format_version": (lambda value: type(value) is int, f"the whole number {REPORT_VERSION}"),
-    "rewards": _A_LIST,
-    "alpha": _A_LIST,
-    "samples": _A_LIST,
-    "hacking": _AN_OBJECT,
-    "strength_range": (_range, "two rising numbers [low, high]"),
-    "trained": _AN_OBJECT,
-}

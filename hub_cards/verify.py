@@ -19,8 +19,16 @@ from typing import Any
 import torch
 
 from nft_pipeline.adapter import Adapter, AdapterError, check_base, check_lora_modules, read_adapter
-from nft_pipeline.adapters.read import CONFIG_FILE, HEAD_FOLDER, LORA_FILE, is_hub_id, is_network_error, locate
-from nft_pipeline.adapters.write import COMFYUI_FOLDER, CONFIG_HEADER_KEY, HASH_HEADER_KEY, adapter_files
+from nft_pipeline.adapters.names import (
+    COMFYUI_FOLDER,
+    CONFIG_FILE,
+    CONFIG_HEADER_KEY,
+    HASH_HEADER_KEY,
+    HEAD_FOLDER,
+    LORA_FILE,
+)
+from nft_pipeline.adapters.read import is_hub_id, is_network_error, locate
+from nft_pipeline.adapters.write import adapter_files
 from nft_pipeline.families.registry import unwrap_compiled
 from nft_pipeline.files.strict import TensorFile, content_hash, read_safetensors
 

@@ -34,7 +34,11 @@ def number(
     """A finite number, no bool: from `low` to `high`, both included, or strictly `above` and `below` a bound."""
 
     def holds(value: Any) -> bool:
-        if type(value) not in (int, float) or not -math.inf < value < math.inf or not low <= value <= high:
+        try:
+            finite = type(value) in (int, float) and math.isfinite(value)
+        except OverflowError:  # a whole number too large for a float
+            return False
+        if not finite or not low <= value <= high:
             return False
         return (above is None or value > above) and (below is None or value < below)
 
@@ -96,16 +100,20 @@ def optional(check: Check, words: str = ", or nothing") -> Check:
     return Check(lambda value: value is None or check.holds(value), check.expected + words)
 
 
-def value_faults(values: Mapping[str, Any], checks: Mapping[str, Check], where: str = "") -> list[str]:
+def value_faults(
+    values: Mapping[str, Any], checks: Mapping[str, Check], where: str = "", show: Callable[[Any], str] | None = None
+) -> list[str]:
     """One sentence for every value that its check refuses; names that are missing are no fault here.
 
     Args:
         values: by name.
         checks: by name; a value without one is not looked at.
         where: put before each name, such as "base_model.".
+        show: makes the words for a value; `shown` if None.
     """
+    in_words = shown if show is None else show
     return [
-        f"{where}{name} is {shown(values[name])}, expected {check.expected}"
+        f"{where}{name} is {in_words(values[name])}, expected {check.expected}"
         for name, check in checks.items()
         if name in values and not check.holds(values[name])
     ]

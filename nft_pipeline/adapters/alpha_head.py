@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -69,16 +69,20 @@ class AlphaHeadConfig:
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> AlphaHeadConfig:
-        """Read from JSON, strictly.
+        """Read from JSON, strictly. Keys that have a default may be missing; none may be unknown, since it would change
+        what the head computes.
 
         Raises:
             ValueError: unknown or missing keys, all of them named, or a value out of range.
         """
         known = {field.name for field in fields(cls)}
-        unknown, missing = sorted(set(mapping) - known), sorted(known - set(mapping))
+        required = {field.name for field in fields(cls) if field.default is MISSING}
+        unknown = sorted(set(mapping) - known)
+        # Beside an unknown key, whatever is missing may be what it was meant to be.
+        missing = sorted((known if unknown else required) - set(mapping))
         if unknown or missing:
             raise ValueError(
-                f"alpha head config: unknown keys {unknown}, missing keys {missing}; expected exactly {sorted(known)}"
+                f"alpha head config: unknown keys {unknown}, missing keys {missing}; expected {sorted(known)}"
             )
         return cls(**mapping)
 

@@ -1,32 +1,35 @@
 """nft_config.json: what an adapter says about itself, checked field by field.
 
 One frozen dataclass, one table of checks. Whoever makes an `AdapterConfig`, from Python or from a file, gets every
-fault in one `AdapterError`. The names of the fields are a contract: once released they are never renamed
-(DESIGN section 4). Standard library only.
+fault in one `AdapterError`. The names of the fields are a contract: once released they are never renamed. The contract
+stands in docs/adapter_format.md, and how it grows in nft_pipeline/files/versions.py. Standard library only.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeGuard
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal
 
+from ..checks import Check, choice, key_faults, matching, number, optional, plain_json, text, value_faults, whole
 from ..errors import AdapterError
+from ..files.versions import MINOR_KEY, VERSION_KEY, Format, Part, VersionError, known_keys, plain, unknown_names
+from .names import MAX_CONFIG_BYTES
 
-FORMAT_VERSION = 1
+# A new field with a default gets a row in `added`, any other change a migration: see nft_pipeline/files/versions.py.
+FORMAT = Format(version=1, added={}, migrations={})
+FORMAT_VERSION = FORMAT.version
 KINDS = ("positive", "policy")
 PREDICTIONS = ("flow", "epsilon", "v", "sample")
 REWARD_KEYS = ("name", "description", "normaliser")
-MAX_CONFIG_BYTES = 1_000_000
 MAX_RANK = 4096
+UNKNOWN = "unknown"  # what the config of somebody else's checkpoint says where the checkpoint says nothing
 
 
 @dataclass(frozen=True)
-class BaseModel:
+class BaseModel(Part):
     """The model an adapter was trained on.
 
     Args:
@@ -42,16 +45,16 @@ class BaseModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterConfig:
+class AdapterConfig(Part):
     """Everything about an adapter that is not a tensor.
 
     Args:
         kind: "positive" (the LoRA is v_plus, an alpha head comes with it) or "policy" (the LoRA is v_theta, the
-            trained optimum, and alpha is already inside). DESIGN section 3.
+            trained optimum, and alpha is already inside). docs/adapter_format.md, "The two kinds".
         name: short plain name; it becomes comfyui/<name>.safetensors. Letters, digits, ".", "_", "-".
         beta: DiffusionNFT's beta at strength 1, > 0.
         tilt: 2 / beta, the tilt lambda at strength 1; stored too, so that the file is plain to a reader. For policies
-            trained in rounds it is the accumulated tilt (DESIGN M8).
+            trained in rounds it is the accumulated tilt (docs/theory.md, M8).
         base_model: what it was trained on.
         denoiser: class name of the denoiser, such as "SD3Transformer2DModel".
         prediction: what the denoiser's output is: "flow", "epsilon", "v" or "sample".
@@ -65,6 +68,8 @@ class AdapterConfig:
         base_rate: mean of alpha under the base model, in (0, 1); positive adapters only, None if not measured.
         training: free summary of the run, plain JSON.
         format_version: of these files, always 1 so far.
+        format_minor: the minor version of the file it was read from, default 0. A newer one than this version knows
+            may come with fields that this version does not know, which are kept in `extra`.
 
     Raises:
         AdapterError: every field that is not as said above, in one report.
@@ -87,15 +92,18 @@ class AdapterConfig:
     base_rate: float | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    format_minor: int = 0
 
     def __post_init__(self) -> None:
-        faults = config_faults({entry.name: getattr(self, entry.name) for entry in fields(self)})
+        faults = config_faults({**self.extra, **{name: getattr(self, name) for name in self.names()}})
         if faults:
             raise AdapterError("the adapter's config has faults", faults)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values, in the order of the dataclass."""
-        return {**asdict(self), "resolution": list(self.resolution)}
+        return FORMAT.with_version(
+            plain(self), (name for name in FORMAT.added if getattr(self, name) == _default(name))
+        )
 
     def to_json(self) -> str:
         """The text of nft_config.json."""
@@ -103,22 +111,31 @@ class AdapterConfig:
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any], source: str = "nft_config.json") -> AdapterConfig:
-        """Read plain JSON values, strictly: every key must be there, none may be unknown.
+        """Read plain JSON values, strictly.
+
+        Fields that have a default may be missing, all but format_version. Unknown keys are an error, except in a file
+        of a newer minor version: there they are kept in `extra`, and a warning names them.
 
         Args:
             mapping: the parsed JSON.
             source: where it came from, for the error.
 
         Raises:
-            AdapterError: all faults at once.
+            AdapterError: a newer version made it; or all faults at once.
         """
-        faults = config_faults(mapping)
+        try:
+            values = FORMAT.migrated(mapping)
+        except VersionError as error:
+            raise AdapterError(f"{source} has faults", [str(error)]) from None
+        faults = config_faults(values)
         if faults:
             raise AdapterError(f"{source} has faults", faults)
-        values = dict(mapping)
-        values["base_model"] = BaseModel(**values["base_model"])
+        values["base_model"] = BaseModel.of(values["base_model"])
         values["resolution"] = tuple(values["resolution"])
-        return cls(**values)
+        config = cls.of(values)
+        in_reward = [f"reward.{key}" for key in config.reward if key not in REWARD_KEYS]
+        FORMAT.warn(source, [*unknown_names(config), *in_reward], values)
+        return config
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str = "nft_config.json") -> AdapterConfig:
@@ -157,60 +174,56 @@ def parse_json(text: str | bytes, source: str) -> dict[str, Any]:
     return parsed
 
 
-def key_faults(
-    found: Sequence[Any], expected: Sequence[str], optional: Sequence[str] = (), where: str = ""
-) -> list[str]:
-    """One sentence for every missing and every unknown key, with the nearest known name."""
-    faults = [f"{where}{key} is missing" for key in expected if key not in found and key not in optional]
-    for key in found:
-        if key not in expected:
-            near = difflib.get_close_matches(str(key), expected, n=1)
-            faults.append(f"{where}{key} is unknown" + (f"; did you mean {near[0]}?" if near else ""))
-    return faults
+def plain_name(text: str, otherwise: str) -> str:
+    """A text as the name of an adapter, which names a file; `otherwise` where nothing is left of it."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip("._-")[:100] or otherwise
+
+
+def unrecorded(where: str) -> dict[str, Any]:
+    """The fields of an `AdapterConfig` that other tools do not record; `where` is a word for what they wrote."""
+    reward = {"name": UNKNOWN, "description": f"not recorded in the {where}", "normaliser": None}
+    return {"reward": reward, "guidance_scale": 1.0, "licence": UNKNOWN}
 
 
 def config_faults(values: Mapping[str, Any]) -> list[str]:
-    """Every fault of a config, one sentence each; empty if it is sound.
+    """Every fault of a config of this version, one sentence each; empty if it is sound.
 
     Args:
         values: fields by name, as parsed from JSON or as in the dataclass.
     """
-    version = values.get("format_version")
-    if _is_whole(version) and version != FORMAT_VERSION:
-        newer = "update diffusion-nft" if version > FORMAT_VERSION else "the file is damaged"
-        return [f"format_version is {version}, this version of diffusion-nft reads {FORMAT_VERSION}: {newer}"]
-    faults = key_faults(list(values), [entry.name for entry in fields(AdapterConfig)])
-    for name, (check, expected) in _CHECKS.items():
-        if name in values and not check(values[name]):
-            faults.append(f"{name} is {_shown(values[name])}, expected {expected}")
-    return faults + _nested_faults(values) + _agreement_faults(values)
+    newer = FORMAT.is_newer(values)
+    names = AdapterConfig.names()
+    may_miss = [name for name in names if _default(name) is not MISSING and name != VERSION_KEY]
+    faults = key_faults(known_keys(values, names, newer), names, may_miss)
+    return faults + value_faults(values, CHECKS) + _nested_faults(values, newer) + _agreement_faults(values)
 
 
-def _nested_faults(values: Mapping[str, Any]) -> list[str]:
+def _default(name: str) -> Any:
+    """The default of a field; MISSING if it has none."""
+    entry = next(entry for entry in fields(AdapterConfig) if entry.name == name)
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
+
+
+def _nested_faults(values: Mapping[str, Any], newer: bool) -> list[str]:
     """Faults inside base_model and reward."""
     faults: list[str] = []
-    base = values.get("base_model")
-    if isinstance(base, BaseModel):
-        base = asdict(base)
-    if isinstance(base, Mapping):
-        faults += key_faults(list(base), [entry.name for entry in fields(BaseModel)], where="base_model.")
-        for name, (check, expected) in _BASE_CHECKS.items():
-            if name in base and not check(base[name]):
-                faults.append(f"base_model.{name} is {_shown(base[name])}, expected {expected}")
-    reward = values.get("reward")
-    if isinstance(reward, Mapping):
-        faults += key_faults(list(reward), REWARD_KEYS, where="reward.")
-        for name in ("name", "description"):
-            if name in reward and not _is_text(reward[name]):
-                faults.append(f"reward.{name} is {_shown(reward[name])}, expected a text that is not empty")
+    for part, names, checks in (
+        ("base_model", BaseModel.names(), BASE_CHECKS),
+        ("reward", REWARD_KEYS, REWARD_CHECKS),
+    ):
+        inside = plain(values.get(part))
+        if isinstance(inside, Mapping):
+            faults += key_faults(known_keys(inside, names, newer), names, where=f"{part}.")
+            faults += value_faults(inside, checks, f"{part}.")
     return faults
 
 
 def _agreement_faults(values: Mapping[str, Any]) -> list[str]:
     """Faults between fields that are sound one by one."""
     faults: list[str] = []
-    beta, tilt = values.get("beta"), values.get("tilt")
-    if _is_positive(beta) and _is_positive(tilt) and abs(tilt * beta - 2) > 1e-6:
+    beta: Any = values.get("beta")
+    tilt: Any = values.get("tilt")
+    if _POSITIVE.holds(beta) and _POSITIVE.holds(tilt) and abs(tilt * beta - 2) > 1e-6:
         faults.append(
             f"beta {beta:g} and tilt {tilt:g} do not belong together: tilt * beta is {tilt * beta:g}, expected 2; "
             f"for this beta the tilt is {2 / beta:g}"
@@ -220,74 +233,41 @@ def _agreement_faults(values: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _is_whole(value: Any) -> TypeGuard[int]:
-    return type(value) is int
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is int or (type(value) is float and math.isfinite(value))
-
-
-def _is_positive(value: Any) -> TypeGuard[float]:
-    return _is_number(value) and 1e-6 <= value <= 1e6
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _matches(pattern: str) -> Callable[[Any], bool]:
-    compiled = re.compile(pattern)
-    return lambda value: isinstance(value, str) and compiled.fullmatch(value) is not None
-
-
 def _is_resolution(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2 and all(_is_whole(n) and 8 <= n <= 16384 for n in value)
+    edge = whole(8, 16384)
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(edge.holds, value))
 
 
-def _is_json_object(value: Any) -> bool:
-    try:
-        return isinstance(value, Mapping) and json.loads(json.dumps(value, allow_nan=False)) == value
-    except (TypeError, ValueError, RecursionError):
-        return False
-
-
-# name -> (is it sound?, what was expected). Checks must not raise, whatever JSON holds.
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "format_version": (lambda v: _is_whole(v), f"the whole number {FORMAT_VERSION}"),
-    "kind": (lambda v: isinstance(v, str) and v in KINDS, 'one of "positive", "policy"'),
-    "name": (
-        _matches(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"),
+_POSITIVE = number(1e-6, 1e6)
+# In the order in which faults are reported.
+CHECKS: dict[str, Check] = {
+    VERSION_KEY: FORMAT.check,
+    MINOR_KEY: whole(0),
+    "kind": Check(choice(*KINDS).holds, 'one of "positive", "policy"'),
+    "name": matching(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}",
         'a plain name of at most 100 letters, digits, ".", "_" and "-", without slashes: it names a file',
     ),
-    "beta": (_is_positive, "a number from 1e-06 to 1e+06"),
-    "tilt": (_is_positive, "a number from 1e-06 to 1e+06, equal to 2 / beta"),
-    "strength": (lambda v: _is_number(v) and 0 < v <= 100, "a number above 0, at most 100"),
-    "base_model": (
-        lambda v: isinstance(v, Mapping | BaseModel),
-        'an object {"id", "revision", "fingerprint"}',
+    "beta": _POSITIVE,
+    "tilt": Check(_POSITIVE.holds, f"{_POSITIVE.expected}, equal to 2 / beta"),
+    "strength": number(above=0, high=100),
+    "base_model": Check(
+        lambda value: isinstance(value, Mapping | BaseModel), 'an object {"id", "revision", "fingerprint"}'
     ),
-    "component": (_matches(r"[A-Za-z_][A-Za-z0-9_]*"), 'the name of a pipeline part such as "transformer" or "unet"'),
-    "denoiser": (_matches(r"[A-Za-z_][A-Za-z0-9_]*"), 'a class name such as "SD3Transformer2DModel"'),
-    "prediction": (
-        lambda v: isinstance(v, str) and v in PREDICTIONS,
-        'one of "flow", "epsilon", "v", "sample"',
-    ),
-    "rank": (lambda v: _is_whole(v) and 1 <= v <= MAX_RANK, f"a whole number from 1 to {MAX_RANK}"),
-    "reward": (_is_json_object, 'a JSON object {"name", "description", "normaliser"}'),
-    "base_rate": (lambda v: v is None or (_is_number(v) and 0 < v < 1), "a number between 0 and 1, or null"),
-    "guidance_scale": (lambda v: _is_number(v) and 0 <= v <= 100, "a number from 0 to 100"),
-    "resolution": (_is_resolution, "two whole numbers [height, width] from 8 to 16384"),
-    "training": (_is_json_object, "a JSON object: text keys, lists (no tuples), finite numbers"),
-    "licence": (_is_text, 'a licence id such as "apache-2.0"; never empty'),
+    "component": matching(r"[A-Za-z_][A-Za-z0-9_]*", 'the name of a pipeline part such as "transformer" or "unet"'),
+    "denoiser": matching(r"[A-Za-z_][A-Za-z0-9_]*", 'a class name such as "SD3Transformer2DModel"'),
+    "prediction": Check(choice(*PREDICTIONS).holds, 'one of "flow", "epsilon", "v", "sample"'),
+    "rank": whole(1, MAX_RANK),
+    "reward": plain_json('a JSON object {"name", "description", "normaliser"}'),
+    "base_rate": Check(optional(number(above=0, below=1)).holds, "a number between 0 and 1, or null"),
+    "guidance_scale": number(0, 100),
+    "resolution": Check(_is_resolution, "two whole numbers [height, width] from 8 to 16384"),
+    "training": plain_json("a JSON object: text keys, lists (no tuples), finite numbers"),
+    "licence": Check(text().holds, 'a licence id such as "apache-2.0"; never empty'),
 }
-_BASE_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "id": (_is_text, "a Hub id or shipped name"),
-    "revision": (lambda v: v is None or _is_text(v), "a commit, a tag or null"),
-    "fingerprint": (_matches(r"sha256:[0-9a-f]{16}"), '"sha256:" and 16 hex digits'),
+BASE_CHECKS: dict[str, Check] = {
+    "id": Check(text().holds, "a Hub id or shipped name"),
+    "revision": Check(optional(text()).holds, "a commit, a tag or null"),
+    "fingerprint": matching(r"sha256:[0-9a-f]{16}", '"sha256:" and 16 hex digits'),
 }
+REWARD_CHECKS: dict[str, Check] = {"name": text(), "description": text()}

@@ -1,4 +1,7 @@
-"""Names of LoRA tensors: every renaming between the forms that tools write, in this one file.
+"""Names of LoRA tensors in our own files: diffusers' form, peft's, and that of our single file for ComfyUI.
+
+The key formats of other tools are listed in foreign/key_formats.py; foreign/rename.py finds their layers in diffusers'
+models and comfy_nodes/match.py in ComfyUI's. hub_cards/export.py writes files for other tools.
 
 The form the project works in, and writes to disk, is diffusers' own:
 
@@ -19,10 +22,9 @@ import torch
 from torch import Tensor
 
 from ..errors import AdapterError
+from .names import HEAD_PREFIX, PEFT_PREFIX
 
-HEAD_PREFIX = "alpha_head."
 SECOND = "_2"  # what the name of a pipeline's second denoiser ends in: transformer_2 of Wan 2.2
-_PEFT_PREFIX = "base_model.model."
 _LORA_KEY = re.compile(r"(?P<path>[^.]+(?:\.[^.]+)+)\.lora_(?P<side>[AB])\.weight")
 _PEFT_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 
@@ -81,7 +83,7 @@ def lora_from_peft(
     lora: dict[str, Tensor] = {}
     faults: list[str] = []
     for key, tensor in state_dict.items():
-        match = _PEFT_KEY.fullmatch(key.removeprefix(_PEFT_PREFIX))
+        match = _PEFT_KEY.fullmatch(key.removeprefix(PEFT_PREFIX))
         if match is None:
             faults.append(f"{key}: not a LoRA's A or B; only plain LoRA can be kept (no DoRA, no trained biases)")
             continue

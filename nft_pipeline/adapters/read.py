@@ -6,7 +6,6 @@ order. Nothing but safetensors and JSON is opened. Checkpoints without nft_confi
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from ..checks import did_you_mean
 from ..errors import AdapterError
 from ..files.atomic import settle
 from ..files.strict import read_safetensors, tensor_faults
@@ -27,20 +27,21 @@ from .alpha_head import AlphaHead, AlphaHeadConfig
 from .config import AdapterConfig, parse_json
 from .content import Adapter, head_faults, lora_faults
 from .foreign.files import PICKLES, looks_foreign
+from .names import (
+    CONFIG_FILE,
+    HEAD_CONFIG_FILE,
+    HEAD_FILE,
+    HEAD_FOLDER,
+    LORA_FILE,
+    LORA_METADATA_KEY,
+    MAX_HEAD_BYTES,
+    MAX_JSON_BYTES,
+    MAX_LORA_BYTES,
+    MAX_PICTURE_BYTES,
+    MAX_REPOSITORY_BYTES,
+)
 
-CONFIG_FILE = "nft_config.json"
-LORA_FILE = "pytorch_lora_weights.safetensors"
-HEAD_FOLDER = "alpha_head"
-HEAD_CONFIG_FILE = "alpha_head/config.json"
-HEAD_FILE = "alpha_head/diffusion_pytorch_model.safetensors"
-LORA_METADATA_KEY = "lora_adapter_metadata"  # diffusers' name for the header entry that carries r and lora_alpha
-
-MAX_LORA_BYTES = 16 * 2**30
-MAX_HEAD_BYTES = 2 * 2**30
 MAX_HEAD_LAYERS = 64
-MAX_JSON_BYTES = 50_000_000  # of any .json that lies beside an adapter, a tokenizer's say; our own are far smaller
-MAX_PICTURE_BYTES = 20_000_000
-MAX_REPOSITORY_BYTES = 64 * 2**30
 HUB_PATTERNS = ("*.safetensors", "*.json", "*.md", "*.png")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _READ_TRIES = 7
@@ -127,9 +128,8 @@ def locate(source: str | os.PathLike[str], *, revision: str | None = None, subfo
         )
     if is_hub_id(source):
         return _folder_inside(_fetch(source, revision, inner), inner, None)
-    near = difflib.get_close_matches(text, ADAPTERS, n=1)
     raise AdapterError(
-        f'there is no adapter "{text}"' + (f'; did you mean "{near[0]}"?' if near else ""),
+        f'there is no adapter "{text}"' + did_you_mean(text, ADAPTERS, '; did you mean "{}"?'),
         [
             f"no folder {path.absolute()}",
             f'not the name of an adapter that ships with this package, and not a Hub id either: "{text}" is not of '

@@ -16,9 +16,9 @@ from ..errors import AdapterError
 from ..files.strict import TensorFile, read_safetensors
 from .config import AdapterConfig, parse_json
 from .content import Adapter, head_faults, lora_faults
-from .keys import HEAD_PREFIX, comfyui_to_head, lora_from_comfyui
-from .read import MAX_HEAD_BYTES, MAX_LORA_BYTES, build_head, head_config
-from .write import CONFIG_HEADER_KEY, HEAD_CONFIG_HEADER_KEY
+from .keys import comfyui_to_head, lora_from_comfyui
+from .names import CONFIG_HEADER_KEY, HEAD_CONFIG_HEADER_KEY, HEAD_PREFIX, MAX_HEAD_BYTES, MAX_LORA_BYTES
+from .read import build_head, head_config
 
 
 def read_single_file(path: str | os.PathLike[str]) -> Adapter | None:

@@ -1,4 +1,4 @@
-"""Writing an adapter: the folder of DESIGN section 4, put in place in one step.
+"""Writing an adapter: the folder that docs/adapter_format.md describes, put in place in one step.
 
     pytorch_lora_weights.safetensors   the LoRA, diffusers keys, lora_alpha == rank in the header
     alpha_head/                        config.json, diffusion_pytorch_model.safetensors (positive adapters)
@@ -26,12 +26,19 @@ from ..files.strict import safetensors_bytes
 from .config import AdapterConfig
 from .content import Adapter
 from .keys import SECOND, component_lora, head_to_comfyui, lora_modules, lora_to_comfyui
-from .read import CONFIG_FILE, HEAD_CONFIG_FILE, HEAD_FILE, HEAD_FOLDER, LORA_FILE, LORA_METADATA_KEY
+from .names import (
+    COMFYUI_FOLDER,
+    CONFIG_FILE,
+    CONFIG_HEADER_KEY,
+    HASH_HEADER_KEY,
+    HEAD_CONFIG_FILE,
+    HEAD_CONFIG_HEADER_KEY,
+    HEAD_FILE,
+    HEAD_FOLDER,
+    LORA_FILE,
+    LORA_METADATA_KEY,
+)
 
-COMFYUI_FOLDER = "comfyui"
-CONFIG_HEADER_KEY = "diffusion_nft"
-HEAD_CONFIG_HEADER_KEY = "diffusion_nft_alpha_head"
-HASH_HEADER_KEY = "modelspec.hash_sha256"
 # Beside the contract's own names, what may stand in an adapter's folder and is replaced with it.
 _CARD_NAMES = {"README.md", "run_report.json", "samples", "plots"}
 

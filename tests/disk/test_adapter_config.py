@@ -9,7 +9,8 @@ import pytest
 
 from helpers.adapters import config_values
 from nft_pipeline.adapter import AdapterConfig, AdapterError
-from nft_pipeline.adapters.config import MAX_CONFIG_BYTES, parse_json
+from nft_pipeline.adapters.config import parse_json
+from nft_pipeline.adapters.names import MAX_CONFIG_BYTES
 
 SHA = "sha256:0123456789abcdef"
 FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -77,13 +78,23 @@ def test_each_fault_is_named(fault: str) -> None:
     assert len(caught.value.faults) <= len(phrases)
 
 
-@pytest.mark.parametrize("key", list(config_values()))
+OPTIONAL = {"strength": 1.0, "component": "transformer", "base_rate": None, "training": {}}
+
+
+@pytest.mark.parametrize("key", [key for key in config_values() if key not in OPTIONAL])
 def test_each_missing_key_is_named(key: str) -> None:
     values = config_values()
     del values[key]
     with pytest.raises(AdapterError, match=f"{key} is missing") as caught:
         AdapterConfig.from_dict(values)
     assert len(caught.value.faults) == 1
+
+
+@pytest.mark.parametrize("key", OPTIONAL)
+def test_a_missing_key_with_a_default_takes_it(key: str) -> None:
+    values = config_values()
+    del values[key]
+    assert getattr(AdapterConfig.from_dict(values), key) == OPTIONAL[key]
 
 
 def test_all_faults_come_in_one_report() -> None:

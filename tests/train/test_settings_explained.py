@@ -9,7 +9,6 @@ import pytest
 from helpers.settings_page import PAGE, page
 from nft_pipeline.checks import number
 from nft_pipeline.cli import main
-from nft_pipeline.training.run.checkpoint import COST_SETTINGS, SHOWN_SETTINGS
 from nft_pipeline.training.settings.config import TrainConfig
 from nft_pipeline.training.settings.explain import explain, explained_section, explained_sections
 from nft_pipeline.training.settings.file import PRESETS
@@ -81,8 +80,10 @@ def test_a_setting_without_a_text_is_named() -> None:
         explained_section(Planted)
 
 
-def test_the_settings_that_may_change_are_those_a_checkpoint_lets_change() -> None:
-    assert TrainConfig.may_change == COST_SETTINGS | SHOWN_SETTINGS
+def test_the_settings_that_may_change_when_a_run_goes_on() -> None:
+    cost = {"micro_batch", "gradient_checkpointing", "checkpoint_every"}
+    looks = {"samples_every", "sample_prompts", "sweep_size", "sweep_strengths", "sweep_every", "watch_reward"}
+    assert TrainConfig.may_change == cost | looks | {"trackers", "keep_last", "keep_best"}
 
 
 @pytest.mark.parametrize("preset", ["large_model", "shapes_warm"])

@@ -22,12 +22,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nft_pipeline.files.atomic import atomic_write_bytes
+from nft_pipeline.files.versions import VERSION_KEY, Format, VersionError
 
 from ..bases.base import Conditions, TrainBase, rows_of
 from ..rewards.contract import RewardError
 from ..rewards.find import Scorer
+from ..settings import stored
 from ..settings.choices import Method
 from .optimality import Optimality, optimality
+
+FORMAT = Format(version=1)
 
 
 class PoolError(ValueError):
@@ -186,27 +190,82 @@ def check_pool(pool: Pool, name: str) -> None:
         )
 
 
-def pool_key(settings: dict[str, Any]) -> str:
-    """A short hash of the settings that a pool depends on."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+def pool_key(made_with: Mapping[str, Any]) -> str:
+    """All that a pool depends on, as a JSON text for the header of its file; see `load_pool`.
+
+    Args:
+        made_with: plain values by name. Under "settings" may stand a run's whole settings, of which those that cost or
+            show something are left out. An entry that a later version adds must be left out where it has the value
+            that versions without it used, or every older pool counts as one of other settings.
+    """
+    facts = _digests({name: value for name, value in made_with.items() if name != "settings"})
+    if "settings" in made_with:
+        facts["settings"] = _digests(stored.that_matter(made_with["settings"]))
+    return json.dumps({"made_with": facts, "hash": _first_hash(made_with)}, sort_keys=True)
 
 
 def save_pool(pool: Pool, path: Path, key: str) -> None:
     """Write a pool to one safetensors file, whole or not at all."""
     tensors = {name: value.contiguous() for name, value in pool.tensors().items()}
-    atomic_write_bytes(path, save(tensors, metadata={"pool_key": key}))
+    atomic_write_bytes(path, save(tensors, metadata={"pool_key": key, VERSION_KEY: str(FORMAT.version)}))
 
 
 def load_pool(path: Path, key: str) -> Pool | None:
-    """The pool in `path` if it was made with the same settings; None if there is none or it belongs to others."""
+    """The pool in `path` if it was made with the same settings; None if there is none or it belongs to others.
+
+    Settings that the file lacks count as their defaults: its version did not have them yet. The first files hold 16 hex
+    digits in place of the settings, which are compared with those that the same settings gave then.
+
+    Raises:
+        PoolError: the file is damaged, or of a newer version.
+    """
     if not path.is_file():
         return None
     try:
         with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("pool_key") != key:
+            header = file.metadata() or {}
+            FORMAT.migrated({VERSION_KEY: int(header.get(VERSION_KEY, 1))})
+            if not _same_pool(header.get("pool_key", ""), key):
                 return None
             return Pool.from_tensors({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except VersionError as error:
+        raise PoolError(f"{path} cannot be used here: {error}. Or delete it; the run will sample a new one") from error
     except (SafetensorError, OSError) as error:
         raise PoolError(
             f"{path} cannot be read as a pool: {error}. Delete it; the run will sample a new one"
         ) from error
+
+
+def _same_pool(in_file: str, wanted: str) -> bool:
+    """Whether two keys stand for the same pool: one out of a file of any version, one of today."""
+    if in_file == wanted or not wanted.startswith("{"):
+        return in_file == wanted
+    today = json.loads(wanted)
+    if not in_file.startswith("{"):
+        return bool(in_file) and in_file == today["hash"]
+    facts = json.loads(in_file)["made_with"]
+    if "settings" in facts:
+        facts["settings"] = _digests(stored.that_matter(stored.default_settings())) | facts["settings"]
+    return facts == today["made_with"]
+
+
+def _digests(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _digest(value) for name, value in values.items()}
+
+
+def _digest(value: Any) -> Any:
+    """The value as JSON gives it back; of a long one, such as thousands of prompts, its hash."""
+    written = json.dumps(value, sort_keys=True)
+    return json.loads(written) if len(written) <= 1000 else f"sha256:{hashlib.sha256(written.encode()).hexdigest()}"
+
+
+def _first_hash(made_with: Mapping[str, Any]) -> str:
+    """What the first files hold for these settings; "" if a setting that came later is not at its default."""
+    facts = dict(made_with)
+    if "settings" in facts:
+        settings, defaults = facts["settings"], stored.default_settings()
+        later = settings.keys() - stored.FIRST_SETTINGS
+        if any(name not in defaults or settings[name] != defaults[name] for name in later):
+            return ""
+        facts["settings"] = {name: value for name, value in settings.items() if name in stored.FIRST_SETTINGS}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -14,14 +14,12 @@ from typing import Any
 import torch
 
 from nft_pipeline.files.atomic import atomic_write_bytes
+from nft_pipeline.files.versions import VERSION_KEY, Format, VersionError
 
-# Settings that change what a run costs, not where it arrives: they may differ when it goes on.
-COST_SETTINGS = frozenset({"micro_batch", "gradient_checkpointing", "checkpoint_every"})
-# Settings of what a run shows and keeps: training/show/observer.py.
-SHOWN_SETTINGS = frozenset(
-    {"samples_every", "sample_prompts", "sweep_size", "sweep_strengths", "sweep_every", "watch_reward", "trackers"}
-    | {"keep_last", "keep_best"}
-)
+from ..settings.stored import that_matter, with_defaults
+
+# A new setting needs nothing here (training/settings/stored.py). Anything else needs a migration of the whole state.
+FORMAT = Format(version=1, migrations={})
 
 
 class CheckpointError(ValueError):
@@ -35,7 +33,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         CheckpointError: the disk is full or cannot be written; the checkpoint before is still there, untouched.
     """
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save({VERSION_KEY: FORMAT.version, **state}, buffer)
     try:
         atomic_write_bytes(path, buffer.getvalue())
     except OSError as error:
@@ -68,21 +66,33 @@ def rotate(path: Path, step: int, keep: int) -> None:
 def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The state in `path`, or None if there is no checkpoint.
 
+    Settings that the file lacks count as their defaults: its version did not have them yet.
+
     Raises:
-        CheckpointError: the file is damaged, or belongs to a run with other settings (which ones is said). Settings in
-            `COST_SETTINGS` and `SHOWN_SETTINGS` may differ.
+        CheckpointError: the file is damaged, of a newer version, or belongs to a run with other settings (which ones is
+            said). Settings in `TrainConfig.may_change` may differ.
     """
     if not path.is_file():
         return None
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        saved = state["settings"]
+        loaded = torch.load(path, weights_only=True, map_location="cpu")
+        state = FORMAT.migrated({VERSION_KEY: 1, **loaded})  # the first files did not say it
+        saved = that_matter(state["settings"])
+    except VersionError as error:
+        raise CheckpointError(f"{path} cannot go on here: {error}. To start again, write to another folder") from error
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}. Delete it to start again") from error
-    keys = (settings.keys() | saved.keys()) - COST_SETTINGS - SHOWN_SETTINGS
-    differing = sorted(key for key in keys if settings.get(key) != saved.get(key))
+    today, complete = that_matter(settings), with_defaults(saved)
+    gone = sorted(saved.keys() - today.keys())
+    if gone:
+        named = ", ".join(f"{name} = {saved[name]!r}" for name in gone)
+        raise CheckpointError(
+            f"{path} was made by a version of diffusion-nft with settings that this one does not have ({named}). "
+            "Finish the run with the version that began it, or start again in another folder"
+        )
+    differing = sorted(name for name in today if today[name] != complete.get(name))
     if differing:
-        changes = ", ".join(f"{key} {saved.get(key)!r} -> {settings.get(key)!r}" for key in differing)
+        changes = ", ".join(f"{name} {complete.get(name)!r} -> {today[name]!r}" for name in differing)
         raise CheckpointError(
             f"{path} belongs to a run with other settings ({changes}). Write to another folder, or delete it"
         )

@@ -15,7 +15,6 @@ What is read, and what is refused: docs/other_checkpoints.md. In this room `file
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -26,9 +25,10 @@ from torch import Tensor, nn
 from ...errors import AdapterError
 from ...families.registry import FAMILIES, family_of, unwrap_compiled
 from ..base_check import fingerprint
-from ..config import AdapterConfig, BaseModel
+from ..config import UNKNOWN, AdapterConfig, BaseModel, plain_name, unrecorded
 from ..content import Adapter
-from .files import DIFFUSERS_WEIGHTS, PEFT_WEIGHTS, ForeignFiles, find_files, peft_folder, read_lora
+from ..names import LORA_FILE
+from .files import PEFT_WEIGHTS, ForeignFiles, find_files, peft_folder, read_lora
 from .layers import bake, scales_of
 from .rename import name_as_diffusers
 
@@ -101,22 +101,20 @@ def read_foreign(
             )
     said = peft_config or {}
     config = AdapterConfig(
+        **unrecorded("checkpoint"),
         kind=cast(Literal["policy"], kind),
-        name=_plain_name(name or _name_of(path)),
+        name=plain_name(name or _name_of(path), "checkpoint"),
         beta=beta,
         tilt=2 / beta,
         base_model=BaseModel(
-            id=_text(said.get("base_model_name_or_path")) or "unknown",
+            id=_text(said.get("base_model_name_or_path")) or UNKNOWN,
             revision=_text(said.get("revision")),
             fingerprint=fingerprint(denoiser),
         ),
         denoiser=family.denoiser,
         prediction=family.output(getattr(pipe, "scheduler", None)),
         rank=next(iter(lora.values())).shape[0],
-        reward={"name": "unknown", "description": "not recorded in the checkpoint", "normaliser": None},
-        guidance_scale=1.0,
         resolution=_resolution(unwrap_compiled(denoiser), pipe),
-        licence="unknown",
         component=component,
         training={
             "read_from": files.form,
@@ -220,14 +218,10 @@ def _resolution(denoiser: nn.Module, pipe: Any) -> tuple[int, int]:
 def _name_of(path: Path) -> str:
     """The nearest name that tells checkpoints apart: not "lora" or "default", which all of them are called."""
     if path.is_file():
-        path = path.parent if path.name in (DIFFUSERS_WEIGHTS, PEFT_WEIGHTS) else path.with_suffix("")
+        path = path.parent if path.name in (LORA_FILE, PEFT_WEIGHTS) else path.with_suffix("")
     return (
         path.absolute().parent.name if path.name in ("lora", "default", "transformer", "unet") else path.absolute().name
     )
-
-
-def _plain_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip("._-")[:100] or "checkpoint"
 
 
 def _text(value: Any) -> str | None:

@@ -18,17 +18,14 @@ from typing import Any
 from ...errors import AdapterError
 from ...files.strict import read_safetensors, tensor_faults
 from ..config import parse_json
+from ..names import CONFIG_HEADER_KEY, LORA_FILE, LORA_METADATA_KEY, MAX_LORA_BYTES
 from .layers import Layer, read_layers
 from .peft_scale import config_faults
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
-DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 OLD_FOLDER = "old"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-MAX_BYTES = 16 * 2**30
-_DIFFUSERS_METADATA = "lora_adapter_metadata"
-_OWN_HEADER = "diffusion_nft"
 _OTHER_STATE = ("optimizer", "scheduler", "random_states", "model-", "model.", "diffusion_pytorch_model")
 
 
@@ -123,7 +120,7 @@ def peft_folder(folder: Path) -> ForeignFiles:
 def _single_file(folder: Path) -> ForeignFiles:
     found = sorted(entry for entry in folder.iterdir() if entry.is_file())
     files = [entry for entry in found if entry.suffix == ".safetensors" and not entry.name.startswith(_OTHER_STATE)]
-    files = [entry for entry in files if entry.name == DIFFUSERS_WEIGHTS] or files
+    files = [entry for entry in files if entry.name == LORA_FILE] or files
     if len(files) == 1:
         return ForeignFiles(_form_of(files[0]), files[0])
     if files:
@@ -146,7 +143,7 @@ def _single_file(folder: Path) -> ForeignFiles:
 
 
 def _form_of(file: Path) -> str:
-    return "diffusers file" if file.name == DIFFUSERS_WEIGHTS else "LoRA file"
+    return "diffusers file" if file.name == LORA_FILE else "LoRA file"
 
 
 def _pickle_error(path: Path, names: list[str]) -> AdapterError:
@@ -164,8 +161,8 @@ def read_lora(files: ForeignFiles) -> ForeignLora:
         AdapterError: a damaged file, numbers that are none, a config or tensors that are not those of a plain LoRA.
     """
     shown = files.weights.name
-    file = read_safetensors(files.weights, shown, MAX_BYTES)
-    if _OWN_HEADER in file.header:
+    file = read_safetensors(files.weights, shown, MAX_LORA_BYTES)
+    if CONFIG_HEADER_KEY in file.header:
         raise AdapterError(
             f"{shown} is a file out of an adapter of this package",
             advice="Give the adapter's folder (with nft_config.json); it says its kind and beta itself.",
@@ -176,7 +173,7 @@ def read_lora(files: ForeignFiles) -> ForeignLora:
         peft_config = _metadata(file.header)
     faults = [f"{shown}: {fault}" for fault in tensor_faults(file.tensors)]
     if peft_config is not None:
-        where = PEFT_CONFIG if files.peft_config is not None else f"{_DIFFUSERS_METADATA} in the header"
+        where = PEFT_CONFIG if files.peft_config is not None else f"{LORA_METADATA_KEY} in the header"
         faults += [f"{where}: {fault}" for fault in config_faults(peft_config)]
     try:
         layers = read_layers(file.tensors)
@@ -189,14 +186,14 @@ def read_lora(files: ForeignFiles) -> ForeignLora:
 
 def _metadata(header: Mapping[str, str]) -> Mapping[str, Any] | None:
     """The LoraConfig in the header of a file diffusers wrote, without the component before its fields."""
-    if _DIFFUSERS_METADATA not in header:
+    if LORA_METADATA_KEY not in header:
         return None
-    said = parse_json(header[_DIFFUSERS_METADATA], f"{_DIFFUSERS_METADATA} in the header")
+    said = parse_json(header[LORA_METADATA_KEY], f"{LORA_METADATA_KEY} in the header")
     parts = {key.partition(".")[0] for key in said if "." in key}
     parts = {part for part in parts if not part.startswith("text_encoder")}
     if len(parts) > 1:
         raise AdapterError(
-            f"the header's {_DIFFUSERS_METADATA} is for {', '.join(sorted(parts))}; one is guided at a time"
+            f"the header's {LORA_METADATA_KEY} is for {', '.join(sorted(parts))}; one is guided at a time"
         )
     prefix = f"{next(iter(parts))}." if parts else ""
     return {key.removeprefix(prefix): value for key, value in said.items() if key.startswith(prefix)}

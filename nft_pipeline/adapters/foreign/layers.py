@@ -6,6 +6,8 @@
 A layer's own `.alpha` tensor gives the scale alpha / rank (kohya, ComfyUI, ai-toolkit), a peft config its own rule
 (peft_scale.py), and with neither it is 1, as all these tools have it. Scale comes before renaming (rename.py): a
 converter cannot lose what is not there any more, and diffusers' own drop a few alphas.
+
+What the tools write before and behind a layer's name is listed in key_formats.py.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ import torch
 from torch import Tensor
 
 from ...errors import AdapterError
+from ..names import PEFT_PREFIX
+from .key_formats import SIDES, WITH_ADAPTER
 from .peft_scale import scale_of
 
-PEFT_PREFIX = "base_model.model."
-_PAIR = re.compile(
-    r"(?P<path>.+)\.(?:lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?|lora[_.](?P<arm>down|up))\.weight|(?P<alpha>.+)\.alpha"
-)
+_PARTS = "|".join(map(re.escape, SIDES))
+_PAIR = re.compile(rf"(?P<path>.+)\.(?P<part>{_PARTS})(?:\.(?P<adapter>[^.]+))?\.weight|(?P<alpha>.+)\.alpha")
 _TEXT_ENCODER = re.compile(
     r"(base_model\.model\.)?(text_encoder|text_model|lora_te|te\d?_|cond_stage_model|conditioner)"
 )
@@ -53,8 +55,7 @@ def read_layers(tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
     """The layers of a LoRA under the names the file gives them, without their suffixes.
 
     Args:
-        tensors: with ".lora_A.weight" (and ".lora_A.default.weight"), ".lora_down.weight" or ".lora.down.weight", their
-            partners, and ".alpha".
+        tensors: with a key format of `KEY_FORMATS`, and ".alpha".
 
     Raises:
         AdapterError: every tensor that is of a text encoder, of another kind of adapter, or half of a pair.
@@ -69,14 +70,13 @@ def read_layers(tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
                 f"{key} belongs to a text encoder: the prompt is encoded once for both passes, so v_old would see it "
                 "too"
             )
-        elif match is None or "lora_mid" in key:
+        elif match is None or "lora_mid" in key or (match["adapter"] and match["part"] not in WITH_ADAPTER):
             faults.append(f"{key} is {_what(key)}")
         elif match["alpha"] is not None:
             parts.setdefault(match["alpha"], {})["alpha"] = tensor
         else:
-            side = match["side"] or {"down": "A", "up": "B"}[match["arm"]]
             adapters |= {match["adapter"]} - {None}
-            parts.setdefault(match["path"], {})[side] = tensor
+            parts.setdefault(match["path"], {})[SIDES[match["part"]]] = tensor
     if len(adapters) > 1:
         faults.append(f"it holds the adapters {', '.join(sorted(adapters))}; give a file with one of them")
     layers: dict[str, Layer] = {}

@@ -20,9 +20,9 @@ from ...families.layer_names import LayerNames, Pieces
 from ...families.registry import listed_family, unwrap_compiled
 from ..base_check import check_lora_modules
 from ..keys import lora_key, strip_injected
-from .layers import PEFT_PREFIX, Layer, one_rank, read_layers
-
-_UNDERSCORED = ("lora_unet_", "lora_transformer_")
+from ..names import PEFT_PREFIX
+from .key_formats import DOTTED_PREFIXES, UNDERSCORED_PREFIXES, written_as
+from .layers import Layer, one_rank, read_layers
 
 
 def name_as_diffusers(
@@ -79,10 +79,10 @@ def _finder(names: set[str], component: str) -> Callable[[str], str | None]:
 
     def find(path: str) -> str | None:
         path = path.removeprefix(PEFT_PREFIX)
-        for prefix in ("", f"{component}.", "diffusion_model."):
+        for prefix in ("", f"{component}.", *DOTTED_PREFIXES):
             if path.startswith(prefix) and path[len(prefix) :] in names:
                 return path[len(prefix) :]
-        for prefix in _UNDERSCORED:
+        for prefix in UNDERSCORED_PREFIXES:
             if path.startswith(prefix) and path[len(prefix) :] in underscored:
                 return underscored[path[len(prefix) :]]
         return None
@@ -155,15 +155,18 @@ def _kohya(layers: Mapping[str, Layer]) -> dict[str, Tensor]:
 def _as_written(layers: Mapping[str, Layer]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path, layer in layers.items():
-        down, up = ("lora_down", "lora_up") if path.startswith(_UNDERSCORED) else ("lora_A", "lora_B")
-        tensors[f"{path}.{down}.weight"], tensors[f"{path}.{up}.weight"] = layer.a, layer.b
+        form = written_as(path)
+        tensors[f"{path}.{form.a}.weight"], tensors[f"{path}.{form.b}.weight"] = layer.a, layer.b
     return tensors
 
 
 def _flat(path: str) -> str:
     """A layer's name without prefix, with underscores for dots."""
-    path = path.removeprefix(PEFT_PREFIX).removeprefix("diffusion_model.").replace(".", "_")
-    return next((path.removeprefix(prefix) for prefix in _UNDERSCORED if path.startswith(prefix)), path)
+    path = path.removeprefix(PEFT_PREFIX)
+    for prefix in DOTTED_PREFIXES:
+        path = path.removeprefix(prefix)
+    path = path.replace(".", "_")
+    return next((path.removeprefix(prefix) for prefix in UNDERSCORED_PREFIXES if path.startswith(prefix)), path)
 
 
 def _cut(path: str, layer: Layer, pieces: Pieces | None) -> dict[str, Layer]:

@@ -1,0 +1,179 @@
+"""Files of version 1, byte for byte, are read and written again; files of other versions are kept, migrated or refused.
+
+tests/fixtures/version_1 holds what the version before the first change of a format wrote. Never write it anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.adapters import config_values
+from helpers.cards import full_report
+from nft_pipeline.adapter import AdapterConfig, AdapterError, read_adapter
+from nft_pipeline.adapters import config as config_module
+from nft_pipeline.adapters.alpha_head import AlphaHeadConfig
+from nft_pipeline.adapters.single_file import read_single_file
+from nft_pipeline.adapters.write import adapter_files
+from nft_pipeline.files.versions import Format, Part, VersionError, plain
+from nft_pipeline.hub_cards import report as report_module
+from nft_pipeline.hub_cards.report import RunReport
+
+VERSION_1 = Path(__file__).parents[1] / "fixtures" / "version_1"
+WHOLE = ("shapes-follow", "half-done-offline", "half-done-online")  # of shapes-warm only the JSON is kept
+NEWER = "made by a newer version.*pip install -U diffusion-nft"
+
+
+@pytest.fixture(autouse=True)
+def no_warnings() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_adapters_of_version_1_are_written_again_as_the_same_bytes(name: str) -> None:
+    folder = VERSION_1 / "adapters" / name
+    for path, data in adapter_files(read_adapter(folder)).items():
+        assert data == (folder / path).read_bytes(), path
+    assert read_single_file(folder / "comfyui" / f"{name}.safetensors") is not None
+
+
+@pytest.mark.parametrize("name", [*WHOLE, "shapes-warm"])
+def test_json_of_version_1_is_written_again_as_the_same_bytes(name: str) -> None:
+    folder = VERSION_1 / "adapters" / name
+    text = (folder / "nft_config.json").read_text("utf-8")
+    assert AdapterConfig.from_json(text).to_json() == text
+    if (folder / "run_report.json").is_file():
+        text = (folder / "run_report.json").read_text("utf-8")
+        assert RunReport.from_json(text).to_json() == text
+    if (folder / "alpha_head").is_dir():
+        head = json.loads((folder / "alpha_head" / "config.json").read_text("utf-8"))
+        assert AlphaHeadConfig.from_dict(head).to_dict() == head
+
+
+def test_the_shipped_adapters_are_written_again_as_version_1_wrote_them() -> None:
+    sums = dict(line.split()[::-1] for line in (VERSION_1 / "shipped.sha256").read_text().splitlines())
+    for name in ("shapes-warm", "shapes-follow"):
+        written = {f"{name}/{path}": data for path, data in adapter_files(read_adapter(name)).items()}
+        assert {path: hashlib.sha256(data).hexdigest() for path, data in written.items()} == {
+            path: digest for path, digest in sums.items() if path.startswith(name)
+        }
+
+
+def test_a_head_of_an_older_version_takes_the_defaults() -> None:
+    assert AlphaHeadConfig.from_dict({"feature_dim": 8}) == AlphaHeadConfig(8)
+
+
+def test_fields_of_a_newer_minor_version_are_kept_named_and_written_again() -> None:
+    values = config_values(format_minor=3, language="en", palette={"warm": [1, None]})
+    values["base_model"] |= {"licence": "mit"}
+    values["reward"] |= {"card": "x.json"}
+    with pytest.warns(UserWarning, match=r"format 1\.3, this version reads 1\.0") as caught:
+        config = AdapterConfig.from_json(json.dumps(values))
+    assert len(caught) == 1
+    text = str(caught[0].message)
+    assert all(name in text for name in ("language", "palette", "base_model.licence", "reward.card", "pip install -U"))
+    assert json.loads(config.to_json()) == values
+    assert json.loads(replace(config, strength=0.5).to_json()) == values | {"strength": 0.5}
+    assert config.extra == {"language": "en", "palette": {"warm": [1, None]}}
+
+
+def test_a_newer_minor_version_excuses_nothing_else() -> None:
+    with pytest.raises(AdapterError, match="rank is 0") as caught:
+        AdapterConfig.from_dict(config_values(format_minor=3, language="en", rank=0))
+    assert len(caught.value.faults) == 1
+    for minor in (0, "3", -1, None):
+        with pytest.raises(AdapterError, match="language is unknown"):
+            AdapterConfig.from_dict(config_values(format_minor=minor, language="en"))
+    with pytest.raises(AdapterError, match="language is unknown"):
+        replace(AdapterConfig.from_dict(config_values()), extra={"language": "en"})
+
+
+def test_a_report_keeps_what_a_newer_minor_version_wrote() -> None:
+    values = json.loads(full_report().to_json()) | {"format_minor": 1, "music": None}
+    values["rewards"][0]["unit"] = "points"
+    values["rewards"][0]["points"][0]["low"] = 0.1
+    values["trained"]["kWh"] = 3
+    with pytest.warns(UserWarning, match=r"music, rewards\.unit, rewards\.points\.low, trained\.kWh") as caught:
+        report = RunReport.from_json(json.dumps(values))
+    assert len(caught) == 1
+    assert json.loads(report.to_json()) == values
+    with pytest.raises(AdapterError, match="music is unknown"):
+        RunReport.from_json(json.dumps(values | {"format_minor": 0}))
+
+
+def test_a_newer_version_is_never_called_damaged() -> None:
+    for read in (AdapterConfig.from_json, RunReport.from_json):
+        with pytest.raises(AdapterError, match=NEWER) as caught:
+            read(json.dumps({"format_version": 2, "format_minor": 4, "nothing": "else"}))
+        assert "damaged" not in str(caught.value)
+
+
+def test_an_older_version_is_migrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def renamed(values: dict[str, Any]) -> dict[str, Any]:
+        return {"licence" if name == "license" else name: value for name, value in values.items()}
+
+    old = {"license" if name == "licence" else name: value for name, value in config_values().items()}
+    monkeypatch.setattr(config_module, "FORMAT", Format(version=1, migrations={0: renamed}))
+    config = AdapterConfig.from_dict(old | {"format_version": 0, "format_minor": 7})
+    assert json.loads(config.to_json()) == config_values()
+    monkeypatch.setattr(report_module, "FORMAT", Format(version=1, migrations={0: lambda values: {"alpha": []}}))
+    assert RunReport.from_json('{"format_version": 0, "heads": []}') == RunReport()
+
+
+def test_several_migrations_follow_each_other_and_one_that_is_missing_is_named() -> None:
+    form = Format(version=3, migrations={1: lambda values: {"b": values["a"]}, 2: lambda values: {"c": values["b"]}})
+    assert form.migrated({"format_version": 1, "a": 5}) == {"format_version": 3, "c": 5}
+    assert form.migrated({"format_version": 2, "b": 5}) == {"format_version": 3, "c": 5}
+    with pytest.raises(VersionError, match=r"format_version is 0, expected 1 to 3: .* damaged"):
+        form.migrated({"format_version": 0})
+
+
+def test_every_older_version_has_a_migration() -> None:
+    for form in (config_module.FORMAT, report_module.FORMAT):
+        assert set(form.migrations) == set(range(1, form.version))
+
+
+@dataclass(frozen=True)
+class Song(Part):
+    """A file that has grown by `key` (minor version 1) and `tempo` (2)."""
+
+    title: str
+    key: str = "C"
+    tempo: int = 90
+
+
+SONG = Format(version=1, added={"key": 1, "tempo": 2})
+
+
+@pytest.mark.parametrize(
+    ("song", "written"),
+    [
+        (Song("a"), {"title": "a"}),
+        (Song("a", key="D"), {"title": "a", "key": "D", "format_minor": 1}),
+        (Song("a", tempo=60), {"title": "a", "tempo": 60, "format_minor": 2}),
+    ],
+)
+def test_a_file_says_the_lowest_minor_version_that_it_needs(song: Song, written: dict[str, Any]) -> None:
+    at_default = [name for name in SONG.added if getattr(song, name) == getattr(Song("a"), name)]
+    assert SONG.with_version(plain(song), at_default) == written
+    assert SONG.minor == 2 and SONG.is_newer({"format_minor": 3}) and not SONG.is_newer(written)
+
+
+@pytest.mark.parametrize(
+    ("read", "form", "first"),
+    [
+        (AdapterConfig, config_module.FORMAT, {*config_values(), "format_minor"}),
+        (RunReport, report_module.FORMAT, {*json.loads(full_report().to_json()), "format_minor"}),
+    ],
+)
+def test_a_field_that_came_later_says_with_which_minor_version(read: type[Part], form: Format, first: set[str]) -> None:
+    later = set(read.names()) - first
+    assert later == set(form.added), "a new field needs a row in FORMAT.added, beside the class"
