@@ -1,4 +1,4 @@
-"""Writing an adapter: the folder of DESIGN section 4, put in place in one step.
+"""Writing an adapter: the folder that docs/adapter_format.md describes, put in place in one step.
 
     pytorch_lora_weights.safetensors   the LoRA, diffusers keys, lora_alpha == rank in the header
     alpha_head/                        config.json, diffusion_pytorch_model.safetensors (positive adapters)

@@ -1,4 +1,4 @@
-"""From scores to r in [0, 1], the probability that a picture is a good one (DESIGN M1).
+"""From scores to r in [0, 1], the probability that a picture is a good one (docs/theory.md, M1).
 
     raw         r = the score itself, in [0, 1] already (a built-in reward's is mapped there by its card)
     likes       r = the score, 0 or 1

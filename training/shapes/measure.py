@@ -35,7 +35,7 @@ class Point:
         n: pictures.
         rate: share of pictures with o = 1.
         quality: mean template overlap in [0, 1].
-        promise: what DESIGN M10 promises for this tilt; None for the rivals, which promise nothing.
+        promise: what docs/theory.md, M10, promises for this tilt; None for the rivals, which promise nothing.
     """
 
     method: str
