@@ -20,6 +20,7 @@ def advanced(widget: Any) -> Any:
 
 
 def model() -> Any:
+    """The MODEL that a node guides."""
     return io.Model.Input(
         "model",
         tooltip="Your model, with any style LoRAs on it. Do not also load the reward adapter with a LoRA loader.",
@@ -27,6 +28,7 @@ def model() -> Any:
 
 
 def adapter_file() -> Any:
+    """The list of files in models/loras."""
     return io.Combo.Input(
         "adapter",
         options=host.adapter_names(),
@@ -36,6 +38,7 @@ def adapter_file() -> Any:
 
 
 def kind() -> Any:
+    """What the file is: found out, policy or positive."""
     return advanced(
         io.Combo.Input(
             "kind",
@@ -48,6 +51,7 @@ def kind() -> Any:
 
 
 def strength() -> Any:
+    """The dial."""
     return io.Float.Input(
         "strength",
         default=1.0,
@@ -61,6 +65,7 @@ def strength() -> Any:
 
 
 def settings() -> list[Any]:
+    """Everything beyond the strength, with the defaults of a plain guided call."""
     return [
         io.Float.Input(
             "start_percent",
@@ -137,6 +142,7 @@ def settings_of_a_loaded_adapter() -> list[Any]:
 
 
 def guided_outputs() -> list[Any]:
+    """What a guiding node gives: the guided MODEL and a text about it."""
     return [
         io.Model.Output(display_name="model", tooltip="The guided model, for any sampler, detailer or upscaler."),
         io.String.Output(display_name="info", tooltip="What the adapter is, and how many of its layers are active."),
@@ -144,4 +150,5 @@ def guided_outputs() -> list[Any]:
 
 
 def adapter_socket() -> Any:
+    """An adapter that another node has loaded."""
     return Adapter.Input("adapter", tooltip="From Load Reward Adapter.")

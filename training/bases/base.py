@@ -106,6 +106,7 @@ class TrainBase(ABC):
 
     @property
     def pixels_per_latent(self) -> int:
+        """Pixels along the edge of what one latent pixel stands for."""
         return int(self.pipe.vae_scale_factor)
 
     @property
@@ -120,6 +121,7 @@ class TrainBase(ABC):
         return int(size) * int(self.pipe.vae_scale_factor)
 
     def latent_shape(self, count: int) -> tuple[int, ...]:
+        """The shape of the latents of `count` pictures at the run's resolution."""
         pixels = self.patch * self.pixels_per_latent
         height, width = (self.patch * (edge // pixels) for edge in self.resolution)
         return count, self.channels, height, width

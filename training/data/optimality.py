@@ -53,6 +53,7 @@ class Optimality:
 
     @property
     def dropped(self) -> int:
+        """How many pictures are left out."""
         return int((~self.kept).sum())
 
     def describe(self) -> str:

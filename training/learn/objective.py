@@ -176,6 +176,7 @@ class Objective:
 
     @property
     def anchored(self) -> bool:
+        """Whether an anchor (M7) holds the model: eta0 is given."""
         return math.isfinite(self._limit)
 
     @property

@@ -95,6 +95,7 @@ class Observer:
 
     @property
     def records(self) -> Records:
+        """Where the run's numbers are written; open from `begin` on."""
         assert self._records is not None, "begin() comes first"
         return self._records
 
@@ -239,6 +240,7 @@ class Observer:
         return Findings(files, report, strength)
 
     def close(self) -> None:
+        """Write what is left and close the records."""
         if self._records is not None:
             self._records.close()
 
