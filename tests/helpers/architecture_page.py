@@ -80,10 +80,14 @@ def rooms() -> str:
     for room, inside in by_room(modules()).items():
         (door,) = [module for module in inside if module.name == room]
         parts.append(f"### {door.path.parent}/\n\n{door.first_line}\n\n")
-        rows = [f"| `{module.path.name}` | {module.first_line} |\n" for module in inside if module is not door]
+        rows = [f"| `{module.path.name}` | {_cell(module.first_line)} |\n" for module in inside if module is not door]
         if rows:
             parts += ["| module | what it is |\n|---|---|\n", *rows, "\n"]
     return "".join(parts)
+
+
+def _cell(text: str) -> str:
+    return text.replace("<", "&lt;").replace("|", "\\|")
 
 
 def page() -> str:
