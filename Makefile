@@ -17,7 +17,7 @@ help:
 	@echo "make test    run the tests                (ARGS=\"-k guidance\" is passed on to pytest)"
 	@echo "make style   format, lint and type-check  (rewrites what it can, names the rest)"
 	@echo "make wheel   build the package            (into dist/)"
-	@echo "make docs    build the documentation      (into site/, about a minute)"
+	@echo "make docs    build the documentation      (into site/, in seconds)"
 	@echo "make release try a release as far as it goes without publishing (docs/releasing.md)"
 	@echo
 	@echo "The first of them makes .venv: a few minutes, 1.3 GB with PyTorch's CPU build."
@@ -46,7 +46,7 @@ wheel: $(READY)
 	@ls -l dist
 
 docs: $(DOCS_READY)
-	@echo "Building site/ from docs/ and the docstrings (about a minute)"
+	@echo "Building site/ from docs/ and the docstrings (about ten seconds)"
 	@$(BIN)/python tests/helpers/one_tree.py .venv/tree
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Open site/index.html"

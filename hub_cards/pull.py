@@ -1,4 +1,4 @@
-"""Getting an adapter from the Hub into a folder of one's own: checked, and byte for byte what was put up.
+"""Pulling an adapter from the Hub into a folder of one's own: checked, and byte for byte what was pushed.
 
     pull("someone/sd35m-nft-ocr", "adapters/ocr")
 

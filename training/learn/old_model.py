@@ -1,4 +1,4 @@
-"""How `old`, the model that samples and that a step is measured from, follows `theta`, and what tilt that adds up to.
+"""How the model `old`, which draws an online run's samples, follows the model that is trained, and the tilt of both.
 
     old <- d old + (1 - d) theta        after every round; d = schedule(optimiser steps so far)
 

@@ -1,4 +1,4 @@
-"""`diffusion-nft check`."""
+"""`diffusion-nft check`: tries a training run out in small, and reports all faults at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`diffusion-nft train`."""
+"""`diffusion-nft train`: trains an adapter, or goes on with a run that was stopped."""
 
 from __future__ import annotations
 
