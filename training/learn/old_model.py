@@ -2,10 +2,11 @@
 
     old <- d old + (1 - d) theta        after every round; d = schedule(optimiser steps so far)
 
-"copy" is d = 0, and a number is that d throughout. "ramp" and "late_ramp" are the two schedules of DiffusionNFT's
-authors (arXiv:2509.16117): the first is their default, the second what they use where the reward saturates early, such
-as text rendering. A larger d is a slower and steadier `old`: theta's noise averages out of it, and theta is held to
-what is one tilt away from it, where a copy takes over every error of a round and the next one adds its own.
+theta is the model that is trained. "copy" is d = 0, and a number is that d throughout. "ramp" and "late_ramp" are the
+two schedules of DiffusionNFT's authors (arXiv:2509.16117): the first is their default, the second what they use where
+the reward saturates early, such as text rendering. A larger d is a slower and steadier `old`: theta's noise averages
+out of it, and theta is held to what is one tilt away from it, where a copy takes over every error of a round and the
+next one adds its own.
 """
 
 from __future__ import annotations
