@@ -65,7 +65,7 @@ def sample_files(
     Args:
         rows: (prompt, seed) of each.
         strengths: of the columns.
-        columns: `columns[strength][row]`.
+        columns: columns[strength][row].
     """
     files, made = dict[str, bytes](), list[Sample]()
     for number, (prompt, seed) in enumerate(rows):

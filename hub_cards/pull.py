@@ -1,4 +1,4 @@
-"""Pulling an adapter from the Hub into a folder of one's own: checked, and byte for byte what was pushed.
+"""Getting an adapter from the Hub into a folder of one's own: checked, and byte for byte what was put up.
 
     pull("someone/sd35m-nft-ocr", "adapters/ocr")
 

@@ -1,4 +1,4 @@
-"""Pushing an adapter to the Hub: it is checked first and goes up in one commit, whatever breaks on the way.
+"""Putting an adapter up: looked at first, then one commit, whatever breaks on the way.
 
     push("runs/ocr/adapter", "someone/sd35m-nft-ocr")
 

@@ -1,4 +1,4 @@
-"""Finds what must not be published with an adapter: local paths, the person's account name, and tokens.
+"""What must not go up: local paths, the name of the person's account on this machine, and tokens.
 
 Texts are looked at as they are, the headers of safetensors files, and the texts inside PNGs (ComfyUI and others write
 whole workflows there). Tensors and pixels are not.

@@ -2,7 +2,7 @@
 
 One frozen dataclass, one table of checks. Whoever makes an `AdapterConfig`, from Python or from a file, gets every
 fault in one `AdapterError`. The names of the fields are a contract: once released they are never renamed
-(docs/adapter_format.md). Standard library only.
+(DESIGN section 4). Standard library only.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class AdapterConfig:
 
     Args:
         kind: "positive" (the LoRA is v_plus, an alpha head comes with it) or "policy" (the LoRA is v_theta, the
-            trained optimum, and alpha is already inside). See docs/adapter_format.md.
+            trained optimum, and alpha is already inside). DESIGN section 3.
         name: short plain name; it becomes comfyui/<name>.safetensors. Letters, digits, ".", "_", "-".
         beta: DiffusionNFT's beta at strength 1, > 0.
         tilt: 2 / beta, the tilt lambda at strength 1; stored too, so that the file is plain to a reader. For policies
-            trained in rounds it is the accumulated tilt (docs/theory.md, M8).
+            trained in rounds it is the accumulated tilt (DESIGN M8).
         base_model: what it was trained on.
         denoiser: class name of the denoiser, such as "SD3Transformer2DModel".
         prediction: what the denoiser's output is: "flow", "epsilon", "v" or "sample".

@@ -1,4 +1,4 @@
-"""call_defaults.json: the stock call arguments that a model was made for, kept beside its model_index.json.
+"""call_defaults.json: stock call arguments a model was made for, beside its model_index.json.
 
 diffusers has no place for them, and a small or distilled model sampled with its pipeline's own defaults draws nothing.
 """

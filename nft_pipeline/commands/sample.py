@@ -235,7 +235,7 @@ def draw(
         args: the parsed options.
 
     Returns:
-        `columns[strength][row]`, and for each strength the stats of its batches.
+        columns[strength][row], and for each strength the stats of its batches.
     """
     import torch
     from tqdm import tqdm

@@ -1,7 +1,7 @@
 """The pool: scored pictures, kept as latents and conditions.
 
 Training never runs a text encoder, the VAE or the reward again. Where the pool comes from the base model itself,
-E[y | x_t] over the pool is what the base model predicts, which is what M1 to M3 of docs/theory.md are about.
+E[y | x_t] over the pool is what the base model predicts, which is what DESIGN M1 to M3 are about.
 
 Pictures of several sizes stand in buckets, one a size: a batch is drawn from one bucket.
 """

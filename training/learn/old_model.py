@@ -1,12 +1,11 @@
-"""How the model `old`, which draws an online run's samples, follows the model that is trained, and the tilt of both.
+"""How `old`, the model that samples and that a step is measured from, follows `theta`, and what tilt that adds up to.
 
     old <- d old + (1 - d) theta        after every round; d = schedule(optimiser steps so far)
 
-theta is the model that is trained. "copy" is d = 0, and a number is that d throughout. "ramp" and "late_ramp" are the
-two schedules of DiffusionNFT's authors (arXiv:2509.16117): the first is their default, the second what they use where
-the reward saturates early, such as text rendering. A larger d is a slower and steadier `old`: theta's noise averages
-out of it, and theta is held to what is one tilt away from it, where a copy takes over every error of a round and the
-next one adds its own.
+"copy" is d = 0, and a number is that d throughout. "ramp" and "late_ramp" are the two schedules of DiffusionNFT's
+authors (arXiv:2509.16117): the first is their default, the second what they use where the reward saturates early, such
+as text rendering. A larger d is a slower and steadier `old`: theta's noise averages out of it, and theta is held to
+what is one tilt away from it, where a copy takes over every error of a round and the next one adds its own.
 """
 
 from __future__ import annotations
