@@ -17,6 +17,9 @@ BEGIN, END = "<!-- rooms -->\n", "<!-- end of rooms -->\n"
 # inside it, or for one module; the longest line that fits a module is the module's.
 ORDER = (
     "nft_pipeline",
+    "nft_pipeline.discovery",
+    "nft_pipeline.laws",
+    "nft_pipeline.modes",
     "nft_pipeline.checks",
     "nft_pipeline.errors",
     "nft_pipeline.files",
@@ -33,8 +36,7 @@ ORDER = (
     "nft_pipeline.pipeline",
     "nft_pipeline.guider",
     "nft_pipeline.comfy_nodes",
-    "nft_pipeline.cli",
-    "nft_pipeline.commands.sample",
+    "nft_pipeline.sampling",
     "nft_pipeline.hub_cards",
     "nft_pipeline.training",
     "nft_pipeline.training.settings",
@@ -51,6 +53,7 @@ ORDER = (
     "nft_pipeline.training.shapes.evaluate",
     "nft_pipeline.commands",
     "nft_pipeline.hub_cards.commands",
+    "nft_pipeline.cli",
     "nft_pipeline.__main__",
 )
 # Rooms of one file for each thing there is; they may hold as many as there are things.

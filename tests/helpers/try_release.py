@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
         "pyproject.toml": r'^version = "(.+)"$',
         "nft_pipeline/__init__.py": r'^__version__ = "(.+)"$',
         "CITATION.cff": r"^version: (.+)$",
-        "CHANGELOG.md": r"^## \[(.+?)\]",
+        "CHANGELOG.md": r"^## \[(\d.*?)\]",  # below a section [Unreleased], if there is one,
     }
     found = {}
     for name, pattern in patterns.items():

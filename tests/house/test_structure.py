@@ -67,9 +67,9 @@ def test_every_line_of_the_order_is_somewhere() -> None:
 
 @pytest.mark.parametrize("room", by_room(MODULES))
 def test_a_room_is_small_and_described(room: str) -> None:
-    files = [module for module in by_room(MODULES)[room] if not module.is_package]
+    files = [module for module in by_room(MODULES)[room] if not module.path.name.startswith("__")]
     assert len(files) <= MOST_FILES or room in CATALOGUES, f"{len(files)} files: give some of them a room of their own"
-    nameless = [str(module.path) for module in by_room(MODULES)[room] if len(module.first_line) < 20]
+    nameless = [str(module.path) for module in by_room(MODULES)[room] if not module.first_line]
     assert not nameless, f"no first line that says what the module is: {nameless}"
 
 
@@ -103,9 +103,9 @@ def test_what_is_cited_exists() -> None:
     assert len(statements) >= 10
     faults = []
     for path, text in texts().items():
-        if path == "tests/house/test_structure.py":
-            continue
-        pages = set(re.findall(r"\bdocs/[\w/]+\.md\b", text))
+        if path.startswith("tests/house/"):
+            continue  # tests of pages plant names of pages
+        pages = set(re.findall(r"(?<![\w/])docs/[\w/]+\.md\b", text))
         faults += [f"{path} cites {name}" for name in sorted(pages) if not (ROOT / name).is_file()]
         faults += [f"{path} cites {name}" for name in sorted(set(re.findall(r"\bM\d+\b", text)) - statements)]
         # A page of that name was never in the repository.
