@@ -105,7 +105,7 @@ def test_what_is_cited_exists() -> None:
     for path, text in texts().items():
         if path.startswith("tests/house/"):
             continue  # tests of pages plant names of pages
-        pages = set(re.findall(r"(?<![\w/])docs/[\w/]+\.md\b", text))
+        pages = set(re.findall(r"(?<![\w/])docs/[a-z0-9_/]+\.md\b", text))
         faults += [f"{path} cites {name}" for name in sorted(pages) if not (ROOT / name).is_file()]
         faults += [f"{path} cites {name}" for name in sorted(set(re.findall(r"\bM\d+\b", text)) - statements)]
         # A page of that name was never in the repository.
