@@ -5,16 +5,20 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
+DOCS_READY := .venv/.docs-ready
+RELEASE_READY := .venv/.release-ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test style wheel
+.PHONY: help demo test style wheel docs release
 
 help:
 	@echo "make demo    train an adapter on the shipped model and draw it at four strengths, into demo/"
 	@echo "make test    run the tests                (ARGS=\"-k guidance\" is passed on to pytest)"
 	@echo "make style   format, lint and type-check  (rewrites what it can, names the rest)"
 	@echo "make wheel   build the package            (into dist/)"
+	@echo "make docs    build the documentation      (into site/, in seconds)"
+	@echo "make release try a release as far as it goes without publishing (docs/releasing.md)"
 	@echo
 	@echo "The first of them makes .venv: a few minutes, 1.3 GB with PyTorch's CPU build."
 	@echo "  PYTHON=python3.12       use that Python (3.10 to 3.13)"
@@ -40,6 +44,25 @@ wheel: $(READY)
 	@$(BIN)/python -m build --outdir dist > .venv/build.log 2>&1 || { cat .venv/build.log; exit 1; }
 	@rm -rf build
 	@ls -l dist
+
+docs: $(DOCS_READY)
+	@echo "Building site/ from docs/ and the docstrings (about ten seconds)"
+	@$(BIN)/python tests/helpers/one_tree.py .venv/tree
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open site/index.html"
+
+release: $(RELEASE_READY)
+	@$(BIN)/python tests/helpers/try_release.py
+
+$(DOCS_READY): $(READY)
+	@echo "Installing the extra docs into .venv (half a minute, once)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@touch $@
+
+$(RELEASE_READY): $(READY)
+	@echo "Installing the extra release into .venv (half a minute, once)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[release]"
+	@touch $@
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python from 3.10 to 3.13 on the PATH. Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }

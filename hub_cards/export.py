@@ -1,4 +1,4 @@
-"""Files of an adapter for other tools.
+"""The LoRA of an adapter as a file for other tools: ComfyUI, kohya's family, peft, or merged at one strength.
 
     comfyui   one file for ComfyUI's models/loras: LoRA, alpha head, settings
     kohya     lora_down, lora_up and alpha under underscored names, for kohya's tools: SD 1.5, SDXL, SD3, FLUX.1

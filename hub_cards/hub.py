@@ -1,4 +1,4 @@
-"""The Hub's answers in sentences, and how long to wait for them."""
+"""What the Hub answered, as an error in one sentence, and how long to wait before it is asked again."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The alpha head: the probability that a noisy state ends in a picture the reward likes.
 
-    alpha(x_t, c, t) = E[r | x_t, c]          (DESIGN M1, expectation under the base model)
+    alpha(x_t, c, t) = E[r | x_t, c]          (docs/theory.md, M1, expectation under the base model)
 
 It reads what the base pass has computed anyway, the image tokens at one module of the denoiser, so at inference it
 costs next to nothing. Two readings of the tokens are added up into one logit:

@@ -1,4 +1,4 @@
-"""pipeline.py beside a saved model: diffusers itself loads the guided pipeline, for people who only know diffusers.
+"""Writes pipeline.py beside a saved model, through which diffusers itself loads the guided pipeline.
 
     pipe.save_pretrained(folder, custom_pipeline=True)
     DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True)

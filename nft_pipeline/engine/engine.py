@@ -6,8 +6,8 @@ Around each forward of the denoiser the engine
 
 1. switches the nft LoRA off and leaves every other LoRA alone, so that the forward gives v_old;
 2. reads, on the way, the image tokens the alpha head was trained on;
-3. finds s, one a sample: `law_scale(alpha, tilt, law)` for a positive adapter, `policy_scale` for a policy one (DESIGN
-   section 3), and stops here where s is 0;
+3. finds s, one a sample: `law_scale(alpha, tilt, law)` for a positive adapter, `policy_scale` for a policy one,
+   and stops here where s is 0;
 4. switches the LoRA on, runs the module's forward once more on the same inputs, combines in fp32, switches back.
 
 With several adapters step 4 is done for each and the pushes are added. That is the mode "two_pass"; the other modes

@@ -1,4 +1,4 @@
-"""Putting an adapter's LoRA beside a denoiser's weights, switching it, and taking it out without a trace.
+"""Puts one LoRA beside a denoiser's weights, switches it on and off, and takes it out without a trace.
 
 The LoRA is injected through diffusers and peft under a name of its own and left out of the active set, so whoever else
 uses the denoiser sees no change. peft's own switches are not used: `enable_adapters` would also switch other people's

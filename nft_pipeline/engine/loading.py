@@ -1,4 +1,4 @@
-"""An adapter's LoRAs on the denoisers of a pipeline: put there checked, taken out without a trace.
+"""Loads an adapter's LoRAs onto the denoisers of a pipeline, checked, and takes them out without a trace.
 
 A pipeline has one denoiser, or two of one class, one for high and one for low noise (Wan 2.2: `transformer` and
 `transformer_2`); an adapter's keys say which of them it changes.

@@ -59,7 +59,7 @@ def test_torch_and_torchvision_are_pinned_as_a_pair() -> None:
 def test_make_alone_lists_the_targets() -> None:
     done = run("make", "--silent")
     assert done.returncode == 0, done.stderr
-    for target in ("demo", "test", "style", "wheel"):
+    for target in ("demo", "test", "style", "wheel", "docs", "release"):
         assert f"make {target} " in done.stdout
 
 

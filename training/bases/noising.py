@@ -3,8 +3,8 @@
     x_t = (1 - t) x_0 + t eps,   y = eps - x_0
 
 A network may predict y itself, the noise, the picture or VP velocity. At one (x_t, t) each of them is an affine map of
-any other, so a regression may be done on the raw output (DESIGN M9); a loss that is written in x_0 or in y converts
-the output first, exactly:
+any other, so a regression may be done on the raw output (docs/theory.md, M9); a loss that is written in x_0 or in y
+converts the output first, exactly:
 
     prediction    what the network is asked for                   y from it, n = sqrt((1 - t)^2 + t^2)
     flow          eps - x_0                                       y

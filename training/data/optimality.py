@@ -1,4 +1,4 @@
-"""From scores to r in [0, 1], the probability that a picture is a good one (DESIGN M1).
+"""From scores to r in [0, 1], the probability that a picture is a good one (docs/theory.md, M1).
 
     raw         r = the score itself, which is in [0, 1] already (the card of a built-in reward maps its score there)
     likes       r = the score, 0 or 1
@@ -55,6 +55,7 @@ class Optimality:
 
     @property
     def dropped(self) -> int:
+        """How many pictures are left out."""
         return int((~self.kept).sum())
 
     def describe(self) -> str:

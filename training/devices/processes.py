@@ -37,6 +37,7 @@ def rank() -> int:
 
 
 def count() -> int:
+    """How many processes the run has."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 

@@ -45,6 +45,7 @@ class Calibration:
     bins: tuple[tuple[float, float], ...]
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields by name, as the run's report keeps them."""
         return asdict(self)
 
 

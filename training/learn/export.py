@@ -1,4 +1,4 @@
-"""From a finished learner to the adapter that is written."""
+"""Makes the adapter that is written (config, LoRA, alpha head) of a finished learner."""
 
 from __future__ import annotations
 

@@ -49,6 +49,7 @@ class Batch:
     bin: Tensor
 
     def take(self, index: Tensor) -> Batch:
+        """The rows of these indices, (n,), as a batch of their own."""
         s = self.states
         states = States(s.x_0[index], s.x_t[index], s.y[index], s.t[index], s.r[index], s.prediction)
         conditions = {name: value[index] for name, value in self.conditions.items()}
@@ -61,6 +62,7 @@ class Batch:
             yield index, self.take(index)
 
     def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`; row numbers and noise bins stay where they are."""
         s = self.states
         x_0, x_t, y, t, r = (value.to(device) for value in (s.x_0, s.x_t, s.y, s.t, s.r))
         states = States(x_0, x_t, y, t, r, s.prediction)

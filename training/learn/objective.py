@@ -7,9 +7,9 @@
     paper      DiffusionNFT's loss as its authors train it         `nft_pipeline.guidance.paper_loss`
     head       BCE(alpha, r)                                       minimised by  alpha = E[r | x_t]
 
-DESIGN M1, M2, M6 and M7; the formulas themselves stand in nft_pipeline.guidance. Outputs and targets are the network's
-own, of any prediction type: these losses are the same affine map of each other in both (M9), and on the raw output the
-noise levels keep the weights the network was trained with. `paper` is written in x_0 and converts.
+These are M1, M2, M6 and M7 of docs/theory.md; the formulas stand in nft_pipeline.guidance. Outputs and targets are the
+network's own, of any prediction type: these losses are the same affine map of each other in both (M9), and on the raw
+output the noise levels keep the weights the network was trained with. `paper` is written in x_0 and converts.
 """
 
 from __future__ import annotations
@@ -172,6 +172,7 @@ class Objective:
 
     @property
     def anchored(self) -> bool:
+        """Whether an anchor (M7) holds the model: eta0 is given."""
         return math.isfinite(self._limit)
 
     @property

@@ -18,8 +18,8 @@ from .registry import load_reward
 
 
 class Scorer(Protocol):
-    """Scores pictures: r(x0, c) in [0, 1], the probability that the picture is a good one (DESIGN M1), or on a scale of
-    its own that training/data/optimality.py turns into r."""
+    """Scores pictures: r(x0, c) in [0, 1], the probability that the picture is a good one (docs/theory.md, M1), or on
+    a scale of its own that training/data/optimality.py turns into r."""
 
     def __call__(self, pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         """Pictures uint8 (B, H, W, 3) and B prompts to scores (B,)."""

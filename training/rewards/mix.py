@@ -7,7 +7,7 @@ Each reward's scores become probabilities by its card (r_i in [0, 1], larger is 
 
     r = sum_i |w_i| r'_i / sum_i |w_i|,    r'_i = r_i, or 1 - r_i where w_i is negative,
 
-again a probability (DESIGN M1). Weights count by their ratio alone.
+again a probability (docs/theory.md, M1). Weights count by their ratio alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`diffusion-nft check`."""
+"""`diffusion-nft check`: tries a training run out in small, and reports all faults at once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ HELP = "find what would stop a training run in hour three, now"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `diffusion-nft check`."""
     parser.description = (
         "Tries a training run out in a minute or so: settings, reward, prompts, pictures, disk, base model, one batch "
         "of samples, one optimiser step at the run's batch size, one adapter. All faults come in one report. The exit "
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Try the run out and print all faults in one report."""
     from .check import check
 
     faults = check(args.run, overrides_of(args), args.out, device=args.device)

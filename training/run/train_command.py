@@ -1,4 +1,4 @@
-"""`diffusion-nft train`."""
+"""`diffusion-nft train`: trains an adapter, or goes on with a run that was stopped."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ HELP = "train an adapter from a run's YAML file, or from a preset"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `diffusion-nft train`."""
     parser.description = (
         "Train an adapter: from pictures sampled from the base model and scored, from a folder of scored or liked "
         "pictures, or online in rounds. Writes OUT/adapter. The same command resumes a run that was stopped: the first "
@@ -89,6 +90,7 @@ def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Train, or go on where a stopped run was."""
     from ..settings.config import TrainConfig
     from .stopping import Stopped
     from .trainer import train

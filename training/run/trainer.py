@@ -67,8 +67,8 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
 
     Raises:
         Stopped: a signal asked for it; the same call goes on.
-        ConfigError, RewardError, OptimalityError, PoolError, DataError, CheckpointError, TrainingError, TrackerError,
-            AdapterError: named where they are defined.
+        ConfigError: or RewardError, OptimalityError, PoolError, DataError, CheckpointError, TrainingError,
+            TrackerError, AdapterError; each is described where it is defined.
     """
     processes.start()
     check_sharding(config)

@@ -22,6 +22,7 @@ SEED = 90_001  # for the noise that is measured on, which is neither the trainin
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `diffusion-nft demo`."""
     parser.description = (
         "Trains an adapter for the reward 'red or orange, where the prompt leaves the colour open' on the shipped "
         "model, samples held-out prompts at strength 0, 0.5, 1 and 2, and writes pictures, table and adapter. Four or "
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Train, sample, compare with the promise; 1 if guidance did not help."""
     from nft_pipeline import DiffusionNFTPipeline
 
     from ..devices.precision import choose_precision

@@ -16,6 +16,7 @@ HELP = "score the shapes model on ShapesEval, with or without an adapter"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `diffusion-nft eval`."""
     parser.description = (
         "Samples held-out prompts of six categories and checks every picture against its prompt, from pixels alone: "
         "the share of pictures in which everything named is right, the share of named things that are right, and "
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Sample, score and print the table by category."""
     import torch
 
     from nft_pipeline import DiffusionNFTPipeline

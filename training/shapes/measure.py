@@ -35,7 +35,7 @@ class Point:
         n: number of pictures.
         rate: share of pictures with o = 1.
         quality: mean template overlap in [0, 1].
-        promise: what DESIGN M10 promises for this tilt; None for the rivals, which promise nothing.
+        promise: what docs/theory.md, M10, promises for this tilt; None for the rivals, which promise nothing.
     """
 
     method: str
@@ -51,6 +51,7 @@ class Point:
         return math.sqrt(max(self.rate * (1 - self.rate), 0.25 / self.n) / self.n)
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields by name, for a table or a file."""
         return asdict(self)
 
 
@@ -75,6 +76,7 @@ class Workload:
     dtype: torch.dtype = torch.float32
 
     def texts(self) -> list[str]:
+        """The prompt of each of the n pictures: all prompts in turn, from the first again when they are used up."""
         return [self.prompts[i % len(self.prompts)] for i in range(self.n)]
 
     def pictures(self, pipe: Any, label: str = "", **steering: Any) -> np.ndarray:

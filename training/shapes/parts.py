@@ -31,6 +31,7 @@ class Sizes:
 
     @property
     def width(self) -> int:
+        """Channels of the denoiser."""
         return 64 * self.depth
 
 

@@ -135,6 +135,7 @@ class TextAndDenoiser(nn.Module):
             own.load_state_dict(loaded.state_dict())
 
     def pipeline(self, vae: AutoencoderKL) -> StableDiffusion3Pipeline:
+        """The trained parts as the pipeline that is shipped."""
         return StableDiffusion3Pipeline(
             transformer=self.transformer,
             scheduler=build_scheduler(),
@@ -235,6 +236,7 @@ def save(model: Any, vae_folder: Path, out: Path) -> None:
 
 
 def main() -> None:
+    """Train from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("vae", type=Path, help="folder written by train_vae")
     parser.add_argument("out", type=Path, help="folder to write the pipeline into")

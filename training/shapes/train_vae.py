@@ -64,6 +64,7 @@ def train_vae(steps: int, scenes: int, batch: int = 32, lr: float = 3e-3, seed: 
 
 
 def main() -> None:
+    """Train from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder to write the VAE into")
     parser.add_argument("--steps", type=int, default=2400, help="optimiser steps; fewer leaves soft edges")

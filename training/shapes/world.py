@@ -73,6 +73,7 @@ class Noun:
     size: str | None = None
 
     def text(self) -> str:
+        """The noun as a prompt names it, with its article or number, such as "two small red circles"."""
         shape = self.shape if self.count == 1 else PLURALS[self.shape]
         words = [word for word in (self.size, self.colour, shape) if word]
         article = "an" if self.count == 1 and words[0][0] in "aeiou" else COUNTS[self.count]

@@ -96,6 +96,7 @@ class Observer:
 
     @property
     def records(self) -> Records:
+        """Where the run's numbers are written; open from `begin` on."""
         assert self._records is not None, "begin() comes first"
         return self._records
 
@@ -240,6 +241,7 @@ class Observer:
         return Findings(files, report, strength)
 
     def close(self) -> None:
+        """Write what is left and close the records."""
         if self._records is not None:
             self._records.close()
 

@@ -64,6 +64,7 @@ class Sweep:
 
     @property
     def base(self) -> SweepPoint:
+        """The point at strength 0, which is the base model."""
         return self.points[0]
 
     def lines(self) -> Iterator[dict[str, Any]]:

@@ -5,9 +5,9 @@
 Such a checkpoint does not say what kind of LoRA it is and how far it goes, so the caller says it: `kind` and `beta`.
 The official DiffusionNFT checkpoints are kind "policy", beta the training's config.beta (1.0, or 0.1 for OCR and the
 multi-reward run). Those are trained online, with v_old following v_theta: against the base model their tilt has
-accumulated over the rounds (DESIGN M8) and is not 2 / beta, so only strengths 0 and 1 mean what they say and the ones
-between and beyond are a heuristic. For a policy, beta is no more than the unit `nft_beta` counts in: strength is the
-scale s itself.
+accumulated over the rounds (docs/theory.md, M8) and is not 2 / beta, so only strengths 0 and 1 mean what they say and
+the ones between and beyond are a heuristic. For a policy, beta is no more than the unit `nft_beta` counts in: strength
+is the scale s itself.
 
 What is read, and what is refused: docs/other_checkpoints.md. In this room `files` says where the files are, `layers`,
 `peft_scale` and `rename` what their layers are called and at which scale they count.

@@ -105,6 +105,11 @@ def _folders(path: Path) -> list[Path]:
 
 
 def peft_folder(folder: Path) -> ForeignFiles:
+    """The files of a folder that peft wrote, and of the `old` adapter beside it if there is one.
+
+    Raises:
+        AdapterError: the weights are missing or pickled.
+    """
     weights = folder / PEFT_WEIGHTS
     if not weights.is_file():
         pickles = sorted(entry.name for entry in folder.iterdir() if entry.suffix in PICKLES)

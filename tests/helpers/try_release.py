@@ -1,0 +1,109 @@
+"""A release, tried as far as it goes without publishing: versions, wheel and sdist, an install, the ComfyUI node pack.
+
+    make release
+
+docs/releasing.md says what to do with the result.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DIST = ROOT / "dist"
+MAX_NODE_PACK_BYTES = 10_000_000  # ComfyUI's registry takes larger ones, but every user of the nodes downloads it
+
+
+def versions() -> dict[str, str]:
+    """The version by the file that says it."""
+    patterns = {
+        "pyproject.toml": r'^version = "(.+)"$',
+        "nft_pipeline/__init__.py": r'^__version__ = "(.+)"$',
+        "CITATION.cff": r"^version: (.+)$",
+        "CHANGELOG.md": r"^## \[(\d.*?)\]",  # below a section [Unreleased], if there is one,
+    }
+    found = {}
+    for name, pattern in patterns.items():
+        match = re.search(pattern, (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+        found[name] = match[1] if match else "no version"
+    return found
+
+
+def node_pack() -> list[Path]:
+    """What ComfyUI's registry takes: the files git tracks, without those that .comfyignore names."""
+
+    def listed(*options: str) -> set[str]:
+        done = subprocess.run(["git", "ls-files", "-z", *options], cwd=ROOT, check=True, capture_output=True, text=True)
+        return set(done.stdout.split("\0")) - {""}
+
+    left_out = listed("--cached", "--ignored", "--exclude-from=.comfyignore")
+    return sorted(ROOT / name for name in listed("--cached") - left_out)
+
+
+def pack_nodes(target: Path) -> list[Path]:
+    """Write the node pack as a zip.
+
+    Returns:
+        The files in it.
+    """
+    files = node_pack()
+    target.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in files:
+            archive.write(path, path.relative_to(ROOT))
+    return files
+
+
+def _run(*command: str, cwd: Path = ROOT) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{done.stdout}{done.stderr}\n{' '.join(command)} ended with {done.returncode}")
+    return done.stdout
+
+
+def main() -> None:
+    """Try every step and stop at the first that fails."""
+    said = versions()
+    if len(set(said.values())) != 1:
+        sys.exit(f"The files name different versions: {said}. Make them the same.")
+    version = said["pyproject.toml"]
+    print(f"1. version        {version}, the same in {', '.join(said)}")
+
+    for folder in (DIST, ROOT / "build"):
+        shutil.rmtree(folder, ignore_errors=True)
+    _run(sys.executable, "-m", "build", "--outdir", str(DIST))
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
+    built = sorted(DIST.iterdir())
+    print("2. wheel, sdist   " + ", ".join(f"dist/{path.name} {path.stat().st_size / 1e6:.1f} MB" for path in built))
+
+    _run(sys.executable, "-m", "twine", "check", "--strict", *map(str, built))
+    print("3. twine check    passed")
+
+    (wheel,) = DIST.glob("*.whl")
+    with tempfile.TemporaryDirectory() as folder:
+        _run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, str(wheel))
+        code = "import nft_pipeline; print(nft_pipeline.__version__, nft_pipeline.__file__)"
+        seen = _run(
+            sys.executable, "-c", f"import sys; sys.path.insert(0, sys.argv[1]); {code}", folder, cwd=Path(folder)
+        )
+        if not seen.startswith(f"{version} {folder}"):
+            sys.exit(f"the installed wheel is not what was built: {seen}")
+    print(f"4. installed      the wheel, into an empty folder; it says {version}")
+
+    pack = DIST / "node_pack" / f"diffusion-nft-{version}.zip"
+    files = pack_nodes(pack)
+    size = pack.stat().st_size
+    if size > MAX_NODE_PACK_BYTES:
+        sys.exit(f"the node pack has {size} bytes, expected at most {MAX_NODE_PACK_BYTES}; see .comfyignore")
+    print(f"5. node pack      dist/node_pack/{pack.name} {size / 1e6:.1f} MB, {len(files)} files")
+    print("Nothing was published. docs/releasing.md says how to go on.")
+
+
+if __name__ == "__main__":
+    main()
