@@ -10,12 +10,13 @@ RELEASE_READY := .venv/.release-ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test style wheel docs release
+.PHONY: help demo test style pages wheel docs release
 
 help:
 	@echo "make demo    train an adapter on the shipped model and draw it at four strengths, into demo/"
 	@echo "make test    run the tests                (ARGS=\"-k guidance\" is passed on to pytest)"
 	@echo "make style   format, lint and type-check  (rewrites what it can, names the rest)"
+	@echo "make pages   write again what docs/ shows of the code: settings, rewards, nodes, families, laws, the map"
 	@echo "make wheel   build the package            (into dist/)"
 	@echo "make docs    build the documentation      (into site/, in seconds)"
 	@echo "make release try a release as far as it goes without publishing (docs/releasing.md)"
@@ -37,6 +38,9 @@ style: $(READY)
 	@echo "mypy: half a minute the first time, then seconds"
 	@$(BIN)/python tests/helpers/one_tree.py .venv/tree
 	@cd .venv/tree && ../bin/mypy --config-file ../../pyproject.toml
+
+pages: $(READY)
+	@cd tests && PYTHONPATH=.. ../$(BIN)/python -m helpers.pages
 
 wheel: $(READY)
 	@echo "Building into dist/ (about a minute)"

@@ -3,7 +3,7 @@
 A family is a set of facts about one denoiser class: how the noise level t in [0, 1] is read from a forward call, where
 x_t and the text tokens come in, how classifier-free guidance arranges its rows, which layers a LoRA is usually trained
 on, what other tools call its layers. The raw outputs need no facts at all: noise, x_0, VP velocity and flow models are
-combined alike (DESIGN M9).
+combined alike (docs/theory.md, M9).
 
     family = family_of(pipe.transformer)
     inputs = bind_inputs(pipe.transformer, args, kwargs)     # the call's arguments by name

@@ -183,7 +183,7 @@ def test_nodes_that_were_released_stay_as_they_are(world: World) -> None:
 
 
 def test_the_page_lists_every_node(world: World) -> None:
-    remedy = "write the table of docs/comfyui.md again: PYTHONPATH=tests python -m helpers.nodes_page"
+    remedy = "write the table of docs/comfyui.md again: make pages"
     assert nodes_page.page(world.nodes.NODES) == nodes_page.PAGE.read_text(encoding="utf-8"), remedy
 
 

@@ -262,6 +262,4 @@ def test_a_refused_pipeline_refuses_an_adapter() -> None:
 
 def test_the_page_lists_what_is_tested_here() -> None:
     assert PAGE == ROOT / "docs" / "pipelines.md"
-    assert PAGE.read_text(encoding="utf-8") == page(), (
-        "write it again: PYTHONPATH=tests python -m helpers.pipelines_page"
-    )
+    assert PAGE.read_text(encoding="utf-8") == page(), "write it again: make pages"

@@ -40,8 +40,7 @@ def test_a_file_is_a_family_with_a_case_and_a_row_on_the_page(file: str, with_a_
         "zoo_images.py, zoo_other_images.py or zoo_videos.py"
     )
     assert f"| {family.denoiser} |" in PAGE.read_text(encoding="utf-8"), (
-        f"docs/pipelines.md has no row for {family.denoiser} of {where}; write it again: "
-        "PYTHONPATH=tests python -m helpers.pipelines_page"
+        f"docs/pipelines.md has no row for {family.denoiser} of {where}; write it again: make pages"
     )
 
 

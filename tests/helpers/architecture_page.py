@@ -1,6 +1,6 @@
 """The rooms in docs/architecture.md, made from the first lines of the modules, and the order of imports.
 
-    PYTHONPATH=tests python -m helpers.architecture_page
+    make pages
 
 writes them again. A test compares the two, and another holds the imports to `ORDER`.
 """

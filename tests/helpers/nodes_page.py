@@ -1,6 +1,6 @@
 """The table of nodes in docs/comfyui.md, made from what the nodes say of themselves, on the fake of ComfyUI.
 
-    PYTHONPATH=tests python -m helpers.nodes_page
+    make pages
 
 writes it again. A test compares the two.
 """

@@ -1,6 +1,6 @@
 """The lists in docs/pipelines.md: a table made from the cases of the zoo, and the pipelines that can be trained.
 
-    PYTHONPATH=tests python -m helpers.pipelines_page
+    make pages
 
 writes them again. A test compares page and code.
 """

@@ -1,6 +1,6 @@
 """The table in docs/rewards.md, made from the cards and constructors of the built-in rewards.
 
-    PYTHONPATH=tests python -m helpers.rewards_page
+    make pages
 
 writes it again. A test compares the two.
 """

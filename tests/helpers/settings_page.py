@@ -1,6 +1,6 @@
 """docs/settings.md, made from what stands beside and under the trainer's settings.
 
-    PYTHONPATH=tests python -m helpers.settings_page
+    make pages
 
 writes it again. A test compares the two.
 """
@@ -21,7 +21,7 @@ here. Besides them it may have the line `preset: NAME`; a setting that the file 
 A run that was stopped goes on only with the settings it began with; those that may change say so.
 
 """
-TAIL = """<!-- Made from training/settings: PYTHONPATH=tests python -m helpers.settings_page -->
+TAIL = """<!-- Made from training/settings: make pages -->
 """
 
 

@@ -17,7 +17,7 @@ from helpers.zoo import CASES
 from nft_pipeline.call.guided_call import GUIDANCE_ARGUMENTS
 from nft_pipeline.families.registry import FAMILIES
 from nft_pipeline.training.bases.registry import TRAINABLE
-from nft_pipeline.training.rewards.registry import BUILT_IN
+from nft_pipeline.training.rewards.registry import built_in
 from nft_pipeline.training.settings.file import PRESETS
 from nft_pipeline.training.shapes import world
 
@@ -218,7 +218,7 @@ def test_the_arguments_it_lists_are_those_of_the_call() -> None:
 
 def test_the_rewards_it_names_are_built_in() -> None:
     (sentence,) = re.findall(r"The reward can be (.*?) or your own", README.replace("\n", " "))
-    assert {REWARDS[name] for name in sentence.split(", ")} <= set(BUILT_IN)
+    assert {REWARDS[name] for name in sentence.split(", ")} <= set(built_in())
 
 
 def test_the_pages_name_the_pipelines_that_can_be_trained() -> None:

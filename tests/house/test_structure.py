@@ -86,9 +86,7 @@ def test_public_functions_have_docstrings() -> None:
 
 
 def test_the_map_is_current() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), (
-        "docs/architecture.md is stale: run `PYTHONPATH=tests python -m helpers.architecture_page` to make it again"
-    )
+    assert PAGE.read_text(encoding="utf-8") == page(), "docs/architecture.md is stale: run make pages to make it again"
 
 
 def texts() -> dict[str, str]:

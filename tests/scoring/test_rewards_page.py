@@ -15,7 +15,7 @@ TEXT = PAGE.read_text(encoding="utf-8")
 
 
 def test_the_table_is_made_from_the_rewards() -> None:
-    assert page() == TEXT, "write the table of docs/rewards.md again: PYTHONPATH=tests python -m helpers.rewards_page"
+    assert page() == TEXT, "write the table of docs/rewards.md again: make pages"
 
 
 @pytest.mark.parametrize("name", ["jpeg_size", "colourfulness", "sharpness", "shapes_warm", "shapes_eval", "likes"])

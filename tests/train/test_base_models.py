@@ -162,8 +162,7 @@ def test_every_class_of_the_room_says_which_pipeline_it_is_for():
 
 def test_the_pages_name_what_can_be_trained():
     assert trainable() in PAGE.read_text(encoding="utf-8"), (
-        "docs/pipelines.md lists other trainable pipelines than training/bases/known has; write it again: "
-        "PYTHONPATH=tests python -m helpers.pipelines_page"
+        "docs/pipelines.md lists other trainable pipelines than training/bases/known has; write it again: make pages"
     )
     # docs/training.md has a table of them by the names of their models, the one with Stable Diffusion in it.
     tables = re.findall(r"(?:^\|.*\n)+", (ROOT / "docs" / "training.md").read_text(encoding="utf-8"), re.MULTILINE)

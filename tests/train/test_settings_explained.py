@@ -37,9 +37,7 @@ def test_every_setting_says_what_it_is_and_when_to_change_it(setting, capsys) ->
 
 
 def test_the_page_is_made_from_the_code() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), (
-        "write it again: PYTHONPATH=tests python -m helpers.settings_page"
-    )
+    assert PAGE.read_text(encoding="utf-8") == page(), "write it again: make pages"
 
 
 @pytest.mark.parametrize("arguments", [["--explain"], ["--explain", "all"], ["shapes_warm", "--explain"]])

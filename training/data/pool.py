@@ -1,7 +1,7 @@
 """The pool: scored pictures, kept as latents and conditions.
 
 Training never runs a text encoder, the VAE or the reward again. If the pool comes from the base model itself,
-E[y | x_t] over the pool is what the base model predicts, as DESIGN M1 to M3 assume.
+E[y | x_t] over the pool is what the base model predicts, as M1 to M3 (docs/theory.md) assume.
 
 Pictures of different sizes are in different buckets, one per size. A batch is drawn from one bucket.
 """

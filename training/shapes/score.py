@@ -3,7 +3,7 @@
 The six categories are those of GenEval (2310.11513), in miniature: single object, two objects, counting, colours,
 position, colour attribution. A picture is cut into things by colour, each thing is matched against drawn templates, and
 the named attributes are checked one by one. The *score* (a reward) is the fraction of attributes that are right. The
-picture is *correct* (the optimality o of DESIGN M1) if all of them are.
+picture is *correct* (the optimality o of docs/theory.md, M1) if all of them are.
 
 Picture *quality* is the template overlap: how well each thing fits the best drawn template at its place and size
 (intersection over union with soft edges, 1 = as drawn), averaged over the things of a picture; 0 if there is none.

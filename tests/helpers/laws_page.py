@@ -1,0 +1,35 @@
+"""The tables of laws and modes in docs/api.md, made from `nft_pipeline.laws` and `nft_pipeline.modes`."""
+
+from __future__ import annotations
+
+from helpers.repository import ROOT
+from nft_pipeline.laws import LAWS
+from nft_pipeline.modes import MODES
+
+PAGE = ROOT / "docs" / "api.md"
+
+
+def laws() -> str:
+    """The table of laws."""
+    rows = [f'| `"{name}"` | {law.formula} | {", ".join(law.kinds)} | {law.help} |\n' for name, law in LAWS.items()]
+    return "".join(["| law | scale s | adapters | |\n|---|---|---|---|\n", *rows])
+
+
+def modes() -> str:
+    """The table of modes."""
+    rows = [f'| `"{name}"` | {mode.help} |\n' for name, mode in MODES.items()]
+    return "".join(["| mode | |\n|---|---|\n", *rows])
+
+
+def page() -> str:
+    """The page as it should be: its text as it is, with both tables made anew."""
+    text = PAGE.read_text(encoding="utf-8")
+    for what, table in (("laws", laws()), ("modes", modes())):
+        begin, end = f"<!-- {what} -->\n", f"<!-- end of {what} -->\n"
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}{table}{end}{rest.partition(end)[2]}"
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
