@@ -1,5 +1,6 @@
-"""Drawing many pictures with a guided pipeline, and the device and dtype to do it in. What the commands
-share; torch is imported inside, so that importing this module stays cheap.
+"""Drawing many pictures with a guided pipeline, and the device and dtype to do it in: what several commands share.
+
+torch is imported inside the functions, so that importing this module stays cheap.
 """
 
 from __future__ import annotations
