@@ -73,4 +73,5 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up .venv with $(PYTHON): PyTorch, diffusers and tools (one to five minutes, once)"
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[train,dev]"
+	@$(BIN)/python -m nft_pipeline.torchvision_repair
 	@touch $@

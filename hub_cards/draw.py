@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from nft_pipeline.adapter import AdapterConfig
 from nft_pipeline.adapters.names import CONFIG_FILE
-from nft_pipeline.cli import command_parser
-from nft_pipeline.commands import sample
 from nft_pipeline.files.atomic import atomic_folder, atomic_write_bytes
+from nft_pipeline.sampling import draw, pick_device, pick_dtype
 
 from .report import REPORT_FILE, RunReport, Sample
 
@@ -42,14 +41,12 @@ def draw_samples(
     config = AdapterConfig.from_json((folder / CONFIG_FILE).read_bytes())
     path = folder / REPORT_FILE
     report = RunReport.from_json(path.read_bytes()) if path.is_file() else RunReport()
-    arguments = [*prompts, "--cfg", str(config.guidance_scale), "--strengths", *map(str, strengths)]
-    args = command_parser("sample", sample).parse_args(arguments)
-    device = sample.pick_device("auto")
-    dtype = sample.pick_dtype("auto", device)
+    device = pick_device("auto")
+    dtype = pick_dtype("auto", device)
     pipe = DiffusionNFTPipeline.from_pretrained(model or config.base_model.id, nft_adapter=folder, dtype=dtype)
     rows = [(prompt, seed) for prompt in prompts for seed in seeds]
     with torch.inference_mode():
-        columns, _ = sample.draw(pipe.to(device), rows, args)
+        columns, _ = draw(pipe.to(device), rows, strengths, guidance_scale=config.guidance_scale)
     files, made = sample_files(rows, strengths, columns)
     with atomic_folder(folder / "samples") as new:
         for name, data in files.items():

@@ -14,8 +14,6 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .torchvision_repair import watch as _watch_torchvision
-
 # A wheel has the rooms training, comfy_nodes and hub_cards inside this folder. In a checkout they stand beside it, and
 # this line makes them the checkout's own whichever way it got onto the path: PYTHONPATH, a worktree, a second clone.
 _checkout = Path(__file__).resolve().parent.parent
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
     from .pipeline import DiffusionNFTPipeline as DiffusionNFTPipeline
 
 __version__ = "0.1.0"
-_watch_torchvision()
 
 _HOME = {
     "Adapter": "adapter",

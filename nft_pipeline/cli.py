@@ -27,6 +27,8 @@ from importlib import metadata
 from types import ModuleType
 from typing import NamedTuple
 
+from . import torchvision_repair
+
 PROG = "diffusion-nft"
 
 
@@ -126,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, see the module's text. Errors are printed to stderr, with a traceback only under --debug.
     """
+    torchvision_repair.watch()
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Top-level options take no values, so the first word without a dash is the subcommand.
     at = next((i for i, word in enumerate(arguments) if not word.startswith("-")), len(arguments))

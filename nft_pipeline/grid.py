@@ -10,6 +10,13 @@ BACKGROUND = (250, 250, 248)
 INK = (35, 35, 40)
 FAINT = (110, 110, 118)
 EDGE = (218, 218, 214)
+SMALL = 256  # pictures up to this many pixels wide are enlarged
+CELL = 160  # ... to about this many
+
+
+def scale_for(width: int) -> int:
+    """The whole factor that brings a small picture to about `CELL` pixels; 1 for those above `SMALL`."""
+    return max(1, CELL // width) if width <= SMALL else 1
 
 
 def labelled_grid(

@@ -7,11 +7,20 @@ which import torchvision where it is installed. Declaring the two operators is e
 those libraries use, are written in Python.
 
 `watch` does this at the moment torchvision is first imported, by whomever, and only where its compiled part does not
-load. Until then it costs nothing; on a healthy machine it changes nothing.
+load. Until then it costs nothing; on a healthy machine it changes nothing. It adds to `sys.meta_path`, so the library
+never calls it: our commands do, their worker processes, and the tests. For all other programs of an environment it is
+the environment that must be mended:
+
+    python -m nft_pipeline.torchvision_repair      (the last step of the Makefile's installation)
+
+does nothing where torchvision can be imported or is not installed. Where it cannot, it puts a copy of this file into
+site-packages, with a .pth file that starts `watch` in every Python of this environment, and prints a line that says so.
+A copy, since the package itself must not be imported before a program has said where it is to come from.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -19,6 +28,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+COPY = "diffusion_nft_torchvision"  # in site-packages: .py and .pth
 
 _kept: list[Any] = []  # a torch.library.Library takes its operators with it when it is collected
 
@@ -48,6 +59,12 @@ def watch() -> None:
         sys.meta_path.insert(0, _Watch())
 
 
+def fits_torch() -> bool:
+    """Whether the compiled part of the installed torchvision loads beside this torch; True if there is none."""
+    spec = importlib.util.find_spec("torchvision")
+    return spec is None or spec.origin is None or _loads(Path(spec.origin).parent)
+
+
 def declare_missing_operators(folder: Path) -> bool:
     """Declare nms and qnms if the compiled part of the torchvision in `folder` does not load.
 
@@ -56,15 +73,56 @@ def declare_missing_operators(folder: Path) -> bool:
     """
     import torch
 
+    if _loads(folder):
+        return False
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _kept.append(library)
+    return True
+
+
+def _loads(folder: Path) -> bool:
+    import torch
+
     compiled = next((file for pattern in ("_C*.so", "_C*.pyd") for file in folder.glob(pattern)), None)
     if compiled is None or hasattr(torch.ops.torchvision, "nms"):
-        return False
+        return True
     try:
         torch.ops.load_library(str(compiled))
-        return False
     except OSError:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _kept.append(library)
-        return True
+        return False
+    return True
+
+
+def mend_environment() -> str:
+    """Make torchvision importable in every Python of this environment.
+
+    Returns:
+        What was done, in a sentence; "" where nothing was needed.
+
+    Raises:
+        OSError: site-packages cannot be written.
+    """
+    import sysconfig
+
+    if importlib.util.find_spec("torchvision") is None or _is_importable():
+        return ""
+    folder = Path(sysconfig.get_path("purelib"))
+    (folder / f"{COPY}.py").write_bytes(Path(__file__).read_bytes())
+    (folder / f"{COPY}.pth").write_text(f"import {COPY}; {COPY}.watch()\n")
+    if not _is_importable():
+        return "torchvision cannot be imported, and with it diffusers and transformers; see: diffusion-nft env"
+    return f"torchvision is made for another build of torch; {COPY}.pth in site-packages lets it be imported"
+
+
+def _is_importable() -> bool:
+    import subprocess
+
+    return subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True).returncode == 0
+
+
+if __name__ == "__main__":
+    outcome = mend_environment()
+    if outcome:
+        print(outcome)

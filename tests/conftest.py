@@ -18,7 +18,9 @@ os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 
 import pytest
 
-import nft_pipeline  # noqa: F401  (before diffusers and transformers: it lets a mismatched torchvision be imported)
+from nft_pipeline.torchvision_repair import watch
+
+watch()  # before diffusers and transformers, which import torchvision where it is installed
 
 # A job in the background ignores Ctrl-C, and so would the processes that tests start and then interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

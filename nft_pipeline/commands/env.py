@@ -9,6 +9,8 @@ import platform
 from importlib import metadata
 from typing import Any
 
+from ..torchvision_repair import fits_torch
+
 HELP = """\
 Print the versions of what matters and the device that would be used. Paste it into a bug report: it holds no paths,
 no user or machine names and no tokens."""
@@ -27,8 +29,6 @@ PACKAGES = (
     "pillow",
 )
 TRAIN_PACKAGES = ("scipy", "matplotlib", "pyyaml")
-# Not used, but known to break transformers and peft when it was built for another torch.
-WATCHED_PACKAGES = ("torchvision",)
 MISSING = "not installed"
 
 
@@ -54,12 +54,11 @@ def describe() -> dict[str, str]:
     facts = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     facts |= {name: _version(name) for name in PACKAGES}
     facts |= {f"{name} (train)": _version(name) for name in TRAIN_PACKAGES}
-    facts |= {name: found for name in WATCHED_PACKAGES if (found := _version(name)) != MISSING}
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError) as error:  # OSError: a shared library of a CUDA build is missing
         return facts | {"device": f"unknown, torch does not import ({type(error).__name__})"}
-    return facts | _devices(torch)
+    return facts | _torchvision(torch) | _devices(torch)
 
 
 def _version(name: str) -> str:
@@ -67,6 +66,22 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return MISSING
+
+
+def _torchvision(torch: Any) -> dict[str, str]:
+    """Nothing here uses it, but where it is installed diffusers and transformers import it and fail with it."""
+    version = _version("torchvision")
+    if version == MISSING:
+        return {}
+    if fits_torch():
+        return {"torchvision": version}
+    build = f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
+    plain = version.partition("+")[0]
+    advice = f"pip install --force-reinstall --no-deps torchvision=={plain} --index-url https://download.pytorch.org/whl/{build}"
+    return {
+        "torchvision": f"{version} does not load beside torch {torch.__version__} (made for another build of it), and "
+        f"`import diffusers` may fail outside these commands: {advice}"
+    }
 
 
 def _devices(torch: Any) -> dict[str, str]:

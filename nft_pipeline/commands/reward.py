@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from nft_pipeline.training.rewards.mix import parse_rewards
 
-    from .sample import pick_device
+    from ..sampling import pick_device
 
     spec = rewards_of(args)
     parse_rewards(spec)

@@ -6,15 +6,13 @@ import argparse
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..grid import labelled_grid
+from ..grid import CELL, SMALL, labelled_grid, scale_for
 from ..laws import LAWS, laws_explained
 from ..modes import MODES
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from ..engine.stats import NFTStats
 
 HELP = """\
@@ -25,8 +23,6 @@ starts from the same noise, so what differs along a row is guidance and nothing 
   diffusion-nft sample "a ring" "two squares" --strengths 0 1 2 4 --law odds --out odds.png"""
 
 GUIDE = ("both", "cond")  # that of nft_pipeline.settings, which is not imported for a --help
-SMALL = 256  # pictures up to this many pixels wide are enlarged in the grid
-CELL = 160  # ... to about this many
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -184,6 +180,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..files.atomic import atomic_write_bytes
     from ..pipeline import DiffusionNFTPipeline
+    from ..sampling import draw, pick_device, pick_dtype
 
     device = pick_device(args.device)
     dtype = pick_dtype(args.dtype, device)
@@ -192,8 +189,20 @@ def run(args: argparse.Namespace) -> int:
     pipe = pipe.to(device)
     rows = [(prompt, seed) for prompt in args.prompts for seed in args.seeds]
     print(f"{len(rows)} rows x {len(args.strengths)} strengths on {device}, {str(dtype).removeprefix('torch.')}")
+    stock = {"guidance_scale": args.cfg, "num_inference_steps": args.steps}
     with torch.inference_mode():
-        columns, stats = draw(pipe, rows, args)
+        columns, stats = draw(
+            pipe,
+            rows,
+            args.strengths,
+            batch=args.batch,
+            nft_law=args.law,
+            nft_interval=tuple(args.interval),
+            nft_mode=args.mode,
+            nft_guide=args.guide,
+            nft_cap=args.cap,
+            **{name: value for name, value in stock.items() if value is not None},
+        )
     pictures = [list(row) for row in zip(*columns, strict=True)]
     grid = labelled_grid(
         pictures,
@@ -222,53 +231,6 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}; expected a whole number of at least 1")
-
-
-def draw(
-    pipe: Any, rows: Sequence[tuple[str, int]], args: argparse.Namespace
-) -> tuple[list[list[Image]], list[list[NFTStats]]]:
-    """Pictures and stats by strength.
-
-    Args:
-        pipe: the guided pipeline.
-        rows: (prompt, seed) of each row.
-        args: the parsed options.
-
-    Returns:
-        columns[strength][row], and for each strength the stats of its batches.
-    """
-    import torch
-    from tqdm import tqdm
-
-    stock: dict[str, Any] = {"guidance_scale": args.cfg, "num_inference_steps": args.steps}
-    stock = {name: value for name, value in stock.items() if value is not None}
-    pipe.set_progress_bar_config(disable=True)
-    columns: list[list[Image]] = []
-    stats: list[list[NFTStats]] = []
-    with tqdm(total=len(rows) * len(args.strengths), unit="picture") as bar:
-        for strength in args.strengths:
-            bar.set_description(f"strength {strength:g}")
-            columns.append([])
-            stats.append([])
-            for start in range(0, len(rows), args.batch):
-                batch = rows[start : start + args.batch]
-                result = pipe(
-                    prompt=[prompt for prompt, _ in batch],
-                    # On the CPU whatever the device, so that a seed is the same noise everywhere.
-                    generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in batch],
-                    nft_strength=strength,
-                    nft_law=args.law,
-                    nft_interval=tuple(args.interval),
-                    nft_mode=args.mode,
-                    nft_guide=args.guide,
-                    nft_cap=args.cap,
-                    **stock,
-                )
-                columns[-1].extend(result.images)
-                if pipe.nft_stats is not None:
-                    stats[-1].append(pipe.nft_stats)
-                bar.update(len(batch))
-    return columns, stats
 
 
 def stats_table(strengths: Sequence[float], stats: Sequence[Sequence[NFTStats]]) -> str:
@@ -312,41 +274,6 @@ def title(args: argparse.Namespace) -> str:
     """The prompt if there is but one, and what the pictures were made with."""
     made_with = f"{_last_part(args.model)} + {_last_part(args.adapter)}, {args.law} law"
     return f"{args.prompts[0]}  ({made_with})" if len(args.prompts) == 1 else made_with
-
-
-def scale_for(width: int) -> int:
-    """The whole factor that brings a small picture to about `CELL` pixels; 1 for large ones."""
-    return max(1, CELL // width) if width <= SMALL else 1
-
-
-def pick_device(name: str) -> str:
-    """The device asked for, or with "auto" the first of cuda, mps, cpu that is there.
-
-    Raises:
-        ValueError: the device is unknown or not there.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"--device is {name!r}, which cannot be used here ({reason}); leave it out, or give cpu"
-        ) from error
-    return name
-
-
-def pick_dtype(name: str, device: str) -> Any:
-    """The torch dtype asked for; with "auto" bfloat16 where the GPU computes in it, else float32."""
-    import torch
-
-    if name != "auto":
-        return getattr(torch, name)
-    fast = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if fast else torch.float32
 
 
 def _last_part(source: str) -> str:

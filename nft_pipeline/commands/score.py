@@ -102,7 +102,7 @@ def load_mix(args: argparse.Namespace) -> Any:
     """
     from nft_pipeline.training.rewards import load_rewards
 
-    from .sample import pick_device
+    from ..sampling import pick_device
 
     if args.batch is not None and args.batch < 1:
         raise ValueError(f"--batch is {args.batch}, expected at least 1")

@@ -1,3 +1,5 @@
 """Speed, memory and every number the documents give; nothing here runs with the tests."""
 
-import nft_pipeline  # noqa: F401  (before diffusers and transformers: it lets a mismatched torchvision be imported)
+from nft_pipeline.torchvision_repair import watch
+
+watch()  # before diffusers and transformers, which import torchvision where it is installed

@@ -11,6 +11,7 @@ from helpers.cards import light_adapter, shared_adapter
 from helpers.local_hub import LocalHub
 from nft_pipeline.adapter import write_adapter
 from nft_pipeline.cli import main
+from nft_pipeline.hub_cards.draw import draw_samples
 
 REPO = "someone/tiny-red"
 
@@ -59,7 +60,9 @@ def test_a_refusal_ends_in_a_sentence_without_traceback(
     assert "there is no such repository" in capsys.readouterr().err
 
 
-def test_drawing_the_strip(tmp_path: Path, hub: LocalHub) -> None:
+@pytest.fixture
+def drawable(tmp_path: Path) -> Path:
+    """The folder of an adapter whose base model is tmp_path/model and draws in one step."""
     from dataclasses import replace
 
     from helpers.tiny import tiny_adapter, tiny_pipe
@@ -69,7 +72,18 @@ def test_drawing_the_strip(tmp_path: Path, hub: LocalHub) -> None:
     defaults = {"num_inference_steps": 1, "guidance_scale": 1.0, "max_sequence_length": 4}
     (tmp_path / "model" / "call_defaults.json").write_text(json.dumps(defaults))
     adapter = tiny_adapter(pipe.transformer)
-    folder = shared_adapter(tmp_path / "a", replace(adapter, config=replace(adapter.config, strength=0.5)))
+    return shared_adapter(tmp_path / "a", replace(adapter, config=replace(adapter.config, strength=0.5)))
+
+
+def test_drawing_takes_any_prompt_and_strength_for_what_it_is(tmp_path: Path, drawable: Path) -> None:
+    draw_samples(drawable, ["--ar"], [0], [-1e-05, 0.5], model=str(tmp_path / "model"))
+    report = json.loads((drawable / "run_report.json").read_text())
+    assert [(s["prompt"], s["strength"]) for s in report["samples"]] == [("--ar", -1e-05), ("--ar", 0.5)]
+    assert all((drawable / s["file"]).is_file() for s in report["samples"])
+
+
+def test_drawing_the_strip(tmp_path: Path, hub: LocalHub, drawable: Path) -> None:
+    folder = drawable
     before = json.loads((folder / "run_report.json").read_text())
     arguments = ["--draw", "a cat", "a dog", "--seeds", "3", "--model", str(tmp_path / "model")]
     assert main(["card", str(folder), REPO, *arguments]) == 0

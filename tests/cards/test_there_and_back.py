@@ -32,6 +32,8 @@ FRESH = """
 import json, sys, warnings
 from pathlib import Path
 out, call, snippets = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+from nft_pipeline.torchvision_repair import watch
+watch()
 import torch
 from safetensors.torch import save_file
 from nft_pipeline import DiffusionNFTPipeline, read_adapter

@@ -22,6 +22,8 @@ from nft_pipeline.adapter import write_adapter
 from nft_pipeline.cli import main
 from nft_pipeline.commands import sample
 from nft_pipeline.engine.stats import NFTStats
+from nft_pipeline.grid import scale_for
+from nft_pipeline.sampling import draw
 
 
 @pytest.fixture(scope="module")
@@ -164,9 +166,7 @@ def test_a_picture_depends_on_seed_and_prompt_but_not_on_the_batch(folders: tupl
     rows = [("a ring", 0), ("a ring", 1), ("two rings", 0)]
     drawn = []
     for batch in (1, 2):
-        args = Namespace(cfg=None, steps=None, batch=batch, strengths=[0.0, 1.0], law="nft", interval=[0.0, 1.0])
-        args.mode, args.guide, args.cap = "two_pass", "both", None
-        columns, stats = sample.draw(pipe, rows, args)
+        columns, stats = draw(pipe, rows, [0.0, 1.0], batch=batch)
         assert [len(batches) for batches in stats] == [4 - batch, 4 - batch]
         drawn.append(np.stack([np.stack([np.asarray(p, dtype=int) for p in column]) for column in columns]))
     assert np.abs(drawn[0] - drawn[1]).max() <= 1
@@ -223,7 +223,7 @@ def test_the_title_holds_no_path() -> None:
 
 @pytest.mark.parametrize(("width", "scale"), [(8, 20), (64, 2), (128, 1), (256, 1), (1024, 1)])
 def test_small_pictures_are_enlarged(width: int, scale: int) -> None:
-    assert sample.scale_for(width) == scale
+    assert scale_for(width) == scale
 
 
 def test_the_choices_offered_are_those_there_are() -> None:

@@ -49,7 +49,6 @@ def test_a_run_writes_an_adapter_that_guides(whole):
     assert sorted(path.name for path in out.iterdir()) == [
         "adapter",
         "held_out.safetensors",
-        "losses.csv",
         "losses.jsonl",
         "pool.safetensors",
         "report.html",

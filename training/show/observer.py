@@ -18,9 +18,8 @@ import yaml
 from PIL import Image
 
 from nft_pipeline.adapter import BaseModel
-from nft_pipeline.commands.sample import scale_for
 from nft_pipeline.files.atomic import atomic_write_bytes
-from nft_pipeline.grid import labelled_grid
+from nft_pipeline.grid import labelled_grid, scale_for
 from nft_pipeline.hub_cards.draw import sample_files
 from nft_pipeline.hub_cards.report import REPORT_FILE, RunReport, Sample
 

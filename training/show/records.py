@@ -1,19 +1,19 @@
-"""What a run writes down as it goes: JSON lines, the same as CSV, TensorBoard, and other trackers if asked for.
+"""What a run writes down as it goes: JSON lines, TensorBoard, and other trackers if asked for.
 
     losses    every step           the mean losses
     rounds    every online round   rewards and their spread, groups that teach nothing, dropped samples, tilt
     sweeps    every sweep          a line per strength: rewards, statistics of the pictures, the watch's verdict
 
-The JSON lines are the record; a CSV is made of them, and what a stopped run does again is forgotten in both.
+The JSON lines are the record: the report and a run that goes on read them. What a stopped run does again is forgotten
+in them. `pandas.read_json("losses.jsonl", lines=True)` makes a table of them. Runs of earlier versions hold a CSV of each
+table besides; nothing reads it, and a run that goes on leaves it as it is.
 TensorBoard's files are written by tensorboardX, 3 MB with all it needs where TensorBoard itself brings 160; any
 TensorBoard reads them. W&B and Trackio go through accelerate's trackers.
 """
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,7 +63,6 @@ class Records:
 
     def __init__(self, out: Path, config: TrainConfig, step: int = 0, writes: bool = True) -> None:
         self._out, self._writes = out, writes
-        self._columns: dict[str, list[str]] = {}
         self._trackers: list[Any] = []
         if not writes:
             return
@@ -87,7 +86,6 @@ class Records:
         with (self._out / f"{table}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         flat = dict(_flat(entry))
-        self._to_csv(table, flat)
         at = f"strength {entry['strength']:g}/" if "strength" in entry else ""
         numbers = {
             f"{table}/{at}{name}": float(value)
@@ -117,8 +115,6 @@ class Records:
         kept = [line for line in lines if _number(line) <= number]
         if len(kept) < len(lines):
             atomic_write_bytes(self._path(table), "".join(line + "\n" for line in kept).encode())
-        if lines:
-            self._write_csv(table)
 
     def close(self) -> None:
         """Finish the files and say goodbye to the trackers."""
@@ -133,25 +129,6 @@ class Records:
     def _lines(self, table: str) -> list[str]:
         path = self._path(table)
         return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-
-    def _to_csv(self, table: str, flat: Mapping[str, Any]) -> None:
-        """Add a line, or write the whole file where it has no column for something in the line."""
-        columns = self._columns.get(table)
-        if columns is None or not flat.keys() <= set(columns):
-            self._write_csv(table)
-        else:
-            with (self._out / f"{table}.csv").open("a", encoding="utf-8", newline="") as file:
-                csv.DictWriter(file, columns, lineterminator="\n").writerow(flat)
-
-    def _write_csv(self, table: str) -> None:
-        rows = self.rows(table)
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        atomic_write_bytes(self._out / f"{table}.csv", text.getvalue().encode())
-        self._columns[table] = columns
 
 
 def _flat(entry: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

@@ -32,6 +32,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
 
+from nft_pipeline.torchvision_repair import watch
+
 from ..contract import Reward, RewardError
 from ..mix import load_rewards
 from .batching import Batcher, Overloaded
@@ -200,6 +202,7 @@ def _fault(status: int, kind: str, message: str, headers: dict[str, str] | None 
 
 def app_from_environment() -> FastAPI:
     """The application of a worker process, which is told what to serve by the environment (a JSON object)."""
+    watch()  # uvicorn starts workers anew, and they import this function, not the command
     settings = json.loads(os.environ[SETTINGS_VARIABLE])
     reward = load_rewards(settings["rewards"], **settings["general"])
     # A single reward is served on its own scale, several as their mix.
