@@ -4,9 +4,9 @@
     rounds    every online round   rewards and their spread, groups that teach nothing, dropped samples, tilt
     sweeps    every sweep          a line per strength: rewards, statistics of the pictures, the watch's verdict
 
-The JSON lines are the record: the report and a run that goes on read them. What a stopped run does again is forgotten
-in them. `pandas.read_json("losses.jsonl", lines=True)` makes a table of them. Runs of earlier versions hold a CSV of each
-table besides; nothing reads it, and a run that goes on leaves it as it is.
+The JSON lines are the record: the report and a run that goes on read them. When a stopped run goes on, lines of steps
+that it does again are dropped from them. `pandas.read_json("losses.jsonl", lines=True)` makes a table of one. Runs of
+earlier versions have a CSV beside each; nothing reads it, and a run that goes on leaves it as it is.
 TensorBoard's files are written by tensorboardX, 3 MB with all it needs where TensorBoard itself brings 160; any
 TensorBoard reads them. W&B and Trackio go through accelerate's trackers.
 """
