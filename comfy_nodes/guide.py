@@ -294,7 +294,7 @@ class Guide:
 
 
 def _guided_conds(args: Mapping[str, Any], guide: str) -> tuple[list[Conds], list[Tensor], list[float]]:
-    """The conds to predict once more, what they gave, and by how much each counts in the result of cfg."""
+    """The conds to predict once more, their predictions, and the weight of each in the result of CFG."""
     cfg, uncond = args["cond_scale"], args["uncond"]
     conds, olds, weights = [args["cond"]], [args["cond_denoised"]], [float(cfg)]
     if uncond is None:
@@ -310,7 +310,7 @@ def tap_in_comfyui(reward: RewardFile, model: nn.Module) -> str | None:
     """The module of a ComfyUI model whose input the adapter's head reads; None for an adapter without a head.
 
     Raises:
-        GuidanceError: nobody has said where ComfyUI computes what this head reads.
+        GuidanceError: it is not known where ComfyUI computes what this head reads.
     """
     if reward.head is None:
         return None

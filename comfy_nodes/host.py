@@ -51,7 +51,7 @@ class ComfyUI:
         return float(self.noise_level(model, sigma))
 
     def say(self, node_id: str | None, text: str) -> None:
-        """Show a line under a node; without a server, nowhere."""
+        """Show a line under a node; without a server nothing is shown."""
         server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
         if server is not None and node_id is not None:
             server.send_progress_text(text, node_id)
@@ -84,7 +84,7 @@ def guides_of(model: Any) -> list[Guide]:
 
 
 def loaded_twice(model: Any, targets: Sequence[Target]) -> bool:
-    """Whether a LoRA loader has put this very LoRA into the MODEL: then v_old contains it already."""
+    """Whether a LoRA loader has put this very LoRA into the MODEL, so that v_old contains it already."""
     for target in targets:
         for patch in model.patches.get(f"{target.module}.weight", []):
             weights: tuple[Any, ...] = getattr(patch[1], "weights", ())

@@ -1,11 +1,11 @@
-"""Which weight of a ComfyUI model does each layer of a LoRA change? Every layer is counted, none dropped in silence.
+"""Finds the weight of a ComfyUI model that each layer of a LoRA changes. No layer is dropped in silence.
 
-ComfyUI says what it calls the layers of other tools in a map from names to weights:
+ComfyUI has a map from the names that other tools give to layers to its own weights:
 
     "transformer.transformer_blocks.0.attn.to_q" -> ("diffusion_model....qkv.weight", (0, 0, 1536))
 
-a weight, or a weight with the rows (dimension, start, number) that are meant, or that and a function which puts rows in
-another order. Torch only; the map comes from the caller.
+An entry is a weight, or a weight with the rows (dimension, start, number) that are meant, or both of these and a
+function that reorders rows. Torch only; the map comes from the caller.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def match_layers(
         loaded: the base model that is there.
 
     Raises:
-        AdapterError: layers without a place, or of other sizes; how many of how many do fit, and all that do not.
+        AdapterError: layers without a weight, or of other sizes. It says how many fit and names all that do not.
     """
     targets: list[Target] = []
     faults: list[str] = []

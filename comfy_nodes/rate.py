@@ -2,7 +2,7 @@
 
     {"image": "3f2a....png", "prompt": "a red cube", "liked": true, "seed": 7, "guidance_scale": 3.5, "model": "sd35m"}
 
-One line a picture; instead of "liked" there may be a "score" in [0, 1]. Prompt, seed, cfg and model are looked up in
+One line per picture; instead of "liked" there may be a "score" in [0, 1]. Prompt, seed, cfg and model are looked up in
 the graph that made the picture. A picture is called by its content, so rating it again replaces its line.
 """
 

@@ -30,8 +30,8 @@ class RewardFile:
         layers: scale baked in, under the names of the file.
         head: alpha; None where alpha is not used.
         form: None for our own adapters, else what the file is, for people.
-        scales: what the LoRA's tool multiplies B A by, each value that occurs; (1,) for our own.
-        scale_recorded: whether the file says so, or 1 was assumed.
+        scales: every factor by which the LoRA's tool multiplies B A; (1,) for our own files.
+        scale_recorded: whether the file records the factor; if not, 1 was assumed.
     """
 
     config: AdapterConfig

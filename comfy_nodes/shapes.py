@@ -1,8 +1,9 @@
 """The shipped shapes model's text encoders and VAE as ComfyUI uses them; its transformer needs ComfyUI's loader only.
 
-ComfyUI's own loaders know text encoders by their sizes and a VAE by its channels, and these are too small to be known.
-What a CLIP and a VAE must do for the nodes that encode a prompt, decode and encode, they do here: the first with
-transformers and tokenizers, which ComfyUI ships, the second with torch. On the CPU: they are too small for more.
+ComfyUI's own loaders recognise text encoders by their sizes and a VAE by its channels; these are too small to be
+recognised. So this module has a CLIP and a VAE with all that the nodes need which encode a prompt, decode and encode.
+The first uses transformers and tokenizers, which ComfyUI ships, the second uses torch. Both are small and run on the
+CPU.
 """
 
 from __future__ import annotations

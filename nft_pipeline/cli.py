@@ -40,7 +40,7 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
-    "demo": Command("nft_pipeline.training.shapes.demo", "train a small adapter before your eyes and measure it"),
+    "demo": Command("nft_pipeline.training.demo.demo_command", "train a small adapter before your eyes and measure it"),
     "sample": Command("nft_pipeline.commands.sample", "draw prompts at several strengths into one labelled picture"),
     "info": Command("nft_pipeline.commands.info", "say what an adapter is: kind, base model, tilt, reward, licence"),
     "card": Command("nft_pipeline.hub_cards.commands.card", "write an adapter's card from its own numbers"),
@@ -54,7 +54,7 @@ COMMANDS: dict[str, Command] = {
     "score": Command("nft_pipeline.commands.score", "score a folder of pictures with rewards, for training on them"),
     "rate": Command("nft_pipeline.commands.rate", "like and dislike pictures on a local page, for training on them"),
     "reward": Command("nft_pipeline.commands.reward", "list the rewards, or serve one to runs on other machines"),
-    "eval": Command("nft_pipeline.training.shapes.evaluate", "score the shapes model, with or without an adapter"),
+    "eval": Command("nft_pipeline.training.demo.eval_command", "score the shapes model, with or without an adapter"),
     "env": Command("nft_pipeline.commands.env", "print versions and device, to paste into a bug report"),
 }
 

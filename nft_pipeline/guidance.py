@@ -43,7 +43,8 @@ def combine(v_old: Tensor, v_lora: Tensor, scale: float | Tensor) -> Tensor:
         v_old: base output, shape (B, ...), any prediction type (M9).
         v_lora: output with the LoRA on, same shape.
         scale: 0 is the base, bit for bit (a Python 0 returns `v_old` itself); 1 is `v_lora`. A number, or a Tensor of
-            shape () or (B,) for one scale a sample. A Tensor's values are trusted: a check would stall a GPU each step.
+            shape () or (B,) for one scale per sample. A Tensor's values are not checked: that would stall a GPU each
+            step.
 
     Raises:
         ValueError: shapes differ, a non-floating dtype, a scale of the wrong shape, or a non-finite Python scale.
@@ -73,7 +74,7 @@ def add_push(v_old: Tensor, push: Tensor, scales: Sequence[float | Tensor]) -> T
     untouched = torch.ones((), dtype=torch.bool, device=v_old.device)
     for scale in scales:
         untouched = untouched & (_per_sample("scale", scale, v_old, push.dtype) == 0)
-    # x + 0 (y - x) is not x when x is -0.0 or y is not finite: keep "0 is the base, bit for bit" sample by sample too.
+    # x + 0 (y - x) is not x when x is -0.0 or y is not finite: keep "0 is the base, bit for bit" for each sample too.
     return torch.where(untouched, v_old, guided.to(v_old.dtype))
 
 
@@ -190,7 +191,7 @@ def beta_from_tilt(tilt: float) -> float:
 
 
 def tilt_from_strength(strength: float, recommended_tilt: float) -> float:
-    """Tilt `strength * recommended_tilt`: strength 0 is the base, 1 as its author shipped the adapter, below 0 away.
+    """Tilt `strength * recommended_tilt`: strength 0 is the base, 1 is the adapter as shipped, below 0 leads away.
 
     Raises:
         ValueError: strength not finite, or recommended_tilt not finite and positive.
@@ -215,7 +216,7 @@ def promised_rate(rate: float, tilt: float) -> float:
     _in_unit("rate", p, "it is the share of liked pictures without guidance")
     liked = p * torch.exp(_tilt_tensor(tilt, p).clamp(max=0))
     total = odds_weight(p, _tilt_tensor(tilt, p))
-    return float(liked / total) if float(total) > 0 else float(p)  # nothing to seek, or nothing but it: unchanged
+    return float(liked / total) if float(total) > 0 else float(p)  # none or all are liked: unchanged
 
 
 def promised_mean(rewards: Sequence[float] | Tensor, tilt: float) -> float:
@@ -314,12 +315,12 @@ def regression_target(
     b = 1/2 is DiffusionNFT's loss (M5). b = alpha(x_t) is unbiased if EITHER v_old = E[y | x_t] OR alpha is exact, and
     varies far less at low noise.
 
-    Without refit and with b = alpha, an error of v_old is neither seen nor mended: v_old - E[y | x_t] is in the mean of
-    the target as it is, and round after round such errors add up. refit takes that share of it out: the mean is
+    Without refit and with b = alpha, an error of v_old is neither noticed nor corrected: v_old - E[y | x_t] is in the
+    mean of the target as it is, and over the rounds such errors add up. refit corrects that share of it: the mean is
 
         v_old + tilt Delta + refit (E[y | x_t] - v_old)
 
-    which is the same where v_old is right, and at refit 1 does not depend on v_old.
+    This is the same mean if v_old is right, and with refit 1 it does not depend on v_old.
 
     Args:
         v_old, y: old model's velocity and eps - x_0, both (B, ...).

@@ -82,36 +82,36 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
             Where the adapter is: a shipped name, a folder or a Hub id. Kept in guider_config.json and loaded by
             `load_nft_adapter`, not before.
         nft_strength (`float`, *optional*, 1.0 if neither it nor nft_beta is given):
-            0 is the base model bit for bit, 1 the adapter as its author shipped it; any number, linear in the tilt;
-            negative seeks what the reward dislikes. Not a LoRA weight.
+            0 is the base model bit for bit, 1 is the adapter as its author shipped it; any number, linear in the tilt.
+            A negative number seeks what the reward dislikes. This is not a LoRA weight.
         nft_beta (`float`, *optional*):
-            DiffusionNFT's beta instead of a strength: tilt = 2 / beta, above 0; smaller is stronger.
+            DiffusionNFT's beta, given instead of a strength: tilt = 2 / beta. Above 0; smaller is stronger.
         nft_law (`str`, defaults to "nft"):
             How the tilt and alpha become the scale s, as in DiffusionNFTPipeline.
         nft_interval (`tuple[float, float]`, defaults to (0.0, 1.0)):
-            Noise levels t that are guided by the reward, 1 being pure noise. Outside it a step is the stock guider's.
+            The noise levels t that the reward guides, where 1 is pure noise. Outside, a step is the stock guider's.
         nft_schedule (`list[tuple[float, float]]` or a callable, *optional*):
-            What the tilt is multiplied by at noise level t: points (t, factor) with straight lines between them, or a
-            function of t, which cannot be saved.
+            The factor of the tilt at noise level t: points (t, factor) with straight lines between them, or a function
+            of t, which cannot be saved.
         nft_guide (`str`, defaults to "both"):
             "both" guides the conditional and the unconditional prediction alike, so that a policy adapter at strength 1
-            is the LoRA on. "cond" leaves the unconditional one as the base has it: a forward less a step, and the push
-            is multiplied by guidance_scale.
+            is the LoRA on. "cond" does not guide the unconditional one. It costs one forward less per step, and the
+            push is multiplied by guidance_scale.
         nft_cap (`float`, *optional*):
             The largest fraction of its size by which guidance may move the predicted picture in a step.
         nft_mode (`str`, defaults to "two_pass"):
             How the forwards are spent, as in DiffusionNFTPipeline.
         guidance_scale (`float`, defaults to 1.0):
-            Of classifier-free guidance; 1 is none.
+            The scale of classifier-free guidance; 1 is none.
         guidance_rescale, use_original_formulation, start, stop:
-            Of diffusers' ClassifierFreeGuidance, which see. start and stop are fractions of the steps and bound
-            classifier-free guidance alone; nft_interval bounds the reward's.
+            The arguments of diffusers' ClassifierFreeGuidance; see there. start and stop are fractions of the steps and
+            bound classifier-free guidance alone; nft_interval bounds the reward's.
         enabled (`bool`, defaults to `True`):
             `False` is the conditional prediction of the base, with guidance of neither kind.
         nft_revision, nft_subfolder (`str`, *optional*):
-            Of an adapter on the Hub.
+            Revision and subfolder of an adapter on the Hub.
 
-    The attributes of these names may be set between calls and steps; `save_pretrained` and `new` go by their values.
+    The attributes of these names may be set between calls and steps; `save_pretrained` and `new` use their values.
     """
 
     _input_predictions = ["pred_cond", "pred_uncond"]  # noqa: RUF012  (diffusers' own form)
@@ -180,7 +180,7 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
         revision: str | None = None,
         subfolder: str | None = None,
     ) -> None:
-        """Load an adapter in the place of the present one, if any. It is checked first; on an error nothing changes.
+        """Load an adapter. It replaces the present one, if any. It is checked first; on an error nothing changes.
 
         Args:
             target: the modular pipeline, or the denoiser itself. A UNet needs the pipeline: its scheduler says which

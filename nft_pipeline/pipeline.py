@@ -120,13 +120,13 @@ class DiffusionNFTPipeline:
 
     @classmethod
     def from_pipe(cls, pipe: DiffusionPipeline | Any, nft_adapter: Any = None) -> Any:
-        """A guided pipeline over a pipeline you have. `pipe` keeps working as before and shares all components.
+        """A guided pipeline over a pipeline that you have. `pipe` keeps working as before; both share all components.
 
         (diffusers' own from_pipe is not used: it casts the shared modules to fp32.) `call_defaults.json` beside the
         model's `model_index.json` gives stock arguments for calls that name none.
 
         Args:
-            pipe: any diffusers pipeline; a guided one stands for the stock pipeline under it.
+            pipe: any diffusers pipeline; for a guided one the stock pipeline under it is taken.
             nft_adapter: as in `from_pretrained`; None to load one later.
 
         Raises:
@@ -186,13 +186,13 @@ class DiffusionNFTPipeline:
         beta: float | None = None,
         use_old: bool = False,
     ) -> None:
-        """Load an adapter, in the place of the one of the same name, if any. It is checked first; on an error nothing
+        """Load an adapter. It replaces a loaded one of the same name. It is checked first; on an error nothing
         changes.
 
         Args:
             source: a shipped adapter's name, a folder, a Hub id, or an `Adapter`; for somebody else's checkpoint
                 (docs/other_checkpoints.md) also a .safetensors file.
-            name: to call it by in nft_strength={name: ...} where several are loaded.
+            name: its name in nft_strength={name: ...} if several are loaded.
             revision, subfolder: of a Hub repository.
             kind, beta, use_old: for somebody else's checkpoint, see `read_adapter`: kind="policy", beta=1.0.
 
@@ -224,7 +224,7 @@ class DiffusionNFTPipeline:
         self._nft_loaded[name] = loaded
 
     def unload_nft_adapter(self, name: str | None = None) -> None:
-        """Take an adapter out of the denoiser, or all; calls then behave as stock.
+        """Take one adapter, or all, out of the denoiser. Without an adapter calls behave as the stock pipeline's.
 
         Args:
             name: which one; None for all.
@@ -242,7 +242,7 @@ class DiffusionNFTPipeline:
             del self._nft_loaded[each]
 
     def set_nft_strength(self, strength: float | Mapping[str, float]) -> None:
-        """Change the strength of the running call, from `callback_on_step_end`: the steps that follow have it.
+        """Change the strength of the running call, from its `callback_on_step_end`, for the steps that follow.
 
         Args:
             strength: as the call's nft_strength.
@@ -263,7 +263,7 @@ class DiffusionNFTPipeline:
     def unwrap(self) -> Any:
         """The stock pipeline this one was made of, the same object, after `unload_nft_adapter`.
 
-        A pipeline that came through diffusers' custom_pipeline was made of none; then a stock one with its components.
+        One that diffusers made through custom_pipeline has none; then this is a new stock one with its components.
         """
         self.unload_nft_adapter()
         return self._stock()

@@ -25,17 +25,17 @@ Schedule = Callable[[float], float] | Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class GuidanceSettings:
-    """By which law, where along the path, on which rows, how far at most, and at what cost.
+    """The settings of a guided call: the law, the noise levels, the rows, the largest push, and the mode.
 
     Args:
         law: a name in `nft_pipeline.laws.LAWS`, one that takes adapters of these kinds.
         interval: closed range of noise levels t in [0, 1] that are guided; 1 is pure noise.
-        schedule: what the tilt is multiplied by at noise level t: a callable t -> number, or a curve of
-            (t, number) points, straight between them and level beyond the outermost. None is 1 everywhere.
+        schedule: the factor by which the tilt is multiplied at noise level t: a callable t -> number, or a curve of
+            (t, number) points, straight between them and constant beyond the outermost. None is 1 everywhere.
         guide: under classifier-free guidance, "both" guides the unconditional prediction too, with the conditional
             one's alpha; "cond" only the conditional one, which the guidance scale then amplifies.
         cap: the largest push allowed, as `guidance.relative_push` measures it: how far the predicted picture moves, as
-            a fraction of its size. A larger one is shortened to it, sample by sample. None is no limit.
+            a fraction of its size. A larger one is shortened to it, for each sample by itself. None is no limit.
         mode: a name in `nft_pipeline.modes.MODES`: how the forwards are spent.
     """
 
@@ -61,7 +61,7 @@ class GuidanceSettings:
         """Settings from what a person asked for; None means the default.
 
         Args:
-            configs: of the adapters in use.
+            configs: the configs of the adapters in use.
 
         Raises:
             GuidanceError: a value out of range, or one that these adapters or another setting rule out.
@@ -101,7 +101,7 @@ class GuidanceSettings:
         )
 
     def multiplier(self, noise_level: Tensor) -> Tensor:
-        """What the tilt is multiplied by at each noise level: the schedule inside the interval, 0 outside; fp32."""
+        """The factor of the tilt at each noise level: the schedule inside the interval, 0 outside; fp32."""
         factor = noise_level.new_ones(noise_level.shape)
         if self.schedule is not None:
             factor = factor.new_tensor([schedule_value(self.schedule, t) for t in noise_level.tolist()])
@@ -176,7 +176,7 @@ def schedule_value(schedule: Schedule, t: float) -> float:
     """The factor at noise level t in [0, 1].
 
     Raises:
-        GuidanceError: a callable gave something that is no finite number.
+        GuidanceError: a callable returned something that is not a finite number.
     """
     if callable(schedule):
         value = schedule(t)

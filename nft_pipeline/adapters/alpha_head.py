@@ -11,8 +11,8 @@ costs next to nothing. Two readings of the tokens are added up into one logit:
   what stands where, or on the prompt. (Mean pooling was at chance on those.)
 
 Where the tokens come from a pass with the LoRA on, as in the one-pass mode, the head is told at which scale. It cannot
-tell from the tokens: at high noise a LoRA that makes pictures redder moves them just as a redder picture would, and a
-head that had seen both without being told said too little with the LoRA off and too much with it on.
+tell from the tokens: at high noise a LoRA that makes pictures redder moves the tokens just as a redder picture would. A
+head that was trained on both without being told read too small an alpha with the LoRA off, too large a one with it on.
 
 Torch only: ComfyUI, diffusers and the trainer use this same class.
 """
@@ -98,7 +98,7 @@ def noise_level_features(noise_level: Tensor, width: int) -> Tensor:
 
 
 class _Round(nn.Module):
-    """Queries look at the tokens, then think: pre-norm cross attention and an MLP."""
+    """One round of the queries: pre-norm cross attention to the tokens, then an MLP."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class AlphaHead(nn.Module):
         self.evidence = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU())
         self.evidence_gate = nn.Linear(width, width)
         self.evidence_out = nn.Linear(width, 1, bias=False)
-        for layer in (self.attention_out, self.evidence_out):  # start undecided: logit 0, alpha 1/2
+        for layer in (self.attention_out, self.evidence_out):  # start at logit 0, alpha 1/2
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.attention_out.bias)
 
@@ -154,8 +154,8 @@ class AlphaHead(nn.Module):
             noise_level: t = sigma in [0, 1], shape (B,) or ().
             text: text tokens, shape (B, L, text_dim); required if the head was made with `text_dim`. Tokens that are
                 exactly zero are padding (SD3 without T5 pads with zeros) and are not looked at.
-            lora_scale: at which scale the adapter's LoRA was on while the tokens were computed, shape (B,); None for
-                off, which is 0. Trained from -1 to 1, and read as the nearer of the two beyond.
+            lora_scale: the scale of the adapter's LoRA while the tokens were computed, shape (B,); None is off, which
+                is 0. Heads are trained from -1 to 1; a scale beyond is read as the nearer of the two.
 
         Returns:
             Logits, fp32, shape (B,).

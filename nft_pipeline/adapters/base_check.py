@@ -21,8 +21,8 @@ def fingerprint(denoiser: nn.Module) -> str:
     """A short name for the architecture: "sha256:" and 16 hex digits over the sorted (name, shape) of all tensors.
 
     Parameters and saved buffers count; values, dtypes and devices do not, so fine-tunes share it. LoRAs injected by
-    peft and torch.compile's wrapper leave it unchanged, and so does quantisation: of a layer whose class is made from
-    nn.Linear or a convolution count the sizes it says it has, not the packed weights, scales and zero points it keeps.
+    peft and torch.compile's wrapper leave it unchanged. So does quantisation: for a layer whose class derives from
+    nn.Linear or a convolution, the sizes that it declares count, not its packed weights, scales and zero points.
     """
     lines = []
     inside = None

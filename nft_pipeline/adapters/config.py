@@ -1,8 +1,8 @@
 """nft_config.json: what an adapter says about itself, checked field by field.
 
-One frozen dataclass, one table of checks. Whoever makes an `AdapterConfig`, from Python or from a file, gets every
-fault in one `AdapterError`. The names of the fields are a contract: once released they are never renamed. The contract
-stands in docs/adapter_format.md, and how it grows in nft_pipeline/files/versions.py. Standard library only.
+There is one frozen dataclass and one table of checks. Making an `AdapterConfig`, from Python or from a file, reports
+every fault in one `AdapterError`. The names of the fields are a contract: once released they are never renamed.
+docs/adapter_format.md has the contract, and nft_pipeline/files/versions.py says how it grows. Standard library only.
 """
 
 from __future__ import annotations

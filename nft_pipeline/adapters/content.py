@@ -23,9 +23,9 @@ class Adapter:
         lora: tensors under diffusers keys "<component>.<module>.lora_A.weight" (rank, in) and "... lora_B.weight"
             (out, rank), scale baked into B (lora_alpha == rank).
         head: alpha(x_t, c, t); None for policy adapters.
-        old: a LoRA that belongs to v_old: on in the base pass, off in the second. Keys and scale as in `lora`, the
-            rank may be another. None where v_old is the base model alone. Only in memory: the format has no place
-            for it.
+        old: a LoRA that belongs to v_old: it is on in the base pass and off in the second. Keys and scale are as in
+            `lora`; the rank may differ. None if v_old is the base model alone. It exists only in memory: the format
+            has no place for it.
     """
 
     config: AdapterConfig
@@ -77,7 +77,7 @@ def lora_faults(lora: Mapping[str, Tensor], config: AdapterConfig) -> list[str]:
 
 
 def head_faults(head: AlphaHead | None, config: AdapterConfig) -> list[str]:
-    """Is there a head exactly where there should be one, and are its numbers numbers?"""
+    """The faults of a head: missing or superfluous for the adapter's kind, or numbers that are not finite."""
     if config.kind == "positive" and head is None:
         return ["kind is positive but there is no alpha head; a positive adapter cannot guide without its alpha"]
     if config.kind == "policy" and head is not None:

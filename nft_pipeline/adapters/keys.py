@@ -10,7 +10,8 @@ The form the project works in, and writes to disk, is diffusers' own:
 
 such as transformer.transformer_blocks.0.attn.to_q.lora_A.weight, with the LoRA's own scale lora_alpha / rank multiplied
 into B, so that the change of a layer is B @ A and nothing else. Most tools assume scale 1 when they find no alpha; a
-LoRA of rank 32 and lora_alpha 64 saved without it loads at half strength there. Baked, it is as strong everywhere.
+LoRA of rank 32 and lora_alpha 64, saved without its alpha, loads at half strength there. With the scale in B
+it is equally strong everywhere.
 """
 
 from __future__ import annotations

@@ -23,6 +23,6 @@ PEFT_PREFIX = "base_model.model."  # of every key that peft writes
 MAX_CONFIG_BYTES = 1_000_000
 MAX_LORA_BYTES = 16 * 2**30
 MAX_HEAD_BYTES = 2 * 2**30
-MAX_JSON_BYTES = 50_000_000  # of any .json that lies beside an adapter, a tokenizer's say; our own are far smaller
+MAX_JSON_BYTES = 50_000_000  # for any .json beside an adapter, for example a tokenizer's; our own are far smaller
 MAX_PICTURE_BYTES = 20_000_000
 MAX_REPOSITORY_BYTES = 64 * 2**30

@@ -46,7 +46,7 @@ HUB_PATTERNS = ("*.safetensors", "*.json", "*.md", "*.png")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _READ_TRIES = 7
 _FETCH_TRIES = 3
-_FIRST_PAUSE = 0.05  # seconds, doubled from try to try: a writer that is at it gets time to finish
+_FIRST_PAUSE = 0.05  # seconds, doubled from try to try, so that a writer at work has time to finish
 
 
 def read_adapter(
@@ -225,7 +225,7 @@ def _fetch(repo: str, revision: str | None, inner: str) -> Path:
 
 
 def is_network_error(error: BaseException) -> bool:
-    """Did the connection to the Hub fail, whatever its client made of that? False while HF_HUB_OFFLINE is set."""
+    """Whether the connection to the Hub failed, whatever error its client raised. False while HF_HUB_OFFLINE is set."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     seen: BaseException | None = error
@@ -242,7 +242,7 @@ def is_network_error(error: BaseException) -> bool:
 def _refuse_huge(repo: str, revision: str | None, patterns: list[str]) -> None:
     """Raise before a download that no adapter needs: a whole model, or a repository made to fill disks.
 
-    A Hub that does not answer is passed over: the download itself finds the words for that, or the copy in the cache.
+    If the Hub does not answer, nothing is raised here: the download itself then reports it, or takes the cached copy.
     """
     from huggingface_hub import HfApi
 
@@ -285,7 +285,7 @@ def _listing(folder: Path) -> str:
 
 
 def is_foreign(path: Path) -> bool:
-    """Is this somebody else's checkpoint: LoRA files, and none of what only our adapters have?"""
+    """Whether this is a checkpoint of another tool: it has LoRA files and none that only our adapters have."""
     return not (path / CONFIG_FILE).is_file() and not (path / HEAD_FOLDER).exists() and looks_foreign(path)
 
 

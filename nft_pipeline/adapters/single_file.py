@@ -22,7 +22,7 @@ from .read import build_head, head_config
 
 
 def read_single_file(path: str | os.PathLike[str]) -> Adapter | None:
-    """The adapter in a single file; None if it is no such file, but perhaps somebody else's LoRA.
+    """The adapter in a single file; None if the file is not one of ours (it may be another tool's LoRA).
 
     Args:
         path: the .safetensors file.

@@ -46,11 +46,11 @@ _CARD_NAMES = {"README.md", "run_report.json", "samples", "plots"}
 def write_adapter(
     folder: str | os.PathLike[str], adapter: Adapter, extra_files: Mapping[str, bytes] | None = None
 ) -> Path:
-    """Write an adapter's folder, replacing an older one whole: whoever looks finds the old one or the new one.
+    """Write an adapter's folder. An older one is replaced as a whole: readers find the old one or the new one.
 
     Args:
-        folder: where; made when missing. An adapter that stands there is replaced with everything in its folder.
-            A folder that is no adapter, or holds files this write would not put back, is refused.
+        folder: the folder to write; made when missing. An adapter in it is replaced with everything in its folder. A
+            folder that is not an adapter's, or that holds files this write would not put back, is refused.
         adapter: checked in full before anything is written.
         extra_files: further files by relative path, such as {"README.md": ..., "samples/0.png": ...}.
 
@@ -155,7 +155,7 @@ def _json(value: object) -> str:
 
 
 def _extra_faults(name: str, data: object) -> list[str]:
-    """May this file stand in an adapter's folder under this name?"""
+    """The faults of a further file: its name or its data may not be in an adapter's folder."""
     if not isinstance(data, bytes | bytearray | memoryview):
         return [f"{name!r} holds {type(data).__name__}, expected bytes"]
     parts = name.split("/") if isinstance(name, str) else []
@@ -173,7 +173,7 @@ def _extra_faults(name: str, data: object) -> list[str]:
 
 
 def check_replaceable(target: Path, extras: Mapping[str, bytes]) -> None:
-    """Raise unless what stands there may be replaced whole: nothing, or an adapter and nothing of the person's own.
+    """Raise unless the folder may be replaced as a whole: it is missing or empty, or holds an adapter and nothing else.
 
     Args:
         target: the folder that is to be replaced.

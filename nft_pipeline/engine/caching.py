@@ -1,13 +1,14 @@
 """diffusers' caches (first-block cache and its kin) and the passes of guidance.
 
-A cache keeps what a block gave in the step before, in a memory that is named after the context the pipeline sets
-("cond", "uncond"). A pass with a LoRA on needs a memory of its own: mixing the residuals of both branches is wrong
+A cache keeps the output of a block in the step before, in a memory that is named after the context that the pipeline
+sets ("cond", "uncond"). A pass with a LoRA on needs a memory of its own: mixing the residuals of both branches is wrong
 without any warning (measured on a tiny FLUX.1: an error of 5 to 50 % of what the LoRA does, by cache). So such a pass
 runs in a context named after its branch, "cond/nft", and the base pass in the pipeline's own, as if there were no
 guidance.
 
-Caches also take each forward for the step after the last one. A branch that is left out of a step, because nothing is
-guided there or because one forward does for both, would go on from a memory that is too old, so it begins anew.
+Caches also assume that each forward is the step right after the last one. A branch may be left out of a step, because
+nothing is guided there or because one forward serves both branches. It would go on from a memory that is too old, so it
+begins anew.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from torch import nn
 
 from ..errors import GuidanceError
 
-# diffusers' hooks whose whole memory is named after the context. TextKVCacheTransformerHook on its own does nothing:
-# what it is for are the blocks of a model that no family here has.
+# diffusers' hooks whose whole memory is named after the context. TextKVCacheTransformerHook does nothing by itself:
+# it is meant for the blocks of a model that no family here has.
 KEYED = {
     "FBCHeadBlockHook": "FirstBlockCache",
     "MagCacheHeadHook": "MagCache",
@@ -35,10 +36,10 @@ class CacheBranches:
     """The contexts that the passes of one denoiser run in. Does nothing for a denoiser without a cache.
 
     Args:
-        denoiser: with whatever hooks of diffusers it carries, however they got there.
+        denoiser: the denoiser, with any hooks of diffusers on it, however they were added.
 
     Raises:
-        GuidanceError: one of them keeps a memory that is not named after the context, so that passes would mix.
+        GuidanceError: one of the hooks keeps a memory that is not named after the context, so that passes would mix.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
@@ -78,7 +79,7 @@ class CacheBranches:
         """A call of the denoiser has ended: drop the memory of branches it has left out.
 
         Args:
-            base_ran: whether the base pass did, in the pipeline's own context.
+            base_ran: whether the base pass ran, in the pipeline's own context.
         """
         self.leave()
         for manager in self._managers:
@@ -92,7 +93,7 @@ class CacheBranches:
         self._visited = set()
 
     def forget(self) -> None:
-        """Drop what the branches have in memory: it is of a call that is over."""
+        """Drop what the branches keep in memory, because the call it belongs to is over."""
         for manager in self._managers:
             for name in self._used:
                 manager._state_cache.pop(name, None)

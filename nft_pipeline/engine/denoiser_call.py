@@ -1,4 +1,4 @@
-"""What one forward of a denoiser is in its sampling step: which rows are whose, which of them are guided, and how.
+"""What one forward of a denoiser is in its sampling step: which rows belong to which sample, which are guided, and how.
 
 A step is one forward, or two where a pipeline runs the unconditional branch of classifier-free guidance in a call of
 its own, or more where a family makes auxiliary ones. The engine (`nft_pipeline.engine.engine`) asks here and then acts.
@@ -25,12 +25,12 @@ class DenoiserCall:
 
     Args:
         inputs: the call's arguments by name.
-        rows: of the batch.
-        samples: the conditional rows, one a sample.
-        guided: the rows that are pushed; empty for an unconditional call that is to be left alone.
-        repeats: guided rows that belong to one sample.
+        rows: the number of rows of the batch.
+        samples: the conditional rows, one per sample.
+        guided: the rows that are pushed; empty for an unconditional call that is not guided.
+        repeats: how many guided rows belong to one sample.
         noise_level: t in [0, 1], shape (samples,).
-        factor: what tilts are multiplied by at t, shape (samples,): the interval and the schedule.
+        factor: the factor of the tilts at t, shape (samples,), from the interval and the schedule.
         auxiliary: whether it follows a main call of the same step and takes its scales over.
         terms: the indices of the terms whose tilt is not 0.
         way: a module of `nft_pipeline.engine.modes`: "off", "on" (known to be v_lora itself), or a mode.

@@ -6,7 +6,7 @@ Around each forward of the denoiser the engine
 
 1. switches the nft LoRA off and leaves every other LoRA alone, so that the forward gives v_old;
 2. reads, on the way, the image tokens the alpha head was trained on;
-3. finds s, one a sample: `law_scale(alpha, tilt, law)` for a positive adapter, `policy_scale` for a policy one,
+3. finds s per sample: `law_scale(alpha, tilt, law)` for a positive adapter, `policy_scale` for a policy one,
    and stops here where s is 0;
 4. switches the LoRA on, runs the module's forward once more on the same inputs, combines in fp32, switches back.
 
@@ -20,8 +20,8 @@ with one s per sample, found on the conditional rows: then guidance and classifi
 not amplified by the guidance scale.
 
 Hooks are the mechanism because they survive CPU offloading, which replaces `module.forward`, and because the module
-keeps its class and config. torch.compile must not look into them: they decide by numbers, and would break its graph. So
-on a compiled denoiser they are kept out of it, and further forwards go through the compiled one again.
+keeps its class and config. torch.compile must not trace them: they branch on numbers, which would break its graph. So
+on a compiled denoiser they are kept out of the graph, and further forwards go through the compiled one again.
 
 Source of the maths: `nft_pipeline.guidance`; DiffusionNFT, arXiv:2509.16117.
 """
@@ -78,18 +78,18 @@ class NFTEngine:
             or not.
         terms: the adapters at work, at least one. Their tilts may be changed between forwards.
         settings: law, interval, schedule, guided rows, cap and mode.
-        scheduler: the pipeline's; says what noise level a timestep is where the denoiser's family needs to be told.
+        scheduler: the pipeline's scheduler, which gives the noise level of a timestep for families that need it.
         doubled: says of a forward's inputs whether classifier-free guidance has added rows to them
             (`families.cfg_switch`).
-        unconditional: says, at the time of a forward, whether it is the unconditional one of its step; None to find out
-            from what the family's pipelines do.
+        unconditional: returns, during a forward, whether it is the unconditional one of its step; None to infer it from
+            what the family's pipelines do.
         trace: to be shared by the engines of one call; a new one by default.
 
     Raises:
-        FamilyError: the denoiser is none that can be guided.
+        FamilyError: the denoiser cannot be guided.
         AdapterError: a LoRA is gone, incomplete or fused.
-        GuidanceError: a head's tap is missing, a cache is on that mixes passes up, or (on install) the denoiser is
-            being guided already.
+        GuidanceError: a head's tap is missing, a cache is on that would mix passes, or (on install) the denoiser is
+            already guided.
     """
 
     def __init__(

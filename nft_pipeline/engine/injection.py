@@ -2,7 +2,7 @@
 
 The LoRA is injected through diffusers and peft under a name of its own and left out of the active set, so whoever else
 uses the denoiser sees no change. peft's own switches are not used: `enable_adapters` would also switch other people's
-LoRAs and turns `requires_grad` on. A switch is two attributes a layer, set and put back.
+LoRAs and turns `requires_grad` on. A switch is two attributes per layer, set and put back.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class LoraSwitch:
         self._saved: dict[int, tuple[Any, Any, bool, dict[str, float]]] = {}
 
     def only(self, *names: str, call_scale: float = 1.0) -> None:
-        """Of our LoRAs these are on, the others off; none of them is the base pass, v_old.
+        """Switch on these of our LoRAs and switch off the others. Without any name this is the base pass, v_old.
 
         `call_scale` is what diffusers will multiply every active LoRA's scale by in the forward: it is meant for the
         user's LoRAs, so ours are divided by it beforehand.
@@ -165,7 +165,7 @@ class LoraSwitch:
                 layer.scaling[name] = layer.lora_alpha[name] / layer.r[name] / call_scale
 
     def restore(self) -> None:
-        """Everything as before the first `only`; does nothing where there is nothing to put back."""
+        """Put everything back as it was before the first `only`; does nothing if nothing was changed."""
         for layer, active, disabled, scaling in self._saved.values():
             if layer._active_adapter is not active:
                 _set(layer, _active_adapter=active, _disable_adapters=disabled)
@@ -210,7 +210,7 @@ def _refuse_fused(name: str, layers: list[BaseTunerLayer]) -> None:
 
 
 def _refuse_second_copy(name: str, layers: list[Any], ours: frozenset[str]) -> None:
-    """Raise AdapterError if a LoRA of the user's is this very one, and on: v_old would contain it."""
+    """Raise AdapterError if the user has loaded this very LoRA and it is on: v_old would contain it."""
     active = {other for layer in layers if not layer.disable_adapters for other in layer.active_adapters} - ours
     for other in sorted(active):
         both = [layer for layer in layers if other in layer._get_available_adapters() and layer.scaling.get(other)]
@@ -234,8 +234,8 @@ def _same_matrices(layer: Any, name: str, other: str) -> bool:
 def _keep_out_of_fp8(denoiser: nn.Module, name: str, lora: Mapping[str, Tensor], component: str) -> None:
     """Matrices that were stored in fp8 get their own numbers back, in the dtype the model computes in.
 
-    peft gives a LoRA the dtype of the layer's weight. Under layerwise casting that is fp8, which only diffusers' hooks
-    on the layers of before turn into something that can be multiplied.
+    peft gives a LoRA the dtype of the layer's weight. Under layerwise casting that is fp8, and only diffusers' hooks,
+    which are on the layers that were there before, convert fp8 weights for computing.
     """
     for path, layer in tuner_layers(denoiser).items():
         for side, matrices in (("A", getattr(layer, "lora_A", {})), ("B", getattr(layer, "lora_B", {}))):

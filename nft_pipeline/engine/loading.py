@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedAdapter:
-    """An adapter and the names its LoRAs were injected under, by component; `old` those of v_old's LoRA, if any."""
+    """An adapter and, by component, the names of its injected LoRAs; `old` has those of v_old's LoRA, if any."""
 
     adapter: Adapter
     loras: dict[str, str]
@@ -42,7 +42,7 @@ def load_adapter(pipe: Any, stock_class: type, adapter: Adapter) -> LoadedAdapte
 
     Args:
         pipe: the pipeline.
-        stock_class: diffusers' class of it, for errors and for what it says about its batches.
+        stock_class: diffusers' class of the pipeline, for errors and for how it arranges its batches.
         adapter: the adapter.
 
     Raises:

@@ -1,7 +1,7 @@
 """Loading a LoRA onto a denoiser: through diffusers where the class can, through peft alone where it cannot.
 
-Some denoisers of diffusers (PixArt, Lumina) lack its LoRA methods. peft does the same for them; what is lost is
-diffusers' care for CPU offloading, so their offloading is to be switched on after the adapter is loaded.
+Some denoisers of diffusers (PixArt, Lumina) lack its LoRA methods. peft does the same for them, but without
+diffusers' care for CPU offloading. So switch their offloading on after the adapter is loaded.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class Passes:
 
     @property
     def compiled(self) -> bool:
-        """Whether the denoiser as a whole is: torch.compile(denoiser) or denoiser.compile(). Compiled blocks inside it
-        need nothing of what follows."""
+        """Whether the denoiser as a whole is compiled: torch.compile(denoiser) or denoiser.compile(). Compiled blocks
+        in it need none of this."""
         return self._outermost is not self.denoiser or self.denoiser._compiled_call_impl is not None
 
     def hook_rows(self) -> None:
@@ -117,7 +117,7 @@ class Passes:
         self._cache.enter(branch)
 
     def _forward(self, inputs: Inputs) -> Any:
-        """A forward of the denoiser that is not a call of the pipeline's, compiled if those are.
+        """A forward of the denoiser besides the pipeline's own calls; it is compiled if those are.
 
         Split weights are gathered by hooks, which only a call has.
         """

@@ -26,13 +26,13 @@ def scale_rows(inner: Tensor, scale: Tensor) -> Tensor | None:
 
 
 class RowScale:
-    """Multiplies what a LoRA adds to its layers by one number a row: B (s A x), through hooks on its A matrices.
+    """Multiplies what a LoRA adds to its layers by one number per row: B (s A x), through hooks on its A matrices.
 
-    A's output is as wide as the rank, B's as wide as the layer, and often a hundred times as much to multiply.
+    The output of A is as wide as the rank. That of B is as wide as the layer, often a hundred times as many numbers.
 
     Args:
-        name: of the LoRA, for the error.
-        inner: its A modules, `LoraSwitch.inner`.
+        name: the LoRA's name, for the error.
+        inner: the LoRA's A modules, see `LoraSwitch.inner`.
     """
 
     def __init__(self, name: str, inner: Sequence[nn.Module]) -> None:

@@ -19,12 +19,12 @@ class NFTStats:
 
     Args:
         noise_level: t in [0, 1].
-        alphas: what each adapter's head read, shape (adapters, steps, samples); NaN where it was not asked (no head,
-            strength 0, outside the interval). In mode "single" it is used in the step after.
+        alphas: the alpha that each adapter's head computed, shape (adapters, steps, samples); NaN where it was not
+            needed (no head, strength 0, outside the interval). In mode "single" it is used in the step after.
         scales: s in v_old + s (v_lora - v_old), shape (adapters, steps, samples); 0 where there was no guidance.
-        push: how far guidance moved the predicted picture, as a fraction of its size, of the conditional rows under
-            classifier-free guidance (`guidance.relative_push`). 1 is as far as from the picture to nothing: if pictures
-            look burnt, look here first. NaN where one forward did all, so that v_old is not known.
+        push: how far guidance moved the predicted picture, as a fraction of its size (`guidance.relative_push`). Under
+            classifier-free guidance it is that of the conditional rows. At 1 the picture moves by its whole size: if
+            pictures look burnt, look here first. NaN where one forward was enough and v_old was not computed.
         passes: forwards of the denoiser spent, int64, shape (steps,). A batched one counts once.
         adapters: names, in the order of `alphas` and `scales`.
     """
@@ -57,7 +57,7 @@ class NFTStats:
         return int(self.passes.sum())
 
     def summary(self) -> str:
-        """A table, one line a step, samples averaged."""
+        """A table with one line per step; numbers are means over the samples."""
         names = [""] if len(self.adapters) == 1 else [f" {name}" for name in self.adapters]
         columns = "".join(f"  {'alpha' + name:>5}  {'scale' + name:>6}" for name in names)
         lines = [

@@ -90,13 +90,13 @@ class Term:
     def alpha(
         self, noise_level: Tensor, samples: slice, text: Tensor | None, lora_scale: Tensor | None = None
     ) -> Tensor:
-        """What the head says about the forward that has just run.
+        """The head's alpha for the forward that has just run.
 
         Args:
             noise_level: t of the samples, shape (samples,).
             samples: which rows of the tokens they are.
             text: text tokens of the samples, (samples, L, D), None where the family has none.
-            lora_scale: at which scale this term's LoRA was on in it, (samples,); None for off.
+            lora_scale: the scale of this term's LoRA in that forward, (samples,); None if it was off.
 
         Returns:
             Probabilities, shape (samples,).
@@ -118,7 +118,7 @@ class Term:
         return read_alpha(head.to(tokens.device), name, tokens[samples], noise_level, text, lora_scale)
 
     def scale(self, alpha: Tensor | None, factor: Tensor, settings: GuidanceSettings) -> Tensor:
-        """s for each sample: by the law from alpha, or a policy's, whose alpha is inside its weights.
+        """s for each sample: from alpha by the law, or a policy's scale, whose alpha is inside its weights.
 
         Args:
             alpha: probabilities, (samples,); None for a policy.
@@ -163,7 +163,7 @@ def read_alpha(
 
 
 def term_scale(config: AdapterConfig, tilt: float, alpha: Tensor | None, factor: Tensor, law: str) -> Tensor:
-    """s of a term, (samples,): by the law from alpha, or a policy's (alpha None), whose alpha is inside its weights.
+    """s of a term, (samples,): from alpha by the law, or, with alpha None, a policy's, whose alpha is in its weights.
 
     Args:
         config: the adapter's.

@@ -85,7 +85,7 @@ class Work:
         old, x_t = v_old[call.samples], as_rows(call.inputs[family.state])[call.samples]
         push = push if call.guided == call.samples else push[call.samples]
         # Models that see more than x_t (a mask, a picture to edit) or predict more than its velocity (a variance)
-        # have it behind: the common part is x_t's own.
+        # have more channels after it: the common part is x_t's own.
         common = tuple(slice(0, min(sizes)) for sizes in zip(push.shape, x_t.shape, strict=True))
         prediction = family.output(self.scheduler)
         return guidance.relative_push(push[common], old[common], x_t[common], call.noise_level, prediction, family.sign)

@@ -44,8 +44,9 @@ class Family:
             first, as in every pipeline of diffusers that makes two; "unknown".
         skips_cfg: whether a step of a pipeline that uses classifier-free guidance is without it, from the inputs and
             the pipeline. For "unconditional_first" and "conditional_first" only. Default: no step is.
-        is_auxiliary: whether a call is an extra one of the step before it (skip-layer guidance), at the same x_t and t.
-            It has the conditional rows only, and is given the alpha already found for them. Default: no call is.
+        is_auxiliary: whether a call is an extra one that belongs to the step before it (skip-layer guidance), at the
+            same x_t and t. It has only the conditional rows, and it uses the alpha already found for them. Default: no
+            call is.
         unbatched: arguments that are the same for all rows, whatever their first dimension happens to be.
         row_lists: arguments that are lists of one entry per row. All other Tensors whose first dimension is the number
             of rows, alone or in lists, tuples and dicts, hold one entry per row.
@@ -91,7 +92,7 @@ class Family:
         return len(inputs[self.state])
 
     def conditional(self, rows: int, doubled: bool) -> slice:
-        """Which of a call's rows are conditional: one a sample. `doubled`: the others are unconditional."""
+        """The conditional rows of a call, one per sample. `doubled`: whether the other rows are unconditional."""
         if not doubled or not self.batched_cfg:
             return slice(0, rows)
         return slice(rows // 2, rows) if self.cfg == "unconditional_first" else slice(0, rows // 2)
@@ -128,7 +129,7 @@ class Family:
         """For a positive adapter, whose alpha is that of the conditional rows.
 
         Raises:
-            FamilyError: classifier-free guidance is on, and nobody has said how its rows come.
+            FamilyError: classifier-free guidance is on, and the family does not know how its rows are arranged.
         """
         if cfg and self.cfg == "unknown":
             raise FamilyError(

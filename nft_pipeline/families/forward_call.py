@@ -4,7 +4,7 @@
     prediction = output_tensor(output)                # (rows, ...)
     replace_output(output, prediction)                # the same output with another prediction
 
-Most denoisers take and return such Tensors; Z-Image takes and returns lists of one Tensor a row.
+Most denoisers take and return such Tensors; Z-Image takes and returns lists with one Tensor per row.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def as_tokens(features: Tensor) -> Tensor:
-    """What an alpha head reads, as tokens (B, N, C): feature maps (B, C, H, W) or (B, T, H, W, C) become one token a
+    """What an alpha head reads, as tokens (B, N, C): feature maps (B, C, H, W) or (B, T, H, W, C) become one token per
     place."""
     if features.ndim == 5:
         return features.flatten(1, 3)
@@ -59,7 +59,7 @@ def as_tokens(features: Tensor) -> Tensor:
 
 
 def as_rows(value: Tensor | list[Tensor]) -> Tensor:
-    """A batch as one Tensor (rows, ...); lists of one Tensor a row are stacked.
+    """A batch as one Tensor (rows, ...); a list with one Tensor per row is stacked.
 
     Raises:
         FamilyError: the rows are not Tensors of one shape (Z-Image's omni mode, pictures of several sizes at once).
@@ -76,7 +76,7 @@ def as_rows(value: Tensor | list[Tensor]) -> Tensor:
 
 
 def as_text(value: Tensor | list[Tensor]) -> Tensor:
-    """Text tokens as (rows, L, D); lists of one (l, D) a row are padded with zeros, which an alpha head passes over."""
+    """Text tokens as (rows, L, D); lists with one (l, D) per row are padded with zeros, which an alpha head ignores."""
     if isinstance(value, Tensor):
         return value
     longest = max(row.shape[0] for row in value)

@@ -1,8 +1,9 @@
 """The noise level t = sigma in [0, 1] that a denoiser is called at, read from its timestep.
 
 Pipelines pass one number for it in many ways: 1000 t, t, 1 - t, an index into a table of the scheduler. A reader takes
-the call's arguments by name and the scheduler and returns t, one a row, shape (rows,), fp32. Where each token of a
-video has a timestep of its own, (rows, L), a row's noise level is that of its noisiest token: the others are given.
+the call's arguments by name and the scheduler and returns t, one per row, shape (rows,), fp32. Where each token of a
+video has a timestep of its own, (rows, L), a row's noise level is that of its noisiest token, because the less noisy
+tokens belong to frames that are given.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def _first(state: Any) -> Tensor:
 
 
 def raw_timestep(inputs: Inputs, state: str, timestep: str) -> Tensor:
-    """The timestep as passed, one a row, for all, or for each token, as (rows,) fp32."""
+    """The timestep as (rows,) fp32, whether it was passed once per row, once for all, or once per token."""
     x = inputs[state]
     value = torch.as_tensor(inputs[timestep], device=_first(x).device).float()
     if value.ndim > 1:
@@ -88,7 +89,7 @@ def variance_preserving(*, state: str = "hidden_states", timestep: str = "timest
 
 
 def by_scheduler(*, state: str, timestep: str) -> Reader:
-    """For models nobody has described: what the scheduler says.
+    """For models without a family: the noise level as the scheduler implies it.
 
     With flow sigmas, or sigmas and no alphas_cumprod, timestep = 1000 t, or t where the timestep is 1 or below; with
     alphas_cumprod, an index into it.

@@ -68,7 +68,7 @@ _TIMESTEPS = ("timestep", "timesteps", "t")
 _LORA_SCALES = ("joint_attention_kwargs", "attention_kwargs", "cross_attention_kwargs")
 
 
-@functools.cache  # so that the warning comes once a class
+@functools.cache  # so that the warning comes once per class
 def _generic_family(kind: type[nn.Module]) -> Family:
     from diffusers.models.modeling_utils import ModelMixin
 
@@ -112,7 +112,7 @@ _ROWS_OF_THEIR_OWN = {
 
 
 def check_pipeline(stock: Any, family: Family) -> None:
-    """Can it be told, in a call, which rows of a batch belong to which sample?
+    """Check that in a call the rows of each sample can be told apart.
 
     Args:
         stock: the pipeline class.

@@ -1,4 +1,4 @@
-"""Files and folders that are replaced whole: whoever looks sees the old one or the new one, never half of either.
+"""Files and folders that are replaced as a whole: readers see the old one or the new one, never half of either.
 
 A file is written beside its target, flushed to the disk and renamed over it. A folder cannot be renamed over a folder
 that holds something, so it is *exchanged*: Linux's renameat2(RENAME_EXCHANGE) swaps two names in one step, and what was

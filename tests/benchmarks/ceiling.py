@@ -24,12 +24,12 @@ from nft_pipeline.adapter import read_adapter
 from nft_pipeline.adapters.alpha_head import AlphaHead
 from nft_pipeline.training.bases.registry import train_base
 from nft_pipeline.training.data.pool import Pool, load_pool
+from nft_pipeline.training.demo.report import markdown
 from nft_pipeline.training.devices.precision import choose_precision
 from nft_pipeline.training.learn.calibration import calibrate
 from nft_pipeline.training.learn.learner import Learner
 from nft_pipeline.training.learn.objective import alpha_loss
 from nft_pipeline.training.settings.config import TrainConfig
-from nft_pipeline.training.shapes.report import markdown
 
 LEVELS = (0.2, 0.5, 0.8, 0.9, 0.95)
 DOCS = Path(__file__).parents[2] / "docs"

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 
 from nft_pipeline import DiffusionNFTPipeline
+from nft_pipeline.training.demo.eval_command import scores_table, shapes_eval_scores
+from nft_pipeline.training.demo.measure import Workload, with_lora
+from nft_pipeline.training.demo.report import markdown
 from nft_pipeline.training.devices.precision import choose_precision
 from nft_pipeline.training.settings.config import TrainConfig
-from nft_pipeline.training.shapes.evaluate import scores_table, shapes_eval_scores
-from nft_pipeline.training.shapes.measure import Workload, with_lora
 from nft_pipeline.training.shapes.prompts import HELD_OUT_SEED
-from nft_pipeline.training.shapes.report import markdown
 from nft_pipeline.training.shapes.score import shapes_eval_prompts
 from nft_pipeline.training.show.picture_stats import diversity, shrunk
 from nft_pipeline.training.show.sweep import GROUP

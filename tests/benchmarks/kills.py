@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from helpers.tiny_run import ONLINE, SMALL, save_tiny
+from nft_pipeline.training.demo.report import markdown
 from nft_pipeline.training.run.trainer import train
 from nft_pipeline.training.settings.config import TrainConfig
-from nft_pipeline.training.shapes.report import markdown
 
 KINDS: dict[str, dict[str, Any]] = {
     "offline": {**SMALL, "objective": "policy", "adaptive_noise": True, "checkpoint_every": 3, "samples_every": 5},

@@ -29,10 +29,10 @@ from tqdm import tqdm
 from nft_pipeline.families.forward_call import as_rows
 from nft_pipeline.training.bases.base import Conditions, TrainBase
 from nft_pipeline.training.bases.registry import train_base
+from nft_pipeline.training.demo.report import markdown
 from nft_pipeline.training.devices.precision import autocast
 from nft_pipeline.training.learn.roles import LoraRoles
 from nft_pipeline.training.settings.config import TrainConfig
-from nft_pipeline.training.shapes.report import markdown
 
 GIB = 2**30
 DOCS = Path(__file__).parents[2] / "docs"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from helpers.mixture import Mixture, cloud, ring
-from nft_pipeline.training.shapes.report import markdown
+from nft_pipeline.training.demo.report import markdown
 
 WORLDS = {"ring, 2 dimensions": ring(), "cloud, 16 dimensions": cloud(16)}
 SHIFTS = (1.0, 2.0, 3.0, 4.0)

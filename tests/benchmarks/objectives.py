@@ -23,13 +23,13 @@ from tqdm import tqdm
 
 from nft_pipeline.adapter import BaseModel, fingerprint
 from nft_pipeline.training.data.sources import offline_pools
+from nft_pipeline.training.demo.measure import measure_pictures
+from nft_pipeline.training.demo.report import markdown, spread
 from nft_pipeline.training.devices.precision import choose_precision
 from nft_pipeline.training.learn.learner import Learner
 from nft_pipeline.training.rewards.find import find_prompts, find_reward
 from nft_pipeline.training.run.trainer import load_base, train
 from nft_pipeline.training.settings.config import TrainConfig
-from nft_pipeline.training.shapes.measure import measure_pictures
-from nft_pipeline.training.shapes.report import markdown, spread
 from nft_pipeline.training.show.live import Live
 from nft_pipeline.training.show.sweep import sweep_rows
 

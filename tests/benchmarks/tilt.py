@@ -20,12 +20,7 @@ import torch
 
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import read_adapter
-from nft_pipeline.training.devices.precision import choose_precision
-from nft_pipeline.training.learn.calibration import Calibration, plot_reliability
-from nft_pipeline.training.rewards.find import find_prompts, find_reward
-from nft_pipeline.training.run.trainer import train
-from nft_pipeline.training.settings.config import TrainConfig
-from nft_pipeline.training.shapes.measure import (
+from nft_pipeline.training.demo.measure import (
     Point,
     Workload,
     matched_quality,
@@ -33,7 +28,12 @@ from nft_pipeline.training.shapes.measure import (
     measure_laws,
     measure_lora_weight,
 )
-from nft_pipeline.training.shapes.report import markdown, plot_promise, spread
+from nft_pipeline.training.demo.report import markdown, plot_promise, spread
+from nft_pipeline.training.devices.precision import choose_precision
+from nft_pipeline.training.learn.calibration import Calibration, plot_reliability
+from nft_pipeline.training.rewards.find import find_prompts, find_reward
+from nft_pipeline.training.run.trainer import train
+from nft_pipeline.training.settings.config import TrainConfig
 
 TILTS = (-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 4.0)
 LAWS = ("odds", "nft")

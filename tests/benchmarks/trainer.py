@@ -22,10 +22,10 @@ from nft_pipeline.training.bases.base import TrainBase
 from nft_pipeline.training.bases.noising import NoiseLaw
 from nft_pipeline.training.bases.registry import train_base
 from nft_pipeline.training.data.pool import Pool
+from nft_pipeline.training.demo.report import markdown
 from nft_pipeline.training.learn.learner import Learner
 from nft_pipeline.training.learn.objective import Objective
 from nft_pipeline.training.settings.config import TrainConfig
-from nft_pipeline.training.shapes.report import markdown
 from tests.benchmarks.random_models import TEXT, build
 
 OFFLINE = {"positive": {"objective": "positive"}, "policy, baseline alpha": {"objective": "policy"}}

@@ -13,7 +13,7 @@ import torch
 
 import nft_pipeline.commands.sample as sample_command
 import nft_pipeline.hub_cards.commands.export as export_command
-import nft_pipeline.training.shapes.evaluate as evaluate_command
+import nft_pipeline.training.demo.eval_command as evaluate_command
 from helpers.adapters import config_values
 from helpers.laws_page import PAGE, page
 from helpers.tiny import sample, tiny_adapter, tiny_pipe

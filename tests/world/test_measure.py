@@ -2,9 +2,9 @@
 
 import pytest
 
-from nft_pipeline.training.shapes.demo import _verdict
-from nft_pipeline.training.shapes.measure import Point, Workload, matched_quality
-from nft_pipeline.training.shapes.report import law_table, plot_promise, rival_table
+from nft_pipeline.training.demo.demo_command import _verdict
+from nft_pipeline.training.demo.measure import Point, Workload, matched_quality
+from nft_pipeline.training.demo.report import law_table, plot_promise, rival_table
 
 
 def points(*rows):

@@ -9,9 +9,9 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import check_base, read_adapter
 from nft_pipeline.models import ADAPTERS, shipped_adapter, shipped_model
+from nft_pipeline.training.demo.eval_command import shapes_eval_scores
+from nft_pipeline.training.demo.measure import Workload, measure_base, measure_laws, with_lora
 from nft_pipeline.training.rewards.find import find_prompts, find_reward
-from nft_pipeline.training.shapes.evaluate import shapes_eval_scores
-from nft_pipeline.training.shapes.measure import Workload, measure_base, measure_laws, with_lora
 from nft_pipeline.training.shapes.parts import Sizes, vocabulary
 from nft_pipeline.training.shapes.prompts import HELD_OUT_SEED
 from nft_pipeline.training.shapes.score import shapes_eval_prompts

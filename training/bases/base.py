@@ -1,11 +1,11 @@
 """A base model as the trainer sees it: prompts to conditions, pictures to latents and back, one forward, sampling.
 
-    conditions = base.encode_prompts(["a cat"])              {"text": (P, L, D), ...}, one row a prompt
+    conditions = base.encode_prompts(["a cat"])              {"text": (P, L, D), ...}, one row per prompt
     output = base.predict(x_t, t, rows_of(conditions, [0]))  raw output, of x_t's shape, as `base.prediction` says
 
 Latents are scaled ones, (B, C, H, W) or of videos (B, C, T, H, W), t is the noise level in [0, 1], and
-x_t = (1 - t) x_0 + t eps for every model: what a family packs, rescales or calls timestep stays in here. The LoRA is on
-or off as the caller has switched it.
+x_t = (1 - t) x_0 + t eps for every model: how a family packs and rescales latents and counts timesteps stays in
+here. The LoRA is on or off as the caller has switched it.
 
 A family is a subclass of `TrainBase` with what is its own, in a file of the room `known`; registry.py finds them there.
 """
@@ -47,13 +47,13 @@ class TrainBase(ABC):
 
     Args:
         pipe: the pipeline.
-        call: arguments of the pipeline's call, such as num_inference_steps, guidance_scale, height and width. A
-            guidance_scale of 1 is without classifier-free guidance for every family.
-        dtype: forwards run under autocast to it; float32 is without.
-        device: of the run, where the pipeline's parts go when they are needed; default where the denoiser is.
+        call: arguments of the pipeline's call, such as num_inference_steps, guidance_scale, height and width. For
+            every family a guidance_scale of 1 means no classifier-free guidance.
+        dtype: the type to which forwards are autocast; float32 means no autocast.
+        device: the run's device, to which the pipeline's parts move when they are needed; default: the denoiser's.
 
     Raises:
-        TrainingError: the call asks for what the family has not, or the pipeline has parts that cannot be trained.
+        TrainingError: the call asks for what the family lacks, or the pipeline has parts that cannot be trained.
     """
 
     pipeline_class: ClassVar[str]  # the class name of the pipeline in diffusers
@@ -87,7 +87,7 @@ class TrainBase(ABC):
         pipe.set_progress_bar_config(disable=True)
         self.prepare()
 
-    def prepare(self) -> None:  # noqa: B027  a family with nothing to prepare is a whole one
+    def prepare(self) -> None:  # noqa: B027  a family may have nothing to prepare
         """What a family does with its pipeline and its call as it is made; may raise TrainingError."""
 
     @property
@@ -131,7 +131,7 @@ class TrainBase(ABC):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], batch: int = 64) -> Conditions:
-        """Conditions on the CPU, one row a prompt, as a call without classifier-free guidance makes them.
+        """Conditions on the CPU, one row per prompt, as a call without classifier-free guidance makes them.
 
         Texts of different lengths are padded with zeros at their end.
         """
@@ -160,7 +160,7 @@ class TrainBase(ABC):
 
     @contextmanager
     def _without_encoders(self) -> Iterator[None]:
-        """Within, the pipeline has none: before diffusers 0.42 a call computes where the first of its parts is."""
+        """Within it the pipeline has no encoders: before diffusers 0.42 a call computes where its first part is."""
         own = vars(self.pipe)  # setting an attribute would change the pipeline's config as well
         encoders = {name: own[name] for name in self.encoders if name in own}
         own.update(dict.fromkeys(encoders))
@@ -265,7 +265,7 @@ class TrainBase(ABC):
     def sample_batch(self, conditions: Conditions, noise: Tensor, empty: Conditions | None = None) -> Tensor:
         """Latents (B, C, H, W) of one call from this noise."""
         self.placement.bring_denoiser()
-        # Packed weights of a quantised model are whole numbers; what is not packed says what it computes in.
+        # Packed weights of a quantised model are integers; those not packed have the type that it computes in.
         dtype = next(weight.dtype for weight in self.denoiser.parameters() if weight.is_floating_point())
         like: dict[str, Any] = {"device": self.device, "dtype": dtype}
         given = self.call_conditions({name: value.to(**like) for name, value in conditions.items()})

@@ -1,4 +1,4 @@
-"""Offline data: a folder of pictures and metadata.jsonl, one JSON object a line, turned into a pool once.
+"""Offline data: a folder of pictures and metadata.jsonl, one JSON object per line, turned into a pool once.
 
     {"image": "cats/1.png", "prompt": "a cat", "score": 0.8}
     {"image": "cats/2.png", "prompt": "a cat", "liked": false, "seed": 3, "guidance_scale": 1.0}
@@ -56,7 +56,7 @@ class Folder:
     Args:
         pictures: in the order of the lines.
         liked: whether their scores are likes, 0 or 1.
-        unjudged: lines left out because they have neither a score nor liked, as those of pictures not rated yet.
+        unjudged: lines left out because they have neither a score nor liked, such as pictures not rated yet.
     """
 
     pictures: tuple[Picture, ...]
@@ -213,12 +213,12 @@ def split(pool: Pool, every: int) -> tuple[Pool, Pool]:
 
 @torch.no_grad()
 def residual(base: TrainBase, pool: Pool, levels: Iterable[float] = (0.3, 0.6, 0.9), batch: int = 16) -> float:
-    """Mean of |v_old - y|^2 over a pool's samples and noise levels, in velocity: how surprised the model in use is.
+    """Mean of |v_old - y|^2 over a pool's samples and noise levels, in velocity: how badly the model predicts them.
 
-    Pictures the model could have drawn itself have the residual of its own samples; the ratio of the two is the
-    support gap.
+    Pictures that the model could have drawn itself have the same residual as its own samples. The ratio of the two is
+    the support gap.
     """
-    # A seed nothing is sampled with: a picture noised by the noise it was drawn from is no surprise to the model.
+    # A seed that nothing is sampled with: a picture with the noise it was drawn from is predicted too well.
     generator, total, count = torch.Generator().manual_seed(RESIDUAL_SEED), 0.0, 0
     low, high = base.noise_range()
     for level in levels:

@@ -1,4 +1,4 @@
-"""Scores that were computed before: kept by the content of picture and prompt, and the version of the reward.
+"""A cache of scores, by the content of picture and prompt and by the version of the reward.
 
 One SQLite file, which is written whole or not at all by design and may be shared by several processes. A reward whose
 card has no version, and one that needs a picture's metadata, is never cached.
@@ -43,7 +43,7 @@ class ScoreCache:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # Autocommit: a transaction is what `put` makes one. A minute to wait for another process's write.
+            # Autocommit: only `put` opens a transaction. Wait up to a minute for another process's write.
             self.file = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
             self.file.execute(_TABLE)
         except sqlite3.Error as error:

@@ -1,4 +1,4 @@
-"""What a reward is: pictures and prompts in, one number a picture out, and a card that says how to read the number.
+"""What a reward is: pictures and prompts in, one number per picture out, and a card that says how to read the number.
 
 A reward keeps the scale its authors gave it (PickScore around 20, ImageReward around 0). What training needs is
 r(x0, c) in [0, 1], the probability that a picture is a good one (docs/theory.md, M1); `RewardInfo.probability`

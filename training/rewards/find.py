@@ -62,7 +62,7 @@ def as_scores(reward: contract.Reward) -> Scorer:
 
 
 def find_prompts(name: str) -> list[str]:
-    """Prompts by the name of a built-in list, from a text file (one a line), or from "module:function".
+    """Prompts by the name of a built-in list, from a text file (one per line), or from "module:function".
 
     Raises:
         RewardError: none of these exists, or the list is empty.

@@ -3,7 +3,7 @@
     rewards: {image_reward: 1.0, ocr: 0.5, "my_module:my_reward": 0.2}
     rewards: {pickscore: {weight: 1.0, device: cuda, weights: models/pickscore}, jpeg_size: -0.1}
 
-Each reward's scores become probabilities by its card (r_i in [0, 1], larger is better); the mix is their weighted mean,
+Each reward's card turns scores into probabilities (r_i in [0, 1], larger is better); the mix is their weighted mean,
 
     r = sum_i |w_i| r'_i / sum_i |w_i|,    r'_i = r_i, or 1 - r_i where w_i is negative,
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def to_arrays(images: Sequence[Image.Image]) -> list[np.ndarray]:
-    """uint8 arrays (H, W, 3), one a picture."""
+    """uint8 arrays (H, W, 3), one per picture."""
     return [np.asarray(image.convert("RGB")) for image in images]
 
 

@@ -48,7 +48,7 @@ class FunctionReward(Reward):
         """What the function returns, checked: B numbers in the range of the card."""
         try:
             found = self.function(images, prompts, metadata)
-        except Exception as error:  # somebody else's code: whatever it raises, the run should say whose it was
+        except Exception as error:  # code of other people: whatever it raises, the error should say whose code it was
             raise RewardError(f"reward {self.info.name!r} failed: {type(error).__name__}: {error}") from error
         if not isinstance(found, RewardOutput):
             try:

@@ -1,8 +1,8 @@
-"""Everything that could go wrong in hour three, now: a run tried out in small, all faults in one report.
+"""Tries a run out on a small scale, so that everything that could go wrong in hour three is reported now, at once.
 
 What a run does in an hour is done once: prompts, reward, pictures on disk, free space, the base model, one batch of
-samples, one optimiser step at the run's own batch size, and an adapter written. A stage that needs one that failed is
-left out.
+samples, one optimiser step at the run's own batch size, and an adapter written. A stage is skipped if a stage
+that it needs has failed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from .sharding import check_sharding
 from .trainer import load_base
 
 Say = Callable[[str], None]
-SPARE = 1.5  # a checkpoint is written beside the one before; the rest is for logs and the system
+SPARE = 1.5  # a new checkpoint is written beside the old one; the rest is for logs and the system
 
 
 def check(
@@ -53,7 +53,7 @@ def check(
     Args:
         source, overrides: as `TrainConfig.from_yaml`.
         out: the run's folder; default as `diffusion-nft train` has it.
-        say: gets one line a stage.
+        say: called with one line per stage.
         device: as `train`.
 
     Returns:
@@ -150,7 +150,7 @@ def _checked_folder(data: str) -> Folder:
 
 
 def _trial_pool(base: TrainBase, config: TrainConfig, folder: Folder | None) -> Pool:
-    """One batch as the run makes them; scores are tried, r is not what is tested."""
+    """One batch made as the run makes them. The scores are computed; how they become r is not tested."""
     prompts = [picture.prompt for picture in folder.pictures] if folder else find_prompts(config.prompts or "")
     prompts = prompts[:4]
     conditions = base.encode_prompts(prompts)

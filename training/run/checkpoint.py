@@ -59,7 +59,7 @@ def rotate(path: Path, step: int, keep: int) -> None:
         named = re.compile(rf"{re.escape(path.stem)}-(\d{{6,}}){re.escape(path.suffix)}")
         steps = {int(match[1]): entry for entry in path.parent.iterdir() if (match := named.fullmatch(entry.name))}
         known = sorted(number for number in steps if number <= step)
-        for number in steps.keys() - set(known[-keep:]):  # also those of a future that was given up
+        for number in steps.keys() - set(known[-keep:]):  # also later ones, if the run went back to an earlier step
             steps[number].unlink()
 
 

@@ -5,8 +5,8 @@
 
 A forward gathers the weights of one block (FSDP) or layer (DeepSpeed) after another from all processes and lets them go
 again, so all of them have to run forwards together. In a training step they do: each has an equal share of the batch.
-Where the first process works alone (a pool, a sample grid, a sweep) it says so before each of its forwards, and the
-others run one along.
+Where the first process works alone (a pool, a sample grid, a sweep) it announces each of its forwards, and the others
+run the same forward along with it.
 
 DeepSpeed's stages 1 and 2 split gradients and the optimiser's state alone, which a LoRA has little of: with those a run
 is as it is without DeepSpeed.
@@ -128,12 +128,12 @@ class Sharding:
             split(base.denoiser, base.device, how)
             base.placement.denoiser_stays()
             say(f"base model split over {processes.count()} processes by {how}")
-            self._any = base.encode_prompts([""])  # conditions, for forwards whose output nobody reads
+            self._any = base.encode_prompts([""])  # conditions for forwards whose output is not used
 
     def first(self, work: Callable[[], T]) -> T:
-        """What `work` gives: every process calls it, and only in the first it may run forwards.
+        """Return `work()`. Every process calls it, but only in the first one may it run forwards.
 
-        The others run their forwards along while the first works, and call it afterwards.
+        The others run forwards along while the first one works, and call `work` afterwards.
         """
         if not self.is_split:
             return work()

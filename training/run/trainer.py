@@ -62,7 +62,7 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
     Args:
         config: the run's settings.
         out: the run's folder; pools, checkpoint, records, sample grids, report.html and adapter go there.
-        say: gets one line a phase.
+        say: called with one line per phase.
         device: "auto" is CUDA if there is one, else the CPU.
 
     Raises:
@@ -209,7 +209,7 @@ class Run:
         return learner, learner.mean_r, self._sampled(learner)
 
     def look_at_last(self, learner: Learner) -> None:
-        """The sweep and the pictures of the finished run."""
+        """Make the sweep and the pictures of the finished run."""
         started = time.monotonic()
         self._look(learner, again=True)
         self.sharding.first(lambda: self.observer.draw_for_card(learner))
@@ -244,8 +244,8 @@ class Run:
     def _round_pool(self, learner: Learner, prompts: Prompts, rewards: dict[str, Any]) -> Pool:
         """The round's pool: the one a stopped run left, or sampled now.
 
-        It is kept beside the checkpoint, which stands at or after the round's beginning until the round ends: what a
-        reward said once is not asked again.
+        It is kept beside the checkpoint until the round ends, and the checkpoint is never older than the round. So a
+        reward never has to score the same pictures again.
         """
         config, number = self.config, learner.round_number
         path, key = self.out / "round.safetensors", pool_key({"settings": config.to_dict(), "round": number})
@@ -275,7 +275,7 @@ class Run:
         return pool
 
     def _optimise(self, learner: Learner, pool: Pool, until: int, quiet: bool = False) -> None:
-        """Steps up to number `until`, with checkpoints, a log and an ear for signals."""
+        """Steps up to number `until`, with checkpoints and a log; signals stop it."""
         config, smooth = self.config, dict[str, float]()
         with tqdm(
             total=until,
@@ -306,7 +306,7 @@ class Run:
         self.observer.begin(learner)
 
     def _save(self, learner: Learner) -> None:
-        """A checkpoint. A full disk does not end the run: it goes on, and tries again next time."""
+        """Write a checkpoint. A full disk does not end the run: it goes on and tries again next time."""
         if processes.rank() != 0:
             return
         try:

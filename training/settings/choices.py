@@ -1,4 +1,4 @@
-"""The names that a setting may have, where it is a choice. What each means stands with the code behind it.
+"""The names that may be chosen for a setting. What each name means is explained beside the code behind it.
 
 Kind, Baseline    training/learn/objective.py       Method      training/data/optimality.py
 Schedule          training/learn/old_model.py       Precision   training/devices/precision.py

@@ -11,7 +11,7 @@ from nft_pipeline.checks import did_you_mean
 from ..errors import ConfigError
 
 PRESETS = Path(__file__).parent.parent / "presets"
-# What a file with one of the first keys gives by itself: a preset's reward says nothing of another, nor of a folder.
+# A file with one of the first keys takes none of these from a preset: they describe the preset's own reward or data.
 _REPLACED = (
     ({"reward", "rewards", "data"}, {"reward", "rewards", "reward_description", "optimality", "optimality_at"}),
     ({"prompts", "data"}, {"prompts", "held_out_prompts"}),
@@ -21,8 +21,8 @@ _REPLACED = (
 def read_settings(source: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The mapping in a YAML file or preset, with `overrides`, unchecked.
 
-    Under the key `preset` stands a preset that gives what the file does not; but a file with rewards, prompts or data
-    of its own has nothing of the preset's.
+    The key `preset` names a preset that supplies the settings missing in the file. But a file with rewards, prompts or
+    data of its own takes none of these from the preset.
 
     Raises:
         ConfigError: no such file or preset, not YAML, or not a mapping.

@@ -2,7 +2,7 @@
 
     adapter = read_adapter("checkpoint-300", kind="policy", beta=1.0, pipe=pipe)
 
-Such a checkpoint does not say what kind of LoRA it is and how far it goes, so the caller says it: `kind` and `beta`.
+Such a checkpoint does not say what kind of LoRA it is and how far it goes, so the caller gives `kind` and `beta`.
 The official DiffusionNFT checkpoints are kind "policy", beta the training's config.beta (1.0, or 0.1 for OCR and the
 multi-reward run). Those are trained online, with v_old following v_theta: against the base model their tilt has
 accumulated over the rounds (docs/theory.md, M8) and is not 2 / beta, so only strengths 0 and 1 mean what they say and

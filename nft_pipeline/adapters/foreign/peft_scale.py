@@ -1,4 +1,4 @@
-"""The scale peft applies to a LoRA, out of the config beside its weights.
+"""The scale that peft applies to a LoRA, read from the config beside its weights.
 
     scale = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora; r and lora_alpha may differ by layer
     (rank_pattern, alpha_pattern)

@@ -101,8 +101,8 @@ def _convert(
     """From the names of the original checkpoints to those of diffusers' modules.
 
     Returns:
-        The layers as far as they could be renamed; for each the name it came from, and for each that got lost itself;
-        and what diffusers had to say.
+        The layers that could be renamed; for each its old name, and for each lost layer its own name; and the messages
+        of diffusers.
     """
     family = listed_family(denoiser)
     facts = LayerNames() if family is None else family.layer_names
@@ -133,7 +133,7 @@ def _convert(
     try:
         origin = {name: paths[int(part.b.flatten()[0])] for name, part in run(spell(numbers)).items()}
         made = run(spell(layers))
-    except Exception as error:  # whatever a converter stumbles over, these are not the layers it is for
+    except Exception as error:  # whatever error a converter raises: these are not the layers it is made for
         return *unchanged, f"(diffusers' converter: {str(error)[:300] or type(error).__name__}) "
     return made, origin | {path: path for path in paths if path not in origin.values()}, ""
 

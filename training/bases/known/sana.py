@@ -11,7 +11,7 @@ from ..base import Conditions, TrainBase
 
 
 class SanaBase(TrainBase):
-    """Sana: text with a mask; the prompt goes to the text encoder behind the pipeline's own instruction."""
+    """Sana: text with a mask; the pipeline's own instruction to the text encoder is put before the prompt."""
 
     pipeline_class = "SanaPipeline"
 

@@ -11,7 +11,7 @@ from ..base import Conditions, TrainBase
 
 
 class ZImageBase(TrainBase):
-    """Z-Image: lists of one picture and one text of its own length a row; time runs from noise to picture.
+    """Z-Image: lists with one picture and one text of its own length per row; time runs from noise to picture.
 
     Its pipeline counts guidance from 0: pos + scale (pos - neg), which is CFG at scale + 1.
     """

@@ -19,7 +19,7 @@ REWARDS = {"jpeg_size": "JpegSize", "colourfulness": "Colourfulness", "sharpness
 class JpegSize(Reward):
     """Bits per pixel of the picture as a JPEG of quality 95: detail and noise make it large, flat areas small.
 
-    The (in)compressibility reward of DDPO (2305.13301), there in kB; bits a pixel do not depend on the picture's size.
+    The (in)compressibility reward of DDPO (2305.13301), there in kB; bits per pixel do not depend on its size.
     Give it a negative weight for smooth pictures.
     """
 

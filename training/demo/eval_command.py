@@ -52,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
     from nft_pipeline import DiffusionNFTPipeline
 
     from ..devices.precision import choose_precision
+    from ..shapes.prompts import HELD_OUT_SEED
+    from ..shapes.score import CATEGORIES, shapes_eval_prompts
     from .measure import Workload
-    from .prompts import HELD_OUT_SEED
-    from .score import CATEGORIES, shapes_eval_prompts
 
     if args.n < len(CATEGORIES):
         raise ValueError(f"--n is {args.n}, expected at least {len(CATEGORIES)}, one picture a category")
@@ -89,7 +89,7 @@ def shapes_eval_scores(pictures: Any, prompts: Any) -> dict[str, Any]:
     """
     import numpy as np
 
-    from .score import judge
+    from ..shapes.score import judge
 
     judged = [judge(picture, prompt) for picture, (_, prompt) in zip(pictures, prompts, strict=True)]
     by_category: dict[str, list[bool]] = {}
@@ -107,8 +107,8 @@ def shapes_eval_scores(pictures: Any, prompts: Any) -> dict[str, Any]:
 
 def scores_table(results: dict[str, dict[str, Any]]) -> str:
     """A Markdown table with one column per setting."""
+    from ..shapes.score import CATEGORIES
     from .report import markdown
-    from .score import CATEGORIES
 
     rows = [
         [category, *(f"{r['categories'].get(category, float('nan')):.3f}" for r in results.values())]

@@ -21,8 +21,8 @@ from nft_pipeline.guidance import promised_rate
 
 from ..bases.registry import train_base
 from ..rewards.find import Scorer
-from .score import judge
-from .world import Prompt
+from ..shapes.score import judge
+from ..shapes.world import Prompt
 
 
 @dataclass(frozen=True)
