@@ -1,4 +1,4 @@
-"""Errors that several rooms of the trainer raise; those of one room stand there.
+"""The errors that several rooms of the trainer raise; an error of one room is defined in that room.
 
 Standard library only.
 """

@@ -1,4 +1,4 @@
-"""diffusers' caches (first-block cache and its kin) and the passes of guidance.
+"""Gives each pass of guidance its own memory in diffusers' step caches (first-block cache and its kin).
 
 A cache keeps the output of a block in the step before, in a memory that is named after the context that the pipeline
 sets ("cond", "uncond"). A pass with a LoRA on needs a memory of its own: mixing the residuals of both branches is wrong

@@ -1,4 +1,4 @@
-"""Tables and plots of what `measure` found."""
+"""Tables and plots of what measure.py measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running out of memory, said in words: which settings to change, and what it costs."""
+"""Turns an out-of-memory error into advice: which settings to change, and what each change costs."""
 
 from __future__ import annotations
 

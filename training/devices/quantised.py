@@ -1,4 +1,4 @@
-"""Less memory: the frozen base in 4 bits (bitsandbytes' nf4) or 8 (torchao's int8), the optimiser's state in 8.
+"""Saves memory: the frozen base in 4 bits (bitsandbytes' nf4) or 8 (torchao's int8), the optimiser's state in 8.
 
 The quantised model is the run's v_old: its samples fill the pool, and the LoRA is trained beside it, in fp32 as the
 head is. On the full base model the adapter meets a slightly other v_old.

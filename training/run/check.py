@@ -1,4 +1,4 @@
-"""Tries a run out on a small scale, so that everything that could go wrong in hour three is reported now, at once.
+"""Tries a run on a small scale, so that whatever would stop it hours later is reported before it starts.
 
 What a run does in an hour is done once: prompts, reward, pictures on disk, free space, the base model, one batch of
 samples, one optimiser step at the run's own batch size, and an adapter written. A stage is skipped if a stage

@@ -1,1 +1,1 @@
-"""The shapes world: the shipped base model, its pictures, prompts, rewards and demo."""
+"""The shapes world: the pictures, prompts and scores behind the shipped base model, and how it was trained."""

@@ -1,4 +1,4 @@
-"""Finding weights, on the disk or on the Hub, and saying which ones they were."""
+"""Finds the weights of a reward model, on the disk or on the Hub, and records which ones were used."""
 
 from __future__ import annotations
 

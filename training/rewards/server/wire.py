@@ -1,4 +1,4 @@
-"""What client and server of a remote reward say to each other. Pictures travel as PNG in base64, so losslessly."""
+"""The messages between client and server of a remote reward. Pictures travel as PNG in base64, so losslessly."""
 
 from __future__ import annotations
 
