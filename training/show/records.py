@@ -5,8 +5,9 @@
     sweeps    every sweep          a line a strength: rewards, statistics of the pictures, the watch's verdict
 
 The JSON lines are the record: the report and a run that goes on read them. What a stopped run does again is forgotten
-in them. `pandas.read_json("losses.jsonl", lines=True)` makes a table of them. Runs of earlier versions hold a CSV of each
-table besides; nothing reads it, and a run that goes on leaves it as it is.
+in them. `pandas.read_json("losses.jsonl", lines=True)` makes a table of them. Runs of earlier versions hold a CSV of
+each table besides; nothing reads it, and a run that goes on leaves it as it is.
+
 TensorBoard's files are written by tensorboardX, 3 MB with all it needs where TensorBoard itself brings 160; any
 TensorBoard reads them. W&B and Trackio go through accelerate's trackers.
 """
