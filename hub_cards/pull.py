@@ -16,7 +16,7 @@ from typing import Any
 from nft_pipeline.adapter import AdapterError, read_adapter
 from nft_pipeline.adapters.read import is_hub_id, is_network_error, locate
 from nft_pipeline.adapters.write import check_replaceable
-from nft_pipeline.files.atomic import atomic_folder, settle
+from nft_pipeline.files.atomic import atomic_folder, recover
 
 from .contents import folder_sizes, largest
 from .hub import explain
@@ -52,7 +52,7 @@ def pull(
     files = {path: (source / path).read_bytes() for path in folder_sizes(source) if largest(path) is not None}
     _check_bytes(repo_id, source, files, _listed(repo_id, revision, subfolder))
     read_adapter(source)
-    check_replaceable(settle(target), files)
+    check_replaceable(recover(target), files)
     with atomic_folder(target) as new:
         for path, data in files.items():
             (new / path).parent.mkdir(parents=True, exist_ok=True)

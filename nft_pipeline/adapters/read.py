@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..checks import did_you_mean
 from ..errors import AdapterError
-from ..files.atomic import settle
+from ..files.atomic import recover
 from ..files.strict import read_safetensors, tensor_faults
 from ..models import ADAPTERS, shipped_adapter
 from .alpha_head import AlphaHead, AlphaHeadConfig
@@ -86,7 +86,7 @@ def read_adapter(
     for attempt in range(_READ_TRIES):
         if attempt:
             time.sleep(_FIRST_PAUSE * 2 ** (attempt - 1))
-        folder = settle(folder)
+        folder = recover(folder)
         before = _identity(folder)
         try:
             if is_foreign(folder):
@@ -95,11 +95,11 @@ def read_adapter(
                 refuse_for_own(shown, kind, beta)
                 adapter = _read_folder(folder, shown)
         except AdapterError:
-            if _identity(folder) == before:
+            if before is not None and _identity(folder) == before:
                 raise
-            continue
-        if _identity(folder) == before:
-            return adapter
+        else:
+            if _identity(folder) == before:
+                return adapter
     raise AdapterError(f"the adapter {folder} is being written over and over while it is read; try again later")
 
 
@@ -116,7 +116,7 @@ def locate(source: str | os.PathLike[str], *, revision: str | None = None, subfo
         shipped = shipped_adapter(text)
         if shipped is not None:
             return _folder_inside(shipped, inner, revision)
-    path = settle(os.path.expanduser(text))
+    path = recover(os.path.expanduser(text))
     if os.path.isdir(path):  # unlike Path.is_dir, False for names no disk would take
         return _folder_inside(path, inner, revision)
     if os.path.exists(path):

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from torch import Tensor
 
 from ..errors import AdapterError
-from ..files.atomic import atomic_folder, settle
+from ..files.atomic import atomic_folder, recover
 from ..files.strict import safetensors_bytes
 from .config import AdapterConfig
 from .content import Adapter
@@ -74,7 +74,7 @@ def write_adapter(
     if faults:
         raise AdapterError("the adapter was not written: its extra files have faults", faults)
     try:
-        check_replaceable(settle(target), extras)
+        check_replaceable(recover(target), extras)
         with atomic_folder(target) as new:
             for name, data in {**adapter_files(adapter), **extras}.items():
                 path = new / name

@@ -1,4 +1,4 @@
-"""nft_pipeline.files.atomic: old or new, never half, with and without an exchange of folders."""
+"""nft_pipeline.files.atomic: old or new, never half."""
 
 from __future__ import annotations
 
@@ -12,21 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.disk import can_exchange
 from nft_pipeline.files import atomic
-from nft_pipeline.files.atomic import atomic_folder, atomic_write_bytes, exchange, settle
-
-
-@pytest.fixture(params=["exchange", "aside"])
-def way(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> str:
-    """Both ways to replace a folder; "aside" is what systems without renameat2 do."""
-    if request.param == "aside":
-        monkeypatch.setattr(atomic, "_renameat2", None)
-    elif not can_exchange(tmp_path_factory.mktemp("probe")):
-        pytest.skip("this system cannot exchange two folders")
-    return request.param
+from nft_pipeline.files.atomic import atomic_folder, atomic_write_bytes, recover
 
 
 def fill(folder: Path, **files: str) -> None:
@@ -64,21 +51,21 @@ def test_new_files_and_folders_get_the_usual_permissions(tmp_path: Path) -> None
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain_file").stat().st_mode
 
 
-def test_a_folder_is_replaced_whole(tmp_path: Path, way: str) -> None:
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     fill(tmp_path / "run", a="1", b="2")
     fill(tmp_path / "run", b="3")
     assert tree(tmp_path / "run") == {"b": "3"}
     assert os.listdir(tmp_path) == ["run"]
 
 
-def test_an_empty_folder_may_stand_there(tmp_path: Path, way: str) -> None:
+def test_an_empty_folder_may_stand_there(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     fill(tmp_path / "run", a="1")
     assert tree(tmp_path / "run") == {"a": "1"}
     assert os.listdir(tmp_path) == ["run"]
 
 
-def test_an_exception_in_the_block_changes_nothing(tmp_path: Path, way: str) -> None:
+def test_an_exception_in_the_block_changes_nothing(tmp_path: Path) -> None:
     fill(tmp_path / "run", a="1")
     with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "run") as new:
         (new / "a").write_text("half")
@@ -87,7 +74,7 @@ def test_an_exception_in_the_block_changes_nothing(tmp_path: Path, way: str) -> 
     assert os.listdir(tmp_path) == ["run"]
 
 
-def test_a_folder_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path, way: str) -> None:
+def test_a_folder_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
     fill(tmp_path / "real", a="1")
     (tmp_path / "link").symlink_to("real")
     fill(tmp_path / "link", a="2")
@@ -104,18 +91,21 @@ def test_kinds_are_not_mixed_up(tmp_path: Path) -> None:
         atomic_write_bytes(tmp_path / "folder", b"")
 
 
-def test_leftovers_of_a_killed_writer_are_tidied_by_the_next_write(tmp_path: Path, way: str) -> None:
-    fill(tmp_path / "run", a="1")
-    dead = atomic._sibling(tmp_path / "run", "new")
-    dead.mkdir()
-    (dead / "a").write_text("half")
-    atomic._sibling(tmp_path / "run", "old").mkdir()
-    (tmp_path / ".run.new-of-somebody-else").mkdir()
-    fill(tmp_path / "run", a="2")
-    assert sorted(os.listdir(tmp_path)) == [".run.new-of-somebody-else", "run"]
+def test_leftovers_of_a_killed_writer_are_tidied_a_day_later(tmp_path: Path) -> None:
+    for name in ("run", "file"):
+        fresh, dead, replaced = (atomic._sibling(tmp_path / name, kind) for kind in ("new", "new", "old"))
+        for folder in (fresh, dead, replaced):
+            folder.mkdir()
+            (folder / "a").write_text("half")
+        os.utime(dead, (0, 0))
+        (tmp_path / f".{name}.new-of-somebody-else").mkdir()
+        (tmp_path / name).mkdir() if name == "run" else (tmp_path / name).touch()
+        fill(tmp_path / name, a="2") if name == "run" else atomic_write_bytes(tmp_path / name, b"2")
+        left = sorted(path for path in os.listdir(tmp_path) if name in path)
+        assert left == sorted([f".{name}.new-of-somebody-else", fresh.name, name])
 
 
-def test_a_copy_still_being_written_is_left_alone(tmp_path: Path, way: str) -> None:
+def test_a_copy_still_being_written_is_left_alone(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "run") as slow:
         (slow / "a").write_text("slow")
         fill(tmp_path / "run", a="quick")
@@ -125,20 +115,10 @@ def test_a_copy_still_being_written_is_left_alone(tmp_path: Path, way: str) -> N
     assert os.listdir(tmp_path) == ["run"]
 
 
-def test_without_locks_only_old_leftovers_are_tidied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic, "fcntl", None)
-    fresh, stale = atomic._sibling(tmp_path / "run", "new"), atomic._sibling(tmp_path / "run", "new")
-    fresh.mkdir()
-    stale.mkdir()
-    os.utime(stale, (0, 0))
-    fill(tmp_path / "run", a="1")
-    assert sorted(os.listdir(tmp_path)) == [fresh.name, "run"]
-
-
 def test_a_folder_that_stepped_aside_gets_its_name_back(tmp_path: Path) -> None:
     fill(tmp_path / "run", a="1")
-    os.rename(tmp_path / "run", atomic._sibling(tmp_path / "run", "old"))  # where a kill leaves it without exchange
-    assert settle(tmp_path / "run") == tmp_path / "run"
+    os.rename(tmp_path / "run", atomic._sibling(tmp_path / "run", "old"))  # where a kill leaves it
+    assert recover(tmp_path / "run") == tmp_path / "run"
     assert tree(tmp_path / "run") == {"a": "1"}
     assert os.listdir(tmp_path) == ["run"]
 
@@ -160,44 +140,56 @@ def test_on_a_read_only_disk_the_folder_is_read_where_it_is(tmp_path: Path, monk
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(os, "rename", refuse)
-    assert settle(tmp_path / "run") == aside
+    assert recover(tmp_path / "run") == aside
 
 
 def test_a_rename_that_fails_half_way_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic, "_renameat2", None)
     fill(tmp_path / "run", a="1")
     real, calls = os.rename, []
 
-    def second_fails(source: Path, target: Path) -> None:
+    def third_fails(source: Path, target: Path) -> None:
         calls.append(target)
-        if len(calls) == 2:
+        if len(calls) == 3:  # after one that finds the old folder in the way, and one that moves it aside
             raise OSError(errno.EIO, "Input/output error")
         real(source, target)
 
-    monkeypatch.setattr(os, "rename", second_fails)
+    monkeypatch.setattr(os, "rename", third_fails)
     with pytest.raises(OSError, match="Input/output error"):
         fill(tmp_path / "run", a="2")
     assert tree(tmp_path / "run") == {"a": "1"}
     assert os.listdir(tmp_path) == ["run"]
 
 
-def test_settle_leaves_what_is_in_order(tmp_path: Path) -> None:
-    assert settle(tmp_path / "nothing") == tmp_path / "nothing"
-    assert settle(tmp_path / "no" / "where") == tmp_path / "no" / "where"
+@pytest.mark.parametrize("quicker", ["reader", "writer"])
+def test_others_who_come_between_the_two_renames_do_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quicker: str
+) -> None:
     fill(tmp_path / "run", a="1")
-    assert settle(tmp_path / "run") == tmp_path / "run"
+    real, done = os.rename, []
+
+    def interrupted(source: Path, target: Path) -> None:
+        real(source, target)
+        if ".old-" in target.name and not done:
+            done.append(quicker)
+            if quicker == "reader":
+                assert tree(recover(tmp_path / "run")) == {"a": "1"}
+            else:
+                fill(tmp_path / "run", a="2")
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    fill(tmp_path / "run", a="3")
+    assert done and tree(tmp_path / "run") == {"a": "3"}
+    assert os.listdir(tmp_path) == ["run"]
 
 
-def test_exchange_says_what_it_cannot_do(tmp_path: Path, way: str) -> None:
-    (tmp_path / "a").mkdir()
-    if way == "aside":
-        assert exchange(tmp_path / "a", tmp_path / "b") is False
-    else:
-        with pytest.raises(FileNotFoundError):
-            exchange(tmp_path / "a", tmp_path / "b")
+def test_recover_leaves_what_is_in_order(tmp_path: Path) -> None:
+    assert recover(tmp_path / "nothing") == tmp_path / "nothing"
+    assert recover(tmp_path / "no" / "where") == tmp_path / "no" / "where"
+    fill(tmp_path / "run", a="1")
+    assert recover(tmp_path / "run") == tmp_path / "run"
 
 
-def test_a_full_disk_keeps_the_old_ones(tmp_path: Path, way: str) -> None:
+def test_a_full_disk_keeps_the_old_ones(tmp_path: Path) -> None:
     """A limit on the size of files stands in for the full disk: the write itself fails in the kernel."""
     fill(tmp_path / "run", a="1")
     atomic_write_bytes(tmp_path / "file", b"old")

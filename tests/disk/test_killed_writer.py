@@ -10,21 +10,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from helpers import kill_writer
-from helpers.disk import can_exchange
 
 
-def kill(tmp_path: Path, how: str, way: str) -> dict[str, Any]:
+def kill(tmp_path: Path, how: str) -> dict[str, Any]:
     """Run the script; what it counted."""
     # A killed process loses nothing that the kernel has, so memory will do, and waits for no disk.
     disk = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else tmp_path
-    if way == "exchange" and not can_exchange(disk):
-        pytest.skip("this system cannot exchange two folders")
     with tempfile.TemporaryDirectory(dir=disk) as parent:
         run = subprocess.run(
-            [sys.executable, str(kill_writer.__file__), f"{parent}/a", how, way],
+            [sys.executable, str(kill_writer.__file__), f"{parent}/a", how],
             capture_output=True,
             text=True,
             timeout=240,
@@ -37,16 +32,13 @@ def kill(tmp_path: Path, how: str, way: str) -> dict[str, Any]:
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
-    seen = kill(tmp_path, "50", "exchange")
+    seen = kill(tmp_path, "50")
     assert seen["found the old one"] + seen["found a new one"] == 50
     assert min(seen["hit a write"], seen["found the old one"], seen["found a new one"]) >= 5  # else it was idle
-    assert seen["found no folder"] == 0  # not even a reader that knows nothing of `settle` finds a gap
 
 
-@pytest.mark.parametrize("way", ["exchange", "aside"])
-def test_killed_at_every_step(tmp_path: Path, way: str) -> None:
-    seen = kill(tmp_path, "steps", way)
+def test_killed_at_every_step(tmp_path: Path) -> None:
+    seen = kill(tmp_path, "steps")
     assert seen["steps"] >= 30
     assert seen["found the old one"] >= 20 and seen["found a new one"] >= 1
-    # Without an exchange there is one gap, between the two renames, and reading closes it.
-    assert (seen["found no folder"] == 0) == (way == "exchange")
+    assert 1 <= seen["found no folder"] <= 2  # the gap between the two renames, which reading closes

@@ -25,6 +25,7 @@ from nft_pipeline.training.settings.config import TrainConfig
 LORA = "pytorch_lora_weights.safetensors"
 FILES = Path(nft_pipeline.training.__path__[0]) / "launch"
 TESTS = Path(two_processes.__file__).parents[1]
+TREE = os.pathsep.join([str(TESTS.parent), str(TESTS)])  # this checkout, whichever one is installed
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its processes, which this system cannot")
 needs_deepspeed = pytest.mark.skipif(
@@ -39,7 +40,7 @@ def helper(module):
         capture_output=True,
         text=True,
         timeout=900,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": TREE},
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return json.loads(run.stdout.splitlines()[-1])
@@ -95,7 +96,7 @@ def test_the_launcher_of_accelerate_trains_what_one_process_does(how, tmp_path):
         capture_output=True,
         text=True,
         timeout=900,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(TESTS)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": TREE},
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("adapter written to") == 1  # one of the two speaks
