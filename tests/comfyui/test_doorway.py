@@ -49,4 +49,6 @@ def test_the_registrys_archive_has_what_the_nodes_need_and_no_more() -> None:
     command = ["git", "ls-files", "-z", "--cached", "--ignored", "--exclude-from=.comfyignore"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
     left_out = {Path(name).parts[0] for name in listed if name}
-    assert left_out == {".ci", "docs", "hub_cards", "tests", "training", "Makefile", "constraints.txt"}
+    rooms = {"docs", "hub_cards", "tests", "training"}
+    tools = {".ci", ".github", ".pre-commit-config.yaml", "CITATION.cff", "Makefile", "constraints.txt", "mkdocs.yml"}
+    assert left_out == rooms | tools
