@@ -62,7 +62,7 @@ def sample_files(
     Args:
         rows: (prompt, seed) of each row.
         strengths: the strength of each column.
-        columns: columns[strength][row].
+        columns: `columns[strength][row]`.
     """
     files, made = dict[str, bytes](), list[Sample]()
     for number, (prompt, seed) in enumerate(rows):

@@ -154,21 +154,30 @@ class RunReport(Part):
             raise AdapterError(f"{REPORT_FILE} has faults", faults)
         # null is "not measured", as is a field that is missing
         given = {name: value for name, value in values.items() if value is not None or name not in cls.names()}
-        curves = []
-        for curve in given.pop("rewards", ()):
-            points = (Point.of({"spread": None, **point}) for point in curve["points"])
-            curves.append(Curve.of({**curve, "points": tuple(sorted(points, key=lambda point: point.strength))}))
-        parts: dict[str, Any] = {"rewards": tuple(curves)}
-        parts["alpha"] = tuple(Alpha.of(entry) for entry in given.pop("alpha", ()))
-        parts["samples"] = tuple(Sample.of(entry) for entry in given.pop("samples", ()))
-        if "strength_range" in given:
-            parts["strength_range"] = tuple(given.pop("strength_range"))
-        for name, part in (("hacking", Hacking), ("trained", Trained)):
-            if name in given:
-                parts[name] = part.of(given.pop(name))
-        report = cls.of({**given, **parts})
+        report = cls.of({**given, **_parts(given)})
         FORMAT.warn(REPORT_FILE, unknown_names(report), values)
         return report
+
+
+def _parts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a checked report that are more than plain JSON, of those that there are."""
+    parts: dict[str, Any] = {}
+    if "rewards" in values:
+        parts["rewards"] = tuple(map(_curve, values["rewards"]))
+    for name, entry_class in (("alpha", Alpha), ("samples", Sample)):
+        if name in values:
+            parts[name] = tuple(map(entry_class.of, values[name]))
+    for name, part in (("hacking", Hacking), ("trained", Trained)):
+        if name in values:
+            parts[name] = part.of(values[name])
+    if "strength_range" in values:
+        parts["strength_range"] = tuple(values["strength_range"])
+    return parts
+
+
+def _curve(values: Mapping[str, Any]) -> Curve:
+    points = (Point.of({"spread": None, **point}) for point in values["points"])
+    return Curve.of({**values, "points": tuple(sorted(points, key=lambda point: point.strength))})
 
 
 def read_report(data: bytes | None, training: Mapping[str, Any]) -> RunReport:

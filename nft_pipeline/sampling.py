@@ -27,7 +27,7 @@ def draw(
         call: further arguments of the pipeline's call, such as nft_law or guidance_scale (default: its own defaults).
 
     Returns:
-        columns[strength][row], and for each strength the stats of its batches.
+        `columns[strength][row]`, and for each strength the stats of its batches.
     """
     import torch
     from tqdm import tqdm
