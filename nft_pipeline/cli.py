@@ -16,7 +16,6 @@ Exit codes: 0 done; 1 done, but the answer is no (the demo's guidance did not he
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import os
 import shutil
@@ -28,6 +27,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from . import torchvision_repair
+from .checks import did_you_mean
 
 PROG = "diffusion-nft"
 
@@ -184,8 +184,7 @@ def _fail(message: str, code: int, debug: bool) -> int:
 
 
 def _unknown_command(name: str) -> str:
-    close = difflib.get_close_matches(name, COMMANDS, n=1)
-    meant = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(COMMANDS)}."
+    meant = did_you_mean(name, COMMANDS, "did you mean {!r}?") or f"expected one of {', '.join(COMMANDS)}."
     return f"there is no command {name!r}; {meant}"
 
 
