@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nft_pipeline.laws import LAWS, laws_explained
-from nft_pipeline.modes import MODES
+from nft_pipeline.modes import GUIDE, MODES
 
 from . import build, host
 from .host import io
@@ -128,7 +128,7 @@ def settings() -> list[Any]:
         advanced(
             io.Combo.Input(
                 "guide",
-                options=["both", "cond"],
+                options=list(GUIDE),
                 default="both",
                 tooltip="At CFG above 1. both: guide the positive and the negative prediction, so that CFG does not "
                 "change the strength. cond: the positive one alone, which is cheaper and which CFG amplifies.",

@@ -14,6 +14,9 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+if __name__ != "nft_pipeline":
+    raise ImportError(f"this package is called nft_pipeline and was imported as {__name__}: import it by its own name")
+
 # A wheel has the rooms training, comfy_nodes and hub_cards inside this folder. In a checkout they stand beside it, and
 # this line makes them the checkout's own whichever way it got onto the path: PYTHONPATH, a worktree, a second clone.
 _checkout = Path(__file__).resolve().parent.parent

@@ -4,8 +4,8 @@
     check_base(adapter.config, pipe.transformer, adapter.lora)
     write_adapter("my_adapter", adapter)
 
-This page is the door; the rooms behind it are adapter_config (nft_config.json), adapter_content (the parts belong
-together), adapter_read, adapter_write, adapter_base (does the base model fit?) and keys (tensor names).
+This module is the door to the room `nft_pipeline.adapters`. Its modules are config (nft_config.json), content (do the
+parts belong together?), read, write, base_check (does the base model fit?) and keys (the names of tensors).
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ class Mode:
         scales_rows: it gives each row of a batch a LoRA scale of its own.
         one_pass: it never computes v_old. So the push is not known, and alpha is that of the step before, in the first
             step the adapter's base rate.
-        node: what the ComfyUI nodes call it; None if they do not have it.
+        node: what the ComfyUI nodes call it; None if they do not have it. Their own steps are in comfy_nodes/guide.py,
+            which spends one pass or two and would have to learn another mode first.
         node_help: as `help`, for their user.
     """
 
@@ -29,6 +30,8 @@ class Mode:
     node: str | None = None
     node_help: str = ""
 
+
+GUIDE = ("both", "cond")  # which predictions are guided under classifier-free guidance
 
 MODES = {
     "two_pass": Mode(

@@ -15,9 +15,8 @@ from .adapters.config import AdapterConfig
 from .checks import did_you_mean
 from .errors import GuidanceError
 from .laws import LAWS
-from .modes import MODES
+from .modes import GUIDE, MODES
 
-GUIDE = ("both", "cond")
 _HINT = ' Did you mean "{}"?'
 
 Schedule = Callable[[float], float] | Sequence[tuple[float, float]]

@@ -1,7 +1,7 @@
 """Reading an adapter: find the folder, check everything, build it; or say every fault at once.
 
 A source is the name of an adapter that ships with the package, a folder or file, or a repository on the Hub, in that
-order. Nothing but safetensors and JSON is opened. Checkpoints without nft_config.json go to `adapter_foreign`.
+order. Nothing but safetensors and JSON is opened. Checkpoints without nft_config.json are read by the room foreign.
 """
 
 from __future__ import annotations

@@ -152,7 +152,9 @@ def guided_method(stock: Any) -> Callable[..., Any]:
     __call__.__signature__ = guided_signature(stock_call)  # type: ignore[attr-defined]
     __call__.__doc__ = _CALL_DOC.format(
         stock=stock.__name__,
-        laws="\n".join(f'        "{name}": {law.formula}. {law.help.capitalize()}.' for name, law in LAWS.items()),
+        laws="\n".join(
+            f'        "{name}": {law.formula}. {law.help[:1].upper()}{law.help[1:]}.' for name, law in LAWS.items()
+        ),
         modes="\n".join(f'        "{name}": {mode.help}.' for name, mode in MODES.items()),
         doc=inspect.getdoc(stock_call) or "",
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..grid import CELL, SMALL, labelled_grid, scale_for
 from ..laws import LAWS, laws_explained
-from ..modes import MODES
+from ..modes import GUIDE, MODES
 
 if TYPE_CHECKING:
     from ..engine.stats import NFTStats
@@ -21,8 +21,6 @@ starts from the same noise, so what differs along a row is guidance and nothing 
 
   diffusion-nft sample "a circle left of a cross"
   diffusion-nft sample "a ring" "two squares" --strengths 0 1 2 4 --law odds --out odds.png"""
-
-GUIDE = ("both", "cond")  # that of nft_pipeline.settings, which is not imported for a --help
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

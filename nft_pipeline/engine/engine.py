@@ -80,7 +80,7 @@ class NFTEngine:
         settings: law, interval, schedule, guided rows, cap and mode.
         scheduler: the pipeline's scheduler, which gives the noise level of a timestep for families that need it.
         doubled: says of a forward's inputs whether classifier-free guidance has added rows to them
-            (`families.cfg_switch`).
+            (`nft_pipeline.families.registry.cfg_switch`).
         unconditional: returns, during a forward, whether it is the unconditional one of its step; None to infer it from
             what the family's pipelines do.
         trace: to be shared by the engines of one call; a new one by default.

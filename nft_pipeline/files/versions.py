@@ -17,9 +17,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from ..checks import Check
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 VERSION_KEY = "format_version"
 MINOR_KEY = "format_minor"

@@ -17,7 +17,6 @@ from PIL import Image
 
 from helpers.foreign import official_checkpoint, peft_model
 from helpers.tiny import tiny_adapter, tiny_pipe
-from nft_pipeline import settings
 from nft_pipeline.adapter import write_adapter
 from nft_pipeline.cli import main
 from nft_pipeline.commands import sample
@@ -224,10 +223,6 @@ def test_the_title_holds_no_path() -> None:
 @pytest.mark.parametrize(("width", "scale"), [(8, 20), (64, 2), (128, 1), (256, 1), (1024, 1)])
 def test_small_pictures_are_enlarged(width: int, scale: int) -> None:
     assert scale_for(width) == scale
-
-
-def test_the_choices_offered_are_those_there_are() -> None:
-    assert settings.GUIDE == sample.GUIDE
 
 
 def test_negative_strengths_are_numbers_not_options() -> None:

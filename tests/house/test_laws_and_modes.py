@@ -98,3 +98,10 @@ def test_the_calls_own_help_and_the_page_list_them() -> None:
     for name, mode in MODES.items():
         assert f'"{name}": {mode.help}' in documentation
     assert page() == PAGE.read_text(encoding="utf-8"), "docs/api.md is stale: run make pages"
+
+
+def test_the_nodes_have_the_modes_that_their_guide_knows() -> None:
+    offered = {name for name, mode in MODES.items() if mode.node}
+    assert offered == {"two_pass", "single"}, (
+        "comfy_nodes/guide.py spends one pass or two; write the new mode there first"
+    )

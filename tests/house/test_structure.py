@@ -95,6 +95,19 @@ def texts() -> dict[str, str]:
     return {str(path): (ROOT / path).read_text(encoding="utf-8") for path in paths}
 
 
+def test_modules_that_docstrings_and_pages_name_exist() -> None:
+    """A dotted name in back quotes that begins with the package is a module, or a name in one."""
+    faults = []
+    for path, text in texts().items():
+        for dotted in sorted(set(re.findall(r"`(nft_pipeline(?:\.\w+)+)", text))):
+            parts = dotted.split(".")
+            module = next(name for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in MODULES)
+            rest = parts[len(module.split(".")) :]
+            if rest and not re.search(rf"\b{rest[0]}\b", MODULES[module].text):
+                faults.append(f"{path} names `{dotted}`, and there is no {rest[0]} in {module}")
+    assert not faults, "\n".join(faults)
+
+
 def test_what_is_cited_exists() -> None:
     """Pages of docs/ that code and pages name, and the statements M1, M2, ... of docs/theory.md."""
     statements = set(re.findall(r"^\| (M\d+) \|", (ROOT / "docs" / "theory.md").read_text(encoding="utf-8"), re.M))

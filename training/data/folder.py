@@ -177,7 +177,8 @@ def folder_pool(
     sizes = []
     for picture in folder.pictures:
         with _opened(picture.path) as opened:
-            sizes.append(bucket_size(*opened.size, area, step))
+            width, height = opened.size
+            sizes.append(bucket_size(width, height, area, step))
     known = sorted(set(sizes))
     prompts = sorted({picture.prompt for picture in folder.pictures})
     index = {prompt: i for i, prompt in enumerate(prompts)}

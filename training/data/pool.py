@@ -245,7 +245,7 @@ def _same_pool(in_file: str, wanted: str) -> bool:
         return bool(in_file) and in_file == today["hash"]
     facts = json.loads(in_file)["made_with"]
     if "settings" in facts:
-        facts["settings"] = _digests(stored.that_matter(stored.default_settings())) | facts["settings"]
+        facts["settings"] = stored.that_matter(_digests(stored.default_settings()) | facts["settings"])
     return facts == today["made_with"]
 
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..settings.file import preset_names
+
 HELP = "train an adapter from a run's YAML file, or from a preset"
 
 
@@ -50,12 +52,13 @@ class _Explain(argparse.Action):
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """What says which run is meant; `check` has the same."""
+    families = [name for name in preset_names() if name not in ("large_model", "shapes_follow", "shapes_warm")]
     parser.add_argument(
         "run",
         help="a YAML file, or a preset: shapes_warm (five minutes on two cores), shapes_follow (online, forty "
-        "minutes), or one for a family of large models: sd15, sdxl, sd35_medium, flux1_dev, flux2_dev, flux2_klein_4b, "
-        "qwen_image, z_image, sana_600m, wan_1_3b. To make your own, begin a file with `preset: sdxl` and give what is "
-        "to differ, or copy large_model or shapes_warm from training/presets, where every line says when to change it",
+        f"minutes), or one for a family of large models: {', '.join(families)}. To make your own, begin a file with "
+        "`preset: sdxl` and give what is to differ, or copy large_model or shapes_warm from training/presets, where "
+        "every line says when to change it",
     )
     parser.add_argument(
         "--out", type=Path, help="the run's folder (default: runs/NAME); use a new one for new settings"
