@@ -188,7 +188,7 @@ def test_the_page_lists_every_node(world: World) -> None:
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
-@pytest.mark.parametrize("law", ["nft", "odds"])
+@pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("guide", ["both", "cond"])
 def test_a_positive_adapter_is_the_formula(world: World, law: str, cfg: float, guide: str) -> None:
     found = world.sample(world.guided("liked", strength=0.8, law=law, guide=guide), cfg)
@@ -277,7 +277,7 @@ def test_a_third_law_of_the_table_is_offered_explained_and_obeyed(
     monkeypatch.setitem(LAWS, "root", law)
     schema = world.nodes.NFTRewardGuidance.define_schema()
     (widget,) = [entry for entry in schema.inputs if entry.id == "law"]
-    assert widget.facts["options"] == ["nft", "odds", "root"] and "root: only in this test." in widget.tooltip
+    assert widget.facts["options"] == [*LAWS] and "root" in LAWS and "root: only in this test." in widget.tooltip
     found = world.sample(world.guided("liked", law="root"))
     expected = world.by_hand(lambda alpha, t: 2.0 * alpha.sqrt(), "liked", 1.0, "both")
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

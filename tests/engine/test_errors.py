@@ -27,6 +27,7 @@ from nft_pipeline.engine.engine import NFTEngine
 from nft_pipeline.engine.terms import Term
 from nft_pipeline.errors import FamilyError, GuidanceError
 from nft_pipeline.families.forward_call import bind_inputs
+from nft_pipeline.laws import LAWS
 from nft_pipeline.pipeline import DiffusionNFTPipeline
 from nft_pipeline.settings import GuidanceSettings
 
@@ -40,8 +41,8 @@ BAD_ARGUMENTS = [
     ({"nft_beta": math.inf}, "nft_beta is inf, expected a finite number above 0"),
     ({"nft_beta": "a"}, "nft_beta is 'a', expected a finite number above 0"),
     ({"nft_beta": 0.5, "nft_strength": 1.0}, "nft_strength=1.0 and nft_beta=0.5 were both given"),
-    ({"nft_law": "ods"}, "nft_law is 'ods', expected one of 'nft', 'odds'. Did you mean \"odds\"?"),
-    ({"nft_law": 3}, "nft_law is 3, expected one of 'nft', 'odds'."),
+    ({"nft_law": "ods"}, f"nft_law is 'ods', expected one of {', '.join(map(repr, LAWS))}. Did you mean \"odds\"?"),
+    ({"nft_law": 3}, f"nft_law is 3, expected one of {', '.join(map(repr, LAWS))}."),
     ({"nft_interval": (0.9, 0.1)}, "nft_interval is (0.9, 0.1), expected (low, high) with 0 <= low <= high <= 1"),
     ({"nft_interval": (0, 500)}, "nft_interval is (0, 500), expected (low, high)"),
     ({"nft_interval": (0.1, math.nan)}, "nft_interval is (0.1, nan), expected (low, high)"),

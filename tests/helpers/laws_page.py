@@ -17,8 +17,12 @@ def laws() -> str:
 
 def modes() -> str:
     """The table of modes."""
-    rows = [f'| `"{name}"` | {mode.help} |\n' for name, mode in MODES.items()]
+    rows = [f'| `"{name}"` | {_cell(mode.help)} |\n' for name, mode in MODES.items()]
     return "".join(["| mode | |\n|---|---|\n", *rows])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def page() -> str:

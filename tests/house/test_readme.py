@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import fake_comfyui
+from helpers import fake_comfyui, training_page
 from helpers.repository import ROOT
 from helpers.zoo import CASES
 from nft_pipeline.call.guided_call import GUIDANCE_ARGUMENTS
@@ -73,9 +73,6 @@ def python_versions() -> list[int]:
 FACTS: dict[str, Callable[[pytest.FixtureRequest], int]] = {
     "families": lambda _: len(FAMILIES),
     "pipeline classes": lambda _: len({name.partition(",")[0] for name in CASES}),
-    "nodes": lambda request: len(
-        node_names(request.getfixturevalue("monkeypatch"), request.getfixturevalue("tmp_path"))
-    ),
     "call arguments": lambda _: len(GUIDANCE_ARGUMENTS),
     "templates": lambda _: len(list((ROOT / "example_workflows").glob("*.json"))),
     "oldest Python": lambda _: python_versions()[0],
@@ -90,7 +87,6 @@ FACTS: dict[str, Callable[[pytest.FixtureRequest], int]] = {
 # (page, sentence with its numbers as groups, the fact behind each group); the sentence may be broken into lines.
 NUMBERS: list[tuple[str, str, list[str]]] = [
     ("README.md", r"(\w+) pipeline classes over (\w+) families", ["pipeline classes", "families"]),
-    ("README.md", r"[Tt]here are (\w+) nodes", ["nodes"]),
     ("README.md", r"takes (\w+) more arguments", ["call arguments"]),
     ("README.md", r"Of the (\w+) templates", ["templates"]),
     ("README.md", r"Python 3\.(\d+) to 3\.(\d+)", ["oldest Python", "newest Python"]),
@@ -112,7 +108,9 @@ def number_fault(text: str, pattern: str, expected: list[int]) -> str:
         return f"no sentence matches {pattern!r}; if it was reworded, change the pattern in this test"
     words = [word.lower() for word in match.groups()]
     numbers = [int(word) if word.isdigit() else IN_WORDS.index(word) for word in words]
-    return "" if numbers == expected else f"says {numbers} in {match.group()!r}; the code has {expected}"
+    if numbers == expected:
+        return ""
+    return f"says {numbers} in {match.group()!r}; the code has {expected}; run make pages, or correct it"
 
 
 def _formulas(text: str) -> list[tuple[int, set[str]]]:
@@ -222,28 +220,20 @@ def test_the_rewards_it_names_are_built_in() -> None:
 
 
 def test_the_pages_name_the_pipelines_that_can_be_trained() -> None:
-    """A pipeline that joins or leaves TRAINABLE changes the README, docs/training.md, docs/pipelines.md and WORDS."""
-    assert set(WORDS) == set(TRAINABLE), "WORDS in this test has the words for each pipeline that the trainer supports"
-    training, pipelines = (
-        (ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("training.md", "pipelines.md")
-    )
+    """The pages' lists are made from TRAINABLE; the README names the best known of them, and none besides."""
+    assert training_page.page() == training_page.PAGE.read_text(encoding="utf-8"), "docs/training.md: run make pages"
+    pipelines = (ROOT / "docs" / "pipelines.md").read_text(encoding="utf-8")
     (listed,) = re.findall(r"^## Trained\n(.*?)\n## |^## Trained\n(.*)", pipelines, re.MULTILINE | re.DOTALL)
     assert set(re.findall(r"\w+Pipeline\b", "".join(listed))) == set(TRAINABLE)
-    (rows,) = re.findall(r"^\| pipeline \| what to know \|\n\|---\|---\|\n((?:\|.*\n)+)", training, re.MULTILINE)
+    assert set(WORDS) <= set(TRAINABLE)
     (bullet,) = re.findall(r"^- \*\*Training\*\* covers (.*?), with presets", README, re.MULTILINE | re.DOTALL)
     for pipeline, word in WORDS.items():
-        for text, place in ((rows, "the table in docs/training.md"), (bullet, "the README's line on training")):
-            assert re.search(word, text), f"{place} does not name {pipeline} (looked for {word!r})"
-    for row in rows.splitlines():
-        name = row.split("|")[1].strip()
-        assert any(re.search(word, name) for word in WORDS.values()), f"docs/training.md: {name} cannot be trained"
+        assert re.search(word, bullet), f"the README's line on training does not name {pipeline} ({word!r})"
 
 
-def test_the_presets_it_lists_are_those_of_the_families() -> None:
-    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    (rows,) = re.findall(r"^\| for \| presets \|\n\|---\|---\|\n((?:\|.*\n)+)", text, re.MULTILINE)
-    names = ",".join(row.split("|")[2] for row in rows.splitlines())
-    assert sorted(name.strip() for name in re.sub(r"\(.*?\)", "", names).split(",")) == family_presets()
+def test_every_preset_of_a_family_is_in_the_table_of_memory() -> None:
+    names = re.sub(r"\(.*?\)", "", ",".join(row.split("|")[2] for row in training_page.presets().splitlines()[2:]))
+    assert sorted(name.strip() for name in names.split(",")) == family_presets()
 
 
 def test_the_nodes_it_lists_are_those_of_the_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

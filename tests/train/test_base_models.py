@@ -1,13 +1,10 @@
 """The trainer's own forward is the pipeline's: same arguments, same output, for every family it trains."""
 
-import re
-
 import pytest
 import torch
 
 from helpers import whole
 from helpers.pipelines_page import PAGE, trainable
-from helpers.repository import ROOT
 from helpers.tiny import tiny_pipe
 from helpers.zoo import CASES, denoiser_of
 from helpers.zoo_case import WIDTH, WORDS, rows
@@ -164,16 +161,3 @@ def test_the_pages_name_what_can_be_trained():
     assert trainable() in PAGE.read_text(encoding="utf-8"), (
         "docs/pipelines.md lists other trainable pipelines than training/bases/known has; write it again: make pages"
     )
-    # docs/training.md has a table of them by the names of their models, the one with Stable Diffusion in it.
-    tables = re.findall(r"(?:^\|.*\n)+", (ROOT / "docs" / "training.md").read_text(encoding="utf-8"), re.MULTILINE)
-    table = next(table for table in tables if "Stable Diffusion" in table).splitlines()[2:]
-    words = {name: re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]+|\d", name.removesuffix("Pipeline")) for name in TRAINABLE}
-    rows_of_name = {name: [i for i, row in enumerate(table) if _names(row, words[name])] for name in TRAINABLE}
-    missing = [name for name, places in rows_of_name.items() if not places]
-    assert not missing, f"the table of models in docs/training.md names no model of {missing}: add a row"
-    strangers = [row for i, row in enumerate(table) if not any(i in places for places in rows_of_name.values())]
-    assert not strangers, f"docs/training.md names models that the trainer does not take: {strangers}"
-
-
-def _names(row, words):
-    return all(re.search(rf"(?<![a-z]){word}", row, re.IGNORECASE) for word in words)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import pytest
 
+from helpers.repository import ROOT
 from helpers.settings_page import PAGE, page
 from nft_pipeline.checks import number
 from nft_pipeline.cli import main
@@ -27,7 +28,7 @@ def test_sections_hold_all_settings_in_their_order() -> None:
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 def test_every_setting_says_what_it_is_and_when_to_change_it(setting, capsys) -> None:
-    assert len(setting.paragraphs) > 1
+    assert len(setting.paragraphs) > 1, f"the text of {setting.name} needs a second paragraph: when to change it"
     meaning, advice = setting.paragraphs[0], " ".join(setting.paragraphs[1:])
     assert len(meaning) > 20 and meaning.endswith(".") and advice.endswith(".")
     assert ADVICE.search(advice), f"the text of {setting.name} has no sentence on when to change it: {advice}"
@@ -91,3 +92,25 @@ def test_every_line_of_the_presets_to_copy_is_explained(preset) -> None:
         if re.match(r"\w+:", line):
             assert " # " in line or before.startswith("# "), f"{preset}: {line}"
         before = line
+
+
+def test_a_default_that_its_own_check_refuses_is_named_when_the_class_is_made() -> None:
+    with pytest.raises(
+        TypeError, match=r"the default of the setting shine of Planted is 0.0, which its own check refuses"
+    ):
+
+        class Planted(Section):
+            shine: Annotated[float, number(above=0)] = 0.0
+            """Shine.
+
+            Raise it for more.
+            """
+
+
+def test_the_run_reads_every_setting() -> None:
+    """A setting that nothing outside training/settings reads is a promise that the run does not keep."""
+    sources = [path for path in (ROOT / "training").rglob("*.py") if "settings" not in path.parts]
+    sources.append(ROOT / "training" / "settings" / "config.py")  # properties over several settings
+    read = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    unread = [setting.name for setting in SETTINGS if not re.search(rf"\.{setting.name}\b", read)]
+    assert not unread, f"nothing in training/ reads {', '.join(unread)}"

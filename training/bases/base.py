@@ -57,6 +57,8 @@ class TrainBase(ABC):
     """
 
     pipeline_class: ClassVar[str]  # the class name of the pipeline in diffusers
+    model: ClassVar[str]  # what people call the model, for docs/training.md
+    note: ClassVar[str] = ""  # what a person who trains on it has to know, for the same page
     encoders: tuple[str, ...] = ("text_encoder",)
     has_cfg = True  # whether guidance_scale above 1 is classifier-free guidance, which needs the empty prompt
     has_frames = False  # whether latents are of videos, (B, C, T, H, W)

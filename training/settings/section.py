@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import MISSING, Field
 from typing import Any, ClassVar, Final
 
 from nft_pipeline.checks import Check, text
@@ -40,7 +41,7 @@ class Section:
         may_change: the settings that carry the mark `MAY_CHANGE`.
 
     Raises:
-        TypeError: where a subclass is made, a setting has no check.
+        TypeError: where a subclass is made, a setting has no check, or a default that its check refuses.
     """
 
     checks: ClassVar[Mapping[str, Check]] = {}
@@ -57,6 +58,12 @@ class Section:
                 raise TypeError(
                     f"the setting {name} of {cls.__name__} has no check; write it as `{name}: Annotated[TYPE, CHECK]`, "
                     "with a check of nft_pipeline.checks such as number(above=0)"
+                )
+            default = vars(cls).get(name, MISSING)
+            if default is not MISSING and not isinstance(default, Field) and not check.holds(default):
+                raise TypeError(
+                    f"the default of the setting {name} of {cls.__name__} is {default!r}, which its own check refuses: "
+                    f"expected {check.expected}"
                 )
             own[name] = check
         bases: list[Any] = [base for base in cls.__bases__ if issubclass(base, Section)]

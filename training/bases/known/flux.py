@@ -14,6 +14,8 @@ class FluxBase(TrainBase):
     """FLUX.1: latents packed two by two into tokens. guidance_scale is the distilled model's own input, no CFG."""
 
     pipeline_class = "FluxPipeline"
+    model = "FLUX.1"
+    note = "`guidance_scale` is an input of the distilled model itself."
     has_cfg = False
     patch = 2
     encoders = ("text_encoder", "text_encoder_2")

@@ -17,6 +17,8 @@ class Flux2Base(TrainBase):
     """
 
     pipeline_class = "Flux2Pipeline"
+    model = "FLUX.2"
+    note = "`guidance_scale` is an input of the distilled model itself."
     has_cfg = False
 
     @property
@@ -73,6 +75,8 @@ class Flux2KleinBase(Flux2Base):
     """FLUX.2 klein: no guidance input; the base models use CFG, the step-distilled ones ignore it."""
 
     pipeline_class = "Flux2KleinPipeline"
+    model = "FLUX.2 klein"
+    note = "The base models have classifier-free guidance."
 
     @property
     def has_cfg(self) -> bool:  # type: ignore[override]

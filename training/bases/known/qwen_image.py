@@ -18,6 +18,8 @@ class QwenImageBase(FramesBase):
     """
 
     pipeline_class = "QwenImagePipeline"
+    model = "Qwen-Image"
+    note = "`guidance_scale` is what its pipeline calls true_cfg_scale."
     patch = 2
 
     def prepare(self) -> None:

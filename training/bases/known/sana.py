@@ -14,6 +14,8 @@ class SanaBase(TrainBase):
     """Sana: text with a mask; the pipeline's own instruction to the text encoder is put before the prompt."""
 
     pipeline_class = "SanaPipeline"
+    model = "Sana"
+    note = "The pipeline's own instruction to the text encoder is put before each prompt."
 
     def prepare(self) -> None:
         """Switches off what the pipeline would do to sizes and to the negative prompt."""

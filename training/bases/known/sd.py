@@ -21,6 +21,8 @@ class SDBase(TrainBase):
     """Stable Diffusion 1 and 2."""
 
     pipeline_class = "StableDiffusionPipeline"
+    model = "Stable Diffusion 1 and 2"
+    note = "These models predict noise or velocity. They are trained with the same objectives, exactly (M9)."
 
     def prepare(self) -> None:
         """Reads the scheduler's table of noise levels."""

@@ -13,6 +13,7 @@ class SD3Base(TrainBase):
     """Stable Diffusion 3 and 3.5."""
 
     pipeline_class = "StableDiffusion3Pipeline"
+    model = "Stable Diffusion 3 and 3.5"
     encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
     def _encode(self, prompts: list[str]) -> Conditions:

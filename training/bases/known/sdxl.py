@@ -15,6 +15,8 @@ class SDXLBase(SDBase):
     """Stable Diffusion XL: as 1, with pooled text and the picture's size."""
 
     pipeline_class = "StableDiffusionXLPipeline"
+    model = "Stable Diffusion XL"
+    note = "It predicts noise or velocity, as Stable Diffusion 1 does."
     encoders = ("text_encoder", "text_encoder_2")
 
     def inputs(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> dict[str, Any]:

@@ -20,6 +20,11 @@ class WanBase(FramesBase):
     """
 
     pipeline_class = "WanPipeline"
+    model = "Wan, with one transformer"
+    note = (
+        "With `num_frames: 1` (the default) it draws pictures. Of longer videos the rewards see the middle "
+        "frame. A folder holds pictures."
+    )
     has_frames = True
     patch = 2
     default_resolution = (480, 832)

@@ -17,6 +17,11 @@ class ZImageBase(TrainBase):
     """
 
     pipeline_class = "ZImagePipeline"
+    model = "Z-Image"
+    note = (
+        "`guidance_scale: 1` means no guidance, as for every other model. Z-Image's own pipeline calls that 0, "
+        "and 0 is what the adapter stores."
+    )
     patch = 2
     default_resolution = (1024, 1024)
 

@@ -1,0 +1,51 @@
+"""Two tables in docs/training.md: the models that can be trained, and the presets by the memory they are sized for.
+
+The first is made from the classes in training/bases/known, the second from the first line of each preset.
+"""
+
+from __future__ import annotations
+
+import re
+
+from helpers.repository import ROOT
+from nft_pipeline.training.bases.registry import TRAINABLE
+
+PAGE = ROOT / "docs" / "training.md"
+PRESETS = ROOT / "training" / "presets"
+
+
+def models() -> str:
+    """The table of models, in the order of their names."""
+    bases = sorted(TRAINABLE.values(), key=lambda base: base.model.lower())
+    rows = [f"| {base.model} | `{base.pipeline_class}` | {base.note} |\n" for base in bases]
+    return "".join(["| model | pipeline | what to know |\n|---|---|---|\n", *rows])
+
+
+def presets() -> str:
+    """The table of presets, the smallest memory first."""
+    names: dict[int, list[str]] = {}
+    for path in sorted(PRESETS.glob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        if "\npreset: large_model\n" not in text:
+            continue
+        first_line = text.partition("\n")[0]
+        memory, bits = re.search(r"for (\d+) GB", first_line), re.search(r"in (\d) bits", first_line)
+        if memory is None:
+            raise ValueError(f"the first line of {path.name} has no memory it is sized for, such as 'for 16 GB'")
+        names.setdefault(int(memory[1]), []).append(path.stem + (f" ({bits[1]} bits)" if bits else ""))
+    rows = [f"| {memory} GB | {', '.join(names[memory])} |\n" for memory in sorted(names)]
+    return "".join(["| for | presets |\n|---|---|\n", *rows])
+
+
+def page() -> str:
+    """The page as it should be: its text as it is, with both tables made anew."""
+    text = PAGE.read_text(encoding="utf-8")
+    for what, table in (("models", models()), ("presets", presets())):
+        begin, end = f"<!-- {what} -->\n", f"<!-- end of {what} -->\n"
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}{table}{end}{rest.partition(end)[2]}"
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
