@@ -20,6 +20,7 @@ from nft_pipeline.adapters.names import (
     MAX_LORA_BYTES,
     MAX_PICTURE_BYTES,
 )
+from nft_pipeline.files.atomic import recover
 
 from .card import CARD_FILE
 from .report import REPORT_FILE
@@ -72,7 +73,12 @@ def listing_faults(sizes: Mapping[str, int]) -> list[tuple[str, str, str]]:
 
 
 def folder_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file by relative path; hidden files that editors and systems leave are passed over."""
+    """Bytes of every file by relative path; hidden files that editors and systems leave are passed over.
+
+    Whoever reads an adapter for its card begins here, so pictures that a killed `draw_samples` left aside get their
+    name back first.
+    """
+    recover(folder / "samples")
     names = {path: path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name: path.stat().st_size for path, name in names.items() if not _is_litter(name)}
 

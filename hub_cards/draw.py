@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from nft_pipeline.adapter import AdapterConfig
 from nft_pipeline.adapters.names import CONFIG_FILE
-from nft_pipeline.files.atomic import atomic_folder, atomic_write_bytes
+from nft_pipeline.files.atomic import atomic_folder, atomic_write_bytes, recover
 from nft_pipeline.sampling import draw, pick_device, pick_dtype
 
 from .report import REPORT_FILE, RunReport, Sample
@@ -38,6 +38,7 @@ def draw_samples(
 
     from nft_pipeline.pipeline import DiffusionNFTPipeline
 
+    folder = recover(folder)
     config = AdapterConfig.from_json((folder / CONFIG_FILE).read_bytes())
     path = folder / REPORT_FILE
     report = RunReport.from_json(path.read_bytes()) if path.is_file() else RunReport()

@@ -15,7 +15,8 @@ the environment that must be mended:
 
 does nothing where torchvision can be imported or is not installed. Where it cannot, it puts a copy of this file into
 site-packages, with a .pth file that starts `watch` in every Python of this environment, and prints a line that says so.
-A copy, since the package itself must not be imported before a program has said where it is to come from.
+A copy, since the package itself must not be imported before a program has said where it is to come from. Where that
+does not help, or is no longer needed when the command is given again, the two files are removed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from types import ModuleType
 from typing import Any
 
 COPY = "diffusion_nft_torchvision"  # in site-packages: .py and .pth
+_WITHOUT_WATCH = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != '_Watch']; "
 
 _kept: list[Any] = []  # a torch.library.Library takes its operators with it when it is collected
 
@@ -106,20 +108,31 @@ def mend_environment() -> str:
     """
     import sysconfig
 
-    if importlib.util.find_spec("torchvision") is None or _is_importable():
+    packages = Path(sysconfig.get_path("purelib"))
+    code, start = packages / f"{COPY}.py", packages / f"{COPY}.pth"
+    if importlib.util.find_spec("torchvision") is None or _runs(_WITHOUT_WATCH + "import torchvision"):
+        _remove(start, code)
         return ""
-    folder = Path(sysconfig.get_path("purelib"))
-    (folder / f"{COPY}.py").write_bytes(Path(__file__).read_bytes())
-    (folder / f"{COPY}.pth").write_text(f"import {COPY}; {COPY}.watch()\n")
-    if not _is_importable():
+    if start.exists() and _runs("import torchvision"):  # mended by an earlier run
+        return ""
+    code.write_bytes(Path(__file__).read_bytes())
+    start.write_text(f"import {COPY}; {COPY}.watch()\n")
+    if not _runs("import torchvision"):
+        _remove(start, code)
         return "torchvision cannot be imported, and with it diffusers and transformers; see: diffusion-nft env"
     return f"torchvision is made for another build of torch; {COPY}.pth in site-packages lets it be imported"
 
 
-def _is_importable() -> bool:
+def _runs(code: str) -> bool:
     import subprocess
 
-    return subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True).returncode == 0
+    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def _remove(*files: Path) -> None:
+    for file in files:
+        if file.exists():  # asked first: a read-only disk refuses to unlink even what is not there
+            file.unlink()
 
 
 if __name__ == "__main__":

@@ -116,9 +116,10 @@ def locate(source: str | os.PathLike[str], *, revision: str | None = None, subfo
         shipped = shipped_adapter(text)
         if shipped is not None:
             return _folder_inside(shipped, inner, revision)
-    path = recover(os.path.expanduser(text))
-    if os.path.isdir(path):  # unlike Path.is_dir, False for names no disk would take
-        return _folder_inside(path, inner, revision)
+    for _ in range(_READ_TRIES):  # a folder that is being replaced may step aside between the two lines
+        path = recover(os.path.expanduser(text))
+        if os.path.isdir(path):  # unlike Path.is_dir, False for names no disk would take
+            return _folder_inside(path, inner, revision)
     if os.path.exists(path):
         if path.suffix == ".safetensors" or path.suffix in PICKLES:
             return _file_alone(path, inner, revision)
@@ -161,7 +162,7 @@ def _folder_inside(folder: Path, inner: str, revision: str | None) -> Path:
         raise AdapterError(
             f"revision is {revision!r} but {folder} is a folder on this machine; revisions are for the Hub"
         )
-    if inner and not (folder / inner).is_dir():
+    if inner and not recover(folder / inner).is_dir():
         raise AdapterError(f"there is no folder {inner} in {folder}; found {_listing(folder)}")
     return folder / inner
 

@@ -3,14 +3,15 @@
 A file is written beside its target, flushed to the disk and renamed over it, which is one step. A folder cannot be
 renamed over a folder that holds something, so it takes two: the old folder steps aside to a hidden sibling, and the new
 one takes its name; then the old one is deleted. A process killed between the two leaves no folder under the name, but
-the whole old one beside it: `recover` gives it its name back. Our readers of such folders call it, and so does the next
-write. That gap is a moment, and nothing is lost in it, so there is no more machinery for it: no exchange of two names
-in one step, which Linux alone has, and no locks. Several processes may read and write one folder at once; each write
-ends with its folder under the name, and the last one wins.
+the whole old one beside it: `recover` gives it its name back. Our readers of adapters and of their samples/ call it,
+and so does the next write. That gap is a moment, and nothing is lost in it, so there is no more machinery for it: no
+exchange of two names in one step, which Linux alone has, and no locks. Several processes may read and write one folder
+at once; each write ends with its folder under the name, and the last one wins.
 
-Working copies are hidden siblings `.<name>.new-<time>-<random>`, old folders `.<name>.old-<time>-<random>`. A working
-copy that a killed process left is removed by the first write to the same name a day later: without locks nobody can
-tell it from one that is still being written.
+Working copies are hidden siblings `.<name>.new-<time>-<machine>-<process>-<random>`, and folders that stepped aside are
+called `.old-` instead. An old folder whose successor stands is renamed to a working copy before it is deleted, so that
+`recover` never brings back what was replaced. A working copy that a killed process left is removed by the next write to
+the same name on the same machine, where one can see that the process is gone; elsewhere by the first write a day later.
 
 Standard library only; adapters and the trainer's checkpoints both stand on it.
 """
@@ -19,7 +20,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -124,7 +127,7 @@ def _put_in_place(copy: Path, target: Path) -> None:
         # then it has to step aside once more.
     _sync_folder(target.parent)
     for folder in aside:
-        _remove(folder)
+        _discard(folder, target)
 
 
 @contextlib.contextmanager
@@ -134,11 +137,10 @@ def _working_copy(target: Path) -> Iterator[Path]:
     replaced = _siblings(target, "old")
     if os.path.lexists(target):  # looked at after the list was made, so what is in the list has a successor
         for folder in replaced:
-            _remove(folder)
+            _discard(folder, target)
     for leftover in _siblings(target, "new"):
-        with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > ABANDONED_AFTER_SECONDS:
-                _remove(leftover)
+        if _is_abandoned(leftover):
+            _remove(leftover)
     copy = _sibling(target, "new")
     try:
         yield copy
@@ -148,15 +150,48 @@ def _working_copy(target: Path) -> Iterator[Path]:
 
 def _sibling(target: Path, kind: str) -> Path:
     # Sorted by time, so that the newest folder that stepped aside comes last.
-    return target.with_name(f".{target.name}.{kind}-{time.time_ns():020d}-{secrets.token_hex(4)}")
+    writer = f"{time.time_ns():020d}-{_process_space()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return target.with_name(f".{target.name}.{kind}-{writer}")
 
 
 def _siblings(target: Path, kind: str) -> list[Path]:
-    made_here = re.compile(re.escape(f".{target.name}.{kind}-") + r"\d{20}-[0-9a-f]{8}")
+    made_here = re.compile(re.escape(f".{target.name}.{kind}-") + r"\d{20}-[0-9a-f]{8}-\d{1,9}-[0-9a-f]{8}")
     names: list[str] = []
     with contextlib.suppress(OSError):  # no such folder
         names = os.listdir(target.parent)
     return sorted(target.with_name(name) for name in names if made_here.fullmatch(name))
+
+
+def _process_space() -> str:
+    """Eight digits for the machine, or the container on it, in which a process number means one process."""
+    facts = [platform.node()]
+    with contextlib.suppress(OSError):  # Linux alone has these; two machines or containers may share a name
+        facts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        facts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256(" ".join(facts).encode()).hexdigest()[:8]
+
+
+def _is_abandoned(copy: Path) -> bool:
+    """Whether the process that wrote this working copy is gone; where it cannot be asked, whether a day has passed."""
+    *_, space, process, _ = copy.name.split("-")
+    if os.name != "nt" and space == _process_space():  # on Windows, signal 0 interrupts a process
+        with contextlib.suppress(PermissionError):  # there is one, of another user
+            try:
+                os.kill(int(process), 0)
+            except ProcessLookupError:
+                return True
+    try:
+        return time.time() - copy.stat().st_mtime > ABANDONED_AFTER_SECONDS
+    except OSError:  # removed meanwhile
+        return False
+
+
+def _discard(folder: Path, target: Path) -> None:
+    """Delete an old folder that has a successor; under a name that `recover` does not know, in case of a kill."""
+    garbage = _sibling(target, "new")
+    with contextlib.suppress(OSError):  # a reader gave it its name back, or another writer was quicker
+        os.rename(folder, garbage)
+    _remove(garbage)
 
 
 def _remove(path: Path) -> None:
@@ -178,9 +213,14 @@ def _sync_tree(folder: Path) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Make renames in a folder last through a power cut, where the system lets one flush a folder."""
-    with contextlib.suppress(OSError):
+    try:
         fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    except OSError:  # Windows opens no folders, and one that may be written need not be readable
+        return
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(fd)

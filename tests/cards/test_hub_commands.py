@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from helpers.cards import light_adapter, shared_adapter
 from helpers.local_hub import LocalHub
 from nft_pipeline.adapter import write_adapter
 from nft_pipeline.cli import main
+from nft_pipeline.files.atomic import _sibling
 from nft_pipeline.hub_cards.draw import draw_samples
 
 REPO = "someone/tiny-red"
@@ -80,6 +82,18 @@ def test_drawing_takes_any_prompt_and_strength_for_what_it_is(tmp_path: Path, dr
     report = json.loads((drawable / "run_report.json").read_text())
     assert [(s["prompt"], s["strength"]) for s in report["samples"]] == [("--ar", -1e-05), ("--ar", 0.5)]
     assert all((drawable / s["file"]).is_file() for s in report["samples"])
+
+
+def test_folders_that_a_killed_writer_left_aside_are_drawn_and_pushed(
+    tmp_path: Path, hub: LocalHub, drawable: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.rename(drawable / "samples", _sibling(drawable / "samples", "old"))
+    os.rename(drawable, _sibling(drawable, "old"))
+    draw_samples(drawable, ["a cat"], [0], [0.5], model=str(tmp_path / "model"))
+    for command in (["card"], ["push", "--dry-run"]):
+        os.rename(drawable / "samples", _sibling(drawable / "samples", "old"))
+        assert main([*command, str(drawable), REPO]) == 0
+    assert "samples/0-strength-0.5.png" in capsys.readouterr().out
 
 
 def test_drawing_the_strip(tmp_path: Path, hub: LocalHub, drawable: Path) -> None:

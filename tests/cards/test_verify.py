@@ -15,6 +15,7 @@ from helpers.cards import light_adapter, picture, shared_adapter
 from helpers.local_hub import LocalHub
 from helpers.plants import Plant, in_json, in_tensors
 from nft_pipeline.adapter import AdapterError
+from nft_pipeline.files.atomic import _sibling
 from nft_pipeline.hub_cards.push import make_card, push, write_card
 from nft_pipeline.hub_cards.verify import verify
 
@@ -173,6 +174,13 @@ PLANTED: dict[str, tuple[Plant, str, str]] = {  # what: (plant, the line's file,
 
 def test_a_sound_adapter_has_no_fault(sound: Path) -> None:
     assert verify(sound) == []
+
+
+def test_pictures_that_a_killed_writer_left_aside_are_read(sound: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(sound, folder)
+    os.rename(folder / "samples", _sibling(folder / "samples", "old"))
+    assert verify(folder) == []
 
 
 @pytest.mark.parametrize("what", PLANTED)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,6 +107,41 @@ def test_leftovers_of_a_killed_writer_are_tidied_a_day_later(tmp_path: Path) -> 
         assert left == sorted([f".{name}.new-of-somebody-else", fresh.name, name])
 
 
+KILLED = """
+import os, signal, sys
+from nft_pipeline.files.atomic import atomic_folder, atomic_write_bytes
+os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[1].endswith("file"):
+    atomic_write_bytes(sys.argv[1], b"half")
+with atomic_folder(sys.argv[1]) as new:
+    (new / "a").write_text("half")
+"""
+
+
+@pytest.mark.parametrize("name", ["run", "file"])
+def test_what_a_writer_killed_on_this_machine_left_is_tidied_by_the_next_write(tmp_path: Path, name: str) -> None:
+    for _ in range(3):
+        killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / name)])
+        assert killed.returncode == -signal.SIGKILL
+        assert len(os.listdir(tmp_path)) == 1  # its own, and none of those before it
+    fill(tmp_path / name, a="1") if name == "run" else atomic_write_bytes(tmp_path / name, b"1")
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_fresh_working_copy_of_another_machine_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(os, "getpid", lambda: gone.pid)
+        here = atomic._sibling(tmp_path / "file", "new")
+        elsewhere.setattr(atomic, "_process_space", lambda: "0" * 8)
+        there = atomic._sibling(tmp_path / "file", "new")
+    here.touch()
+    there.touch()
+    atomic_write_bytes(tmp_path / "file", b"1")
+    assert sorted(os.listdir(tmp_path)) == sorted([there.name, "file"])
+
+
 def test_a_copy_still_being_written_is_left_alone(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "run") as slow:
         (slow / "a").write_text("slow")
@@ -180,6 +217,62 @@ def test_others_who_come_between_the_two_renames_do_no_harm(
     fill(tmp_path / "run", a="3")
     assert done and tree(tmp_path / "run") == {"a": "3"}
     assert os.listdir(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("by_a_later_write", [False, True])
+def test_a_folder_that_was_replaced_never_comes_back_however_its_removal_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_a_later_write: bool
+) -> None:
+    fill(tmp_path / "run", a="1")
+    if by_a_later_write:  # its own write was killed before it came to that
+        os.rename(tmp_path / "run", atomic._sibling(tmp_path / "run", "old"))
+        (tmp_path / "run").mkdir()
+
+    def kill(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", kill)
+        with pytest.raises(KeyboardInterrupt):
+            fill(tmp_path / "run", a="2")
+    os.rename(tmp_path / "run", tmp_path / "moved away")
+    assert not recover(tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("code", "passes"), [(errno.EIO, False), (errno.EINVAL, True), (errno.ENOTSUP, True)])
+def test_a_folder_that_cannot_be_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, passes: bool
+) -> None:
+    """Some systems flush no folders. But a disk that fails is reported, and the old folder is not deleted."""
+    fill(tmp_path / "run", a="1")
+    real = os.fsync
+
+    def refuse(fd: int) -> None:
+        if os.fstat(fd).st_ino == tmp_path.stat().st_ino:
+            raise OSError(code, os.strerror(code))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    if passes:
+        fill(tmp_path / "run", a="2")
+        assert os.listdir(tmp_path) == ["run"]
+    else:
+        with pytest.raises(OSError, match=os.strerror(code)):
+            fill(tmp_path / "run", a="2")
+        assert {"a": "1"} in [tree(folder) for folder in tmp_path.iterdir()]
+
+
+def test_a_folder_that_cannot_be_opened_is_not_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refuse(path: Path, *rest: Any) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *rest)
+
+    monkeypatch.setattr(os, "open", refuse)
+    fill(tmp_path / "run", a="1")
+    assert tree(tmp_path / "run") == {"a": "1"}
 
 
 def test_recover_leaves_what_is_in_order(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -21,7 +22,7 @@ import pytest
 from helpers.adapters import assert_same, tiny_adapter
 from nft_pipeline.adapter import AdapterError, read_adapter, write_adapter
 from nft_pipeline.adapters import read as adapter_read
-from nft_pipeline.files.atomic import _sibling
+from nft_pipeline.files.atomic import _sibling, recover
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 ERRORS = {
@@ -116,6 +117,28 @@ def test_a_folder_left_aside_by_a_killed_writer_is_read(tmp_path: Path) -> None:
     made = tiny_adapter()
     folder = write_adapter(tmp_path / "a", made)
     os.rename(folder, _sibling(folder, "old"))
+    assert_same(read_adapter(folder), made)
+
+
+def test_so_is_one_inside_the_source(tmp_path: Path) -> None:
+    made = tiny_adapter()
+    folder = write_adapter(tmp_path / "a" / "red", made)
+    os.rename(folder, _sibling(folder, "old"))
+    assert_same(read_adapter(tmp_path / "a", subfolder="red"), made)
+
+
+def test_a_folder_that_steps_aside_while_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tiny_adapter()
+    folder = write_adapter(tmp_path / "a", made)
+    looks: list[Path] = []
+
+    def recover_then_step_aside(path: Any) -> Path:
+        looks.append(recover(path))
+        if len(looks) == 1:
+            os.rename(folder, _sibling(folder, "old"))
+        return looks[-1]
+
+    monkeypatch.setattr(adapter_read, "recover", recover_then_step_aside)
     assert_same(read_adapter(folder), made)
 
 

@@ -9,11 +9,13 @@ import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from helpers.repository import ROOT
+from nft_pipeline.torchvision_repair import COPY
 
 # What torchvision itself does on import: load the compiled part if it can, then describe an operator of it.
 BROKEN = """
@@ -78,7 +80,14 @@ def test_it_can_be_imported_once_the_repair_is_started(start: str, broken: dict[
     assert done.stdout.split()[-2:] == ["False", "usable"], done.stderr
 
 
-def test_an_environment_is_mended_for_every_program_and_env_says_what_to_install(tmp_path: Path) -> None:
+Inside = Callable[..., subprocess.CompletedProcess[str]]
+MEND = ("-m", "nft_pipeline.torchvision_repair")
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> tuple[Path, Inside]:
+    """The site-packages of an environment with such a torchvision, and a function that runs its Python."""
+
     def inside(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([python_inside, *arguments], capture_output=True, text=True, timeout=300, env=env)
 
@@ -89,19 +98,38 @@ def test_an_environment_is_mended_for_every_program_and_env_says_what_to_install
     assert packages.is_relative_to(tmp_path)
     (packages / "outer.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     write_broken(packages)
+    return packages, inside
+
+
+def test_an_environment_is_mended_for_every_program_and_env_says_what_to_install(
+    environment: tuple[Path, Inside],
+) -> None:
+    packages, inside = environment
     description = packages / "torchvision-0.0.1.dist-info" / "METADATA"
     description.parent.mkdir()
     description.write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.0.1\n")
 
-    mend = ("-m", "nft_pipeline.torchvision_repair")
     assert inside("-c", "import torchvision").returncode != 0
-    assert inside(*mend).stdout.startswith("torchvision is made for another build of torch; ")
+    assert inside(*MEND).stdout.startswith("torchvision is made for another build of torch; ")
     done = inside("-c", "import sys; print('nft_pipeline' in sys.modules); import torchvision")
     assert done.returncode == 0 and done.stdout.strip() == "False", done.stderr
-    assert inside(*mend).stdout == ""  # nothing is left to do
+    assert inside(*MEND).stdout == ""  # nothing is left to do
     facts = json.loads(inside("-m", "nft_pipeline", "env", "--json").stdout)
     assert facts["torchvision"].startswith("0.0.1 does not load beside torch ")
     assert "pip install --force-reinstall --no-deps torchvision==0.0.1 --index-url https://" in facts["torchvision"]
+
+    assert len(list(packages.glob(f"{COPY}.*"))) == 2
+    (packages / "torchvision" / "__init__.py").write_text("")  # as if one that fits had been installed
+    done = inside(*MEND)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert not list(packages.glob(f"{COPY}.*"))
+
+
+def test_an_environment_that_cannot_be_mended_is_left_as_it_was(environment: tuple[Path, Inside]) -> None:
+    packages, inside = environment
+    (packages / "torchvision" / "__init__.py").write_text("raise ImportError('another fault')")
+    assert inside(*MEND).stdout.startswith("torchvision cannot be imported, and with it diffusers")
+    assert not list(packages.glob(f"{COPY}.*"))
 
 
 def test_the_installed_one_and_those_that_use_it_can_be_imported() -> None:
