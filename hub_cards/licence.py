@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from nft_pipeline.adapters.config import UNKNOWN
 from nft_pipeline.errors import AdapterError
 from nft_pipeline.models import shipped_model
 
-UNKNOWN = "unknown"
 # The Hub's ids (hf.co/docs/hub/repositories-licenses) that models usually have. Any other name goes up as "other".
 HUB_LICENCES = (
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "mpl-2.0", "isc", "unlicense", "cc0-1.0", "ofl-1.1"),

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from nft_pipeline.adapter import Adapter, AdapterError, check_base, check_lora_modules, read_adapter
+from nft_pipeline.adapters.config import UNKNOWN
 from nft_pipeline.adapters.names import (
     COMFYUI_FOLDER,
     CONFIG_FILE,
@@ -35,7 +36,6 @@ from nft_pipeline.files.strict import TensorFile, content_hash, read_safetensors
 from .card import CARD_FILE
 from .contents import MAX_TEXT_BYTES, folder_sizes, largest, listing_faults, read_texts
 from .hub import explain
-from .licence import UNKNOWN
 from .report import REPORT_FILE, RunReport
 from .scan import private_faults
 

@@ -95,7 +95,7 @@ def plain_json(expected: str) -> Check:
     return Check(holds, expected)
 
 
-def optional(check: Check, words: str = ", or nothing") -> Check:
+def optional(check: Check, words: str = ", or null") -> Check:
     """None, or what `check` asks for."""
     return Check(lambda value: value is None or check.holds(value), check.expected + words)
 

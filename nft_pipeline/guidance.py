@@ -28,8 +28,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from .adapters.config import PREDICTIONS
 from .checks import did_you_mean
+from .families.prediction import PREDICTIONS
 from .laws import LAWS, odds_weight
 
 
@@ -459,7 +459,7 @@ def _per_sample(name: str, value: float | Tensor, like: Tensor, dtype: torch.dty
     if tensor.ndim != 1 or like.ndim == 0 or tensor.shape[0] != like.shape[0]:
         raise ValueError(
             f"{name} has shape {tuple(tensor.shape)} for a batch of shape {tuple(like.shape)}. Expected a number, "
-            f"shape () or ({like.shape[0] if like.ndim else 1},): one value a sample."
+            f"shape () or ({like.shape[0] if like.ndim else 1},): one value per sample."
         )
     return tensor.reshape(-1, *[1] * (like.ndim - 1))
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from ..checks import Check, choice, key_faults, matching, number, optional, plain_json, text, value_faults, whole
 from ..errors import AdapterError
+from ..families.prediction import PREDICTIONS, Prediction
 from ..files.versions import MINOR_KEY, VERSION_KEY, Format, Part, VersionError, known_keys, plain, unknown_names
 from .names import MAX_CONFIG_BYTES
 
@@ -22,7 +23,6 @@ from .names import MAX_CONFIG_BYTES
 FORMAT = Format(version=1, added={}, migrations={})
 FORMAT_VERSION = FORMAT.version
 KINDS = ("positive", "policy")
-PREDICTIONS = ("flow", "epsilon", "v", "sample")
 REWARD_KEYS = ("name", "description", "normaliser")
 MAX_RANK = 4096
 UNKNOWN = "unknown"  # what the config of somebody else's checkpoint says where the checkpoint says nothing
@@ -81,7 +81,7 @@ class AdapterConfig(Part):
     tilt: float
     base_model: BaseModel
     denoiser: str
-    prediction: Literal["flow", "epsilon", "v", "sample"]
+    prediction: Prediction
     rank: int
     reward: Mapping[str, Any]
     guidance_scale: float
@@ -256,7 +256,7 @@ CHECKS: dict[str, Check] = {
     ),
     "component": matching(r"[A-Za-z_][A-Za-z0-9_]*", 'the name of a pipeline part such as "transformer" or "unet"'),
     "denoiser": matching(r"[A-Za-z_][A-Za-z0-9_]*", 'a class name such as "SD3Transformer2DModel"'),
-    "prediction": Check(choice(*PREDICTIONS).holds, 'one of "flow", "epsilon", "v", "sample"'),
+    "prediction": Check(choice(*PREDICTIONS).holds, f"one of {json.dumps(PREDICTIONS)[1:-1]}"),
     "rank": whole(1, MAX_RANK),
     "reward": plain_json('a JSON object {"name", "description", "normaliser"}'),
     "base_rate": Check(optional(number(above=0, below=1)).holds, "a number between 0 and 1, or null"),

@@ -113,7 +113,7 @@ def listed() -> Iterator[str]:
     for name in names:
         try:
             target = find_target(name)
-            about, fault = (inspect.getdoc(target) or "").partition("\n")[0], lacking(name)
+            about, fault = (inspect.getdoc(target) or "").partition("\n")[0], lacking(target)
         except RewardError as error:
             about, fault = "", str(error)
         yield f"{name:<{width}}  {about}" + (f"  [{fault}]" if fault else "")

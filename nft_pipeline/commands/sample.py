@@ -232,13 +232,13 @@ def check(args: argparse.Namespace) -> None:
 
 
 def stats_table(strengths: Sequence[float], stats: Sequence[Sequence[NFTStats]]) -> str:
-    """What guidance did, a line a strength.
+    """What guidance did, one line per strength.
 
     Args:
         strengths: one per line.
         stats: for each strength the stats of its batches; may be empty.
     """
-    lines = ["strength  alpha first -> last step  mean scale  mean push  largest push  denoiser forwards a step"]
+    lines = ["strength  alpha first -> last step  mean scale  mean push  largest push  denoiser forwards per step"]
     for strength, batches in zip(strengths, stats, strict=True):
         if not batches or not batches[0].steps:
             lines.append(f"{strength:8g}  {'-':>25}  {'-':>10}  {'-':>9}  {'-':>12}  {'-':>25}")
@@ -260,7 +260,7 @@ def stats_table(strengths: Sequence[float], stats: Sequence[Sequence[NFTStats]])
 
 
 def row_labels(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    """A label a row: prompt, seed or both, whichever differs between rows."""
+    """One label per row: prompt, seed or both, whichever differs between rows."""
     if len(prompts) == 1:
         return [f"seed {seed}" for seed in seeds]
     if len(seeds) == 1:

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..errors import FamilyError
 from .forward_call import Inputs, as_text
 from .layer_names import LayerNames
+from .prediction import Prediction
 
-Prediction = Literal["flow", "epsilon", "v", "sample"]
 Cfg = Literal["unconditional_first", "conditional_first", "two_calls", "unknown"]
 
 
@@ -57,7 +57,6 @@ class Family:
         workflows: templates in example_workflows, by a part of the base model's id in lower case; the first that fits
             is the one a card shows. "" fits every base model. Default: none.
         video: whether cards say that the class draws videos; False (default) also for one that draws both.
-        listed: False for a family made from a signature.
     """
 
     denoiser: str
@@ -80,7 +79,6 @@ class Family:
     layer_names: LayerNames = LayerNames()  # noqa: RUF009  frozen
     workflows: Mapping[str, str] = field(default_factory=dict)
     video: bool = False
-    listed: bool = True
 
     @property
     def batched_cfg(self) -> bool:

@@ -98,7 +98,6 @@ def _generic_family(kind: type[nn.Module]) -> Family:
         text=None,
         lora_scale=next((name for name in _LORA_SCALES if name in names), ""),
         cfg="unknown",
-        listed=False,
     )
 
 

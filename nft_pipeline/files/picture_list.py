@@ -1,4 +1,4 @@
-"""metadata.jsonl, the list in a folder of pictures: prompts, scores and likes, one JSON object a line.
+"""metadata.jsonl, the list in a folder of pictures: prompts, scores and likes, one JSON object per line.
 
     {"image": "0001.png", "prompt": "a red ring", "score": 0.82, "scores": {"ocr": 1.0, "pickscore": 21.3}}
     {"image": "sub/0002.png", "prompt": "a red ring", "liked": false, "seed": 7}
@@ -7,8 +7,15 @@
 `guidance_scale`, `model` and anything else a line has is kept as it is.
 
 The commands `score`, `rate` and `collect` and ComfyUI's node Rate Images write it; they and the trainer read it. All of
-them do so by this module, so that what one of them writes is what the others read. Lines end at newline characters and
-nowhere else: a prompt may hold a character such as U+2028, which Python's `splitlines` takes for the end of a line.
+them do so by this module, so that what one of them writes is what the others read. There are two readers:
+
+- `read_lines` checks each line by itself. The trainer uses it, adds checks of its own, and changes nothing.
+- `read_rows` also refuses a picture that comes twice or lies outside the folder. All others use it, because they find
+  a row by its picture and write the list anew. So a list with such lines, which only a person writes, can be trained on
+  but not rated.
+
+Lines end at newline characters and nowhere else: a prompt may hold a character such as U+2028, which Python's
+`splitlines` takes for the end of a line.
 """
 
 from __future__ import annotations
@@ -93,7 +100,7 @@ def _parse(number: int, line: str) -> Line:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """What the folder's metadata.jsonl says of its pictures, one row a picture; none if there is no such file.
+    """What the folder's metadata.jsonl says of its pictures, one row per picture; none if there is no such file.
 
     Raises:
         PictureListError: the file is not UTF-8 text, a line has a fault (see `read_lines`), its picture is outside the

@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("comfyui", type=Path, help="a checkout of ComfyUI")
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has what ComfyUI needs")
     parser.add_argument("--rounds", type=int, default=8, help="raise it if the quartiles are far apart (default 8)")
-    parser.add_argument("--steps", type=int, default=8, help="steps a picture (default 8)")
+    parser.add_argument("--steps", type=int, default=8, help="steps per picture (default 8)")
     parser.add_argument("--size", type=int, default=256, help="pixels, a multiple of 16 (default 256: 256 tokens)")
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA (default 16)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1; more makes CPU seconds vague)")

@@ -146,7 +146,7 @@ def ways(model: str, device: str, dtype: torch.dtype, size: int, steps: int, bat
         "two models in memory": Way(by_hand(lambda *a, **k: merged.forward(*a, **k)[0]), "plain"),
         "LoRA loaded and unloaded": Way(by_hand(swap), "plain"),
     }
-    if model == "flux.1-dev":  # guidance is distilled into it: one forward a step whatever guidance_scale is
+    if model == "flux.1-dev":  # guidance is distilled into it: one forward per step whatever guidance_scale is
         return found
     found |= {
         "CFG": Way(on(pipe, **CFG), "CFG"),

@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests python tests/benchmarks/noise_levels.py
 
-A squared error at its optimum has a gradient of variance s^2(t) = E |target - E[target | x_t]|^2 a sample. Drawn from
+A squared error at its optimum has a gradient of variance s^2(t) = E |target - E[target | x_t]|^2 per sample. Drawn from
 q(t) and weighted by p(t) / q(t), so that the objective stays the one under p, a sample has variance E_p[s^2 p / q],
 least for q ~ p s, where it is (E_p[s])^2. The share of samples saved at equal error is 1 - (E_p[s])^2 / E_p[s^2]: no
 adaptive law can save more. p is the shifted law that runs draw from. Prints a table.

@@ -69,7 +69,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def settings_of(name: str, seed: int) -> TrainConfig:
-    """One objective's run. The head's batch is the LoRA's, so that all see equally many samples a step."""
+    """One objective's run. The head's batch is the LoRA's, so that all see equally many samples per step."""
     same = {"seed": seed, "steps": STEPS[-1], "optimality": "raw"}
     config = TrainConfig.from_yaml(PRESET, {**same, **OBJECTIVES[name]})
     return TrainConfig.from_yaml(PRESET, {**same, **OBJECTIVES[name], "head_batch": config.batch})

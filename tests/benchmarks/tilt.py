@@ -171,8 +171,8 @@ Two passes, which is the exact mode: two forwards per step.
 
 ![Promise and measurement](../pictures/tilt.png)
 
-One pass (`nft_mode="single"`): the LoRA's weights at scale s for each sample, alpha from the step before; one forward a
-step, as LoRA weight.
+One pass (`nft_mode="single"`): the LoRA's weights at scale s for each sample, alpha from the step before; one forward
+per step, as LoRA weight.
 
 {law_table(runs, "single")}
 

@@ -94,7 +94,7 @@ def test_alpha_is_one_a_sample_and_the_conditional_rows(case: Case) -> None:
 
 @every_pipeline_but(*RESCALED)
 def test_guidance_and_classifier_free_guidance_commute(case: Case) -> None:
-    """One scale a sample for both rows, so the result lies between the two stock results under the same CFG."""
+    """One scale per sample for both rows, so the result lies between the two stock results under the same CFG."""
     pipe = case.pipe()
     guided = DiffusionNFTPipeline.from_pipe(pipe, adapter_for(case, pipe, tilt=0.9))
     base, result = case.predict(guided, cfg=True, nft_strength=0), case.predict(guided, cfg=True)

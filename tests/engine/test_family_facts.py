@@ -17,7 +17,7 @@ from helpers.zoo import CASES, GENERIC, Case, adapter_for, denoiser_of
 from nft_pipeline.errors import FamilyError
 from nft_pipeline.families import registry as families
 from nft_pipeline.families.forward_call import as_rows, as_tokens, output_tensor, replace_output, same_state
-from nft_pipeline.families.registry import FAMILIES, cfg_switch, family_of
+from nft_pipeline.families.registry import FAMILIES, cfg_switch, family_of, listed_family
 from nft_pipeline.pipeline import DiffusionNFTPipeline
 
 
@@ -211,7 +211,8 @@ def test_the_warning_says_what_is_assumed_and_comes_once(unlisted: Any) -> None:
     denoiser = denoiser_of(CASES["StableDiffusion3Pipeline"].pipe())
     with pytest.warns(UserWarning, match=r"SD3Transformer2DModel is not among .*'hidden_states'; 'timestep' is 1000 t"):
         family = family_of(denoiser)
-    assert not family.listed and family.lora_scale == "joint_attention_kwargs" and family.component == "transformer"
+    assert listed_family(denoiser) is None
+    assert family.lora_scale == "joint_attention_kwargs" and family.component == "transformer"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert family_of(denoiser) is family

@@ -137,7 +137,7 @@ def test_linear_in_strength_on_one_forward(case: Modular) -> None:
 
 @every_straight
 def test_both_commutes_with_classifier_free_guidance(case: Modular) -> None:
-    """One scale a sample for both rows, so the result lies between the two stock results under the same CFG."""
+    """One scale per sample for both rows, so the result lies between the two stock results under the same CFG."""
     pipe = case.pipe(stock(CFG))
     base = case.sample(pipe, **ONE)
     guider = guided(case, pipe, tilt=4.0, guidance_scale=CFG)

@@ -271,7 +271,7 @@ CUTOFFS = {
 
 @pytest.mark.parametrize("name", CUTOFFS)
 def test_diffusers_own_callback_that_ends_classifier_free_guidance(name: str) -> None:
-    """From one step to the next the batch has half its rows; alpha stays one a sample."""
+    """From one step to the next the batch has half its rows; alpha stays one per sample."""
     case, guided = guided_pipe(name)
     cutoff = getattr(diffusers.callbacks, CUTOFFS[name])(cutoff_step_ratio=0.0)
     inputs = {"callback_on_step_end": cutoff, "callback_on_step_end_tensor_inputs": cutoff.tensor_inputs}

@@ -82,5 +82,18 @@ class Slow(Reward):
         )
 
 
+class Tidy(Reward):
+    """How tidy it is."""
+
+    info = RewardInfo(name="tidy")
+    needs = ("no_such_package",)
+
+    def __init__(self) -> None:
+        import no_such_package  # noqa: F401
+
+    def score(self, images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
+        raise NotImplementedError
+
+
 made_already = Darkness()
 number = 3

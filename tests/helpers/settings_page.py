@@ -18,6 +18,9 @@ here. Besides them it may have the line `preset: NAME`; a setting that the file 
 [training.md](training.md) describes a run as a whole, and the presets in `training/presets` are files to begin with.
 `diffusion-nft train --explain NAME` prints one of these texts, and `diffusion-nft train --explain` lists them all.
 
+A setting that has a default may be left out of the file. Where it is said to be left out by default, its line may also
+hold `null`, which means the same.
+
 A run that was stopped goes on only with the settings it began with; those that may change say so.
 
 """

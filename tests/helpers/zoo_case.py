@@ -1,6 +1,6 @@
 """What a case of the zoo is: one pipeline class over a tiny random model, and how it is called.
 
-A case builds a pipeline without text encoders: prompts come as random embeddings, one a sample, so that all samples
+A case builds a pipeline without text encoders: prompts come as random embeddings, one per sample, so that all samples
 differ. Weights are random but fixed; `seed` of a call fixes noise and embeddings sample by sample, so that sample i of
 a batch is the i-th sample on its own.
 """
@@ -36,7 +36,7 @@ class Case:
         conditions: the call's arguments for samples of these indices.
         cfg: further arguments that switch classifier-free guidance on, for samples of these indices; {} for pipelines
             that have none.
-        start: whether the call takes `latents` of this shape a sample; None if it starts from a picture.
+        start: whether the call takes `latents` of this shape per sample; None if it starts from a picture.
         steps: of a call; some pipelines cannot do with two.
     """
 

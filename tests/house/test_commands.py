@@ -148,7 +148,7 @@ def test_sample_writes_a_grid_and_says_what_guidance_did(
     assert float(table[0][-2]) > 0  # the largest push
     assert float(table[1][-2]) == 0
     assert float(table[2][-2]) > 0
-    assert [row[-1] for row in table] == ["2.00", "1.00", "2.00"]  # two forwards a step, one at strength 0
+    assert [row[-1] for row in table] == ["2.00", "1.00", "2.00"]  # two forwards per step, one at strength 0
     with Image.open(out) as grid:
         assert grid.format == "PNG"
         assert f"({grid.width} x {grid.height} px)" in lines[-1]

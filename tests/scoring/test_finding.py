@@ -123,14 +123,56 @@ def test_every_built_in_name_leads_to_a_reward() -> None:
 
 
 def test_every_file_of_the_room_of_rewards_says_which_rewards_it_holds() -> None:
-    room = Path(registry.__file__).parent / "kinds"
-    silent = {file.stem for file in room.glob("[!_]*.py")} - set(registry._declared("REWARDS"))
+    silent = [file for file, literals in registry._literals(registry._ROOM).items() if "REWARDS" not in literals]
     assert not silent, f"{silent} in training/rewards/kinds: say REWARDS = {{name: class}}, or move it to models"
 
 
-def test_a_name_stands_in_one_file_only() -> None:
-    names = [name for classes in registry._declared("REWARDS").values() for name in classes]
-    assert sorted(names) == sorted(set(names))
+def planted_room(room: Path, monkeypatch: pytest.MonkeyPatch, **files: str) -> None:
+    for name, source in files.items():
+        (room / f"{name}.py").write_text(source)
+    monkeypatch.setattr(registry, "_ROOM", room)
+
+
+def test_a_literal_may_have_a_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted_room(tmp_path, monkeypatch, gloss='REWARDS: dict[str, str] = {"gloss": "Gloss"}\nNEEDS: dict[str, str]\n')
+    assert registry.built_in() == {"gloss": "nft_pipeline.training.rewards.kinds.gloss:Gloss"}
+
+
+def test_a_name_that_two_files_declare_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = 'REWARDS = {"jpeg_size": "JpegSize"}\n'
+    planted_room(tmp_path, monkeypatch, pixels=copied, texture=copied, silent="")
+    with pytest.raises(RewardError, match=r"'jpeg_size' is declared in pixels.py and in texture.py; .* another name"):
+        registry.known_rewards()
+
+
+def test_a_reward_of_others_says_what_it_needs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert registry.lacking(my_rewards.Tidy) == "needs no_such_package, which is not installed"
+    monkeypatch.setattr(my_rewards.Tidy, "needs", ("rapidocr",))
+    with monkeypatch.context() as context:
+        context.setitem(sys.modules, "rapidocr", None)
+        assert registry.lacking(my_rewards.Tidy) == 'needs rapidocr: pip install "diffusion-nft[ocr]"'
+    monkeypatch.setattr(my_rewards.Tidy, "needs", ("no_such_package", "torch"))
+    point = metadata.EntryPoint("tidy", f"{MINE}:Tidy", registry.ENTRY_POINTS)
+    monkeypatch.setattr(registry.metadata, "entry_points", lambda group: [point] * (group == registry.ENTRY_POINTS))
+    assert main(["reward", "list"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tidy ")]
+    assert line.endswith("How tidy it is.  [needs no_such_package, which is not installed]")
+    with pytest.raises(RewardError, match=r"'tidy' cannot be loaded: .*; it needs no_such_package, which is not"):
+        load_reward("tidy")
+
+
+def test_a_reward_made_from_a_built_in_one_needs_what_that_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = type("Reading", (registry.find_target("ocr"),), {"needs": ("no_such_package",)})
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert registry.lacking(reading) == "needs no_such_package, rapidocr, onnxruntime, which are not installed"
+
+
+def test_a_module_of_others_is_not_taken_for_a_file_of_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(my_rewards.Tidy, "__module__", "ocr")
+    assert registry.lacking(my_rewards.Tidy) == "needs no_such_package, which is not installed"
 
 
 def test_importing_the_registry_imports_no_scorer() -> None:

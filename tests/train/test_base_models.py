@@ -21,7 +21,7 @@ FAMILIES += ["StableDiffusion3Pipeline", "FluxPipeline"]
 
 
 def conditions_of(base, count=3):
-    """Random conditions, one row a prompt."""
+    """Random conditions, one row per prompt."""
     made = {"text": rows(list(range(count)), WORDS, WIDTH, seed=2)}
     return made if type(base).__name__ == "SDBase" else {**made, "pooled": rows(list(range(count)), WIDTH, seed=3)}
 

@@ -157,7 +157,7 @@ def test_every_fault_of_the_lines_is_in_one_report(data):
 
 
 def test_a_folder_without_lines_or_with_a_broken_picture_is_named(tmp_path, data):
-    with pytest.raises(DataError, match=r"there is no .*metadata.jsonl; expected one JSON object a line"):
+    with pytest.raises(DataError, match=r"there is no .*metadata.jsonl; expected one JSON object per line"):
         read_folder(tmp_path)
     with pytest.raises(DataError, match="there is no line"):
         read_folder(written(tmp_path / "empty", ""))

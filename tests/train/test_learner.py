@@ -48,7 +48,10 @@ BASE, OF_OLD, GRAD = (False, ()), (False, (OLD,)), (True, (THETA,))
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"objective": "positive"}, [(False, (THETA,)), GRAD]),  # the head's: the LoRA at a scale a row, half of them 0
+        (
+            {"objective": "positive"},
+            [(False, (THETA,)), GRAD],
+        ),  # the head's: the LoRA with one scale per row, half 0
         ({"objective": "policy", "baseline": "half"}, [BASE, GRAD]),
         ({"objective": "policy", "baseline": "alpha"}, [BASE, GRAD]),
         ({"objective": "policy", "eta0": 3.0}, [BASE, GRAD]),

@@ -66,7 +66,7 @@ def test_a_run_writes_the_adapter_it_says(whole):
     tilt = accumulated_tilt(2.0, 2, 4.0) if kind == "online" else 2.0
     assert adapter.config.tilt == pytest.approx(tilt)
     said = "\n".join(lines)
-    assert f"objective {adapter.config.kind}" in said and "forwards + 1 backward a sample" in said
+    assert f"objective {adapter.config.kind}" in said and "forwards + 1 backward per sample" in said
     if kind == "online":
         rounds = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
         assert [entry["round"] for entry in rounds] == [1, 2] and rounds[1]["tilt_old"] == pytest.approx(4 / 3)

@@ -1,5 +1,8 @@
 """A run's settings, rewards and prompts: strict, and every fault is named."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +72,7 @@ def test_five_mistakes_make_one_report():
         ({"old": 1}, "old is 1, expected copy, ramp, late_ramp, or a number from 0, below 1"),
         ({"old": []}, "old is [], expected copy, ramp, late_ramp, or a number from 0, below 1"),
         ({"gradient_checkpointing": 1}, "gradient_checkpointing is 1, expected true or false"),
-        ({"objective": "nft"}, "objective is 'nft', expected positive, policy or paper, or nothing"),
+        ({"objective": "nft"}, "objective is 'nft', expected positive, policy or paper, or null"),
         ({"data": "pictures", "rounds": 2}, "a folder is for offline runs, rounds for online ones"),
         ({"objective": "positive", "rounds": 2}, "online runs train 'policy' or 'paper'"),
         ({"eta0": 4.0}, "eta0 is 4 with objective 'positive': the anchor belongs to 'policy'"),
@@ -164,6 +167,24 @@ def test_rewards_and_prompts_are_found_by_name_by_function_and_by_file(tmp_path)
     assert find_prompts("shapes_warm") == find_prompts("nft_pipeline.training.shapes.prompts:warm_prompts")
     (tmp_path / "prompts.txt").write_text("a circle\n\n  a cross \n")
     assert find_prompts(str(tmp_path / "prompts.txt")) == ["a circle", "a cross"]
+
+
+def test_prompts_of_a_file_or_a_function_are_found_without_the_shapes_world(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a circle\n")
+    (tmp_path / "my_texts.py").write_text("def mine():\n    return ['a cross']\n")
+    code = (
+        "import sys; from nft_pipeline.training.rewards.find import find_prompts; "
+        "print(find_prompts('prompts.txt') + find_prompts('my_texts:mine'), 'scipy' in sys.modules)"
+    )
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "['a circle', 'a cross'] False", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,14 @@ def test_without_a_name_all_are_listed(arguments, capsys) -> None:
     assert all(setting.first_sentence in " ".join(printed.split()) for setting in SETTINGS)
 
 
+def test_a_setting_that_may_be_left_out_says_so() -> None:
+    facts = {setting.name: setting.facts for setting in SETTINGS}
+    assert facts["eta0"] == "a number above 0, or null; left out by default"
+    assert facts["tilt"] == "a number above 0; default 2.0"
+    texts = " ".join(paragraph for setting in SETTINGS for paragraph in setting.paragraphs)
+    assert "Nothing " not in texts and "nothing is" not in texts and "`null`" in page()
+
+
 def test_an_unknown_name_gets_the_nearest_one(capsys) -> None:
     assert main(["train", "--explain", "tlit"]) == 2
     assert "'tlit' is not a setting; did you mean 'tilt'?" in capsys.readouterr().err

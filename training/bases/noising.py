@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nft_pipeline.adapters.config import PREDICTIONS
+from nft_pipeline.families.prediction import PREDICTIONS
 
 
 class NoiseLaw:

@@ -72,13 +72,16 @@ class Folder:
 def read_folder(folder: str | Path) -> Folder:
     """Read and check metadata.jsonl; pictures are opened later.
 
+    A picture may come in several lines, with other prompts for one, and may lie outside the folder: training only reads
+    them. The commands that write the list refuse both (see `nft_pipeline.files.picture_list`).
+
     Raises:
         DataError: no such file, or every fault of its lines in one report.
     """
     root = Path(folder)
     path = root / METADATA
     if not path.is_file():
-        raise DataError(f"there is no {path}; expected one JSON object a line with image, prompt, and score or liked")
+        raise DataError(f"there is no {path}; expected one JSON object per line with image, prompt, and score or liked")
     try:
         lines = read_lines(root)
     except PictureListError as error:

@@ -112,7 +112,7 @@ def _text(work: Workload, base: Point, laws: str, rivals: str, alpha: str, secon
     return f"""# Demo: reward guidance on the shapes model
 
 Reward: everything drawn is red or orange, where the prompt leaves the colour open. Held-out prompts and noise,
-n = {work.n} pictures a row, {work.call["num_inference_steps"]} steps, no classifier-free guidance, one training run.
+n = {work.n} pictures per row, {work.call["num_inference_steps"]} steps, no classifier-free guidance, one training run.
 Base rate {base.rate:.3f}, picture quality {base.quality:.3f} (template overlap, 1 = as drawn).
 
 {laws}

@@ -100,9 +100,8 @@ class Learner:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=base.dtype == torch.float16)
         self.law = NoiseLaw(config.noise_shift, config.adaptive_noise)
-        self.head_law = NoiseLaw(
-            config.head_noise_shift
-        )  # for a positive adapter; for the others the head shares the LoRA's batch
+        # For a positive adapter; for the others the head shares the LoRA's batch.
+        self.head_law = NoiseLaw(config.head_noise_shift)
         self._met = torch.zeros(2, NoiseLaw.BINS, dtype=torch.float64)  # what this step has measured for the law
         self.step_number, self.round_number, self.tilt = 0, 0, Tilt()
         self.mean_r = 0.5  # of the last round

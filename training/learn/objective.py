@@ -227,7 +227,7 @@ class Objective:
     def describe(self, online: bool, rounds: int = 1) -> str:
         """What the numbers mean, in words; a run prints this at its start."""
         forwards, backwards = self.passes(online)
-        cost = f"{forwards} forwards + {backwards} backward a sample"
+        cost = f"{forwards} forwards + {backwards} backward per sample"
         if self.kind == "positive":
             return (
                 f"objective positive: the LoRA learns v_plus, the head alpha; strength 1 is a tilt of {self.tilt:g}, "

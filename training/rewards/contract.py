@@ -95,11 +95,14 @@ class Reward(ABC):
         info: the card. What is known of it before the reward is made is the class's own (docs/rewards.md shows that);
             the constructor adds the rest, such as the version of the weights.
         differentiable: whether gradients reach a tensor of pictures.
+        needs: packages it imports that may be missing, by their import names; `diffusion-nft reward list` says which
+            are. (The built-in rewards say it in `NEEDS`, see training/rewards/kinds, which is read without an import.)
         batch: pictures scored at once, at most.
     """
 
     info: RewardInfo
     differentiable: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
     batch: int = 64
 
     @abstractmethod

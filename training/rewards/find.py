@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -62,33 +62,37 @@ def as_scores(reward: contract.Reward) -> Scorer:
 
 
 def find_prompts(name: str) -> list[str]:
-    """Prompts by the name of a built-in list, from a text file (one per line), or from "module:function".
+    """Prompts from a text file (one per line), from "module:function", or by the name of a built-in list.
 
     Raises:
         RewardError: none of these exists, or the list is empty.
     """
-    from ..shapes.prompts import PROMPTS  # reads the shapes world, which needs scipy
-
-    if name in PROMPTS:
-        prompts = PROMPTS[name]()
-    elif Path(name).is_file():
+    if Path(name).is_file():
         prompts = [line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip()]
+    elif ":" in name:
+        prompts = list(_imported(name)())
     else:
-        prompts = list(_imported(name, PROMPTS)())
+        prompts = _built_in(name)
     if not prompts:
-        raise RewardError(f"prompts {name!r} is an empty list; expected at least one prompt, one a line")
+        raise RewardError(f"prompts {name!r} is an empty list; expected at least one prompt, one per line")
     return prompts
 
 
-def _imported(name: str, built_in: Iterable[str]) -> Callable:
+def _imported(name: str) -> Callable:
     module, _, attribute = name.partition(":")
-    if not attribute:
-        hint = did_you_mean(name, built_in, "did you mean {!r}? ")
-        raise RewardError(
-            f"prompts {name!r} is not known; {hint}built in: {', '.join(built_in)}. Your own: 'module:function', or "
-            "the path of a text file with one prompt a line"
-        )
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise RewardError(f"prompts {name!r} cannot be imported: {error}") from error
+
+
+def _built_in(name: str) -> list[str]:
+    from ..shapes.prompts import PROMPTS  # reads the shapes world, which needs scipy
+
+    if name in PROMPTS:
+        return PROMPTS[name]()
+    hint = did_you_mean(name, PROMPTS, "did you mean {!r}? ")
+    raise RewardError(
+        f"prompts {name!r} is not known; {hint}built in: {', '.join(PROMPTS)}. Your own: 'module:function', or "
+        "the path of a text file with one prompt per line"
+    )

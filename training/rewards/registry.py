@@ -35,6 +35,7 @@ from .contract import Reward, RewardError, RewardInfo, RewardOutput
 ENTRY_POINTS = "diffusion_nft.rewards"
 REMOTE = "remote:"
 _KINDS = "nft_pipeline.training.rewards.kinds"
+_ROOM = Path(__file__).parent / "kinds"
 
 
 class FunctionReward(Reward):
@@ -69,23 +70,35 @@ class FunctionReward(Reward):
 
 
 @cache
-def _declared(literal: str) -> dict[str, dict[str, str]]:
-    """What the files of the room `kinds` say in `REWARDS` or in `NEEDS`, by the name of the file."""
-    found: dict[str, dict[str, str]] = {}
-    for file in sorted((Path(__file__).parent / "kinds").glob("[!_]*.py")):
+def _literals(room: Path) -> dict[str, dict[str, dict[str, str]]]:
+    """What each file of the room says in `REWARDS` and in `NEEDS`, by the names of the file and of the literal."""
+    literals: dict[str, dict[str, dict[str, str]]] = {}
+    for file in sorted(room.glob("[!_]*.py")):
+        of_file = literals[file.stem] = {}
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [literal]:
-                found[file.stem] = ast.literal_eval(node.value)
-    return found
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                for name in {"REWARDS", "NEEDS"} & {ast.unparse(target) for target in targets}:
+                    of_file[name] = ast.literal_eval(node.value)
+    return literals
 
 
 def built_in() -> dict[str, str]:
-    """Every built-in name in alphabetical order, "remote:URL" among them, with the "module:name" behind it."""
-    paths = {
-        name: f"{_KINDS}.{module}:{cls}"
-        for module, classes in _declared("REWARDS").items()
-        for name, cls in classes.items()
-    }
+    """Every built-in name in alphabetical order, "remote:URL" among them, with the "module:name" behind it.
+
+    Raises:
+        RewardError: two files of the room declare one name.
+    """
+    home: dict[str, str] = {}
+    paths: dict[str, str] = {}
+    for file, literals in _literals(_ROOM).items():
+        for name, cls in literals.get("REWARDS", {}).items():
+            if (first := home.setdefault(name, file)) != file:
+                raise RewardError(
+                    f"the built-in reward {name!r} is declared in {first}.py and in {file}.py; give one of them "
+                    "another name in its REWARDS"
+                )
+            paths[name] = f"{_KINDS}.{file}:{cls}"
     return dict(sorted(paths.items()))
 
 
@@ -183,17 +196,35 @@ def import_path(path: str, what: str) -> Any:
 
 def missing(error: ImportError) -> str:
     """What an import lacked, and the extra that brings it, if a built-in reward names it."""
-    extras = {package: extra for needs in _declared("NEEDS").values() for package, extra in needs.items()}
-    extra = extras.get((error.name or "").partition(".")[0])
+    extra = _extras().get((error.name or "").partition(".")[0])
     return f"{error}; {_installing(extra)}" if extra else str(error)
 
 
-def lacking(name: str) -> str:
-    """The packages a known reward needs that are not installed, and the extra that brings them; "" if none."""
-    module = known_rewards()[name].partition(":")[0]
-    needs = _declared("NEEDS").get(module.removeprefix(f"{_KINDS}."), {})
-    absent = [package for package in needs if importlib.util.find_spec(package) is None]
-    return f"needs {', '.join(absent)}: {_installing(needs[absent[0]])}" if absent else ""
+def lacking(target: Any) -> str:
+    """The packages a reward needs that are not installed, and the extras if they bring them all; "" if none.
+
+    Args:
+        target: from `find_target`. It needs what it says in `needs`, and the `NEEDS` of the room's files that its class
+            and the classes above it come from.
+    """
+    of_files = {f"{_KINDS}.{file}": literals.get("NEEDS", {}) for file, literals in _literals(_ROOM).items()}
+    classes = inspect.getmro(target if inspect.isclass(target) else type(target))
+    inherited = [package for cls in classes for package in of_files.get(cls.__module__, {})]
+    needs = dict.fromkeys([*getattr(target, "needs", ()), *inherited])
+    absent = [package for package in needs if importlib.util.find_spec(package.partition(".")[0]) is None]
+    if not absent:
+        return ""
+    extras = dict.fromkeys(_extras().get(package, "") for package in absent)
+    if all(extras):
+        return f"needs {', '.join(absent)}: {_installing(','.join(extras))}"
+    return f"needs {', '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} not installed"
+
+
+def _extras() -> dict[str, str]:
+    """The extra that brings a package, for each that a built-in reward needs."""
+    return {
+        package: extra for literals in _literals(_ROOM).values() for package, extra in literals.get("NEEDS", {}).items()
+    }
 
 
 def _installing(extra: str) -> str:
@@ -209,6 +240,8 @@ def _construct(cls: type[Reward], name: str, options: Mapping[str, Any]) -> Rewa
     try:
         return cls(**options)
     except ImportError as error:
-        raise RewardError(f"reward {name!r} cannot be loaded: {missing(error)}") from error
+        reason, needed = missing(error), lacking(cls)
+        more = f"; it {needed}" if needed and reason == str(error) else ""
+        raise RewardError(f"reward {name!r} cannot be loaded: {reason}{more}") from error
     except TypeError as error:
         raise RewardError(f"reward {name!r}: {error}") from error

@@ -20,6 +20,8 @@ from nft_pipeline.checks import did_you_mean
 from .config import TrainConfig
 from .section import MAY_CHANGE, Section
 
+REQUIRED, LEFT_OUT = "required", "left out"
+
 
 @dataclass(frozen=True)
 class Explained:
@@ -28,7 +30,7 @@ class Explained:
     Args:
         name: as it stands in YAML.
         expected: type, range or choices: "a number above 0".
-        default: as YAML has it, "nothing", or "required".
+        default: as YAML has it, "left out", or "required".
         may_change: whether it may differ when a stopped run goes on.
         paragraphs: of its text; what it is, then when to change it.
     """
@@ -42,11 +44,13 @@ class Explained:
     @property
     def facts(self) -> str:
         """Range, default and whether it may change, in one line: "a number above 0; default 0.002"."""
-        default = self.default if self.default == "required" else f"default {self.default}"
+        words = {REQUIRED: REQUIRED, LEFT_OUT: f"{LEFT_OUT} by default"}
+        default = words.get(self.default, f"default {self.default}")
         return "; ".join([self.expected, default, *([MAY_CHANGE] if self.may_change else [])])
 
     @property
     def first_sentence(self) -> str:
+        """The first sentence of the text, with its full stop, for a list of all settings."""
         return self.paragraphs[0].split(". ")[0].rstrip(".") + "."
 
 
@@ -134,7 +138,7 @@ def _texts_under(section: type[Section]) -> dict[str, str]:
 
 def _in_yaml(default: Any) -> str:
     if default is MISSING:
-        return "required"
+        return REQUIRED
     if default is None:
-        return "nothing"
+        return LEFT_OUT
     return default if isinstance(default, str) and default else json.dumps(default)

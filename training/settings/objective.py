@@ -21,8 +21,8 @@ class ObjectiveSettings(Section):
 
     objective: Annotated[Kind | None, optional(choice(*KINDS))] = None
     """What is learned. positive: the LoRA becomes v_plus, and a head learns alpha beside it. policy: the LoRA becomes
-    v_old with the tilt built in, by regression. paper: the same by the loss of DiffusionNFT's authors. Nothing chooses
-    positive where the pictures are the base model's own, offline, and policy otherwise.
+    v_old with the tilt built in, by regression. paper: the same by the loss of DiffusionNFT's authors. Left
+    out, it is positive where the pictures are the base model's own, offline, and policy otherwise.
 
     Choose positive for a dial that can be turned both ways after training, policy for online runs and foreign
     pictures, and paper to compare with the authors' method.
@@ -44,8 +44,8 @@ class ObjectiveSettings(Section):
     """
 
     eta0: Annotated[float | None, optional(number(above=0))] = None
-    """Of a policy, the tilt that its anchor to the base model lets the rounds converge to, whatever `tilt` is. Nothing
-    is no anchor: the tilt then grows with every round.
+    """Of a policy, the tilt that its anchor to the base model lets the rounds converge to, whatever `tilt` is. Left
+    out, there is no anchor, and the tilt grows with every round.
 
     Set it in long online runs, and lower it when pictures drift or lose variety. Online it costs one more forward per
     sample.

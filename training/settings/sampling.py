@@ -61,15 +61,15 @@ class SamplingSettings(Section):
     """
 
     resolution: Annotated[int | None, optional(whole(8))] = None
-    """Edge of the sampled, square pictures in pixels, rounded down to what the model can draw. Nothing is the model's
-    own size.
+    """Edge of the sampled, square pictures in pixels, rounded down to what the model can draw. Left out, it is the
+    model's own size.
 
     Lower it when memory or time is short. Stay near a size that the base model draws well, and near the one that you
     will draw at.
     """
 
     num_frames: Annotated[int | None, optional(whole(1))] = None
-    """Frames of a sampled video, for Wan only; nothing is 1, which is a picture.
+    """Frames of a sampled video, for Wan only. Left out, it is 1, which is a picture.
 
     Raise it to train on short videos, of which rewards see the middle frame. Memory grows with it.
     """

@@ -32,6 +32,11 @@ class _ShapesReward(Reward):
         """
 
     def score(self, images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
+        """1 for each good picture, else 0.
+
+        Raises:
+            RewardError: a picture is not of 64 x 64 px, or a prompt is none of the shapes world.
+        """
         name, pictures = self.info.name, to_arrays(images)
         if other := [picture.shape for picture in pictures if picture.shape != (64, 64, 3)]:
             height, width, _ = other[0]
