@@ -67,12 +67,17 @@ def find_prompts(name: str) -> list[str]:
     Raises:
         RewardError: none of these exists, or the list is empty.
     """
-    if Path(name).is_file():
+    if name.isidentifier() and (make := _built_in().get(name)):  # its name wins over a file of the same name
+        prompts = make()
+    elif Path(name).is_file():
         prompts = [line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip()]
     elif ":" in name:
         prompts = list(_imported(name)())
     else:
-        prompts = _built_in(name)
+        raise RewardError(
+            f"prompts {name!r} is not known; {did_you_mean(name, _built_in(), 'did you mean {!r}? ')}built in: "
+            f"{', '.join(_built_in())}. Your own: 'module:function', or the path of a text file with one prompt per line"
+        )
     if not prompts:
         raise RewardError(f"prompts {name!r} is an empty list; expected at least one prompt, one per line")
     return prompts
@@ -86,13 +91,7 @@ def _imported(name: str) -> Callable:
         raise RewardError(f"prompts {name!r} cannot be imported: {error}") from error
 
 
-def _built_in(name: str) -> list[str]:
+def _built_in() -> dict[str, Callable[[], list[str]]]:
     from ..shapes.prompts import PROMPTS  # reads the shapes world, which needs scipy
 
-    if name in PROMPTS:
-        return PROMPTS[name]()
-    hint = did_you_mean(name, PROMPTS, "did you mean {!r}? ")
-    raise RewardError(
-        f"prompts {name!r} is not known; {hint}built in: {', '.join(PROMPTS)}. Your own: 'module:function', or "
-        "the path of a text file with one prompt per line"
-    )
+    return PROMPTS
