@@ -76,7 +76,8 @@ def find_prompts(name: str) -> list[str]:
     else:
         raise RewardError(
             f"prompts {name!r} is not known; {did_you_mean(name, _built_in(), 'did you mean {!r}? ')}built in: "
-            f"{', '.join(_built_in())}. Your own: 'module:function', or the path of a text file with one prompt per line"
+            f"{', '.join(_built_in())}. Your own: 'module:function', or the path of a text file with one prompt "
+            "per line"
         )
     if not prompts:
         raise RewardError(f"prompts {name!r} is an empty list; expected at least one prompt, one per line")
