@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import runpy
 
-MADE = ("architecture_page", "laws_page", "nodes_page", "pipelines_page", "rewards_page", "settings_page")
+MADE = (
+    "architecture_page",
+    "key_formats_page",
+    "laws_page",
+    "nodes_page",
+    "pipelines_page",
+    "rewards_page",
+    "settings_page",
+)
 
 if __name__ == "__main__":
     for name in MADE:
