@@ -39,7 +39,7 @@ def default_of(kind: Any, name: str) -> str:
 
 def test_the_fields_of_the_config() -> None:
     rows = table("## nft_config.json\n")
-    assert list(rows) == AdapterConfig.names(), "docs/adapter_format.md has to have a row for each field, in their order"
+    assert list(rows) == AdapterConfig.names(), "docs/adapter_format.md has a row for each field, in their order"
     for name, (expected, default, _) in rows.items():
         assert expected == AdapterConfig.checks[name].expected, name
         assert default == ("required" if name == "format_version" else default_of(AdapterConfig, name)), name
