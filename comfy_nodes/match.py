@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nft_pipeline.adapters.foreign.key_formats import DOTTED_PREFIXES, UNDERSCORED_PREFIXES
+from nft_pipeline.adapters.foreign.key_formats import dotted_prefixes, underscored_prefixes
 from nft_pipeline.adapters.foreign.layers import Layer
 from nft_pipeline.adapters.names import PEFT_PREFIX
 from nft_pipeline.errors import AdapterError
@@ -23,8 +23,6 @@ from nft_pipeline.errors import AdapterError
 from .delta import Target
 
 KeyMap = Mapping[str, Any]
-_DOTTED = ("transformer.", *DOTTED_PREFIXES, "unet.")
-_UNDERSCORED = (*UNDERSCORED_PREFIXES, "lycoris_")
 
 
 def match_layers(
@@ -127,9 +125,10 @@ def _names(path: str) -> Iterator[str]:
     """What ComfyUI's map may call a layer."""
     yield path
     bare = path.removeprefix(PEFT_PREFIX)
-    for prefix in _DOTTED:
+    dotted = ("transformer.", *dotted_prefixes(), "unet.")
+    for prefix in dotted:
         bare = bare.removeprefix(prefix)
-    for prefix in ("", *_DOTTED):
+    for prefix in ("", *dotted):
         yield prefix + bare
-    for prefix in _UNDERSCORED:
+    for prefix in (*underscored_prefixes(), "lycoris_"):
         yield prefix + bare.replace(".", "_")

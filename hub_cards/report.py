@@ -20,13 +20,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from nft_pipeline.adapters.config import parse_json
 from nft_pipeline.checks import Check, choice, flag, key_faults, matching, number, text, value_faults, whole
 from nft_pipeline.errors import AdapterError
 from nft_pipeline.files.versions import (
-    MINOR_KEY,
     VERSION_KEY,
     Format,
     Part,
@@ -44,14 +43,25 @@ VERDICTS = ("none seen", "suspected", "seen")
 SAMPLE_PATH = r"samples/[A-Za-z0-9][A-Za-z0-9._-]*\.png"
 
 
+def _is_range(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(number().holds, value)) and value[0] < value[1]
+
+
+_TEXT = text(2000)
+_LIST = Check(lambda value: isinstance(value, list), "a list")
+_OBJECT = Check(lambda value: isinstance(value, Mapping), "an object with named fields")
+_POINTS = Check(lambda value: isinstance(value, list) and bool(value), "a list that is not empty")
+_SAMPLE_FILE = matching(SAMPLE_PATH, 'a picture inside the folder, such as "samples/0.png"')
+
+
 @dataclass(frozen=True)
 class Point(Part):
     """A mean reward at one strength; `spread` is what its curve says, `n` the number of pictures."""
 
-    strength: float
-    mean: float
-    spread: float | None
-    n: int
+    strength: Annotated[float, number()]
+    mean: Annotated[float, number()]
+    spread: Annotated[float | None, number(0)]
+    n: Annotated[int, whole(1)]
 
 
 @dataclass(frozen=True)
@@ -66,11 +76,11 @@ class Curve(Part):
         spread: what the points' spread is, in words, such as "standard error".
     """
 
-    name: str
-    trained: bool
-    points: tuple[Point, ...]
-    prompts: str | None = None
-    spread: str | None = None
+    name: Annotated[str, _TEXT]
+    trained: Annotated[bool, flag()]
+    points: Annotated[tuple[Point, ...], _POINTS]
+    prompts: Annotated[str | None, _TEXT] = None
+    spread: Annotated[str | None, _TEXT] = None
 
     def at(self, strength: float) -> Point | None:
         """The point of that strength."""
@@ -81,54 +91,54 @@ class Curve(Part):
 class Alpha(Part):
     """How well the head ranks (AUC, 0.5 is chance) and its calibration error, at one noise level."""
 
-    noise_level: float
-    auc: float
-    error: float
-    n: int
+    noise_level: Annotated[float, number(0, 1)]
+    auc: Annotated[float, number(0, 1)]
+    error: Annotated[float, number(0, 1)]
+    n: Annotated[int, whole(1)]
 
 
 @dataclass(frozen=True)
 class Sample(Part):
     """A picture in the adapter's folder and what it was drawn with."""
 
-    file: str
-    prompt: str
-    seed: int
-    strength: float
+    file: Annotated[str, _SAMPLE_FILE]
+    prompt: Annotated[str, _TEXT]
+    seed: Annotated[int, Check(lambda value: type(value) is int, "a whole number")]
+    strength: Annotated[float, number()]
 
 
 @dataclass(frozen=True)
 class Hacking(Part):
     """Whether the reward rose by a trick: "none seen", "suspected" or "seen", and the reason for this verdict."""
 
-    verdict: str
-    reason: str
+    verdict: Annotated[str, Check(choice(*VERDICTS).holds, f"one of {', '.join(VERDICTS)}")]
+    reason: Annotated[str, _TEXT]
 
 
 @dataclass(frozen=True)
 class Trained(Part):
     """How the run went: facts that nft_config.json does not hold. None is "not recorded"."""
 
-    data: str | None = None
-    rounds: int | None = None
-    passes: float | None = None
-    anchor: str | None = None
-    hardware: str | None = None
-    hours: float | None = None
+    data: Annotated[str | None, _TEXT] = None
+    rounds: Annotated[int | None, whole(1)] = None
+    passes: Annotated[float | None, number(0)] = None
+    anchor: Annotated[str | None, _TEXT] = None
+    hardware: Annotated[str | None, _TEXT] = None
+    hours: Annotated[float | None, number(0)] = None
 
 
 @dataclass(frozen=True)
 class RunReport(Part):
     """The whole file; see the docstring of the module."""
 
-    rewards: tuple[Curve, ...] = ()
-    alpha: tuple[Alpha, ...] = ()
-    samples: tuple[Sample, ...] = ()
-    hacking: Hacking | None = None
-    strength_range: tuple[float, float] | None = None
-    trained: Trained = Trained()
-    format_version: int = REPORT_VERSION
-    format_minor: int = 0
+    rewards: Annotated[tuple[Curve, ...], _LIST] = ()
+    alpha: Annotated[tuple[Alpha, ...], _LIST] = ()
+    samples: Annotated[tuple[Sample, ...], _LIST] = ()
+    hacking: Annotated[Hacking | None, _OBJECT] = None
+    strength_range: Annotated[tuple[float, float] | None, Check(_is_range, "two rising numbers [low, high]")] = None
+    trained: Annotated[Trained, _OBJECT] = Trained()
+    format_version: Annotated[int, FORMAT.check] = REPORT_VERSION
+    format_minor: Annotated[int, whole(0)] = 0
 
     def to_json(self) -> str:
         """The text of run_report.json."""
@@ -192,7 +202,7 @@ def read_report(data: bytes | None, training: Mapping[str, Any]) -> RunReport:
     """
     report = RunReport() if data is None else RunReport.from_json(data)
     known = training.get("alpha_held_out")
-    if report.alpha or not isinstance(known, list) or any(_faults(entry, ALPHA_CHECKS, "") for entry in known):
+    if report.alpha or not isinstance(known, list) or any(_faults(entry, Alpha.checks, "") for entry in known):
         return report
     return replace(report, alpha=tuple(Alpha(**entry) for entry in known))
 
@@ -200,8 +210,8 @@ def read_report(data: bytes | None, training: Mapping[str, Any]) -> RunReport:
 def report_faults(values: Mapping[str, Any]) -> list[str]:
     """Every fault of a parsed report of this version, one sentence each."""
     newer = FORMAT.is_newer(values)
-    may_miss = tuple(name for name in REPORT_CHECKS if name != VERSION_KEY)
-    faults = _faults(values, REPORT_CHECKS, "", may_miss, newer)
+    may_miss = tuple(name for name in RunReport.checks if name != VERSION_KEY)
+    faults = _faults(values, RunReport.checks, "", may_miss, newer)
     for name, checks, optional in _LISTS:
         entries = values.get(name) or []
         for place, entry in enumerate(entries if isinstance(entries, list) else []):
@@ -209,14 +219,14 @@ def report_faults(values: Mapping[str, Any]) -> list[str]:
             faults += _faults(entry, checks, where, optional, newer)
             if name == "rewards" and isinstance(entry, Mapping) and isinstance(entry.get("points"), list):
                 for point_place, point in enumerate(entry["points"]):
-                    faults += _faults(point, POINT_CHECKS, f"{where}points[{point_place}].", ("spread",), newer)
-    for name, checks in (("hacking", HACKING_CHECKS), ("trained", TRAINED_CHECKS)):
+                    faults += _faults(point, Point.checks, f"{where}points[{point_place}].", ("spread",), newer)
+    for name, checks in (("hacking", Hacking.checks), ("trained", Trained.checks)):
         if values.get(name) is not None:
             faults += _faults(values[name], checks, f"{name}.", tuple(checks) if name == "trained" else (), newer)
     return faults
 
 
-_Checks = dict[str, Check]
+_Checks = Mapping[str, Check]
 
 
 def _faults(entry: Any, checks: _Checks, where: str, optional: tuple[str, ...] = (), newer: bool = False) -> list[str]:
@@ -231,52 +241,8 @@ def _short(value: Any) -> str:
     return repr(str(value)[:60])
 
 
-def _is_range(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(number().holds, value)) and value[0] < value[1]
-
-
-_TEXT = text(2000)
-_LIST = Check(lambda value: isinstance(value, list), "a list")
-_OBJECT = Check(lambda value: isinstance(value, Mapping), "an object with named fields")
-POINT_CHECKS: _Checks = {"strength": number(), "mean": number(), "spread": number(0), "n": whole(1)}
-CURVE_CHECKS: _Checks = {
-    "name": _TEXT,
-    "trained": flag(),
-    "points": Check(lambda value: isinstance(value, list) and bool(value), "a list that is not empty"),
-    "prompts": _TEXT,
-    "spread": _TEXT,
-}
-ALPHA_CHECKS: _Checks = {"noise_level": number(0, 1), "auc": number(0, 1), "error": number(0, 1), "n": whole(1)}
-SAMPLE_CHECKS: _Checks = {
-    "file": matching(SAMPLE_PATH, 'a picture inside the folder, such as "samples/0.png"'),
-    "prompt": _TEXT,
-    "seed": Check(lambda value: type(value) is int, "a whole number"),
-    "strength": number(),
-}
-HACKING_CHECKS: _Checks = {
-    "verdict": Check(choice(*VERDICTS).holds, f"one of {', '.join(VERDICTS)}"),
-    "reason": _TEXT,
-}
-TRAINED_CHECKS: _Checks = {
-    "data": _TEXT,
-    "rounds": whole(1),
-    "passes": number(0),
-    "anchor": _TEXT,
-    "hardware": _TEXT,
-    "hours": number(0),
-}
-REPORT_CHECKS: _Checks = {
-    VERSION_KEY: FORMAT.check,
-    "rewards": _LIST,
-    "alpha": _LIST,
-    "samples": _LIST,
-    "hacking": _OBJECT,
-    "strength_range": Check(_is_range, "two rising numbers [low, high]"),
-    "trained": _OBJECT,
-    MINOR_KEY: whole(0),
-}
 _LISTS: tuple[tuple[str, _Checks, tuple[str, ...]], ...] = (
-    ("rewards", CURVE_CHECKS, ("prompts", "spread")),
-    ("alpha", ALPHA_CHECKS, ()),
-    ("samples", SAMPLE_CHECKS, ()),
+    ("rewards", Curve.checks, ("prompts", "spread")),
+    ("alpha", Alpha.checks, ()),
+    ("samples", Sample.checks, ()),
 )

@@ -10,11 +10,12 @@ was expected. Questions never raise, whatever JSON or YAML holds. Standard libra
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 from typing import Any
 
 SHOWN = 80  # characters of a value in an error
@@ -98,6 +99,34 @@ def plain_json(expected: str) -> Check:
 def optional(check: Check, words: str = ", or null") -> Check:
     """None, or what `check` asks for."""
     return Check(lambda value: value is None or check.holds(value), check.expected + words)
+
+
+def own_checks(cls: type, what: str) -> dict[str, Check]:
+    """The checks of the fields that a class itself declares, as `rank: Annotated[int, whole(1)]`, by name.
+
+    Args:
+        cls: the class, without its bases.
+        what: how the error calls a field, such as "setting".
+
+    Raises:
+        TypeError: a field without a check, or with a default that its check refuses, by name.
+    """
+    checks: dict[str, Check] = {}
+    for name, hint in inspect.get_annotations(cls, eval_str=True).items():
+        check = next((part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Check)), None)
+        if check is None:
+            raise TypeError(
+                f"the {what} {name} of {cls.__name__} has no check; write it as `{name}: Annotated[TYPE, CHECK]`, "
+                "with a check of nft_pipeline.checks such as number(above=0)"
+            )
+        default = vars(cls).get(name)
+        if default is not None and not isinstance(default, Field) and not check.holds(default):
+            raise TypeError(
+                f"the default of the {what} {name} of {cls.__name__} is {default!r}, which its own check refuses: "
+                f"expected {check.expected}"
+            )
+        checks[name] = check
+    return checks
 
 
 def value_faults(

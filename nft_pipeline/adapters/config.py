@@ -1,8 +1,9 @@
 """nft_config.json: what an adapter says about itself, checked field by field.
 
-There is one frozen dataclass and one table of checks. Making an `AdapterConfig`, from Python or from a file, reports
-every fault in one `AdapterError`. The names of the fields are a contract: once released they are never renamed.
-docs/adapter_format.md has the contract, and nft_pipeline/files/versions.py says how it grows. Standard library only.
+There is one frozen dataclass, in which every field has its check beside it. Making an `AdapterConfig`, from Python or
+from a file, reports every fault in one `AdapterError`. The names of the fields are a contract: once released they are
+never renamed. docs/adapter_format.md has the contract, and nft_pipeline/files/versions.py says how it grows. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ..checks import Check, choice, key_faults, matching, number, optional, plain_json, text, value_faults, whole
 from ..errors import AdapterError
 from ..families.prediction import PREDICTIONS, Prediction
-from ..files.versions import MINOR_KEY, VERSION_KEY, Format, Part, VersionError, known_keys, plain, unknown_names
+from ..files.versions import VERSION_KEY, Format, Part, VersionError, known_keys, plain, unknown_names
 from .names import MAX_CONFIG_BYTES
 
 # A new field with a default gets a row in `added`, any other change a migration: see nft_pipeline/files/versions.py.
@@ -25,6 +26,7 @@ FORMAT_VERSION = FORMAT.version
 KINDS = ("positive", "policy")
 REWARD_KEYS = ("name", "description", "normaliser")
 MAX_RANK = 4096
+REWARD_CHECKS: dict[str, Check] = {"name": text(), "description": text()}
 UNKNOWN = "unknown"  # what the config of somebody else's checkpoint says where the checkpoint says nothing
 
 
@@ -39,9 +41,24 @@ class BaseModel(Part):
             `nft_pipeline.adapter.fingerprint`. Fine-tunes of one model share it.
     """
 
-    id: str
-    revision: str | None
-    fingerprint: str
+    id: Annotated[str, Check(text().holds, "a Hub id or shipped name")]
+    revision: Annotated[str | None, Check(optional(text()).holds, "a commit, a tag or null")]
+    fingerprint: Annotated[str, matching(r"sha256:[0-9a-f]{16}", '"sha256:" and 16 hex digits')]
+
+
+def _is_resolution(value: Any) -> bool:
+    edge = whole(8, 16384)
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(edge.holds, value))
+
+
+_POSITIVE = number(1e-6, 1e6)
+_BASE_MODEL = Check(lambda value: isinstance(value, Mapping | BaseModel), 'an object {"id", "revision", "fingerprint"}')
+_RESOLUTION = Check(_is_resolution, "two whole numbers [height, width] from 8 to 16384")
+_PLAIN_NAME = matching(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}",
+    'a plain name of at most 100 letters, digits, ".", "_" and "-", without slashes: it names a file',
+)
+_TRAINING = plain_json("a JSON object: text keys, lists (no tuples), finite numbers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,24 +92,28 @@ class AdapterConfig(Part):
         AdapterError: every field that is not as said above, in one report.
     """
 
-    kind: Literal["positive", "policy"]
-    name: str
-    beta: float
-    tilt: float
-    base_model: BaseModel
-    denoiser: str
-    prediction: Prediction
-    rank: int
-    reward: Mapping[str, Any]
-    guidance_scale: float
-    resolution: tuple[int, int]
-    licence: str
-    strength: float = 1.0
-    component: str = "transformer"
-    base_rate: float | None = None
-    training: Mapping[str, Any] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
-    format_minor: int = 0
+    kind: Annotated[Literal["positive", "policy"], Check(choice(*KINDS).holds, 'one of "positive", "policy"')]
+    name: Annotated[str, _PLAIN_NAME]
+    beta: Annotated[float, _POSITIVE]
+    tilt: Annotated[float, Check(_POSITIVE.holds, f"{_POSITIVE.expected}, equal to 2 / beta")]
+    base_model: Annotated[BaseModel, _BASE_MODEL]
+    denoiser: Annotated[str, matching(r"[A-Za-z_][A-Za-z0-9_]*", 'a class name such as "SD3Transformer2DModel"')]
+    prediction: Annotated[Prediction, Check(choice(*PREDICTIONS).holds, f"one of {json.dumps(PREDICTIONS)[1:-1]}")]
+    rank: Annotated[int, whole(1, MAX_RANK)]
+    reward: Annotated[Mapping[str, Any], plain_json('a JSON object {"name", "description", "normaliser"}')]
+    guidance_scale: Annotated[float, number(0, 100)]
+    resolution: Annotated[tuple[int, int], _RESOLUTION]
+    licence: Annotated[str, Check(text().holds, 'a licence id such as "apache-2.0"; never empty')]
+    strength: Annotated[float, number(above=0, high=100)] = 1.0
+    component: Annotated[
+        str, matching(r"[A-Za-z_][A-Za-z0-9_]*", 'the name of a pipeline part such as "transformer" or "unet"')
+    ] = "transformer"
+    base_rate: Annotated[
+        float | None, Check(optional(number(above=0, below=1)).holds, "a number between 0 and 1, or null")
+    ] = None
+    training: Annotated[Mapping[str, Any], _TRAINING] = field(default_factory=dict)
+    format_version: Annotated[int, FORMAT.check] = FORMAT_VERSION
+    format_minor: Annotated[int, whole(0)] = 0
 
     def __post_init__(self) -> None:
         faults = config_faults({**self.extra, **{name: getattr(self, name) for name in self.names()}})
@@ -195,7 +216,8 @@ def config_faults(values: Mapping[str, Any]) -> list[str]:
     names = AdapterConfig.names()
     may_miss = [name for name in names if _default(name) is not MISSING and name != VERSION_KEY]
     faults = key_faults(known_keys(values, names, newer), names, may_miss)
-    return faults + value_faults(values, CHECKS) + _nested_faults(values, newer) + _agreement_faults(values)
+    faults += value_faults(values, AdapterConfig.checks)
+    return faults + _nested_faults(values, newer) + _agreement_faults(values)
 
 
 def _default(name: str) -> Any:
@@ -208,7 +230,7 @@ def _nested_faults(values: Mapping[str, Any], newer: bool) -> list[str]:
     """Faults inside base_model and reward."""
     faults: list[str] = []
     for part, names, checks in (
-        ("base_model", BaseModel.names(), BASE_CHECKS),
+        ("base_model", BaseModel.names(), BaseModel.checks),
         ("reward", REWARD_KEYS, REWARD_CHECKS),
     ):
         inside = plain(values.get(part))
@@ -231,43 +253,3 @@ def _agreement_faults(values: Mapping[str, Any]) -> list[str]:
     if values.get("kind") == "policy" and values.get("base_rate") is not None:
         faults.append("base_rate is given for a policy adapter; only positive adapters have an alpha, expected null")
     return faults
-
-
-def _is_resolution(value: Any) -> bool:
-    edge = whole(8, 16384)
-    return isinstance(value, list | tuple) and len(value) == 2 and all(map(edge.holds, value))
-
-
-_POSITIVE = number(1e-6, 1e6)
-# In the order in which faults are reported.
-CHECKS: dict[str, Check] = {
-    VERSION_KEY: FORMAT.check,
-    MINOR_KEY: whole(0),
-    "kind": Check(choice(*KINDS).holds, 'one of "positive", "policy"'),
-    "name": matching(
-        r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}",
-        'a plain name of at most 100 letters, digits, ".", "_" and "-", without slashes: it names a file',
-    ),
-    "beta": _POSITIVE,
-    "tilt": Check(_POSITIVE.holds, f"{_POSITIVE.expected}, equal to 2 / beta"),
-    "strength": number(above=0, high=100),
-    "base_model": Check(
-        lambda value: isinstance(value, Mapping | BaseModel), 'an object {"id", "revision", "fingerprint"}'
-    ),
-    "component": matching(r"[A-Za-z_][A-Za-z0-9_]*", 'the name of a pipeline part such as "transformer" or "unet"'),
-    "denoiser": matching(r"[A-Za-z_][A-Za-z0-9_]*", 'a class name such as "SD3Transformer2DModel"'),
-    "prediction": Check(choice(*PREDICTIONS).holds, f"one of {json.dumps(PREDICTIONS)[1:-1]}"),
-    "rank": whole(1, MAX_RANK),
-    "reward": plain_json('a JSON object {"name", "description", "normaliser"}'),
-    "base_rate": Check(optional(number(above=0, below=1)).holds, "a number between 0 and 1, or null"),
-    "guidance_scale": number(0, 100),
-    "resolution": Check(_is_resolution, "two whole numbers [height, width] from 8 to 16384"),
-    "training": plain_json("a JSON object: text keys, lists (no tuples), finite numbers"),
-    "licence": Check(text().holds, 'a licence id such as "apache-2.0"; never empty'),
-}
-BASE_CHECKS: dict[str, Check] = {
-    "id": Check(text().holds, "a Hub id or shipped name"),
-    "revision": Check(optional(text()).holds, "a commit, a tag or null"),
-    "fingerprint": matching(r"sha256:[0-9a-f]{16}", '"sha256:" and 16 hex digits'),
-}
-REWARD_CHECKS: dict[str, Check] = {"name": text(), "description": text()}

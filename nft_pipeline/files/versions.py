@@ -3,7 +3,8 @@
 A file says `format_version`, a whole number, and may say `format_minor`, which is 0 where it is missing.
 
     A field with a default is added      This makes a new minor version: the field gets a row in `Format.added`. Older
-                                         files take the default. Older readers keep the field, name it and go on.
+                                         files take the default. Readers since minor versions exist keep the field,
+                                         name it and go on; the first released one refuses it as an unknown key.
     Anything else changes                This makes a new version, with a function in `Format.migrations` that makes
                                          the values of the version before into values of this one. Older readers
                                          refuse the file and say that they are too old for it.
@@ -17,9 +18,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..checks import Check
+from ..checks import Check, own_checks
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -116,11 +117,21 @@ class Format:
 class Part:
     """A part of a file. It keeps what a newer minor version wrote into it.
 
+    A subclass has its checks at its fields, `rank: Annotated[int, whole(1)]`, and has them in `checks` by name.
+
     Args:
         extra: the fields that this version does not know, as plain JSON values by name.
+
+    Raises:
+        TypeError: where a subclass is made, a field has no check.
     """
 
+    checks: ClassVar[Mapping[str, Check]] = {}
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.checks = own_checks(cls, "field")
 
     @classmethod
     def names(cls) -> list[str]:

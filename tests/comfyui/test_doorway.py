@@ -32,9 +32,9 @@ print(Path(sys.modules["nft_pipeline"].__file__).parent == root / "nft_pipeline"
 """
 
 
-def test_nothing_is_imported_before_comfyui_asks_and_then_the_clones_own_package() -> None:
+def test_nothing_is_imported_before_comfyui_asks_and_then_the_clones_own_package(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROBE, str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT.parent)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     brought, web, asked, own = done.stdout.splitlines()
     assert brought == "['custom_x_nodes']"

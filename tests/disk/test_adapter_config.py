@@ -101,7 +101,7 @@ def test_all_faults_come_in_one_report() -> None:
     with pytest.raises(AdapterError) as caught:
         AdapterConfig.from_dict(config_values(rank=0, kind="both", licence="", strength=-1), source="my.json")
     assert str(caught.value).startswith("my.json has faults:\n  - ")
-    assert [fault.split()[0] for fault in caught.value.faults] == ["kind", "strength", "rank", "licence"]
+    assert [fault.split()[0] for fault in caught.value.faults] == ["kind", "rank", "licence", "strength"]
 
 
 def test_a_long_report_is_cut_and_says_so() -> None:

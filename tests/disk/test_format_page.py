@@ -14,8 +14,9 @@ from helpers.adapters import tiny_adapter
 from helpers.repository import ROOT
 from nft_pipeline.adapters import names
 from nft_pipeline.adapters.alpha_head import AlphaHeadConfig
-from nft_pipeline.adapters.config import BASE_CHECKS, CHECKS, REWARD_KEYS, AdapterConfig, BaseModel
+from nft_pipeline.adapters.config import REWARD_KEYS, AdapterConfig, BaseModel
 from nft_pipeline.adapters.write import adapter_files
+from nft_pipeline.files.versions import Part
 from nft_pipeline.hub_cards import report
 
 PAGE = (ROOT / "docs" / "adapter_format.md").read_text("utf-8")
@@ -38,34 +39,33 @@ def default_of(kind: Any, name: str) -> str:
 
 def test_the_fields_of_the_config() -> None:
     rows = table("## nft_config.json\n")
-    assert list(rows) == AdapterConfig.names()
+    assert list(rows) == AdapterConfig.names(), "docs/adapter_format.md has a row for each field, in their order"
     for name, (expected, default, _) in rows.items():
-        assert expected == CHECKS[name].expected, name
+        assert expected == AdapterConfig.checks[name].expected, name
         assert default == ("required" if name == "format_version" else default_of(AdapterConfig, name)), name
     inside = table("`base_model` has exactly these keys:")
     assert {name: row[0] for name, row in inside.items()} == {
-        name: check.expected for name, check in BASE_CHECKS.items()
+        name: check.expected for name, check in BaseModel.checks.items()
     }
     assert list(inside) == BaseModel.names()
     assert f"`reward` has the keys `{REWARD_KEYS[0]}`, `{REWARD_KEYS[1]}` and `{REWARD_KEYS[2]}`" in PAGE
 
 
 @pytest.mark.parametrize(
-    ("before", "part", "checks"),
+    ("before", "part"),
     [
-        ("## run_report.json\n", report.RunReport, report.REPORT_CHECKS),
-        ("An entry of `rewards`", report.Curve, report.CURVE_CHECKS),
-        ("An entry of `points`", report.Point, report.POINT_CHECKS),
-        ("An entry of `alpha`", report.Alpha, report.ALPHA_CHECKS),
-        ("An entry of `samples`", report.Sample, report.SAMPLE_CHECKS),
-        ("`hacking`:\n", report.Hacking, report.HACKING_CHECKS),
-        ("`trained`, of which", report.Trained, report.TRAINED_CHECKS),
+        ("## run_report.json\n", report.RunReport),
+        ("An entry of `rewards`", report.Curve),
+        ("An entry of `points`", report.Point),
+        ("An entry of `alpha`", report.Alpha),
+        ("An entry of `samples`", report.Sample),
+        ("`hacking`:\n", report.Hacking),
+        ("`trained`, of which", report.Trained),
     ],
 )
-def test_the_fields_of_the_report(before: str, part: Any, checks: dict[str, Any]) -> None:
+def test_the_fields_of_the_report(before: str, part: type[Part]) -> None:
     rows = table(before)
-    assert {name: row[0] for name, row in rows.items()} == {name: check.expected for name, check in checks.items()}
-    assert set(rows) == set(part.names())
+    assert {name: row[0] for name, row in rows.items()} == {name: check.expected for name, check in part.checks.items()}
 
 
 def test_the_fields_of_the_head() -> None:

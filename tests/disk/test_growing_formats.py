@@ -10,7 +10,7 @@ import json
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
@@ -21,6 +21,7 @@ from nft_pipeline.adapters import config as config_module
 from nft_pipeline.adapters.alpha_head import AlphaHeadConfig
 from nft_pipeline.adapters.single_file import read_single_file
 from nft_pipeline.adapters.write import adapter_files
+from nft_pipeline.checks import text, whole
 from nft_pipeline.files.versions import Format, Part, VersionError, plain
 from nft_pipeline.hub_cards import report as report_module
 from nft_pipeline.hub_cards.report import RunReport
@@ -72,32 +73,36 @@ def test_a_head_of_an_older_version_takes_the_defaults() -> None:
 
 
 def test_fields_of_a_newer_minor_version_are_kept_named_and_written_again() -> None:
-    values = config_values(format_minor=3, language="en", palette={"warm": [1, None]})
-    values["base_model"] |= {"licence": "mit"}
-    values["reward"] |= {"card": "x.json"}
-    with pytest.warns(UserWarning, match=r"format 1\.3, this version reads 1\.0") as caught:
+    known = config_module.FORMAT.minor
+    values = config_values(format_minor=known + 1, new_word="en", new_list={"warm": [1, None]})
+    values["base_model"] |= {"new_licence": "mit"}
+    values["reward"] |= {"new_card": "x.json"}
+    version = config_module.FORMAT_VERSION
+    versions = rf"format {version}\.{known + 1}, this version reads {version}\.{known}\)"
+    with pytest.warns(UserWarning, match=versions) as caught:
         config = AdapterConfig.from_json(json.dumps(values))
     assert len(caught) == 1
-    text = str(caught[0].message)
-    assert all(name in text for name in ("language", "palette", "base_model.licence", "reward.card", "pip install -U"))
+    message = str(caught[0].message)
+    for name in ("new_word", "new_list", "base_model.new_licence", "reward.new_card", "pip install -U"):
+        assert name in message
     assert json.loads(config.to_json()) == values
     assert json.loads(replace(config, strength=0.5).to_json()) == values | {"strength": 0.5}
-    assert config.extra == {"language": "en", "palette": {"warm": [1, None]}}
+    assert config.extra == {"new_word": "en", "new_list": {"warm": [1, None]}}
 
 
 def test_a_newer_minor_version_excuses_nothing_else() -> None:
     with pytest.raises(AdapterError, match="rank is 0") as caught:
-        AdapterConfig.from_dict(config_values(format_minor=3, language="en", rank=0))
+        AdapterConfig.from_dict(config_values(format_minor=config_module.FORMAT.minor + 1, new_word="en", rank=0))
     assert len(caught.value.faults) == 1
     for minor in (0, "3", -1, None):
-        with pytest.raises(AdapterError, match="language is unknown"):
-            AdapterConfig.from_dict(config_values(format_minor=minor, language="en"))
-    with pytest.raises(AdapterError, match="language is unknown"):
-        replace(AdapterConfig.from_dict(config_values()), extra={"language": "en"})
+        with pytest.raises(AdapterError, match="new_word is unknown"):
+            AdapterConfig.from_dict(config_values(format_minor=minor, new_word="en"))
+    with pytest.raises(AdapterError, match="new_word is unknown"):
+        replace(AdapterConfig.from_dict(config_values()), extra={"new_word": "en"})
 
 
 def test_a_report_keeps_what_a_newer_minor_version_wrote() -> None:
-    values = json.loads(full_report().to_json()) | {"format_minor": 1, "music": None}
+    values = json.loads(full_report().to_json()) | {"format_minor": report_module.FORMAT.minor + 1, "music": None}
     values["rewards"][0]["unit"] = "points"
     values["rewards"][0]["points"][0]["low"] = 0.1
     values["trained"]["kWh"] = 3
@@ -121,10 +126,11 @@ def test_an_older_version_is_migrated(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"licence" if name == "license" else name: value for name, value in values.items()}
 
     old = {"license" if name == "licence" else name: value for name, value in config_values().items()}
-    monkeypatch.setattr(config_module, "FORMAT", Format(version=1, migrations={0: renamed}))
+    monkeypatch.setattr(config_module, "FORMAT", replace(config_module.FORMAT, migrations={0: renamed}))
     config = AdapterConfig.from_dict(old | {"format_version": 0, "format_minor": 7})
     assert json.loads(config.to_json()) == config_values()
-    monkeypatch.setattr(report_module, "FORMAT", Format(version=1, migrations={0: lambda values: {"alpha": []}}))
+    emptied = replace(report_module.FORMAT, migrations={0: lambda values: {"alpha": []}})
+    monkeypatch.setattr(report_module, "FORMAT", emptied)
     assert RunReport.from_json('{"format_version": 0, "heads": []}') == RunReport()
 
 
@@ -145,9 +151,9 @@ def test_every_older_version_has_a_migration() -> None:
 class Song(Part):
     """A file that has grown by `key` (minor version 1) and `tempo` (2)."""
 
-    title: str
-    key: str = "C"
-    tempo: int = 90
+    title: Annotated[str, text()]
+    key: Annotated[str, text()] = "C"
+    tempo: Annotated[int, whole(1)] = 90
 
 
 SONG = Format(version=1, added={"key": 1, "tempo": 2})
@@ -177,3 +183,10 @@ def test_a_file_says_the_lowest_minor_version_that_it_needs(song: Song, written:
 def test_a_field_that_came_later_says_with_which_minor_version(read: type[Part], form: Format, first: set[str]) -> None:
     later = set(read.names()) - first
     assert later == set(form.added), "a new field needs a row in FORMAT.added, beside the class"
+
+
+def test_a_field_without_a_check_is_named_where_its_class_is_made() -> None:
+    with pytest.raises(TypeError, match=r"the field genre of Album has no check; write it as `genre: Annotated\[TYPE"):
+
+        class Album(Part):
+            genre: str = "jazz"

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from helpers.adapters import tiny_adapter, tiny_sd3
+from helpers.foreign import assert_same_changes, kohya_tensors, read_for, save, weights_of
+from helpers.key_formats_page import PAGE, page
+from nft_pipeline.adapters.foreign import key_formats
 from nft_pipeline.adapters.foreign.key_formats import KEY_FORMATS, KeyFormat
 from nft_pipeline.adapters.foreign.layers import read_layers
 from nft_pipeline.adapters.foreign.rename import name_as_diffusers
 from nft_pipeline.adapters.names import PEFT_PREFIX
 from nft_pipeline.comfy_nodes.match import match_layers
+from nft_pipeline.comfy_nodes.reward_file import read_reward_file
 from nft_pipeline.errors import AdapterError
 
 
@@ -62,3 +69,41 @@ def test_the_name_of_an_adapter_stands_where_the_format_has_one(form: KeyFormat)
     else:
         with pytest.raises(AdapterError, match="no part of a LoRA"):
             read_layers(tensors)
+
+
+# A row of a tool that writes no more than "down" and "up", which older diffusers has behind "lora.".
+ROW = KeyFormat("mytool", a="down", b="up", prefix="mytool.")
+
+
+@pytest.mark.parametrize("form", [ROW, *KEY_FORMATS], ids=lambda form: form.tools)
+def test_a_further_row_is_read_by_both_and_disturbs_no_other(
+    form: KeyFormat, denoiser: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(key_formats, "KEY_FORMATS", (*KEY_FORMATS, ROW))
+    names = {name.replace(".", "_") if form.underscored else name: name for name in weights_of(denoiser)}
+    weights = {written: denoiser.get_submodule(name).weight for written, name in names.items()}
+    tensors, expected = kohya_tensors(weights, prefix=form.prefix, names=(form.a, form.b))
+    file = save(tmp_path / "it.safetensors", tensors)
+    adapter = read_for(SimpleNamespace(transformer=denoiser), file)
+    assert_same_changes(adapter.lora, {names[written]: change for written, change in expected.items()})
+    key_map = {f"lora_transformer_{name.replace('.', '_')}": f"{name}.weight" for name in names.values()}
+    key_map |= {f"lora_unet_{name.replace('.', '_')}": f"{name}.weight" for name in names.values()}
+    targets = match_layers(read_reward_file(file).layers, key_map, denoiser, shown="it", needs="this", loaded="this")
+    assert {target.module for target in targets} == set(names.values())
+
+
+def test_a_layer_may_be_called_like_what_a_format_writes_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_formats, "KEY_FORMATS", (*KEY_FORMATS, ROW))
+    tensors = {"mytool.down.down.weight": torch.ones(2, 6), "mytool.down.up.weight": torch.ones(4, 2)}
+    assert list(read_layers(tensors)) == ["mytool.down"]
+
+
+def test_the_error_names_what_every_format_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_formats, "KEY_FORMATS", (*KEY_FORMATS, ROW))
+    with pytest.raises(AdapterError) as caught:
+        read_layers({"epoch": torch.ones(1)})
+    assert all(f'"....{form.a}.weight"' in str(caught.value) for form in (ROW, *KEY_FORMATS))
+
+
+def test_the_page_lists_every_format() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "write it again: make pages"

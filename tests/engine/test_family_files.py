@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -19,11 +21,20 @@ from nft_pipeline.families.registry import FAMILIES, draws_videos, family_of
 
 FILES = {module.__name__.rpartition(".")[2]: module for module in modules_of(known)}
 every_file = pytest.mark.parametrize("file", FILES)
+every_case = pytest.mark.parametrize("name", CASES)
+# What `Family.output` calls it, by the `prediction_type` of a scheduler. FlowMatch schedulers have none.
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample", "flow_prediction": "flow", None: "flow"}
+LORA_SCALES = ("joint_attention_kwargs", "attention_kwargs", "cross_attention_kwargs")
 
 
 @pytest.fixture(scope="module")
-def with_a_case() -> set[str]:
-    return {family_of(denoiser_of(case.pipe())).denoiser for case in CASES.values()}
+def pipes() -> dict[str, Any]:
+    return {name: case.pipe() for name, case in CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def with_a_case(pipes: dict[str, Any]) -> set[str]:
+    return {family_of(denoiser_of(pipe)).denoiser for pipe in pipes.values()}
 
 
 @every_file
@@ -51,6 +62,32 @@ def test_what_a_family_names_is_there(file: str) -> None:
     assert pipeline is None or hasattr(getattr(diffusers, pipeline), "lora_state_dict")
     for template in family.workflows.values():
         assert (ROOT / "example_workflows" / f"{template}.json").is_file()
+
+
+@every_case
+def test_a_family_predicts_what_the_scheduler_of_its_case_takes(name: str, pipes: dict[str, Any]) -> None:
+    scheduler = pipes[name].scheduler
+    family = family_of(denoiser_of(pipes[name]))
+    said = scheduler.config.get("prediction_type")
+    assert said is not None or type(scheduler).__name__.startswith("FlowMatch")
+    assert family.output(scheduler) == PREDICTIONS[said], (
+        f"the family of {family.denoiser} has prediction={family.prediction!r}, and the case {name} has a "
+        f"{type(scheduler).__name__} of prediction_type {said!r}: set prediction={PREDICTIONS[said]!r}, or give the "
+        "case the scheduler that its checkpoints have"
+    )
+
+
+@every_case
+def test_a_family_names_arguments_that_its_denoiser_has(name: str, pipes: dict[str, Any]) -> None:
+    denoiser = denoiser_of(pipes[name])
+    family = family_of(denoiser)
+    arguments = list(inspect.signature(type(denoiser).forward).parameters)
+    shown = f"the forward of {family.denoiser} has {', '.join(arguments[1:])}"
+    assert family.state in arguments, f"state={family.state!r}, and {shown}"
+    texts = [argument for argument in arguments if argument.startswith(("encoder_hidden_states", "cap_feats"))]
+    assert family.text in (texts or [None, *arguments]), f"text={family.text!r}, and {shown}"
+    scales = [argument for argument in arguments if argument in LORA_SCALES]
+    assert family.lora_scale in (scales or [""]), f"lora_scale={family.lora_scale!r}, and {shown}"
 
 
 def test_every_family_of_the_registry_has_a_file() -> None:

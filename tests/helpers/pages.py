@@ -9,6 +9,7 @@ import runpy
 
 MADE = (
     "architecture_page",
+    "key_formats_page",
     "laws_page",
     "nodes_page",
     "pipelines_page",

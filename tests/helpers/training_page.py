@@ -5,6 +5,7 @@ The first is made from the classes in training/bases/known, the second from the 
 
 from __future__ import annotations
 
+import math
 import re
 
 from helpers.repository import ROOT
@@ -22,18 +23,18 @@ def models() -> str:
 
 
 def presets() -> str:
-    """The table of presets, the smallest memory first."""
-    names: dict[int, list[str]] = {}
+    """The table of presets, the smallest memory first; last those whose memory nobody computed."""
+    names: dict[float, list[str]] = {}
     for path in sorted(PRESETS.glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
         if "\npreset: large_model\n" not in text:
             continue
         first_line = text.partition("\n")[0]
         memory, bits = re.search(r"for (\d+) GB", first_line), re.search(r"in (\d) bits", first_line)
-        if memory is None:
-            raise ValueError(f"the first line of {path.name} has no memory it is sized for, such as 'for 16 GB'")
-        names.setdefault(int(memory[1]), []).append(path.stem + (f" ({bits[1]} bits)" if bits else ""))
-    rows = [f"| {memory} GB | {', '.join(names[memory])} |\n" for memory in sorted(names)]
+        size = int(memory[1]) if memory else math.inf
+        names.setdefault(size, []).append(path.stem + (f" ({bits[1]} bits)" if bits else ""))
+    sizes = {size: f"{size} GB" if math.isfinite(size) else "not computed" for size in sorted(names)}
+    rows = [f"| {sizes[size]} | {', '.join(names[size])} |\n" for size in sizes]
     return "".join(["| for | presets |\n|---|---|\n", *rows])
 
 

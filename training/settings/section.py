@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import MISSING, Field
 from typing import Any, ClassVar, Final
 
-from nft_pipeline.checks import Check, text
+from nft_pipeline.checks import Check, own_checks, text
 
 # A setting with this mark beside its check may differ when a stopped run goes on: it changes what the run costs, shows
 # or keeps, and not the weights it arrives at.
@@ -51,21 +50,7 @@ class Section:
         super().__init_subclass__()
         hints = inspect.get_annotations(cls, eval_str=True)
         marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
-        own: dict[str, Check] = {}
-        for name, parts in marks.items():
-            check = next((part for part in parts if isinstance(part, Check)), None)
-            if check is None:
-                raise TypeError(
-                    f"the setting {name} of {cls.__name__} has no check; write it as `{name}: Annotated[TYPE, CHECK]`, "
-                    "with a check of nft_pipeline.checks such as number(above=0)"
-                )
-            default = vars(cls).get(name, MISSING)
-            if default is not MISSING and not isinstance(default, Field) and not check.holds(default):
-                raise TypeError(
-                    f"the default of the setting {name} of {cls.__name__} is {default!r}, which its own check refuses: "
-                    f"expected {check.expected}"
-                )
-            own[name] = check
+        own = own_checks(cls, "setting")
         bases: list[Any] = [base for base in cls.__bases__ if issubclass(base, Section)]
         cls.checks = {name: check for base in reversed(bases) for name, check in base.checks.items()} | own
         cls.may_change = frozenset(name for name, parts in marks.items() if MAY_CHANGE in parts).union(

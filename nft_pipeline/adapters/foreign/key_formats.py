@@ -9,6 +9,7 @@ Standard library only.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -40,11 +41,32 @@ KEY_FORMATS = (
     KeyFormat("kohya", a="lora_down", b="lora_up", prefix="lora_unet_", underscored=True),
     KeyFormat("OneTrainer", a="lora_down", b="lora_up", prefix="lora_transformer_", underscored=True),
 )
-# "A" or "B" by what a key has behind the name of the layer.
-SIDES = {form.a: "A" for form in KEY_FORMATS} | {form.b: "B" for form in KEY_FORMATS}
-WITH_ADAPTER = {part for form in KEY_FORMATS if form.names_adapter for part in (form.a, form.b)}
-DOTTED_PREFIXES = tuple(form.prefix for form in KEY_FORMATS if form.prefix and not form.underscored)
-UNDERSCORED_PREFIXES = tuple(form.prefix for form in KEY_FORMATS if form.underscored)
+
+
+def sides() -> dict[str, str]:
+    """ "A" or "B" by what a key has behind the name of the layer."""
+    return {form.a: "A" for form in KEY_FORMATS} | {form.b: "B" for form in KEY_FORMATS}
+
+
+def key_pattern() -> re.Pattern[str]:
+    """A whole key: of A or B with the groups `path` and `part`, or `path`, `named` and `adapter`; else with `alpha`.
+
+    The path is the shortest that fits, so that "x.lora.down.weight" is the layer x also where a format writes "down".
+    """
+    part = "|".join(map(re.escape, sides()))
+    named = "|".join(re.escape(end) for form in KEY_FORMATS if form.names_adapter for end in (form.a, form.b))
+    pair = rf"(?P<path>.+?)\.(?:(?P<part>{part})|(?P<named>{named})\.(?P<adapter>[^.]+))\.weight"
+    return re.compile(rf"{pair}|(?P<alpha>.+)\.alpha")
+
+
+def dotted_prefixes() -> tuple[str, ...]:
+    """What stands before the name of a layer that is written with dots."""
+    return tuple(form.prefix for form in KEY_FORMATS if form.prefix and not form.underscored)
+
+
+def underscored_prefixes() -> tuple[str, ...]:
+    """What stands before the name of a layer whose dots are underscores."""
+    return tuple(form.prefix for form in KEY_FORMATS if form.underscored)
 
 
 def written_as(path: str) -> KeyFormat:

@@ -22,11 +22,9 @@ from torch import Tensor
 
 from ...errors import AdapterError
 from ..names import PEFT_PREFIX
-from .key_formats import SIDES, WITH_ADAPTER
+from .key_formats import key_pattern, sides
 from .peft_scale import scale_of
 
-_PARTS = "|".join(map(re.escape, SIDES))
-_PAIR = re.compile(rf"(?P<path>.+)\.(?P<part>{_PARTS})(?:\.(?P<adapter>[^.]+))?\.weight|(?P<alpha>.+)\.alpha")
 _TEXT_ENCODER = re.compile(
     r"(base_model\.model\.)?(text_encoder|text_model|lora_te|te\d?_|cond_stage_model|conditioner)"
 )
@@ -63,20 +61,21 @@ def read_layers(tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
     parts: dict[str, dict[str, Tensor]] = {}
     adapters: set[str] = set()
     faults: list[str] = []
+    pattern, side_of = key_pattern(), sides()
     for key, tensor in tensors.items():
-        match = _PAIR.fullmatch(key)
+        match = pattern.fullmatch(key)
         if _TEXT_ENCODER.match(key):
             faults.append(
                 f"{key} belongs to a text encoder: the prompt is encoded once for both passes, so v_old would see it "
                 "too"
             )
-        elif match is None or "lora_mid" in key or (match["adapter"] and match["part"] not in WITH_ADAPTER):
+        elif match is None or "lora_mid" in key:
             faults.append(f"{key} is {_what(key)}")
         elif match["alpha"] is not None:
             parts.setdefault(match["alpha"], {})["alpha"] = tensor
         else:
             adapters |= {match["adapter"]} - {None}
-            parts.setdefault(match["path"], {})[SIDES[match["part"]]] = tensor
+            parts.setdefault(match["path"], {})[side_of[match["part"] or match["named"]]] = tensor
     if len(adapters) > 1:
         faults.append(f"it holds the adapters {', '.join(sorted(adapters))}; give a file with one of them")
     layers: dict[str, Layer] = {}
@@ -100,7 +99,8 @@ def _what(key: str) -> str:
     for what, marks in _REFUSED.items():
         if any(mark in key if not mark.startswith(".") else key.endswith(mark) for mark in marks):
             return what
-    return 'no part of a LoRA, expected "....lora_A.weight", "....lora_down.weight", their partners or "....alpha"'
+    suffixes = ", ".join(f'"....{part}.weight"' for part, side in sides().items() if side == "A")
+    return f'no part of a LoRA, expected {suffixes}, their partners or "....alpha"'
 
 
 def _pair_fault(path: str, found: Mapping[str, Tensor]) -> str | None:

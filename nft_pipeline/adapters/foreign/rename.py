@@ -21,7 +21,7 @@ from ...families.registry import listed_family, unwrap_compiled
 from ..base_check import check_lora_modules
 from ..keys import lora_key, strip_injected
 from ..names import PEFT_PREFIX
-from .key_formats import DOTTED_PREFIXES, UNDERSCORED_PREFIXES, written_as
+from .key_formats import dotted_prefixes, underscored_prefixes, written_as
 from .layers import Layer, one_rank, read_layers
 
 
@@ -79,10 +79,10 @@ def _finder(names: set[str], component: str) -> Callable[[str], str | None]:
 
     def find(path: str) -> str | None:
         path = path.removeprefix(PEFT_PREFIX)
-        for prefix in ("", f"{component}.", *DOTTED_PREFIXES):
+        for prefix in ("", f"{component}.", *dotted_prefixes()):
             if path.startswith(prefix) and path[len(prefix) :] in names:
                 return path[len(prefix) :]
-        for prefix in UNDERSCORED_PREFIXES:
+        for prefix in underscored_prefixes():
             if path.startswith(prefix) and path[len(prefix) :] in underscored:
                 return underscored[path[len(prefix) :]]
         return None
@@ -163,10 +163,10 @@ def _as_written(layers: Mapping[str, Layer]) -> dict[str, Tensor]:
 def _flat(path: str) -> str:
     """A layer's name without prefix, with underscores for dots."""
     path = path.removeprefix(PEFT_PREFIX)
-    for prefix in DOTTED_PREFIXES:
+    for prefix in dotted_prefixes():
         path = path.removeprefix(prefix)
     path = path.replace(".", "_")
-    return next((path.removeprefix(prefix) for prefix in UNDERSCORED_PREFIXES if path.startswith(prefix)), path)
+    return next((path.removeprefix(prefix) for prefix in underscored_prefixes() if path.startswith(prefix)), path)
 
 
 def _cut(path: str, layer: Layer, pieces: Pieces | None) -> dict[str, Layer]:
