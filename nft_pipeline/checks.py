@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import Field, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 SHOWN = 80  # characters of a value in an error
@@ -109,7 +109,7 @@ def own_checks(cls: type, what: str) -> dict[str, Check]:
         what: how the error calls a field, such as "setting".
 
     Raises:
-        TypeError: a field without a check, or with a default that its check refuses, by name.
+        TypeError: a field without a check, by name.
     """
     checks: dict[str, Check] = {}
     for name, hint in inspect.get_annotations(cls, eval_str=True).items():
@@ -118,12 +118,6 @@ def own_checks(cls: type, what: str) -> dict[str, Check]:
             raise TypeError(
                 f"the {what} {name} of {cls.__name__} has no check; write it as `{name}: Annotated[TYPE, CHECK]`, "
                 "with a check of nft_pipeline.checks such as number(above=0)"
-            )
-        default = vars(cls).get(name)
-        if default is not None and not isinstance(default, Field) and not check.holds(default):
-            raise TypeError(
-                f"the default of the {what} {name} of {cls.__name__} is {default!r}, which its own check refuses: "
-                f"expected {check.expected}"
             )
         checks[name] = check
     return checks

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import MISSING, Field
 from typing import Any, ClassVar, Final
 
 from nft_pipeline.checks import Check, own_checks, text
@@ -51,6 +52,13 @@ class Section:
         hints = inspect.get_annotations(cls, eval_str=True)
         marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
         own = own_checks(cls, "setting")
+        for name, check in own.items():
+            default = vars(cls).get(name, MISSING)
+            if default is not MISSING and not isinstance(default, Field) and not check.holds(default):
+                raise TypeError(
+                    f"the default of the setting {name} of {cls.__name__} is {default!r}, which its own check refuses: "
+                    f"expected {check.expected}"
+                )
         bases: list[Any] = [base for base in cls.__bases__ if issubclass(base, Section)]
         cls.checks = {name: check for base in reversed(bases) for name, check in base.checks.items()} | own
         cls.may_change = frozenset(name for name, parts in marks.items() if MAY_CHANGE in parts).union(
