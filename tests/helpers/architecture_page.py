@@ -7,11 +7,11 @@ writes them again. A test compares the two, and another holds the imports to `OR
 
 from __future__ import annotations
 
+from helpers.made import with_parts
 from helpers.modules import Module, modules
 from helpers.repository import ROOT
 
 PAGE = ROOT / "docs" / "architecture.md"
-BEGIN, END = "<!-- rooms -->\n", "<!-- end of rooms -->\n"
 
 # Lowest first. A module may import from its own line and from lines above it. A line stands for a package with all
 # inside it, or for one module; the longest line that fits a module is the module's.
@@ -94,8 +94,7 @@ def _cell(text: str) -> str:
 
 def page() -> str:
     """The page as it should be: its text as it is, with the rooms made anew."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    return f"{before}{BEGIN}\n{rooms()}{END}{rest.partition(END)[2]}"
+    return with_parts(PAGE, rooms=f"\n{rooms()}")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ writes it again. A test compares the two.
 
 from __future__ import annotations
 
+from helpers.made import with_parts
 from helpers.repository import ROOT
 from nft_pipeline.adapters.foreign.key_formats import KEY_FORMATS, KeyFormat
 
 PAGE = ROOT / "docs" / "other_checkpoints.md"
-BEGIN, END = "<!-- key formats -->\n", "<!-- end of key formats -->\n"
 
 
 def _row(form: KeyFormat) -> str:
@@ -27,8 +27,7 @@ def table() -> str:
 
 def page() -> str:
     """The page as it should be: its text as it is, with the table made anew."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    return f"{before}{BEGIN}{table()}{END}{rest.partition(END)[2]}"
+    return with_parts(PAGE, key_formats=table())
 
 
 if __name__ == "__main__":

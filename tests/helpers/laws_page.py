@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from helpers.made import with_parts
 from helpers.repository import ROOT
 from nft_pipeline.laws import LAWS
 from nft_pipeline.modes import MODES
@@ -27,12 +28,7 @@ def _cell(text: str) -> str:
 
 def page() -> str:
     """The page as it should be: its text as it is, with both tables made anew."""
-    text = PAGE.read_text(encoding="utf-8")
-    for what, table in (("laws", laws()), ("modes", modes())):
-        begin, end = f"<!-- {what} -->\n", f"<!-- end of {what} -->\n"
-        before, _, rest = text.partition(begin)
-        text = f"{before}{begin}{table}{end}{rest.partition(end)[2]}"
-    return text
+    return with_parts(PAGE, laws=laws(), modes=modes())
 
 
 if __name__ == "__main__":

@@ -15,18 +15,17 @@ from typing import Any
 import pytest
 
 from helpers import fake_comfyui
+from helpers.made import with_parts
 from helpers.repository import ROOT
 
 PAGE = ROOT / "docs" / "comfyui.md"
-BEGIN, END = "<!-- nodes -->\n", "<!-- end of nodes -->\n"
 
 
 def page(nodes: Iterable[Any]) -> str:
     """The page as it should be: its text as it is, with the table of these node classes made anew."""
     schemas = [node.define_schema() for node in nodes]
     rows = "".join(f"| {schema.display_name} | {schema.description} |\n" for schema in schemas)
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    return f"{before}{BEGIN}| node | what it does |\n|---|---|\n{rows}{END}{rest.partition(END)[2]}"
+    return with_parts(PAGE, nodes=f"| node | what it does |\n|---|---|\n{rows}")
 
 
 if __name__ == "__main__":

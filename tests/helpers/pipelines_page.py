@@ -12,6 +12,7 @@ from typing import Any
 
 import diffusers
 
+from helpers.made import with_parts
 from helpers.repository import ROOT
 from helpers.zoo import CASES, GENERIC, Case, denoiser_of
 from nft_pipeline.errors import FamilyError
@@ -75,12 +76,7 @@ def trainable() -> str:
 
 def page() -> str:
     """The page as it should be: its text as it is, with both lists made anew."""
-    text = PAGE.read_text(encoding="utf-8")
-    for name, made in (("table", table()), ("trainable", trainable())):
-        before, begin, rest = text.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- end of {name} -->\n")
-        text = f"{before}{begin}{made}{end}{after}"
-    return text
+    return with_parts(PAGE, table=table(), trainable=trainable())
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from helpers.made import with_parts
 from helpers.repository import ROOT
 from nft_pipeline.training.rewards.registry import built_in, import_path
 
 PAGE = ROOT / "docs" / "rewards.md"
-BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
 WEIGHTS = ("weights", "head", "tokenizer")  # options whose defaults say what is downloaded
 
 
@@ -45,8 +45,7 @@ def table() -> str:
 
 def page() -> str:
     """The page as it should be: its text as it is, with the table made anew."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    return f"{before}{BEGIN}{table()}{END}{rest.partition(END)[2]}"
+    return with_parts(PAGE, table=table())
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 
+from helpers.made import with_parts
 from helpers.repository import ROOT
 from nft_pipeline.training.bases.registry import TRAINABLE
 
@@ -40,12 +41,7 @@ def presets() -> str:
 
 def page() -> str:
     """The page as it should be: its text as it is, with both tables made anew."""
-    text = PAGE.read_text(encoding="utf-8")
-    for what, table in (("models", models()), ("presets", presets())):
-        begin, end = f"<!-- {what} -->\n", f"<!-- end of {what} -->\n"
-        before, _, rest = text.partition(begin)
-        text = f"{before}{begin}{table}{end}{rest.partition(end)[2]}"
-    return text
+    return with_parts(PAGE, models=models(), presets=presets())
 
 
 if __name__ == "__main__":
