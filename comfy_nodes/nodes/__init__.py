@@ -6,19 +6,19 @@ Ids are stored in people's workflows and never change; new inputs go to the end,
 
 from __future__ import annotations
 
-import pkgutil
-from importlib import import_module
+import sys
 from typing import Any
+
+from nft_pipeline.discovery import modules_of
 
 from .. import host
 
 
 def find_nodes() -> list[Any]:
     """The node classes of this room's modules: modules in alphabetical order, nodes in the order of their module."""
-    modules = [import_module(f"{__name__}.{entry.name}") for entry in pkgutil.iter_modules(__path__)]
     return [
         value
-        for module in modules
+        for module in modules_of(sys.modules[__name__])
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, host.io.ComfyNode) and value.__module__ == module.__name__
     ]
