@@ -201,7 +201,7 @@ class Guide:
         factor, alpha = run.settings.multiplier(noise_level), None
         if self.tap is not None:
             alpha = alpha_before(self.reward.config, run.alpha, noise_level)
-        return term_scale(self.reward.config, self.plan.tilt, alpha, factor, run.settings.law)
+        return term_scale(self.reward.config, self.plan.tilt, alpha, factor, noise_level, run.settings)
 
     # After classifier-free guidance.
 
@@ -229,7 +229,7 @@ class Guide:
             run.alpha = alpha
             self._record(run, t, alpha, scale, torch.full_like(t, math.nan), 1.0)
             return denoised
-        scale = term_scale(self.reward.config, self.plan.tilt, alpha, factor, settings.law)
+        scale = term_scale(self.reward.config, self.plan.tilt, alpha, factor, t, settings)
         if not bool(scale.any()):
             self._record(run, t, alpha, zero, zero, 1.0)
             return denoised

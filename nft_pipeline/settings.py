@@ -13,6 +13,8 @@ from torch import Tensor
 from . import guidance
 from .adapters.config import AdapterConfig
 from .checks import did_you_mean
+from .dial.measured import TiltMap
+from .dial.promise import tilt_for_rate
 from .errors import GuidanceError
 from .laws import LAWS
 from .modes import GUIDE, MODES
@@ -27,7 +29,8 @@ class GuidanceSettings:
     """The settings of a guided call: the law, the noise levels, the rows, the largest push, and the mode.
 
     Args:
-        law: a name in `nft_pipeline.laws.LAWS`, one that takes adapters of these kinds.
+        law: a name in `nft_pipeline.laws.LAWS`, one that takes adapters of these kinds. None is each adapter's own way:
+            the map of its calibration, or where it has none for this mode the law of its kind, see `own_law`.
         interval: closed range of noise levels t in [0, 1] that are guided; 1 is pure noise.
         schedule: the factor by which the tilt is multiplied at noise level t: a callable t -> number, or a curve of
             (t, number) points, straight between them and constant beyond the outermost. None is 1 everywhere.
@@ -36,14 +39,16 @@ class GuidanceSettings:
         cap: the largest push allowed, as `guidance.relative_push` measures it: how far the predicted picture moves, as
             a fraction of its size. A larger one is shortened to it, for each sample by itself. None is no limit.
         mode: a name in `nft_pipeline.modes.MODES`: how the forwards are spent.
+        guidance_scale: of classifier-free guidance in this call, by which the map is chosen; None is not known.
     """
 
-    law: str = "nft"
+    law: str | None = None
     interval: tuple[float, float] = (0.0, 1.0)
     schedule: Schedule | None = None
     guide: str = "both"
     cap: float | None = None
     mode: str = "two_pass"
+    guidance_scale: float | None = None
 
     @classmethod
     def of_call(
@@ -56,18 +61,25 @@ class GuidanceSettings:
         guide: str | None = None,
         cap: float | None = None,
         mode: str | None = None,
+        guidance_scale: float | None = None,
     ) -> GuidanceSettings:
         """Settings from what a person asked for; None means the default.
 
+        The default mode is that of the adapters' calibrations, where there is one adapter or they agree, no law was
+        asked for and no cap; else two passes.
+
         Args:
             configs: the configs of the adapters in use.
+            guidance_scale: of classifier-free guidance in this call; None if it is not known.
 
         Raises:
             GuidanceError: a value out of range, or one that these adapters or another setting rule out.
         """
-        law = _one_of("nft_law", "nft" if law is None else law, LAWS)
+        law = None if law is None else _one_of("nft_law", law, LAWS)
         guide = _one_of("nft_guide", "both" if guide is None else guide, GUIDE)
-        mode = _one_of("nft_mode", "two_pass" if mode is None else mode, MODES)
+        if mode is None:
+            mode = _own_mode(configs) if law is None and cap is None else "two_pass"
+        mode = _one_of("nft_mode", mode, MODES)
         if cap is not None and (not is_number(cap) or not math.isfinite(cap) or cap <= 0):
             raise GuidanceError(
                 f"nft_cap is {cap!r}, expected a number above 0: the largest fraction by which guidance may move the "
@@ -79,13 +91,13 @@ class GuidanceSettings:
                 'it. Use nft_mode="two_pass", or leave nft_cap out.'
             )
         for config in configs:
-            if config.kind not in LAWS[law].kinds:
+            if law is not None and config.kind not in LAWS[law].kinds:
                 others = " or ".join(f'nft_law="{name}"' for name in LAWS if config.kind in LAWS[name].kinds)
                 raise GuidanceError(
                     f'nft_law="{law}" needs a positive adapter, which has an alpha head; {config.name!r} is a '
                     f"{config.kind} adapter, whose alpha is inside its weights. Use {others}."
                 )
-            if MODES[mode].one_pass and config.kind == "positive" and config.base_rate is None:
+            if MODES[mode].one_pass and config.kind == "positive" and config.base_rate is None and config.dial is None:
                 raise GuidanceError(
                     f'nft_mode="{mode}" begins with the base rate stored in the adapter, and {config.name!r} stores '
                     'none (base_rate in nft_config.json). Use nft_mode="two_pass".'
@@ -97,6 +109,7 @@ class GuidanceSettings:
             guide,
             None if cap is None else float(cap),
             mode,
+            guidance_scale,
         )
 
     def multiplier(self, noise_level: Tensor) -> Tensor:
@@ -107,6 +120,27 @@ class GuidanceSettings:
         if self.interval != (0.0, 1.0):
             factor = factor * guidance.in_interval(noise_level, self.interval)
         return factor
+
+    def map_for(self, config: AdapterConfig) -> TiltMap | None:
+        """The map by which an adapter is drawn; None if a law was asked for, or no calibration covers this mode."""
+        if self.law is not None or config.dial is None:
+            return None
+        return config.dial.map_for(self.mode, self.guidance_scale, self.guide)
+
+    def law_for(self, config: AdapterConfig) -> str:
+        """The law by which an adapter without a map is drawn."""
+        return own_law(config) if self.law is None else self.law
+
+
+def own_law(config: AdapterConfig) -> str:
+    """The law of an adapter's kind: "odds", which is exact where alpha and the LoRA are, for those with an alpha head;
+    for policies, whose alpha is inside their weights, "nft"."""
+    return "odds" if config.kind in LAWS["odds"].kinds else "nft"
+
+
+def _own_mode(configs: Sequence[AdapterConfig]) -> str:
+    modes = {"two_pass" if config.dial is None else config.dial.own.mode for config in configs}
+    return modes.pop() if len(modes) == 1 else "two_pass"
 
 
 def tilt_of(config: AdapterConfig, strength: float | None = None, beta: float | None = None) -> float:
@@ -153,12 +187,7 @@ def tilts_of(configs: Mapping[str, AdapterConfig], strength: Any = None, beta: A
     """
     for argument, value in (("nft_strength", strength), ("nft_beta", beta)):
         if isinstance(value, Mapping):
-            for name in value:
-                if name not in configs:
-                    hint = did_you_mean(name, configs, _HINT)
-                    raise GuidanceError(
-                        f"{argument} names the adapter {name!r}, loaded are {', '.join(map(repr, configs))}.{hint}"
-                    )
+            _check_names(argument, value, configs)
     if isinstance(strength, Mapping) and isinstance(beta, Mapping) and strength.keys() & beta.keys():
         both = sorted(strength.keys() & beta.keys())[0]
         tilt_of(configs[both], strength[both], beta[both])
@@ -169,6 +198,49 @@ def tilts_of(configs: Mapping[str, AdapterConfig], strength: Any = None, beta: A
         unnamed = own_strength is None and own_beta is None and (strength is not None or beta is not None)
         tilts[name] = 0.0 if unnamed else tilt_of(config, own_strength, own_beta)
     return tilts
+
+
+def tilts_of_rates(
+    configs: Mapping[str, AdapterConfig], rate: Any, settings: GuidanceSettings, strength: Any = None, beta: Any = None
+) -> dict[str, float]:
+    """A tilt for every loaded adapter, from the share of liked pictures that is wanted.
+
+    Args:
+        configs: of the loaded adapters, by name.
+        rate: one number, or a mapping {name: rate}; adapters it does not name are at 0.
+        settings: choose the maps.
+        strength, beta: given beside it by mistake.
+
+    Raises:
+        GuidanceError: as `nft_pipeline.dial.promise.tilt_for_rate`; a strength, a beta or a law was given too; or a
+            name that is not loaded.
+    """
+    other = "nft_strength" if strength is not None else "nft_beta" if beta is not None else None
+    other = "nft_law" if other is None and settings.law is not None else other
+    if other is not None:
+        raise GuidanceError(
+            f"nft_rate={rate} and {other} were both given, but a rate finds the strength itself, through the adapter's "
+            "calibration. Give one of them."
+        )
+    if isinstance(rate, Mapping):
+        _check_names("nft_rate", rate, configs)
+    tilts = {}
+    for name, config in configs.items():
+        wanted = rate.get(name) if isinstance(rate, Mapping) else rate
+        if wanted is None:
+            tilts[name] = 0.0
+        else:
+            tilts[name] = tilt_for_rate(config, wanted, mode=settings.mode, guidance_scale=settings.guidance_scale)
+    return tilts
+
+
+def _check_names(argument: str, named: Mapping[str, Any], configs: Mapping[str, AdapterConfig]) -> None:
+    for name in named:
+        if name not in configs:
+            hint = did_you_mean(name, configs, _HINT)
+            raise GuidanceError(
+                f"{argument} names the adapter {name!r}, loaded are {', '.join(map(repr, configs))}.{hint}"
+            )
 
 
 def schedule_value(schedule: Schedule, t: float) -> float:

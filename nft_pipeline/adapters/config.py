@@ -15,13 +15,14 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from ..checks import Check, choice, key_faults, matching, number, optional, plain_json, text, value_faults, whole
+from ..dial.measured import Dial, dial_faults, read_dial
 from ..errors import AdapterError
 from ..families.prediction import PREDICTIONS, Prediction
 from ..files.versions import VERSION_KEY, Format, Part, VersionError, known_keys, plain, unknown_names
 from .names import MAX_CONFIG_BYTES
 
 # A new field with a default gets a row in `added`, any other change a migration: see nft_pipeline/files/versions.py.
-FORMAT = Format(version=1, added={}, migrations={})
+FORMAT = Format(version=1, added={"dial": 1}, migrations={})
 FORMAT_VERSION = FORMAT.version
 KINDS = ("positive", "policy")
 REWARD_KEYS = ("name", "description", "normaliser")
@@ -58,6 +59,7 @@ _PLAIN_NAME = matching(
     r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}",
     'a plain name of at most 100 letters, digits, ".", "_" and "-", without slashes: it names a file',
 )
+_DIAL = Check(lambda value: value is None or isinstance(value, Mapping | Dial), "an object with named fields, or null")
 _TRAINING = plain_json("a JSON object: text keys, lists (no tuples), finite numbers")
 
 
@@ -83,6 +85,7 @@ class AdapterConfig(Part):
         strength: the strength the author recommends, default 1.
         component: the part of the pipeline the denoiser is, default "transformer".
         base_rate: mean of alpha under the base model, in (0, 1); positive adapters only, None if not measured.
+        dial: what a calibration found, see `nft_pipeline.dial.measured`; None if there was none.
         training: free summary of the run, plain JSON.
         format_version: of these files, always 1 so far.
         format_minor: the minor version of the file it was read from, default 0. A newer one than this version knows
@@ -111,6 +114,7 @@ class AdapterConfig(Part):
     base_rate: Annotated[
         float | None, Check(optional(number(above=0, below=1)).holds, "a number between 0 and 1, or null")
     ] = None
+    dial: Annotated[Dial | None, _DIAL] = None
     training: Annotated[Mapping[str, Any], _TRAINING] = field(default_factory=dict)
     format_version: Annotated[int, FORMAT.check] = FORMAT_VERSION
     format_minor: Annotated[int, whole(0)] = 0
@@ -153,6 +157,7 @@ class AdapterConfig(Part):
             raise AdapterError(f"{source} has faults", faults)
         values["base_model"] = BaseModel.of(values["base_model"])
         values["resolution"] = tuple(values["resolution"])
+        values["dial"] = read_dial(values.get("dial"))
         config = cls.of(values)
         in_reward = [f"reward.{key}" for key in config.reward if key not in REWARD_KEYS]
         FORMAT.warn(source, [*unknown_names(config), *in_reward], values)
@@ -217,7 +222,8 @@ def config_faults(values: Mapping[str, Any]) -> list[str]:
     may_miss = [name for name in names if _default(name) is not MISSING and name != VERSION_KEY]
     faults = key_faults(known_keys(values, names, newer), names, may_miss)
     faults += value_faults(values, AdapterConfig.checks)
-    return faults + _nested_faults(values, newer) + _agreement_faults(values)
+    faults += _nested_faults(values, newer) + dial_faults(values.get("dial"))
+    return faults + _agreement_faults(values)
 
 
 def _default(name: str) -> Any:

@@ -6,29 +6,35 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
+
+from ..adapters.config import AdapterConfig
+from ..dial.forecast import forecast
 from ..engine.engine import NFTEngine
 from ..engine.loading import LoadedAdapter, find_denoisers
-from ..engine.stats import StatsRecorder
+from ..engine.stats import NFTStats, StatsRecorder
 from ..engine.terms import Term
 from ..engine.trace import Trace
 from ..errors import GuidanceError
 from ..families.registry import cfg_switch, family_of
 from ..laws import LAWS
 from ..modes import MODES
-from ..settings import GuidanceSettings, tilts_of
+from ..settings import GuidanceSettings, is_number, tilts_of, tilts_of_rates
 
 # The defaults in the signature. Inside, None means "not given", so that no error is about an argument nobody gave.
 GUIDANCE_ARGUMENTS: dict[str, tuple[Any, str]] = {
     "nft_strength": (1.0, "float | dict[str, float]"),
     "nft_beta": (None, "float | dict[str, float] | None"),
-    "nft_law": ("nft", "str"),
+    "nft_rate": (None, "float | dict[str, float] | None"),
+    "nft_law": (None, "str | None"),
     "nft_interval": ((0.0, 1.0), "tuple[float, float]"),
     "nft_schedule": (None, "Callable[[float], float] | list[tuple[float, float]] | None"),
     "nft_guide": ("both", "str"),
     "nft_cap": (None, "float | None"),
-    "nft_mode": ("two_pass", "str"),
+    "nft_mode": (None, "str | None"),
 }
 _CALL_DOC = """Generate, guided by the reward of the loaded adapter. Takes what {stock} takes, and:
 
@@ -40,8 +46,12 @@ Args:
         is for all of them; a dict gives numbers by name, and adapters that it leaves out are at 0.
     nft_beta (`float` or `dict[str, float]`, *optional*):
         DiffusionNFT's beta, given instead of a strength: tilt = 2 / beta. Above 0; smaller is stronger.
-    nft_law (`str`, defaults to "nft"):
-        How tilt and alpha become the scale s of the push:
+    nft_rate (`float` or `dict[str, float]`, *optional*):
+        The share of liked pictures that is wanted, between 0 and 1, given instead of a strength. It goes through the
+        adapter's calibration; what the adapter does not reach is refused, with the share that it does.
+    nft_law (`str`, *optional*):
+        How tilt and alpha become the scale s of the push. Left out, it is the adapter's own way: the map that its
+        calibration measured, under which a tilt does what it says, or "odds" ("nft" for a policy) where there is none.
 {laws}
     nft_interval (`tuple[float, float]`, defaults to (0.0, 1.0)):
         The noise levels that are guided, where 1 is pure noise. Compositions are decided near 1, fine detail near 0. A
@@ -56,8 +66,8 @@ Args:
     nft_cap (`float`, *optional*):
         The largest fraction of its size by which guidance may move the predicted picture in a step; larger pushes are
         shortened to it. `nft_stats.push` shows which pushes are usual.
-    nft_mode (`str`, defaults to "two_pass"):
-        How the forwards are spent:
+    nft_mode (`str`, *optional*):
+        How the forwards are spent. Left out, it is what the adapter's calibration found best, or "two_pass":
 {modes}
 
 Raises:
@@ -89,8 +99,12 @@ def run_guided(
     """
     configs = {name: entry.adapter.config for name, entry in loaded.items()}
     names = {argument.removeprefix("nft_"): value for argument, value in nft.items()}
-    tilts = tilts_of(configs, names.pop("strength"), names.pop("beta"))
-    settings = GuidanceSettings.of_call(list(configs.values()), **names)
+    strength, beta, rate = (names.pop(name) for name in ("strength", "beta", "rate"))
+    scale = guidance_scale_of(pipe._nft_stock_class, args, kwargs)
+    settings = GuidanceSettings.of_call(list(configs.values()), **names, guidance_scale=scale)
+    tilts = (
+        tilts_of(configs, strength, beta) if rate is None else tilts_of_rates(configs, rate, settings, strength, beta)
+    )
     trace = Trace(StatsRecorder(list(loaded)))
     component = next(iter(configs.values())).component
     engines = []
@@ -119,7 +133,35 @@ def run_guided(
             return pipe._nft_stock_class.__call__(pipe, *args, **kwargs)
         finally:
             pipe._nft_engines = []
-            pipe.nft_stats = trace.recorder.stats()
+            pipe.nft_stats = _with_forecasts(trace.recorder.stats(), configs, tilts, settings)
+
+
+def guidance_scale_of(stock_class: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
+    """The scale of classifier-free guidance that a stock call is made with; None if the pipeline has none.
+
+    Args:
+        stock_class: diffusers' class of the pipeline.
+        args, kwargs: of its call.
+    """
+    call = inspect.signature(stock_class.__call__)
+    named = dict(zip(list(call.parameters)[1:], args, strict=False)) | dict(kwargs)
+    for name in ("true_cfg_scale", "guidance_scale"):
+        if name in call.parameters:
+            value = named.get(name, call.parameters[name].default)
+            return float(value) if is_number(value) else None
+    return None
+
+
+def _with_forecasts(
+    stats: NFTStats, configs: Mapping[str, AdapterConfig], tilts: Mapping[str, float], settings: GuidanceSettings
+) -> NFTStats:
+    if not stats.steps or not bool(stats.alphas.isfinite().any()):
+        return stats
+    forecasts = [
+        forecast(config, settings.map_for(config), alpha, tilts[name], stats.noise_level)
+        for (name, config), alpha in zip(configs.items(), stats.alphas, strict=True)
+    ]
+    return replace(stats, forecasts=torch.stack(forecasts))
 
 
 @functools.cache

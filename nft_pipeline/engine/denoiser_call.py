@@ -113,6 +113,6 @@ class CallReader:
         term = self._terms[call.terms[0]]
         known = len(call.terms) == 1 and not term.needs_alpha and settings.cap is None
         known = known and call.guided == slice(0, call.rows)
-        if known and bool((term.scale(None, call.factor, settings) == 1).all()):
+        if known and bool((term.scale(None, call.factor, call.noise_level, settings) == 1).all()):
             return "on"
         return settings.mode

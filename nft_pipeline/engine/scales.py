@@ -33,7 +33,9 @@ class ScaleFinder:
         if call.auxiliary and self.of_main_call is not None:
             return None, self.of_main_call
         alphas = {k: self._alpha(call, self._terms[k]) for k in call.terms if self._terms[k].needs_alpha}
-        scales = [self._terms[k].scale(alphas.get(k), call.factor, self._settings) for k in call.terms]
+        scales = [
+            self._terms[k].scale(alphas.get(k), call.factor, call.noise_level, self._settings) for k in call.terms
+        ]
         of_all = self.of_all_terms(call, scales)
         if not call.auxiliary:
             self.of_main_call = of_all
@@ -48,7 +50,7 @@ class ScaleFinder:
             alpha = None
             if term.needs_alpha:
                 alpha = alpha_before(term.adapter.config, self._trace.alphas.get(term.name), call.noise_level)
-            scales.append(term.scale(alpha, call.factor, self._settings))
+            scales.append(term.scale(alpha, call.factor, call.noise_level, self._settings))
         return self.of_all_terms(call, scales)
 
     def keep_alphas(self, call: DenoiserCall, scales: Sequence[Tensor] | None = None) -> list[Tensor | None]:

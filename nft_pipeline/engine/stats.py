@@ -27,6 +27,9 @@ class NFTStats:
             pictures look burnt, look here first. NaN where one forward was enough and v_old was not computed.
         passes: forwards of the denoiser spent, int64, shape (steps,). A batched one counts once.
         adapters: names, in the order of `alphas` and `scales`.
+        forecasts: the chance that each picture will be liked, as it stood at each step, shape (adapters, steps,
+            samples): e^tilt alpha / (1 - alpha + e^tilt alpha) (M12), NaN where no head was asked. Under the odds law
+            its mean over the samples stays the same over the steps. None if it was not worked out.
     """
 
     noise_level: Tensor
@@ -35,6 +38,14 @@ class NFTStats:
     push: Tensor
     passes: Tensor
     adapters: tuple[str, ...] = ("default",)
+    forecasts: Tensor | None = None
+
+    @property
+    def forecast(self) -> Tensor:
+        """`forecasts` of the one adapter, shape (steps, samples). Raises ValueError if there were several or none."""
+        if self.forecasts is None:
+            raise ValueError("there is no forecast: nothing was guided by an adapter with an alpha head.")
+        return self.forecasts[self._only()]
 
     @property
     def alpha(self) -> Tensor:
@@ -71,6 +82,10 @@ class NFTStats:
                 cells += f"  {_number(alpha, 5):>{wide}}  {scale.item():{wide + 1}.3f}"
             push = _number(self.push[i].mean(), 6)
             lines.append(f"{i:4d}  {self.noise_level[i].mean().item():11.3f}{cells}  {push}  {int(self.passes[i]):9d}")
+        if self.forecasts is not None and self.steps:
+            for name, last in zip(names, self.forecasts[:, -1], strict=True):
+                if bool(last.isfinite().any()):
+                    lines.append(f"forecast{name}: these pictures are liked with {last.nanmean():.0%}")
         return "\n".join(lines)
 
     __str__ = summary

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import guidance
 from ..adapters.keys import component_lora
+from ..dial.scale import calibrated_scale
 from ..errors import GuidanceError
 from ..families.forward_call import as_tokens, first_argument
 from ..families.registry import unwrap_compiled
@@ -117,15 +118,16 @@ class Term:
             )
         return read_alpha(head.to(tokens.device), name, tokens[samples], noise_level, text, lora_scale)
 
-    def scale(self, alpha: Tensor | None, factor: Tensor, settings: GuidanceSettings) -> Tensor:
+    def scale(self, alpha: Tensor | None, factor: Tensor, noise_level: Tensor, settings: GuidanceSettings) -> Tensor:
         """s for each sample: from alpha by the law, or a policy's scale, whose alpha is inside its weights.
 
         Args:
             alpha: probabilities, (samples,); None for a policy.
             factor: what the tilt is multiplied by, (samples,).
-            settings: names the law.
+            noise_level: t, (samples,).
+            settings: choose the calibration's map, or the law.
         """
-        return term_scale(self.adapter.config, self.tilt, alpha, factor, settings.law)
+        return term_scale(self.adapter.config, self.tilt, alpha, factor, noise_level, settings)
 
 
 def read_alpha(
@@ -162,19 +164,31 @@ def read_alpha(
     return alpha
 
 
-def term_scale(config: AdapterConfig, tilt: float, alpha: Tensor | None, factor: Tensor, law: str) -> Tensor:
-    """s of a term, (samples,): from alpha by the law, or, with alpha None, a policy's, whose alpha is in its weights.
+def term_scale(
+    config: AdapterConfig,
+    tilt: float,
+    alpha: Tensor | None,
+    factor: Tensor,
+    noise_level: Tensor,
+    settings: GuidanceSettings,
+) -> Tensor:
+    """s of a term, (samples,): by the map of the adapter's calibration, or from alpha by a law, or, with alpha None, a
+    policy's, whose alpha is in its weights.
 
     Args:
         config: the adapter's.
         tilt: lambda = 2 / beta.
         alpha: probabilities, (samples,), or None.
         factor: what the tilt is multiplied by, (samples,).
-        law: a name in `nft_pipeline.laws.LAWS`.
+        noise_level: t, (samples,).
+        settings: choose the map, or the law.
     """
+    tilt_map = settings.map_for(config)
+    if tilt_map is not None and config.dial is not None:
+        return calibrated_scale(config.dial, tilt_map, alpha, tilt * factor, noise_level)
     if alpha is None:
         return guidance.policy_scale(tilt, config.tilt) * factor
-    return guidance.law_scale(alpha, tilt * factor, law)
+    return guidance.law_scale(alpha, tilt * factor, settings.law_for(config))
 
 
 def alpha_before(config: AdapterConfig, last: Tensor | None, noise_level: Tensor) -> Tensor:
@@ -187,8 +201,13 @@ def alpha_before(config: AdapterConfig, last: Tensor | None, noise_level: Tensor
         noise_level: t of the step, (samples,).
     """
     if last is None or last.shape != noise_level.shape:
-        return torch.full_like(noise_level, config.base_rate or 0.0)
+        return torch.full_like(noise_level, base_rate(config) or 0.0)
     return last
+
+
+def base_rate(config: AdapterConfig) -> float | None:
+    """p: as it was measured by a calibration, or by the training; None if nobody measured it."""
+    return config.base_rate if config.dial is None else config.dial.rate
 
 
 def _rounded(values: Tensor) -> list[float]:

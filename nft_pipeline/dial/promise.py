@@ -1,0 +1,179 @@
+"""What a setting of the dial will do: the share of liked pictures, said before anything is drawn.
+
+    without a calibration   the odds law's promise p e^tilt / (1 - p + p e^tilt) (M10); nothing was measured
+    with one                the same up to the ends of the map, where the adapter gives no more; with the map's errors
+
+The promise is per prompt. Where base rates differ between prompts, that of the mean is the mean of the promises, which
+is less than the promise of the mean (M11). `mean_promise` averages over a Beta distribution with the mean and the
+spread that were measured. numpy only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import GuidanceError
+from .measured import TiltMap
+
+if TYPE_CHECKING:
+    from ..adapters.config import AdapterConfig
+
+_QUANTILES = (np.arange(400) + 0.5) / 400
+END = 0.005  # a rate is called an end where less than this is missing
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a setting will do.
+
+    Args:
+        tilt: lambda that was asked for.
+        base: the share of liked pictures without guidance.
+        rate: the share with it.
+        error: the standard error of `rate`; NaN where nothing was measured.
+        measured: whether a calibration stands behind it.
+        mode: the mode it holds for.
+        limit: in words, what cannot be had; "" if the tilt is within what the adapter reaches.
+    """
+
+    tilt: float
+    base: float
+    rate: float
+    error: float
+    measured: bool
+    mode: str
+    limit: str = ""
+
+    def __str__(self) -> str:
+        spread = f" ± {self.error:.0%}" if self.error >= END else ""
+        source = "" if self.measured else " (not measured: what the odds law promises if alpha and the LoRA were exact)"
+        words = f"{self.base:.0%} liked becomes {self.rate:.0%}{spread}{source}"
+        return f"{words}; {self.limit}" if self.limit else words
+
+
+def odds_rate(rate: float, tilt: float) -> float:
+    """`p e^tilt / (1 - p + p e^tilt)`, the odds of p multiplied by e^tilt (M10), for p in [0, 1] and a finite tilt."""
+    if rate <= 0 or rate >= 1:
+        return rate
+    return 1 / (1 + math.exp(-(math.log(rate / (1 - rate)) + tilt)))
+
+
+def mean_promise(rate: float, spread: float, tilt: float) -> float:
+    """The promise averaged over prompts whose base rates have this mean and standard deviation (M11).
+
+    Args:
+        rate: the mean base rate, in (0, 1).
+        spread: the standard deviation between prompts; 0 is all alike. Rates are taken to be Beta distributed.
+        tilt: any finite number.
+    """
+    most = rate * (1 - rate)
+    if spread**2 < 1e-4 * most:
+        return odds_rate(rate, tilt)
+    rates = _beta_quantiles(rate, min(spread**2, 0.98 * most))
+    odds = rates * math.exp(tilt)
+    return float(np.mean(odds / (1 - rates + odds)))
+
+
+def _beta_quantiles(mean: float, variance: float) -> np.ndarray:
+    """Evenly spaced quantiles of a Beta distribution, without scipy: its density summed on a fine grid."""
+    total = mean * (1 - mean) / variance - 1
+    a, b = mean * total, (1 - mean) * total
+    # On the logit scale, where the density of Beta has no infinite ends.
+    logits = np.linspace(-30, 30, 12001)
+    log_density = -a * np.logaddexp(0, -logits) - b * np.logaddexp(0, logits)
+    shares = np.cumsum(np.exp(log_density - log_density.max()))
+    return 1 / (1 + np.exp(-np.interp(_QUANTILES, shares / shares[-1], logits)))
+
+
+def promise(
+    config: AdapterConfig,
+    strength: float = 1.0,
+    *,
+    rate: float | None = None,
+    mode: str | None = None,
+    guidance_scale: float | None = None,
+) -> Promise:
+    """What an adapter at a strength will do to the share of liked pictures.
+
+    Args:
+        config: the adapter's.
+        strength: 0 is the base model, 1 as the author shipped it.
+        rate: the base rate of the prompt in question, in (0, 1); None is that of the prompts it was calibrated on, or
+            the stored base rate.
+        mode: None is the adapter's own.
+        guidance_scale: that is drawn with; None is the scale of the calibration.
+
+    Raises:
+        GuidanceError: a value out of range, or nothing is known of the base rate.
+    """
+    if rate is not None and not 0 < rate < 1:
+        raise GuidanceError(
+            f"rate is {rate!r}, expected a number between 0 and 1: the share of liked pictures without guidance."
+        )
+    tilt, dial = strength * config.tilt, config.dial
+    tilt_map = None if dial is None else dial.map_for(mode, guidance_scale)
+    if dial is None or tilt_map is None:
+        base = config.base_rate if rate is None else rate
+        if base is None:
+            raise GuidanceError(
+                f"nothing is known of the base rate of {config.name!r}, so nothing can be promised. Calibrate it "
+                "(diffusion-nft calibrate), or say the prompt's own rate."
+            )
+        return Promise(tilt, base, odds_rate(base, tilt), math.nan, False, mode or "two_pass")
+    reached = min(max(tilt, tilt_map.lowest), tilt_map.highest)
+    error = float(np.interp(reached, tilt_map.tilts, tilt_map.errors))
+    if rate is None:
+        base, result = dial.rate, float(np.interp(reached, tilt_map.tilts, tilt_map.rates))
+    else:
+        base, result = rate, odds_rate(rate, reached)
+    return Promise(tilt, base, result, error, True, tilt_map.mode, _limit(tilt_map, tilt, config.tilt))
+
+
+def _limit(tilt_map: TiltMap, tilt: float, recommended: float) -> str:
+    if tilt_map.lowest <= tilt <= tilt_map.highest:
+        return ""
+    end, rate = (-1, tilt_map.highest) if tilt > 0 else (0, tilt_map.lowest)
+    return (
+        f"more is not to be had from this adapter: it reaches {tilt_map.rates[end]:.0%} at strength "
+        f"{rate / recommended:.2g}"
+    )
+
+
+def tilt_for_rate(
+    config: AdapterConfig, target: float, *, mode: str | None = None, guidance_scale: float | None = None
+) -> float:
+    """The tilt at which a share `target` of the pictures is liked: `rho = (target - p) / (p (1 - target))` for one
+    prompt, on the average over prompts through the map of the calibration.
+
+    Args:
+        config: the adapter's.
+        target: the share that is wanted, in (0, 1).
+        mode, guidance_scale: as in `promise`.
+
+    Raises:
+        GuidanceError: out of range, beyond what the adapter reaches, or the base rate is not known.
+    """
+    if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target < 1:
+        raise GuidanceError(f"nft_rate is {target!r}, expected a number between 0 and 1: the share of liked pictures.")
+    dial = config.dial
+    tilt_map = None if dial is None else dial.map_for(mode, guidance_scale)
+    if tilt_map is None:
+        base = config.base_rate
+        if base is None or config.kind != "positive":
+            raise GuidanceError(
+                f"nft_rate needs to know what {config.name!r} does, and it was never calibrated. Run diffusion-nft "
+                "calibrate on it once, or give nft_strength."
+            )
+        return math.log(target / (1 - target)) - math.log(base / (1 - base))
+    low, high = tilt_map.rates[0], tilt_map.rates[-1]
+    if not low - END <= target <= high + END:
+        raise GuidanceError(
+            f"nft_rate is {target:g}, and {config.name!r} reaches shares from {low:.2f} to {high:.2f} in the mode "
+            f"{tilt_map.mode} (measured on {config.dial.prompts if config.dial else 0} prompts). Ask for one of these; "
+            "more is not to be had from this adapter."
+        )
+    return float(np.interp(target, np.maximum.accumulate(tilt_map.rates), tilt_map.tilts))
