@@ -49,6 +49,9 @@ COMMANDS: dict[str, Command] = {
     "verify": Command("nft_pipeline.hub_cards.commands.verify", "say everything that is wrong with an adapter"),
     "export": Command("nft_pipeline.hub_cards.commands.export", "write an adapter's LoRA for other tools"),
     "train": Command("nft_pipeline.training.run.train_command", "train an adapter"),
+    "calibrate": Command(
+        "nft_pipeline.training.dial.calibrate_command", "find out what each strength does, and keep it in the adapter"
+    ),
     "check": Command("nft_pipeline.training.run.check_command", "find what would stop a training run later, now"),
     "collect": Command("nft_pipeline.commands.collect", "write a dataset as a folder of pictures, to train on"),
     "score": Command("nft_pipeline.commands.score", "score a folder of pictures with rewards, for training on them"),

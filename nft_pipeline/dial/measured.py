@@ -122,6 +122,7 @@ class Dial(Part):
         rate_error: its standard error.
         spread: the standard deviation of p between prompts, without what chance adds.
         steps: denoising steps of each picture.
+        slope: how far alpha is to be trusted, from 0 to 1, by pictures it had not seen (M13); 1 without a head.
         offsets: (t, offset) points by noise level: what is added to alpha's logit so that its mean is right.
         maps: the maps, the first of them the adapter's own way of being drawn.
         note: what else a person should know, in a sentence or two; "" for nothing.
@@ -135,6 +136,7 @@ class Dial(Part):
     rate_error: Annotated[float, _SHARE]
     spread: Annotated[float, number(0, 0.5)]
     steps: Annotated[int, whole(1)]
+    slope: Annotated[float, _SHARE]
     offsets: Annotated[
         tuple[tuple[float, float], ...], Check(_are_offsets, "a list of [noise level, offset], levels rising")
     ]

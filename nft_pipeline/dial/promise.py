@@ -177,3 +177,8 @@ def tilt_for_rate(
             "more is not to be had from this adapter."
         )
     return float(np.interp(target, np.maximum.accumulate(tilt_map.rates), tilt_map.tilts))
+
+
+def tilt_at_weight(tilt_map: TiltMap, weight: float) -> float:
+    """The tilt that a weight stands for by a map, at most as far as the map reaches."""
+    return float(np.interp(weight, tilt_map.weights, tilt_map.tilts))

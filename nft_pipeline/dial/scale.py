@@ -79,8 +79,8 @@ def offset_of(dial: Dial, noise_level: Tensor) -> Tensor | float:
 
 
 def mended(dial: Dial, alpha: Tensor, noise_level: Tensor) -> Tensor:
-    """alpha with the dial's offsets: the best estimate that there is, shape (B,)."""
-    return gated(alpha, dial.rate, 1.0, offset_of(dial, noise_level))
+    """alpha with the dial's slope and offsets: the best estimate that there is, shape (B,)."""
+    return gated(alpha, dial.rate, dial.slope, offset_of(dial, noise_level))
 
 
 def calibrated_scale(dial: Dial, tilt_map: TiltMap, alpha: Tensor | None, tilt: Tensor, noise_level: Tensor) -> Tensor:

@@ -48,6 +48,8 @@ ORDER = (
     "nft_pipeline.training.rewards",
     "nft_pipeline.training.rewards.kinds",
     "nft_pipeline.training.data",
+    "nft_pipeline.training.show.picture_stats",
+    "nft_pipeline.training.dial",
     "nft_pipeline.training.learn",
     "nft_pipeline.training.show",
     "nft_pipeline.training.run",

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nft_pipeline.adapter import Adapter, AdapterConfig, BaseModel
+from nft_pipeline.dial.measured import Dial
+from nft_pipeline.dial.promise import tilt_at_weight
 from nft_pipeline.guidance import accumulated_tilt, beta_from_tilt
 
 from .calibration import Calibration
@@ -40,11 +42,14 @@ def adapter_config(
     pictures: int,
     calibration: Sequence[Calibration] = (),
     strength: float = 1.0,
+    dial: Dial | None = None,
 ) -> AdapterConfig:
     """What the adapter says about itself; arguments as `make_adapter`."""
     config = learner.config
-    tilt = max(adapter_tilt(learner), LEAST_TILT)
     family, positive = learner.base.family, config.kind == "positive"
+    tilt = max(adapter_tilt(learner), LEAST_TILT)
+    if dial is not None and not positive:
+        tilt = max(tilt_at_weight(dial.own, 1.0), LEAST_TILT)
     source = "sampled in rounds" if config.online else config.data or "sampled from the base model"
     summary = {
         "objective": config.kind,
@@ -82,6 +87,7 @@ def adapter_config(
         training=without_paths(summary),
         licence=config.licence,
         strength=strength,
+        dial=dial,
     )
 
 
@@ -92,6 +98,7 @@ def make_adapter(
     pictures: int,
     calibration: Sequence[Calibration] = (),
     strength: float = 1.0,
+    dial: Dial | None = None,
 ) -> Adapter:
     """The adapter made of the learner's present weights.
 
@@ -102,8 +109,9 @@ def make_adapter(
         pictures: how many pictures it was trained on.
         calibration: how well the head does on held-out pictures.
         strength: the strength to recommend.
+        dial: what a calibration found; a policy's tilt is then the one that was measured at weight 1.
     """
-    config = adapter_config(learner, base_identity, rate, pictures, calibration, strength)
+    config = adapter_config(learner, base_identity, rate, pictures, calibration, strength, dial)
     head = None
     if config.kind == "positive" and learner.head is not None:
         head = copy.deepcopy(learner.head).cpu()  # the learner may go on

@@ -88,11 +88,13 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
             else:
                 learner, pool, held_out = run.offline(reason)
                 rate, pictures = pool.r.mean().item(), len(pool)
+            run.calibrate(learner)
             run.look_at_last(learner)
             learner.use_average()
             calibration = _calibration(learner, held_out, say)
             found = run.observer.finish(pictures, run.seconds_before + sum(run.seconds.values()), calibration)
-            adapter = make_adapter(learner, base_identity, rate, pictures, calibration, found.strength)
+            dial = None if run.observer.calibrated is None else run.observer.calibrated.dial
+            adapter = make_adapter(learner, base_identity, rate, pictures, calibration, found.strength, dial)
         finally:
             run.observer.close()
             if learner is not None:
@@ -207,6 +209,13 @@ class Run:
             self.seconds["train"] += time.monotonic() - started
         self._grid(learner)
         return learner, learner.mean_r, self._sampled(learner)
+
+    def calibrate(self, learner: Learner) -> None:
+        """Find out what each setting of the finished adapter's dial does."""
+        started = time.monotonic()
+        self.sharding.first(lambda: self.observer.calibrate(learner))
+        self._stop_if_asked(learner)
+        self.seconds["calibrate"] = time.monotonic() - started
 
     def look_at_last(self, learner: Learner) -> None:
         """Make the sweep and the pictures of the finished run."""

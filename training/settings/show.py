@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from nft_pipeline.checks import Check, number, whole
+from nft_pipeline.checks import Check, number, optional, whole
 
 from .section import MAY_CHANGE, TEXT_OR_EMPTY, Section, texts
 
@@ -68,6 +68,15 @@ class ShowSettings(Section):
     """Rounds between the sweeps of an online run; 0 makes one sweep, at the end. An offline run always makes one.
 
     Set it in long online runs: a reward that rises by a trick shows here first, and keep_best compares these sweeps.
+    """
+
+    calibration_pictures: Annotated[int | None, optional(whole(0)), MAY_CHANGE] = None
+    """Held-out pictures that are drawn when the run is done, to find out what each setting of the dial does; 0 leaves
+    the dial uncalibrated.
+
+    By default it is as many as cost a tenth of the run's forwards, at most 2400; a run too small for 240 is not
+    calibrated. Raise it for a narrower promise, lower it when sampling or the reward is slow, and calibrate later with
+    `diffusion-nft calibrate`.
     """
 
     watch_reward: Annotated[str, TEXT_OR_EMPTY, MAY_CHANGE] = ""

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import Adapter, BaseModel
+from nft_pipeline.dial.measured import Dial
 from nft_pipeline.engine.loading import LoadedAdapter
 
 from ..bases.base import TrainBase, rows_of
@@ -23,6 +24,7 @@ from ..learn.export import adapter_config
 from ..learn.learner import Learner
 from ..learn.roles import THETA
 
+LIVE = "live"
 Draw = Callable[[Sequence[tuple[int, int]], float, str], np.ndarray]
 
 
@@ -52,8 +54,9 @@ class Live:
         self.base, self.base_identity = base, base_identity
         self.texts, self.batch = list(texts), batch
         self.stop = stop
-        self._conditions = base.encode_prompts(self.texts)
-        self._empty = base.encode_empty()
+        self.conditions = base.encode_prompts(self.texts)
+        self.empty = base.encode_empty()
+        self.dial: Dial | None = None  # what a calibration found; pictures are drawn by it from then on
 
     @contextmanager
     def of(self, learner: Learner) -> Iterator[Draw]:
@@ -77,22 +80,22 @@ class Live:
                 pictures.append(self._batch(prompt[part], noise[part]))
             return np.concatenate(pictures)
 
-        with self._guided(learner):
+        with self.guided(learner):
             yield draw
 
     def _batch(self, prompt: Tensor, noise: Tensor) -> np.ndarray:
-        latents = self.base.sample_batch(rows_of(self._conditions, prompt), noise, self._empty)
+        latents = self.base.sample_batch(rows_of(self.conditions, prompt), noise, self.empty)
         return self.base.decode_latents(latents)
 
     @contextmanager
-    def _guided(self, learner: Learner) -> Iterator[None]:
-        """Within this context the base's pipeline is guided by the learner's running averages."""
+    def guided(self, learner: Learner) -> Iterator[None]:
+        """Within, the base's pipeline is guided by the learner's running averages, as its adapter `LIVE`."""
         pipe, call = self.base.pipe, self.base.call
-        config = adapter_config(learner, self.base_identity, learner.mean_r, 0)
+        config = adapter_config(learner, self.base_identity, learner.mean_r, 0, dial=self.dial)
         adapter = Adapter(config, learner.roles.lora(), learner.head if config.kind == "positive" else None)
         guided = DiffusionNFTPipeline.from_pipe(pipe)
         # As after load_nft_adapter, but for the LoRA, which is on the denoiser.
-        guided._nft_loaded["live"] = LoadedAdapter(adapter, {config.component: THETA}, {})
+        guided._nft_loaded[LIVE] = LoadedAdapter(adapter, {config.component: THETA}, {})
         learner.roles.use("base")
         self.base.pipe, self.base.call = guided, dict(call)
         try:

@@ -18,22 +18,29 @@ import yaml
 from PIL import Image
 
 from nft_pipeline.adapter import BaseModel
+from nft_pipeline.dial.promise import promise
 from nft_pipeline.files.atomic import atomic_write_bytes
 from nft_pipeline.grid import labelled_grid, scale_for
 from nft_pipeline.hub_cards.draw import sample_files
 from nft_pipeline.hub_cards.report import REPORT_FILE, RunReport, Sample
 
-from ..bases.base import TrainBase
+from ..bases.base import TrainBase, rows_of
 from ..data.folder import read_folder
 from ..data.sources import rewards_of
 from ..devices import processes
 from ..devices.memory import memory_advice
+from ..dial.budget import calibration_pictures
+from ..dial.calibrate import LEAST, Calibrated, Settings, calibrate
+from ..dial.draws import Draws
+from ..dial.draws import Interrupted as DrawsInterrupted
+from ..dial.judges import AlphaJudge, RewardJudge
 from ..learn.calibration import Calibration
+from ..learn.export import adapter_config
 from ..learn.learner import Learner
 from ..rewards.find import find_prompts, find_reward
 from ..settings.config import TrainConfig
 from ..settings.data import DataSettings
-from .live import Interrupted, Live
+from .live import LIVE, Interrupted, Live
 from .page import write_page
 from .records import TABLES, Records
 from .run_report import run_report, trained_facts
@@ -43,6 +50,8 @@ from .watch import choose_strength, hacking_verdict, is_trusted
 Say = Callable[[str], None]
 GRID_STRENGTHS = (0.0, 0.5, 1.0, 2.0)
 GRID_PROMPTS = 4
+DIAL_PROMPTS = 96  # at most, to calibrate the dial on
+PROMISED_STRENGTHS = (-1.0, 0.5, 1.0, 2.0)
 _GRID = re.compile(r"step-(\d{6,})\.png")
 
 
@@ -80,18 +89,26 @@ class Observer:
         self._works = processes.rank() == 0
         self._records: Records | None = None
         self.sweep: Sweep | None = None  # the last one
+        self.calibrated: Calibrated | None = None
+        self.base_identity = base_identity
         self._card: tuple[dict[str, bytes], list[Sample]] = ({}, [])
         if self.draws:
             known, self._words = held_out(config)
             held = _spread(known, max(1, config.sweep_size // GROUP)) if config.sweep_size else []
             shown = (config.sample_prompts or _spread(known, GRID_PROMPTS)) if config.samples_every else []
             self._held, self._shown = len(held), range(len(held), len(held) + len(shown))
-            self.live = Live(base, base_identity, [*held, *shown], config.pool_batch, stop)
+            tried = _spread(known, DIAL_PROMPTS) if self._calibrates else []
+            self._tried = range(len(held) + len(shown), len(held) + len(shown) + len(tried))
+            self.live = Live(base, base_identity, [*held, *shown, *tried], config.pool_batch, stop)
 
     @property
     def draws(self) -> bool:
         """Whether pictures are wanted; the VAE then has to stay in memory."""
-        return self._works and bool(self.config.samples_every or self.config.sweep_size)
+        return self._works and bool(self.config.samples_every or self.config.sweep_size or self._calibrates)
+
+    @property
+    def _calibrates(self) -> bool:
+        return calibration_pictures(self.config) >= LEAST
 
     @property
     def records(self) -> Records:
@@ -188,6 +205,48 @@ class Observer:
             self.say(f"{warning}reward hacking: {verdict.verdict}; {verdict.reason}")
         return sweep
 
+    def calibrate(self, learner: Learner) -> Calibrated | None:
+        """Find out what each setting of the dial does; from then on everything is drawn by what was found.
+
+        Returns:
+            What was found; None if it is not wanted, the run is too small for it, or it was asked to stop.
+        """
+        config, pictures = self.config, calibration_pictures(self.config)
+        if not self._works or (not config.calibration_pictures and config.calibration_pictures is not None):
+            return None
+        if pictures < LEAST:
+            self.say(f"the dial is not calibrated: {pictures} pictures are a tenth of this run, {LEAST} are needed")
+            return None
+        rewards, live = rewards_of(config), self.live
+        if not rewards and learner.head is None:
+            self.say("the dial is not calibrated: nothing can judge new pictures")
+            return None
+        judged_by = "reward" if rewards else "alpha"
+        judge_name = config.reward_name if rewards else "the alpha head, at low noise"
+        self.say(f"calibrating the dial: {pictures} held-out pictures, judged by {judge_name}")
+        texts = [live.texts[row] for row in self._tried]
+        conditions = rows_of(live.conditions, list(self._tried))
+        with memory_advice("sampling", pool_batch=config.pool_batch), live.guided(learner):
+            draws = Draws(self.base, LIVE, texts, conditions, live.empty, config.pool_batch, live.stop)
+            judge = (
+                RewardJudge(texts, rewards, config.weights, config.optimality, config.optimality_at)
+                if rewards
+                else AlphaJudge(draws)
+            )
+            watched = config.watch_reward
+            watch = RewardJudge(texts, {watched: find_reward(watched)}, {}) if watched else None
+            settings = Settings(pictures, judged_by, judge_name[:200], seed=config.seed)
+            try:
+                result = calibrate(draws, judge, settings, watch)
+            except DrawsInterrupted:
+                return None
+        self.calibrated, live.dial = result, result.dial
+        self.say(f"dial: {result.reason}")
+        config_now = adapter_config(learner, self.base_identity, learner.mean_r, 0, dial=result.dial)
+        for strength in PROMISED_STRENGTHS if result.learned else ():
+            self.say(f"strength {strength:g}: {promise(config_now, strength)}")
+        return result
+
     def is_best(self, sweep: Sweep) -> bool:
         """Whether no earlier sweep that trusts strength 1 has a higher held-out reward at strength 1 than this one."""
         point = next((point for point in sweep.points if point.strength == 1), None)
@@ -221,7 +280,11 @@ class Observer:
         if self.sweep is not None:
             choice = choose_strength(self.sweep)
             strength, why = choice.strength, choice.reason
-            self.say(f"recommended strength {strength:g}: {why}")
+            if self.calibrated is not None and not self.calibrated.learned:
+                why = self.calibrated.reason
+                self.say(f"no strength is recommended: {why}")
+            else:
+                self.say(f"recommended strength {strength:g}: {why}")
         files[REPORT_FILE] = report.to_json().encode()
         if self._works:
             rows = {table: self.records.rows(table) for table in TABLES}

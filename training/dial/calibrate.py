@@ -1,0 +1,309 @@
+"""Calibrating a dial: from a budget of pictures to the map from tilt to weight that the adapter keeps.
+
+1. Draw the base model on held-out prompts and judge it: the base rate p and how it differs between prompts.
+2. Add noise to these pictures and read alpha: how far it is to be trusted (trust.py).
+3. For each way of drawing, a mode and a slope, draw at a few weights from the same noise, fit the share of liked
+   pictures as a curve over the weight (curve.py), draw again at the weights that the curve gives the usual tilts, and
+   fit again.
+4. Invert: the weight of a tilt is where the curve meets the promise of that tilt, averaged over prompts.
+5. Choose the adapter's own way (choose.py). One pass with slope 0 is plain LoRA weight, and another has to beat it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from nft_pipeline.dial.measured import Dial, TiltMap
+from nft_pipeline.dial.promise import mean_promise
+
+from ..show import picture_stats
+from .choose import Way, choose_way
+from .curve import RateCurve, fit_curve, rate_between_prompts
+from .draws import BARELY, Drawn, Draws
+from .judges import read_noised
+from .trust import Trust, fit_trust
+
+Judge = Callable[[Drawn, Sequence[int]], np.ndarray]  # drawn pictures and their prompts' places to r, (n,) in [0, 1]
+
+KNOTS = (-6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+USUAL = (-2.0, -1.0, 0.5, 1.0, 2.0)
+SHARES = {"base": 0.28, "weight": 0.36, "gate": 0.2, "two_pass": 0.16}  # of the pictures
+LEVELS = 7  # noise levels at which alpha is tried
+LEAST_SLOPE = 0.15  # a gate that hardly differs between states is not tried
+LEAST = 240  # pictures; with fewer nothing can be said
+SEED = 8_000_000  # of the first picture: no training sample's noise, and no sweep's
+CERTAIN = 2.5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to calibrate.
+
+    Args:
+        pictures: how many to draw in all, a picture in two passes counting twice.
+        judged_by, judge: see `Dial`.
+        seed: added to the seed of every picture.
+        modes: the modes to map, "single" among them or not.
+    """
+
+    pictures: int
+    judged_by: str
+    judge: str
+    seed: int = 0
+    modes: tuple[str, ...] = ("single", "two_pass")
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What was found.
+
+    Args:
+        dial: to be kept in the adapter's config.
+        learned: whether the share of liked pictures surely rises with the weight.
+        reason: in words, what was chosen and why, or why nothing can be promised.
+        mean_alphas: (t, mean of alpha) over the steps of the base model, which has to be flat at the base rate (M12).
+        forwards: that were spent on it.
+        ways: what was compared.
+    """
+
+    dial: Dial
+    learned: bool
+    reason: str
+    mean_alphas: tuple[tuple[float, float], ...]
+    forwards: int
+    ways: tuple[Way, ...] = field(default=(), repr=False)
+
+
+def calibrate(draws: Draws, judge: Judge, settings: Settings, watch: Judge | None = None) -> Calibrated:
+    """Calibrate.
+
+    Args:
+        draws: draws the adapter.
+        judge: says how far pictures are liked.
+        settings: the budget and the rest.
+        watch: a reward that was not trained on, for the choice between ways that reach the same rate.
+
+    Raises:
+        Interrupted: it was asked to stop.
+        ValueError: the budget is below `LEAST`.
+    """
+    if settings.pictures < LEAST:
+        raise ValueError(f"a calibration of {settings.pictures} pictures says nothing; it needs {LEAST} or more")
+    with tqdm(total=settings.pictures, desc="calibrating", unit="picture", leave=False) as draws.bar:
+        return _Calibration(draws, judge, settings, watch).run()
+
+
+class _Calibration:
+    def __init__(self, draws: Draws, judge: Judge, settings: Settings, watch: Judge | None) -> None:
+        self.draws, self.judge, self.settings, self.watch = draws, judge, settings, watch
+        base_count = int(SHARES["base"] * settings.pictures)
+        prompts = min(len(draws.texts), max(16, base_count // 6))
+        chosen = np.linspace(0, len(draws.texts) - 1, prompts).round().astype(int)
+        self.rows = [
+            (int(chosen[place % prompts]), SEED + settings.seed + place) for place in range(base_count)
+        ]  # every stretch of it has all prompts alike
+        self.has_head = draws.head is not None
+
+    def run(self) -> Calibrated:
+        settings, draws = self.settings, self.draws
+        base = draws.draw(self.rows, BARELY if self.has_head else 0.0, "single", 1.0)
+        groups = self._groups(len(self.rows))
+        r = self.judge(base, groups.tolist())
+        keep = np.isfinite(r)
+        rate, error, spread = rate_between_prompts(r[keep], groups[keep])
+        rate = float(np.clip(rate, 0.5 / len(r), 1 - 0.5 / len(r)))
+        trust = self._trust(base, np.where(keep, r, rate), rate) if self.has_head else Trust(1.0, 0.0, ())
+        dial = Dial(
+            judged_by=settings.judged_by, judge=settings.judge, prompts=len(np.unique(groups)), pictures=len(r),
+            rate=rate, rate_error=min(error, 1.0), spread=spread, steps=len(base.levels) or 1, slope=trust.slope,
+            offsets=trust.offsets, maps=(_identity(draws.base.guidance_scale),),
+        )  # fmt: skip
+        ways = [self._way(mode, slope, share, dial, base, r) for mode, slope, share in self._candidates(trust)]
+        best, reason = choose_way(ways)
+        learned = _is_learned(best)
+        if not learned:
+            reason = (
+                f"not learnable from this: no weight surely raises the share of liked pictures above {rate:.0%} "
+                f"(at most {best.tilt_map.rates[-1]:.0%} ± {best.tilt_map.errors[-1]:.0%})"
+            )
+        maps = [best.tilt_map, *(way.tilt_map for way in ways if way is not best)]
+        # The first map of a mode is the one that its tilts go by.
+        maps = [entry for place, entry in enumerate(maps) if entry.mode not in [other.mode for other in maps[:place]]]
+        best_rate = best.curve.rate(0.0)
+        note = "" if learned else reason
+        alphas = base.alphas.mean(1) if self.has_head else np.zeros(0)
+        return Calibrated(
+            replace(dial, rate=float(best_rate), rate_error=float(best.curve.error(0.0)), maps=tuple(maps), note=note),
+            learned,
+            reason,
+            tuple((float(t), float(a)) for t, a in zip(base.levels, alphas, strict=False)),
+            draws.forwards,
+            tuple(ways),
+        )
+
+    def _groups(self, count: int) -> np.ndarray:
+        return np.array([prompt for prompt, _ in self.rows[:count]])
+
+    def _candidates(self, trust: Trust) -> list[tuple[str, float, float]]:
+        """(mode, slope, share of the pictures) of the ways to try, plain weight first."""
+        # alpha cannot vouch for itself: where it is the judge, nothing says how far it is to be trusted.
+        known = self.has_head and self.settings.judged_by != "alpha"
+        gate = trust.slope if known and trust.slope >= LEAST_SLOPE else 0.0
+        ways = []
+        if "single" in self.settings.modes:
+            ways.append(("single", 0.0, SHARES["weight"] + (0.0 if gate else SHARES["gate"])))
+            ways += [("single", gate, SHARES["gate"])] if gate else []
+        if "two_pass" in self.settings.modes:
+            ways.append(("two_pass", gate, SHARES["two_pass"]))
+        spare = (1 - SHARES["base"]) / sum(share for _, _, share in ways)
+        return [(mode, slope, share * spare) for mode, slope, share in ways]
+
+    def _trust(self, base: Drawn, r: np.ndarray, rate: float) -> Trust:
+        """alpha of noised base pictures against what they are."""
+        draws, count = self.draws, len(self.rows)
+        at = np.linspace(0, len(base.levels) - 1, min(LEVELS, len(base.levels))).round().astype(int)
+        low, high = draws.base.noise_range()
+        levels = np.unique(np.clip(base.levels[at], low + 1e-3, high - 1e-3))
+        generator = torch.Generator().manual_seed(SEED + self.settings.seed)
+        prompts = torch.tensor([prompt for prompt, _ in self.rows])
+        alphas = [
+            read_noised(draws, base.latents, prompts, level, torch.randn(base.latents.shape, generator=generator))
+            for level in levels.tolist()
+        ]
+        return fit_trust(
+            np.repeat(levels, count),
+            np.concatenate(alphas),
+            np.tile(r, len(levels)),
+            np.tile(np.arange(count), len(levels)),
+            rate,
+        )
+
+    def _way(self, mode: str, slope: float, share: float, dial: Dial, base: Drawn, r: np.ndarray) -> Way:
+        """Draw one way at a few weights, twice, and work out its map."""
+        pictures = share * self.settings.pictures / (2 if mode == "two_pass" else 1)
+        weights = self._first_weights(mode, slope, dial.rate)
+        way = _Drawing(self, mode, slope, dial, base, r)
+        first = max(12, int(0.4 * pictures / len(weights)))
+        for weight in weights:
+            way.add(weight, first)
+        curve = way.fit()
+        again = _weights_of(curve, dial.spread)
+        for weight in again:
+            way.add(weight, max(8, int(0.6 * pictures / len(again))))
+        curve = way.fit()
+        tilt_map = _invert(curve, dial.spread, mode, slope, self.draws.base.guidance_scale, way.count)
+        return Way(tilt_map, curve, *way.metrics())
+
+    def _first_weights(self, mode: str, slope: float, rate: float) -> list[float]:
+        lowest = -0.6 if slope == 0 else -min(0.6, 0.9 * rate / (1 - rate))
+        if self.draws.config.kind == "policy":
+            return [-0.6, 0.3, 0.7, 1.0, 1.3] if mode == "single" else [-0.6, 0.5, 1.0, 1.7, 2.5]
+        return [lowest, 0.2, 0.5, 1.0, 1.4] if mode == "single" else [lowest, 0.25, 0.6, 1.0]
+
+
+class _Drawing:
+    """The pictures of one way, judged as they are drawn."""
+
+    def __init__(self, of: _Calibration, mode: str, slope: float, dial: Dial, base: Drawn, r: np.ndarray) -> None:
+        self.of, self.mode, self.slope, self.dial = of, mode, slope, dial
+        self.weights, self.r, self.groups = [np.zeros(len(r))], [r], [of._groups(len(r))]
+        small = picture_stats.shrunk(base.pictures)
+        self.diversity = [picture_stats.diversity(small, self.groups[0])]
+        self.watched = [self._watch(base, self.groups[0])]
+        self.count = 0
+
+    def _watch(self, drawn: Drawn, groups: np.ndarray) -> np.ndarray:
+        watch = self.of.watch
+        return np.full(len(groups), math.nan) if watch is None else watch(drawn, groups.tolist())
+
+    def add(self, weight: float, count: int) -> None:
+        """Draw `count` pictures at a weight, from the noise of the first rows of the base."""
+        count = min(count, len(self.of.rows))
+        drawn = self.of.draws.draw(self.of.rows[:count], weight, self.mode, self.slope, self.dial)
+        groups = self.of._groups(count)
+        self.weights.append(np.full(count, weight))
+        self.r.append(self.of.judge(drawn, groups.tolist()))
+        self.groups.append(groups)
+        self.diversity.append(picture_stats.diversity(picture_stats.shrunk(drawn.pictures), groups))
+        self.watched.append(self._watch(drawn, groups))
+        self.count += count
+
+    def fit(self) -> RateCurve:
+        weights, r, groups = (np.concatenate(parts) for parts in (self.weights, self.r, self.groups))
+        keep = np.isfinite(r)
+        return fit_curve(weights[keep], r[keep], groups[keep])
+
+    def metrics(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """(weights, prompts, values by name), each over the pictures."""
+        values = {"variety": np.concatenate(self.diversity)}
+        if self.of.watch is not None:
+            values["watched reward"] = np.concatenate(self.watched)
+        return np.concatenate(self.weights), np.concatenate(self.groups), values
+
+
+def _identity(guidance_scale: float) -> TiltMap:
+    ends = (-1.0, 0.0, 1.0)
+    return TiltMap(
+        mode="single", guidance_scale=max(guidance_scale, 0.0), guide="both", slope=0.0, tilts=ends, weights=ends,
+        rates=(0.0, 0.0, 0.0), errors=(0.0, 0.0, 0.0), pictures=1,
+    )  # fmt: skip
+
+
+def _weights_of(curve: RateCurve, spread: float) -> list[float]:
+    """The weights that the usual tilts need by a curve, and its ends."""
+    rate = float(curve.rate(0.0))
+    targets = [mean_promise(rate, spread, tilt) for tilt in USUAL]
+    weights = {round(curve.weight(target), 3) for target in targets} | {round(curve.high, 3)}
+    return sorted(weight for weight in weights if abs(weight) > 1e-3)
+
+
+def _invert(curve: RateCurve, spread: float, mode: str, slope: float, guidance_scale: float, pictures: int) -> TiltMap:
+    """The map: the weight of each tilt, and the tilts at which the adapter's reach ends."""
+    rate = float(np.clip(curve.rate(0.0), 1e-4, 1 - 1e-4))
+    low = _tilt_of(rate, spread, float(curve.rate(curve.low)))
+    high = _tilt_of(rate, spread, float(curve.rate(curve.high)))
+    inner = [tilt for tilt in KNOTS if low + 0.1 < tilt < high - 0.1 or tilt == 0]
+    knots = {tilt: 0.0 if tilt == 0 else curve.weight(mean_promise(rate, spread, tilt)) for tilt in inner}
+    if low < -0.05:
+        knots[low] = curve.low
+    if high > 0.05:
+        knots[high] = curve.high
+    else:
+        knots[0.1] = max(curve.high, 0.1)  # it does not rise: a map has two points at least
+    points, last = [], -math.inf
+    for tilt in sorted(knots):
+        if knots[tilt] > last + 1e-6:
+            points.append(tilt)
+            last = knots[tilt]
+    weights = [knots[tilt] for tilt in points]
+    return TiltMap(
+        mode=mode,
+        guidance_scale=max(guidance_scale, 0.0),
+        guide="both",
+        slope=slope,
+        tilts=tuple(round(tilt, 4) for tilt in points),
+        weights=tuple(round(weight, 5) for weight in weights),
+        rates=tuple(round(float(curve.rate(weight)), 4) for weight in weights),
+        errors=tuple(round(min(float(curve.error(weight)), 1.0), 4) for weight in weights),
+        pictures=pictures,
+    )
+
+
+def _tilt_of(rate: float, spread: float, target: float) -> float:
+    """The tilt whose promise is `target`, from -8 to 8."""
+    low, high = -8.0, 8.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mean_promise(rate, spread, middle) < target else (low, middle)
+    return (low + high) / 2
+
+
+def _is_learned(way: Way) -> bool:
+    rates, errors = way.tilt_map.rates, way.tilt_map.errors
+    return rates[-1] - float(way.curve.rate(0.0)) > CERTAIN * max(errors[-1], 1e-3)

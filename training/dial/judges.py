@@ -1,0 +1,111 @@
+"""Who says how far the pictures of a calibration are liked: rewards, or the alpha head where no reward can be run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from nft_pipeline.families.forward_call import as_tokens, first_argument
+
+from ..bases.base import rows_of
+from ..bases.noising import interpolate
+from ..data.pool import score
+from ..rewards.find import Scorer
+from ..settings.choices import Method
+from .draws import Drawn, Draws
+from .liking import Liking, liking_of
+
+LOW_NOISE = 0.05  # t at which alpha judges a finished picture
+
+
+class RewardJudge:
+    """Rewards as a judge; the base model's pictures, which have to come first, set the scale.
+
+    Args:
+        texts: the prompts by place.
+        rewards: by name.
+        weights: of each, by name.
+        method: how a run turned their scores into r, its `optimality`; "raw" for rewards that give r themselves.
+        at: for "threshold".
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        rewards: Mapping[str, Scorer],
+        weights: Mapping[str, float],
+        method: Method = "raw",
+        at: float | None = None,
+    ) -> None:
+        self._texts, self._rewards, self._weights, self._method, self._at = texts, rewards, weights, method, at
+        self._likings: dict[str, Liking] = {}
+
+    def __call__(self, drawn: Drawn, prompts: Sequence[int]) -> np.ndarray:
+        """r of pictures, (n,) in [0, 1]; NaN where a reward has no score.
+
+        Raises:
+            RewardError: scores of another number than pictures.
+        """
+        texts = [self._texts[prompt] for prompt in prompts]
+        parts, weights = [], []
+        for name, reward in self._rewards.items():
+            scores = score(reward, name, drawn.pictures, texts)
+            liking = self._likings.setdefault(name, liking_of(scores, self._method, self._at))
+            parts.append(liking(scores))
+            weights.append(self._weights.get(name, 1.0))
+        return np.average(parts, axis=0, weights=weights)
+
+
+class AlphaJudge:
+    """alpha at low noise, read with the LoRA off: what the head thinks of a finished picture.
+
+    It knows the pictures that it learned from best, so it is a worse judge than a reward or a person, and a calibration
+    says which of them it had.
+    """
+
+    def __init__(self, draws: Draws) -> None:
+        self._draws = draws
+
+    def __call__(self, drawn: Drawn, prompts: Sequence[int]) -> np.ndarray:
+        """alpha of pictures, (n,)."""
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(drawn.latents.shape, generator=generator)
+        return read_noised(self._draws, drawn.latents, torch.tensor(list(prompts)), LOW_NOISE, noise)
+
+
+@torch.no_grad()
+def read_noised(
+    draws: Draws, latents: torch.Tensor, prompts: torch.Tensor, level: float, noise: torch.Tensor
+) -> np.ndarray:
+    """alpha of pictures with noise of one level added, (n,), read from the base model.
+
+    The adapter's LoRA is off, as it always is between two calls of the pipeline.
+
+    Args:
+        draws: has the base model and the adapter.
+        latents: of the pictures, (n, ...).
+        prompts: their places, (n,).
+        level: t.
+        noise: of the latents' shape.
+    """
+    base, head = draws.base, draws.head
+    seen: list[torch.Tensor] = []
+    handle = base.denoiser.get_submodule(head.config.tap).register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(first_argument(args, kwargs)), with_kwargs=True
+    )
+    alphas = []
+    try:
+        for part in torch.arange(len(latents)).split(draws.batch):
+            seen.clear()
+            t = torch.full((len(part),), level)
+            conditions = rows_of(draws.conditions, prompts[part])
+            base.predict(interpolate(latents[part], noise[part], t)[0], t, conditions)
+            tokens = as_tokens(seen[-1])
+            text = None if head.config.text_dim is None else base.text(conditions).to(tokens.device)
+            alphas.append(head.to(tokens.device).alpha(tokens, t.to(tokens.device), text).cpu().numpy())
+            draws.forwards += len(part)
+    finally:
+        handle.remove()
+    return np.concatenate(alphas).astype(np.float64)
