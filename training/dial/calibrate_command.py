@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what the adapter reaches, and --rate and nft_rate find the strength for a share of liked pictures. A training "
         "run does it by itself; use this for an adapter that has no calibration, or at another guidance scale."
     )
-    parser.add_argument("adapter", help="an adapter's folder, a shipped adapter's name, a Hub id, or with --kind a file")
+    parser.add_argument("adapter", help="a folder, a shipped adapter's name, a Hub id, or with --kind a file")
     parser.add_argument("--out", type=Path, help="folder to write (default: the adapter's own folder)")
     parser.add_argument("--model", help="base model: a folder or a Hub id (default: what the adapter names)")
     parser.add_argument(
@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance-scale",
         type=float,
-        help="classifier-free guidance to calibrate at (default: what the adapter was made for). Another one than
-        before " "is kept beside it",
+        help="classifier-free guidance to calibrate at (default: what the adapter was made for). A map for another scale "
+        "than before is kept beside the first",
     )
     parser.add_argument("--steps", type=int, help="denoising steps (default: what the model sets)")
     parser.add_argument("--batch", type=int, default=32, help="pictures at once (default: 32); less needs less memory")
@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     """Draw, judge, write; 1 if the adapter does not move what is judged."""
     from nft_pipeline import DiffusionNFTPipeline
     from nft_pipeline.adapter import read_adapter, write_adapter
+    from nft_pipeline.adapters.write import adapter_files
     from nft_pipeline.dial.promise import promise
     from nft_pipeline.sampling import pick_device, pick_dtype
 
@@ -92,8 +93,9 @@ def run(args: argparse.Namespace) -> int:
     method: Any = settings.get("optimality", "raw") if args.reward is None else "raw"
     rewards = {} if reward_name == "alpha" else {reward_name: find_reward(reward_name, own_scale=method != "raw")}
     watch = find_reward(args.watch) if args.watch else None
-    call: dict[str, Any] = {"guidance_scale": config.guidance_scale if args.guidance_scale is None else
-    args.guidance_scale} if args.steps:
+    scale = config.guidance_scale if args.guidance_scale is None else args.guidance_scale
+    call: dict[str, Any] = {"guidance_scale": scale}
+    if args.steps:
         call["num_inference_steps"] = args.steps
     judging = Judging(rewards, {}, method, settings.get("optimality_at"), watch)
     print(f"calibrating {config.name}: {args.pictures} pictures, judged by {reward_name}")
@@ -101,11 +103,17 @@ def run(args: argparse.Namespace) -> int:
         pipe, "default", find_prompts(prompts_name), judging, pictures=args.pictures, seed=args.seed, batch=args.batch,
         call=call,
     )  # fmt: skip
-    written = write_adapter(folder, adapter)
+    written = write_adapter(folder, adapter, _other_files(folder, set(adapter_files(adapter))))
     print(f"{found.reason}\n{found.forwards} forwards of one picture each; written to {written}")
     for strength in (-1.0, 0.5, 1.0, 2.0) if found.learned else ():
         print(f"strength {strength:g}: {promise(adapter.config, strength)}")
     return 0 if found.learned else 1
+
+
+def _other_files(folder: Path, own: set[str]) -> dict[str, bytes]:
+    """What stands beside an adapter in its folder (card, report, samples), to be kept as it is."""
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in paths.items() if name not in own}
 
 
 def _run_settings(config: AdapterConfig) -> dict[str, Any]:
