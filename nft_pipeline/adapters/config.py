@@ -222,7 +222,7 @@ def config_faults(values: Mapping[str, Any]) -> list[str]:
     may_miss = [name for name in names if _default(name) is not MISSING and name != VERSION_KEY]
     faults = key_faults(known_keys(values, names, newer), names, may_miss)
     faults += value_faults(values, AdapterConfig.checks)
-    faults += _nested_faults(values, newer) + dial_faults(values.get("dial"))
+    faults += _nested_faults(values, newer) + dial_faults(values.get("dial"), newer)
     return faults + _agreement_faults(values)
 
 

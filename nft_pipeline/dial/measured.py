@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from ..checks import Check, choice, number, text, value_faults, whole
-from ..files.versions import Part
+from ..checks import Check, choice, key_faults, number, text, value_faults, whole
+from ..files.versions import Part, known_keys, plain
 from ..modes import GUIDE, MODES
 
 JUDGES = ("reward", "alpha", "person")
@@ -165,27 +165,33 @@ class Dial(Part):
         return min(fitting, key=lambda entry: abs(entry.guidance_scale - scale), default=None)
 
 
-def dial_faults(values: Any, where: str = "dial") -> list[str]:
-    """Every fault of a dial as JSON holds it, or as it was made; empty if it is sound or None."""
-    if values is None:
+def dial_faults(values: Any, newer: bool = False, where: str = "dial") -> list[str]:
+    """Every fault of a dial as JSON holds it, or as it was made; empty if it is sound or None.
+
+    Args:
+        values: an object, a `Dial` or None; anything else is a fault of the field that holds it.
+        newer: whether a newer minor version wrote the file, whose unknown keys are kept.
+        where: what errors call it.
+    """
+    if not isinstance(values, Mapping | Dial):
         return []
-    if isinstance(values, Dial):
-        entries = {name: getattr(values, name) for name in Dial.names()}
-    elif isinstance(values, Mapping):
-        entries = {name: value for name, value in values.items() if name in Dial.names()}
-    else:
-        return []
-    faults = [f"{where}.{name} is missing" for name in Dial.names() if name not in entries and name != "note"]
-    faults += value_faults(entries, Dial.checks, f"{where}.")
-    if any(fault.startswith(f"{where}.maps") for fault in faults):
+    faults = _part_faults(values, Dial, where, newer, may_miss=("note",))
+    maps = values.maps if isinstance(values, Dial) else values.get("maps")
+    if not _are_maps(maps):
         return faults
-    for place, entry in enumerate(entries["maps"]):
+    for place, entry in enumerate(maps):
         name = f"{where}.maps[{place}]"
-        inside = entry if isinstance(entry, Mapping) else {key: getattr(entry, key) for key in TiltMap.names()}
-        own = [f"{name}.{key} is missing" for key in TiltMap.names() if key not in inside]
-        own += value_faults(inside, TiltMap.checks, f"{name}.")
-        faults += own or TiltMap.of(inside).faults(name)
+        own = _part_faults(entry, TiltMap, name, newer)
+        faults += own or TiltMap.of(plain(entry)).faults(name)
     return faults
+
+
+def _part_faults(
+    part: Mapping[str, Any] | Part, kind: type[Part], where: str, newer: bool, may_miss: tuple[str, ...] = ()
+) -> list[str]:
+    values = plain(part)
+    faults = key_faults(known_keys(values, kind.names(), newer), kind.names(), may_miss, where=f"{where}.")
+    return faults + value_faults(values, kind.checks, f"{where}.")
 
 
 def read_dial(values: Mapping[str, Any] | Dial | None) -> Dial | None:

@@ -16,6 +16,7 @@ from nft_pipeline.adapters import names
 from nft_pipeline.adapters.alpha_head import AlphaHeadConfig
 from nft_pipeline.adapters.config import REWARD_KEYS, AdapterConfig, BaseModel
 from nft_pipeline.adapters.write import adapter_files
+from nft_pipeline.dial.measured import Dial, TiltMap
 from nft_pipeline.files.versions import Part
 from nft_pipeline.hub_cards import report
 
@@ -54,6 +55,8 @@ def test_the_fields_of_the_config() -> None:
 @pytest.mark.parametrize(
     ("before", "part"),
     [
+        ("### The dial\n", Dial),
+        ("An entry of `maps`", TiltMap),
         ("## run_report.json\n", report.RunReport),
         ("An entry of `rewards`", report.Curve),
         ("An entry of `points`", report.Point),

@@ -65,7 +65,7 @@ def test_single_is_the_lora_at_the_scale_of_each_sample(case: Case, cfg: bool) -
     pipe = case.pipe()
     adapter = with_base_rate(adapter_for(case, pipe, tilt=1.5))
     guided = DiffusionNFTPipeline.from_pipe(pipe, adapter)
-    result = case.predict(guided, [0, 1], nft_mode="single", cfg=cfg)
+    result = case.predict(guided, [0, 1], nft_mode="single", nft_law="nft", cfg=cfg)
     stock = case.pipe()
     weaker = {key: tensor * (1.5 * 0.4 if "lora_B" in key else 1.0) for key, tensor in adapter.lora.items()}
     load_ordinarily(stock, weaker, "x", ["x"])
@@ -75,7 +75,7 @@ def test_single_is_the_lora_at_the_scale_of_each_sample(case: Case, cfg: bool) -
 def test_single_uses_the_alpha_of_the_step_before_one_a_sample() -> None:
     pipe = tiny_pipe()
     guided = DiffusionNFTPipeline.from_pipe(pipe, with_base_rate(tiny_adapter(pipe.transformer, tilt=1.5)))
-    call = {"num_images_per_prompt": 3, "num_inference_steps": 4, "nft_mode": "single"}
+    call = {"num_images_per_prompt": 3, "num_inference_steps": 4, "nft_mode": "single", "nft_law": "nft"}
     for more in ({}, CFG, {**CFG, "nft_guide": "cond"}):
         with counted_forwards(pipe.transformer) as forwards:
             sample(guided, **call, **more)
@@ -125,7 +125,7 @@ def test_a_style_lora_stays_in_every_row(mode: str) -> None:
     load_style(pipe)
     adapter = with_base_rate(tiny_adapter(pipe.transformer, alpha=0.4))
     guided = DiffusionNFTPipeline.from_pipe(pipe, adapter)
-    one: dict[str, Any] = {"num_inference_steps": 1, "joint_attention_kwargs": {"scale": 0.5}}
+    one: dict[str, Any] = {"num_inference_steps": 1, "joint_attention_kwargs": {"scale": 0.5}, "nft_law": "nft"}
     result = sample(guided, nft_mode=mode, **one)
     if mode == "batched":
         expected = sample(guided, **one)
@@ -134,6 +134,7 @@ def test_a_style_lora_stays_in_every_row(mode: str) -> None:
         load_style(stock)
         stock.transformer.load_lora_adapter(dict(adapter.lora), prefix="transformer", adapter_name="x")
         stock.transformer.set_adapters(["style", "x"], [1.0, 2.0 * 0.4 / 0.5])
+        del one["nft_law"]
         expected = sample(stock, **one)
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 

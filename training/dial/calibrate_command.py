@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance-scale",
         type=float,
-        help="classifier-free guidance to calibrate at (default: what the adapter was made for). A map for another scale "
-        "than before is kept beside the first",
+        help="classifier-free guidance to calibrate at (default: what the adapter was made for). A map for another "
+        "scale than before is kept beside the first",
     )
     parser.add_argument("--steps", type=int, help="denoising steps (default: what the model sets)")
     parser.add_argument("--batch", type=int, default=32, help="pictures at once (default: 32); less needs less memory")
