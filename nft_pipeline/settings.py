@@ -14,7 +14,7 @@ from . import guidance
 from .adapters.config import AdapterConfig
 from .checks import did_you_mean
 from .errors import GuidanceError
-from .laws import LAWS
+from .laws import COMBINATIONS, LAWS
 from .modes import GUIDE, MODES
 
 _HINT = ' Did you mean "{}"?'
@@ -36,6 +36,7 @@ class GuidanceSettings:
         cap: the largest push allowed, as `guidance.relative_push` measures it: how far the predicted picture moves, as
             a fraction of its size. A larger one is shortened to it, for each sample by itself. None is no limit.
         mode: a name in `nft_pipeline.modes.MODES`: how the forwards are spent.
+        combine: a name in `nft_pipeline.laws.COMBINATIONS`: what several adapters at once mean.
     """
 
     law: str = "nft"
@@ -44,6 +45,7 @@ class GuidanceSettings:
     guide: str = "both"
     cap: float | None = None
     mode: str = "two_pass"
+    combine: str = "all"
 
     @classmethod
     def of_call(
@@ -56,6 +58,7 @@ class GuidanceSettings:
         guide: str | None = None,
         cap: float | None = None,
         mode: str | None = None,
+        combine: str | None = None,
     ) -> GuidanceSettings:
         """Settings from what a person asked for; None means the default.
 
@@ -68,6 +71,7 @@ class GuidanceSettings:
         law = _one_of("nft_law", "nft" if law is None else law, LAWS)
         guide = _one_of("nft_guide", "both" if guide is None else guide, GUIDE)
         mode = _one_of("nft_mode", "two_pass" if mode is None else mode, MODES)
+        combine = _one_of("nft_combine", "all" if combine is None else combine, COMBINATIONS)
         if cap is not None and (not is_number(cap) or not math.isfinite(cap) or cap <= 0):
             raise GuidanceError(
                 f"nft_cap is {cap!r}, expected a number above 0: the largest fraction by which guidance may move the "
@@ -78,6 +82,8 @@ class GuidanceSettings:
                 f'nft_cap needs the base model\'s own output to measure the push, and nft_mode="{mode}" never computes '
                 'it. Use nft_mode="two_pass", or leave nft_cap out.'
             )
+        if COMBINATIONS[combine].odds_scale:
+            _check_odds_scale(combine, law, configs)
         for config in configs:
             if config.kind not in LAWS[law].kinds:
                 others = " or ".join(f'nft_law="{name}"' for name in LAWS if config.kind in LAWS[name].kinds)
@@ -97,6 +103,7 @@ class GuidanceSettings:
             guide,
             None if cap is None else float(cap),
             mode,
+            combine,
         )
 
     def multiplier(self, noise_level: Tensor) -> Tensor:
@@ -171,6 +178,22 @@ def tilts_of(configs: Mapping[str, AdapterConfig], strength: Any = None, beta: A
     return tilts
 
 
+def check_signs(combine: str, tilts: Mapping[str, float]) -> None:
+    """Raise GuidanceError for a combination that has no law at tilts of these signs.
+
+    Args:
+        combine: a name in `nft_pipeline.laws.COMBINATIONS`.
+        tilts: of the loaded adapters, by name.
+    """
+    negative = [name for name, tilt in tilts.items() if tilt < 0]
+    if COMBINATIONS[combine].odds_scale and len(negative) > 1:
+        raise GuidanceError(
+            f'nft_combine="{combine}" takes one negative strength at most, and those of '
+            f"{' and '.join(map(repr, negative))} are negative: several weights below 1 can add up to less than "
+            'nothing. Use nft_combine="all" to avoid each of several things.'
+        )
+
+
 def schedule_value(schedule: Schedule, t: float) -> float:
     """The factor at noise level t in [0, 1].
 
@@ -197,6 +220,20 @@ def _one_of(name: str, value: Any, known: Iterable[str]) -> str:
         hint = did_you_mean(value, known, _HINT)
         raise GuidanceError(f"{name} is {value!r}, expected one of {', '.join(map(repr, known))}.{hint}")
     return str(value)
+
+
+def _check_odds_scale(combine: str, law: str, configs: Sequence[AdapterConfig]) -> None:
+    for config in configs:
+        if config.kind != "positive":
+            raise GuidanceError(
+                f'nft_combine="{combine}" adds the odds weights of positive adapters; {config.name!r} is a '
+                f'{config.kind} adapter, whose scale is none. Leave it out, or use nft_combine="all".'
+            )
+    if not LAWS[law].odds_scale:
+        others = " or ".join(f'nft_law="{name}"' for name in LAWS if LAWS[name].odds_scale)
+        raise GuidanceError(
+            f'nft_combine="{combine}" adds odds weights, and the scale of nft_law="{law}" is none. Use {others}.'
+        )
 
 
 def _interval(interval: Any) -> tuple[float, float]:

@@ -15,9 +15,9 @@ from ..engine.terms import Term
 from ..engine.trace import Trace
 from ..errors import GuidanceError
 from ..families.registry import cfg_switch, family_of
-from ..laws import LAWS
+from ..laws import COMBINATIONS, LAWS
 from ..modes import MODES
-from ..settings import GuidanceSettings, tilts_of
+from ..settings import GuidanceSettings, check_signs, tilts_of
 
 # The defaults in the signature. Inside, None means "not given", so that no error is about an argument nobody gave.
 GUIDANCE_ARGUMENTS: dict[str, tuple[Any, str]] = {
@@ -29,6 +29,7 @@ GUIDANCE_ARGUMENTS: dict[str, tuple[Any, str]] = {
     "nft_guide": ("both", "str"),
     "nft_cap": (None, "float | None"),
     "nft_mode": ("two_pass", "str"),
+    "nft_combine": ("all", "str"),
 }
 _CALL_DOC = """Generate, guided by the reward of the loaded adapter. Takes what {stock} takes, and:
 
@@ -59,6 +60,9 @@ Args:
     nft_mode (`str`, defaults to "two_pass"):
         How the forwards are spent:
 {modes}
+    nft_combine (`str`, defaults to "all"):
+        What several adapters at once mean:
+{combinations}
 
 Raises:
     GuidanceError: one of these is out of range, contradicts another one, or was given without an adapter.
@@ -91,6 +95,7 @@ def run_guided(
     names = {argument.removeprefix("nft_"): value for argument, value in nft.items()}
     tilts = tilts_of(configs, names.pop("strength"), names.pop("beta"))
     settings = GuidanceSettings.of_call(list(configs.values()), **names)
+    check_signs(settings.combine, tilts)
     trace = Trace(StatsRecorder(list(loaded)))
     component = next(iter(configs.values())).component
     engines = []
@@ -156,6 +161,9 @@ def guided_method(stock: Any) -> Callable[..., Any]:
             f'        "{name}": {law.formula}. {law.help[:1].upper()}{law.help[1:]}.' for name, law in LAWS.items()
         ),
         modes="\n".join(f'        "{name}": {mode.help}.' for name, mode in MODES.items()),
+        combinations="\n".join(
+            f'        "{name}": {combination.help}.' for name, combination in COMBINATIONS.items()
+        ),
         doc=inspect.getdoc(stock_call) or "",
     )
     return __call__
