@@ -1,8 +1,10 @@
 """Guidance laws: how the tilt and alpha of a sample become its scale s in v_old + s (v_plus - v_old).
 
-`COMBINATIONS` says what several adapters at once mean. To add a law, write its function and its entry of `LAWS` here. The pipeline's argument, the command line, the ComfyUI
+To add a law, write its function and its entry of `LAWS` here. The pipeline's argument, the command line, the ComfyUI
 nodes and the settings' checks read this table. `import nft_pipeline.laws` does not load torch, because the command line
 lists laws in its help; a law's function needs nothing but operators and methods of the Tensors it is given.
+
+`COMBINATIONS` says what several adapters at once mean, in the same way.
 
 Symbols as in `nft_pipeline.guidance`; tilt is lambda.
 """
@@ -82,7 +84,7 @@ LAWS = {
     "odds": Law(
         _odds,
         formula="s = rho alpha / (1 + rho alpha), rho = exp(tilt) - 1",
-        help="exact for one adapter, and never past what the LoRA alone would draw; needs an adapter with an alpha head",
+        help="exact for one adapter, never past what the LoRA alone would draw; needs an adapter with an alpha head",
         odds_scale=True,
     ),
 }

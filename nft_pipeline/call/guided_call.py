@@ -161,9 +161,7 @@ def guided_method(stock: Any) -> Callable[..., Any]:
             f'        "{name}": {law.formula}. {law.help[:1].upper()}{law.help[1:]}.' for name, law in LAWS.items()
         ),
         modes="\n".join(f'        "{name}": {mode.help}.' for name, mode in MODES.items()),
-        combinations="\n".join(
-            f'        "{name}": {combination.help}.' for name, combination in COMBINATIONS.items()
-        ),
+        combinations="\n".join(f'        "{name}": {combination.help}.' for name, combination in COMBINATIONS.items()),
         doc=inspect.getdoc(stock_call) or "",
     )
     return __call__

@@ -127,6 +127,6 @@ def solve_ode(velocity: Callable[[Tensor, float], Tensor], x: Tensor, levels: li
 
 
 def spread_noise(count: int, seed: int = 0, dimensions: int = 2) -> Tensor:
-    """Evenly spread Gaussian noise (scrambled Sobol points), (count, dimensions): far less sampling error than random."""
+    """Evenly spread Gaussian noise (scrambled Sobol points), (count, dimensions): far less error than random noise."""
     uniform = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=seed).draw(count, dtype=torch.float64)
     return torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9))

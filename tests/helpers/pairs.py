@@ -107,9 +107,7 @@ def with_the_joint(pair: Pair, tilts: tuple[float, float], x: Tensor, t: float) 
     """The velocity of the exact product, from two adapters and the joint one."""
     (v_old, v_1, alpha_1), (_, v_2, alpha_2), (_, v_12, alpha_12) = pair.moments(x, t)
     # Where no picture of both is possible v_12 is 0 / 0, and its scale 0.
-    return combine_all(
-        v_old, [v_1, v_2, torch.nan_to_num(v_12)], product_scales((alpha_1, alpha_2), alpha_12, tilts)
-    )
+    return combine_all(v_old, [v_1, v_2, torch.nan_to_num(v_12)], product_scales((alpha_1, alpha_2), alpha_12, tilts))
 
 
 def joint_alone(pair: Pair, tilts: tuple[float, float], x: Tensor, t: float) -> Tensor:

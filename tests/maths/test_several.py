@@ -27,7 +27,12 @@ def odds(alphas: list[float], tilts: list[float]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("alphas", "tilts"),
-    [([0.3, 0.7], [4.0, 4.0]), ([0.3, 0.7], [-2.0, 1.0]), ([0.5, 0.99], [3.0, -8.0]), ([0.1, 0.2, 0.6], [2.0, 0.0, 5.0])],
+    [
+        ([0.3, 0.7], [4.0, 4.0]),
+        ([0.3, 0.7], [-2.0, 1.0]),
+        ([0.5, 0.99], [3.0, -8.0]),
+        ([0.1, 0.2, 0.6], [2.0, 0.0, 5.0]),
+    ],
 )
 def test_any_shares_one_denominator(alphas, tilts):
     combined = combined_scales(odds(alphas, tilts), "any")
@@ -86,7 +91,9 @@ def test_product_scales_by_hand():
 
 def test_product_scales_mends_heads_that_contradict_each_other_and_names_what_it_cannot():
     a, b = torch.tensor([0.3]), torch.tensor([0.4])
-    assert torch.equal(torch.stack(product_scales((a, b), torch.tensor([0.9]), FOUR)), torch.stack(product_scales((a, b), a, FOUR)))
+    assert torch.equal(
+        torch.stack(product_scales((a, b), torch.tensor([0.9]), FOUR)), torch.stack(product_scales((a, b), a, FOUR))
+    )
     with pytest.raises(ValueError, match="alpha must lie in"):
         product_scales((a, b), torch.tensor([1.5]), FOUR)
     with pytest.raises(ValueError, match="tilt must be a finite number"):
