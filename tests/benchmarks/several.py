@@ -36,9 +36,9 @@ Made by `tests/benchmarks/several.py` on {date} (CPU, {machine}, float64, torch 
 
 Two adapters with tilts λ₁ and λ₂ guide together. The fields v_old, v_plus and α are exact here: each pair of 0/1
 rewards lives on 40 or 56 pictures in five dimensions, where they are finite sums. What is left is the error of
-combining them. An entry is the total variation between {count} samples ({seeds} seeds of {each}, {steps} Heun steps) and the law
-that is meant. The base model's own samples are {floor_low:.3f} to {floor_high:.3f} away from p_old by the same measure:
-differences of that size are those of the samples.
+combining them. An entry is the total variation between {count} samples ({seeds} seeds of {each}, {steps} Heun steps)
+and the law that is meant. The base model's own samples are {floor_low:.3f} to {floor_high:.3f} away from p_old by the
+same measure: differences of that size are those of the samples.
 
 - **Sums** (`nft_combine="all"`) are held against the product p_old (1 + ρ₁ r₁)(1 + ρ₂ r₂), ρ = e^λ - 1, which for 0/1
   rewards is p_old exp(λ₁ r₁ + λ₂ r₂).

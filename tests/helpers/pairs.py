@@ -27,10 +27,16 @@ class Pair:
     first: Tensor
     second: Tensor
 
-    def moments(self, x: Tensor, t: float) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """(v_old, v_plus, alpha) of the first reward, the second, and both at once."""
-        rewards = (self.first, self.second, self.first * self.second)
-        return [replace(self.world, rewards=r).moments(x, t) for r in rewards]
+    @property
+    def together(self) -> Tensor:
+        """The reward r_1 r_2 of a joint adapter, (N,)."""
+        return self.first * self.second
+
+    def moments(self, x: Tensor, t: float, *rewards: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """v_old, and v_plus and alpha for each of the rewards."""
+        each = [replace(self.world, rewards=r).moments(x, t) for r in rewards]
+        # Where no liked picture is possible v_plus is 0 / 0, and its scale 0.
+        return each[0][0], [torch.nan_to_num(v_plus) for _, v_plus, _ in each], [alpha for _, _, alpha in each]
 
     def product(self, tilts: tuple[float, float]) -> Tensor:
         """p_old (1 + rho_1 r_1)(1 + rho_2 r_2), (N,)."""
@@ -44,11 +50,11 @@ class Pair:
 
     def joint(self, tilt: float) -> Tensor:
         """p_old (1 + rho r_1 r_2), (N,)."""
-        return self.world.weighted(1 + math.expm1(tilt) * self.first * self.second).prior
+        return self.world.weighted(1 + math.expm1(tilt) * self.together).prior
 
     def both(self, share: Tensor) -> float:
         """The share of pictures that both rewards like."""
-        return float(share @ (self.first * self.second))
+        return float(share @ self.together)
 
     def either(self, share: Tensor) -> float:
         """The share of pictures that at least one reward likes."""
@@ -96,24 +102,23 @@ def sums(law: str, combine: str = "all") -> Callable[[Pair, tuple[float, float],
     """The velocity of two adapters under a law, combined as `nft_combine` says."""
 
     def velocity(pair: Pair, tilts: tuple[float, float], x: Tensor, t: float) -> Tensor:
-        (v_old, v_1, alpha_1), (_, v_2, alpha_2), _ = pair.moments(x, t)
-        scales = [law_scale(alpha, tilt, law) for alpha, tilt in zip((alpha_1, alpha_2), tilts, strict=True)]
-        return combine_all(v_old, [v_1, v_2], combined_scales(scales, combine))
+        v_old, v_pluses, alphas = pair.moments(x, t, pair.first, pair.second)
+        scales = [law_scale(alpha, tilt, law) for alpha, tilt in zip(alphas, tilts, strict=True)]
+        return combine_all(v_old, v_pluses, combined_scales(scales, combine))
 
     return velocity
 
 
 def with_the_joint(pair: Pair, tilts: tuple[float, float], x: Tensor, t: float) -> Tensor:
     """The velocity of the exact product, from two adapters and the joint one."""
-    (v_old, v_1, alpha_1), (_, v_2, alpha_2), (_, v_12, alpha_12) = pair.moments(x, t)
-    # Where no picture of both is possible v_12 is 0 / 0, and its scale 0.
-    return combine_all(v_old, [v_1, v_2, torch.nan_to_num(v_12)], product_scales((alpha_1, alpha_2), alpha_12, tilts))
+    v_old, v_pluses, (alpha_1, alpha_2, alpha_12) = pair.moments(x, t, pair.first, pair.second, pair.together)
+    return combine_all(v_old, v_pluses, product_scales((alpha_1, alpha_2), alpha_12, tilts))
 
 
 def joint_alone(pair: Pair, tilts: tuple[float, float], x: Tensor, t: float) -> Tensor:
     """The velocity of the joint adapter alone at the first tilt, under the odds law."""
-    v_old, v_12, alpha_12 = pair.moments(x, t)[2]
-    return combine_all(v_old, [torch.nan_to_num(v_12)], [law_scale(alpha_12, tilts[0], "odds")])
+    v_old, v_pluses, (alpha_12,) = pair.moments(x, t, pair.together)
+    return combine_all(v_old, v_pluses, [law_scale(alpha_12, tilts[0], "odds")])
 
 
 def drawn(
