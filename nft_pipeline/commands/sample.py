@@ -200,7 +200,7 @@ def run(args: argparse.Namespace) -> int:
     pipe = DiffusionNFTPipeline.from_pretrained(args.model, dtype=dtype)
     pipe.load_nft_adapter(args.adapter, kind=args.kind, beta=args.beta, use_old=args.use_old)
     for number, name in enumerate(args.also, start=1):
-        pipe.load_nft_adapter(name, f"also_{number}")
+        pipe.load_nft_adapter(name, name=f"also_{number}")
     pipe = pipe.to(device)
     rows = [(prompt, seed) for prompt in args.prompts for seed in args.seeds]
     print(f"{len(rows)} rows x {len(args.strengths)} strengths on {device}, {str(dtype).removeprefix('torch.')}")
