@@ -124,7 +124,7 @@ def test_the_sum_of_odds_pushes_is_the_product_only_where_the_rewards_are_indepe
     pair = PAIRS[name]
     error = distance(drawn(pair, sums("odds"), FOUR, **QUICK), pair.product(FOUR))
     if name in SUM_ERROR:
-        assert error == pytest.approx(SUM_ERROR[name], abs=0.03)
+        assert error == pytest.approx(SUM_ERROR[name], abs=0.05)
     else:
         assert error < 0.05
 
