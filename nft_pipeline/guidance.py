@@ -16,8 +16,8 @@ Symbols, here and everywhere in this package:
              tilt = ln 3 multiplies the odds of a liked picture by three
 
 The same formulas hold for models that predict noise, x_0 or VP velocity: at one (x_t, t) each of these is the same
-affine map of any other in both branches, so the RAW outputs can be combined. `M1` to `M10` and `M14` below are the statements of
-docs/theory.md, each checked against exact sums in tests/maths. DiffusionNFT: arXiv:2509.16117.
+affine map of any other in both branches, so the RAW outputs can be combined. `M1` to `M10` and `M14` below are
+statements of docs/theory.md, each checked against exact sums in tests/maths. DiffusionNFT: arXiv:2509.16117.
 """
 
 from __future__ import annotations
