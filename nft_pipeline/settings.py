@@ -103,7 +103,7 @@ class GuidanceSettings:
             guide,
             None if cap is None else float(cap),
             mode,
-            combine,
+            combine=combine,
         )
 
     def multiplier(self, noise_level: Tensor) -> Tensor:
