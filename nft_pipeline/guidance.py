@@ -16,8 +16,8 @@ Symbols, here and everywhere in this package:
              tilt = ln 3 multiplies the odds of a liked picture by three
 
 The same formulas hold for models that predict noise, x_0 or VP velocity: at one (x_t, t) each of these is the same
-affine map of any other in both branches, so the RAW outputs can be combined. `M1` to `M10` below are the statements of
-docs/theory.md, each checked against exact sums in tests/maths. DiffusionNFT: arXiv:2509.16117.
+affine map of any other in both branches, so the RAW outputs can be combined. `M1` to `M10` and `M14` below are
+statements of docs/theory.md, each checked against exact sums in tests/maths. DiffusionNFT: arXiv:2509.16117.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from .checks import did_you_mean
 from .families.prediction import PREDICTIONS
-from .laws import LAWS, odds_weight
+from .laws import COMBINATIONS, LAWS, odds_weight
 
 
 def combine(v_old: Tensor, v_lora: Tensor, scale: float | Tensor) -> Tensor:
@@ -55,7 +55,10 @@ def combine(v_old: Tensor, v_lora: Tensor, scale: float | Tensor) -> Tensor:
 def combine_all(v_old: Tensor, v_loras: Sequence[Tensor], scales: Sequence[float | Tensor]) -> Tensor:
     """Guided output of several adapters at once, `v_old + sum_k scale_k (v_lora_k - v_old)`; otherwise as `combine`.
 
-    The sum of the pushes is what a reward that adds the log-weights of all would ask for, to first order (M4).
+    Which law the result belongs to depends on the scales (M14). With each adapter's own they are the sum of pushes: to
+    first order what a reward that adds the log-weights of all would ask for (M4), and under the odds law exactly
+    p_old (1 + rho_1 r_1)(1 + rho_2 r_2) if E[r_1 r_2 | x_t] = alpha_1 alpha_2, which is rare. `combined_scales` gives
+    those of "any of them", and `product_scales` those of the product with a third adapter for r_1 r_2; both are exact.
     """
     if all(not isinstance(scale, Tensor) and scale == 0 for scale in scales):
         return v_old
@@ -166,6 +169,85 @@ def law_scale(alpha: float | Tensor, tilt: float | Tensor, law: str = "nft") -> 
     a = a.to(_work_dtype(a))
     _in_unit("alpha", a, "it is a probability: pass the head's sigmoid output, not its logits")
     return LAWS[law].scale(a.clamp(0, 1), torch.as_tensor(tilt, dtype=a.dtype, device=a.device))
+
+
+def combined_scales(scales: Sequence[float | Tensor], combine: str = "all") -> list[Tensor]:
+    """Scales of several adapters at once, from the scale that each would have alone (M14).
+
+        all:  s_k as it is: the pushes are added
+        any:  s_k' = g_k / (1 + sum_j g_j),  g_k = s_k / (1 - s_k)
+
+    "any" is exact for p_old (1 + sum_k rho_k r_k), "at least one of the rewards likes it", with the adapters there are.
+    Under the odds law g_k = rho_k alpha_k, so it is the odds law with one denominator for all. What a scale has above 1
+    is past what its LoRA alone would draw; it is left out of the sum and added again afterwards. One adapter in company
+    of scales that are 0 keeps its own.
+
+    Args:
+        scales: s of each adapter alone, numbers or Tensors that broadcast, usually (B,); at least one.
+        combine: a name in `nft_pipeline.laws.COMBINATIONS`.
+
+    Returns:
+        A scale for each adapter, in their order, float32 or wider.
+
+    Raises:
+        ValueError: unknown name, no scales, or, for "any", more than one negative scale for a sample: the weight
+            1 + sum_k rho_k r_k, with each rho_k above -1, is surely positive if only one of them is negative.
+    """
+    if combine not in list(COMBINATIONS):
+        raise ValueError(_unknown("combination", combine, COMBINATIONS))
+    if not scales:
+        raise ValueError("combined_scales got no scales. Pass the scale of each adapter, at least one.")
+    tensors = [torch.as_tensor(scale) for scale in scales]
+    work = _work_dtype(*tensors)
+    return COMBINATIONS[combine].scales([scale.to(work) for scale in tensors])
+
+
+def product_scales(
+    alphas: tuple[Tensor, Tensor], alpha_joint: Tensor, tilts: tuple[float, float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scales of two adapters and of a joint one, trained on r_1 r_2, for the exact product of two odds laws (M14).
+
+        p_old (1 + rho_1 r_1)(1 + rho_2 r_2),   D = 1 + rho_1 alpha_1 + rho_2 alpha_2 + rho_1 rho_2 alpha_12
+        s_1 = rho_1 alpha_1 / D,   s_2 = rho_2 alpha_2 / D,   s_12 = rho_1 rho_2 alpha_12 / D
+
+    For 0/1 rewards this is p_old exp(tilt_1 r_1 + tilt_2 r_2). `combine_all` takes the scales with (v_1, v_2, v_12).
+
+    Args:
+        alphas: alpha_1 and alpha_2, probabilities, usually (B,).
+        alpha_joint: alpha_12 = E[r_1 r_2 | x_t], same shape. It is moved to where a probability of both can lie,
+            [max(0, alpha_1 + alpha_2 - 1), min(alpha_1, alpha_2)]: heads that contradict each other would make D
+            negative.
+        tilts: of r_1 and r_2, finite, either sign.
+
+    Returns:
+        s_1, s_2 and s_12, each with the broadcast shape, float32 or wider.
+
+    Raises:
+        ValueError: an alpha outside [0, 1], a tilt not finite, or states with D = 0: one of the alphas is 1 and its
+            tilt very negative, so that nothing allowed passes there.
+    """
+    work = _work_dtype(*alphas, alpha_joint)
+    for alpha in (*alphas, alpha_joint):
+        _in_unit("alpha", alpha, "it is a probability: pass the head's sigmoid output, not its logits")
+    one, two = (alpha.to(work).clamp(0, 1) for alpha in alphas)
+    both = torch.minimum(torch.maximum(alpha_joint.to(work), (one + two - 1).clamp(min=0)), torch.minimum(one, two))
+    first, second = (_finite("tilt", tilt, "0 is off") for tilt in tilts)
+    # rho / max(1, e^tilt) and 1 / max(1, e^tilt): every numerator is divided by the same, so that nothing overflows.
+    rho_1, rho_2 = (math.copysign(-math.expm1(-abs(tilt)), tilt) for tilt in (first, second))
+    unit_1, unit_2 = (math.exp(-max(tilt, 0.0)) for tilt in (first, second))
+    odds_1, odds_2 = (math.exp(min(tilt, 0.0)) for tilt in (first, second))
+    total = (
+        unit_1 * unit_2 * (1 - one - two + both).clamp(min=0)
+        + odds_1 * unit_2 * (one - both)
+        + unit_1 * odds_2 * (two - both)
+        + odds_1 * odds_2 * both
+    )
+    if not bool((total > 0).all()):
+        raise ValueError(
+            f"no weight is left at alpha_1 = {float(one.max()):g}, alpha_2 = {float(two.max()):g} with tilts "
+            f"{first:g} and {second:g}. Use tilts of -20 or above, or clamp the alphas below 1."
+        )
+    return rho_1 * unit_2 * one / total, unit_1 * rho_2 * two / total, rho_1 * rho_2 * both / total
 
 
 def policy_scale(tilt: float, tilt_train: float) -> float:

@@ -33,7 +33,7 @@ from .engine.loading import LoadedAdapter, find_denoisers, load_adapter, unload_
 from .engine.stats import NFTStats
 from .errors import GuidanceError
 from .files.atomic import atomic_write_bytes
-from .settings import tilts_of
+from .settings import check_signs, tilts_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -256,6 +256,7 @@ class DiffusionNFTPipeline:
                 "this in its callback_on_step_end."
             )
         tilts = tilts_of({name: adapter.config for name, adapter in self.nft_adapters.items()}, strength)
+        check_signs(self._nft_engines[0].settings.combine, tilts)
         for engine in self._nft_engines:
             for term in engine.terms:
                 term.tilt = tilts[term.name]

@@ -16,7 +16,7 @@ from .checks import did_you_mean
 from .dial.measured import TiltMap
 from .dial.promise import tilt_for_rate
 from .errors import GuidanceError
-from .laws import LAWS
+from .laws import COMBINATIONS, LAWS
 from .modes import GUIDE, MODES
 
 _HINT = ' Did you mean "{}"?'
@@ -40,6 +40,7 @@ class GuidanceSettings:
             a fraction of its size. A larger one is shortened to it, for each sample by itself. None is no limit.
         mode: a name in `nft_pipeline.modes.MODES`: how the forwards are spent.
         guidance_scale: of classifier-free guidance in this call, by which the map is chosen; None is not known.
+        combine: a name in `nft_pipeline.laws.COMBINATIONS`: what several adapters at once mean.
     """
 
     law: str | None = None
@@ -49,6 +50,7 @@ class GuidanceSettings:
     cap: float | None = None
     mode: str = "two_pass"
     guidance_scale: float | None = None
+    combine: str = "all"
 
     @classmethod
     def of_call(
@@ -62,6 +64,7 @@ class GuidanceSettings:
         cap: float | None = None,
         mode: str | None = None,
         guidance_scale: float | None = None,
+        combine: str | None = None,
     ) -> GuidanceSettings:
         """Settings from what a person asked for; None means the default.
 
@@ -80,6 +83,7 @@ class GuidanceSettings:
         if mode is None:
             mode = _own_mode(configs) if law is None and cap is None else "two_pass"
         mode = _one_of("nft_mode", mode, MODES)
+        combine = _one_of("nft_combine", "all" if combine is None else combine, COMBINATIONS)
         if cap is not None and (not is_number(cap) or not math.isfinite(cap) or cap <= 0):
             raise GuidanceError(
                 f"nft_cap is {cap!r}, expected a number above 0: the largest fraction by which guidance may move the "
@@ -90,6 +94,8 @@ class GuidanceSettings:
                 f'nft_cap needs the base model\'s own output to measure the push, and nft_mode="{mode}" never computes '
                 'it. Use nft_mode="two_pass", or leave nft_cap out.'
             )
+        if COMBINATIONS[combine].odds_scale:
+            _check_odds_scale(combine, law, configs)
         for config in configs:
             if law is not None and config.kind not in LAWS[law].kinds:
                 others = " or ".join(f'nft_law="{name}"' for name in LAWS if config.kind in LAWS[name].kinds)
@@ -110,6 +116,7 @@ class GuidanceSettings:
             None if cap is None else float(cap),
             mode,
             guidance_scale,
+            combine,
         )
 
     def multiplier(self, noise_level: Tensor) -> Tensor:
@@ -243,6 +250,22 @@ def _check_names(argument: str, named: Mapping[str, Any], configs: Mapping[str, 
             )
 
 
+def check_signs(combine: str, tilts: Mapping[str, float]) -> None:
+    """Raise GuidanceError for a combination that has no law at tilts of these signs.
+
+    Args:
+        combine: a name in `nft_pipeline.laws.COMBINATIONS`.
+        tilts: of the loaded adapters, by name.
+    """
+    negative = [name for name, tilt in tilts.items() if tilt < 0]
+    if COMBINATIONS[combine].odds_scale and len(negative) > 1:
+        raise GuidanceError(
+            f'nft_combine="{combine}" takes one negative strength at most, and those of '
+            f"{' and '.join(map(repr, negative))} are negative: several weights below 1 can add up to less than "
+            'nothing. Use nft_combine="all" to avoid each of several things.'
+        )
+
+
 def schedule_value(schedule: Schedule, t: float) -> float:
     """The factor at noise level t in [0, 1].
 
@@ -269,6 +292,20 @@ def _one_of(name: str, value: Any, known: Iterable[str]) -> str:
         hint = did_you_mean(value, known, _HINT)
         raise GuidanceError(f"{name} is {value!r}, expected one of {', '.join(map(repr, known))}.{hint}")
     return str(value)
+
+
+def _check_odds_scale(combine: str, law: str | None, configs: Sequence[AdapterConfig]) -> None:
+    for config in configs:
+        if config.kind != "positive":
+            raise GuidanceError(
+                f'nft_combine="{combine}" adds the odds weights of positive adapters; {config.name!r} is a '
+                f'{config.kind} adapter, whose scale is none. Leave it out, or use nft_combine="all".'
+            )
+    if law is not None and not LAWS[law].odds_scale:
+        others = " or ".join(f'nft_law="{name}"' for name in LAWS if LAWS[name].odds_scale)
+        raise GuidanceError(
+            f'nft_combine="{combine}" adds odds weights, and the scale of nft_law="{law}" is none. Use {others}.'
+        )
 
 
 def _interval(interval: Any) -> tuple[float, float]:

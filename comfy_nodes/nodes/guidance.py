@@ -77,7 +77,8 @@ class NFTApplyAdapter(io.ComfyNode):
             display_name="Apply Reward Adapter",
             category=inputs.CATEGORY,
             description="Reward guidance with a loaded adapter. Chain several, each with its own strength: the pushes "
-            "add up, and each is measured from your model alone.",
+            "add up, and each is measured from your model alone. A sum is all of the rewards to first order, also "
+            "under odds; exact is one adapter trained on their product.",
             inputs=[
                 inputs.model(),
                 inputs.adapter_socket(),

@@ -20,9 +20,9 @@ from ..engine.terms import Term
 from ..engine.trace import Trace
 from ..errors import GuidanceError
 from ..families.registry import cfg_switch, family_of
-from ..laws import LAWS
+from ..laws import COMBINATIONS, LAWS
 from ..modes import MODES
-from ..settings import GuidanceSettings, is_number, tilts_of, tilts_of_rates
+from ..settings import GuidanceSettings, check_signs, is_number, tilts_of, tilts_of_rates
 
 # The defaults in the signature. Inside, None means "not given", so that no error is about an argument nobody gave.
 GUIDANCE_ARGUMENTS: dict[str, tuple[Any, str]] = {
@@ -35,6 +35,7 @@ GUIDANCE_ARGUMENTS: dict[str, tuple[Any, str]] = {
     "nft_guide": ("both", "str"),
     "nft_cap": (None, "float | None"),
     "nft_mode": (None, "str | None"),
+    "nft_combine": ("all", "str"),
 }
 _CALL_DOC = """Generate, guided by the reward of the loaded adapter. Takes what {stock} takes, and:
 
@@ -69,6 +70,9 @@ Args:
     nft_mode (`str`, *optional*):
         How the forwards are spent. Left out, it is what the adapter's calibration found best, or "two_pass":
 {modes}
+    nft_combine (`str`, defaults to "all"):
+        What several adapters at once mean:
+{combinations}
 
 Raises:
     GuidanceError: one of these is out of range, contradicts another one, or was given without an adapter.
@@ -105,6 +109,7 @@ def run_guided(
     tilts = (
         tilts_of(configs, strength, beta) if rate is None else tilts_of_rates(configs, rate, settings, strength, beta)
     )
+    check_signs(settings.combine, tilts)
     trace = Trace(StatsRecorder(list(loaded)))
     component = next(iter(configs.values())).component
     engines = []
@@ -198,6 +203,7 @@ def guided_method(stock: Any) -> Callable[..., Any]:
             f'        "{name}": {law.formula}. {law.help[:1].upper()}{law.help[1:]}.' for name, law in LAWS.items()
         ),
         modes="\n".join(f'        "{name}": {mode.help}.' for name, mode in MODES.items()),
+        combinations="\n".join(f'        "{name}": {combination.help}.' for name, combination in COMBINATIONS.items()),
         doc=inspect.getdoc(stock_call) or "",
     )
     return __call__

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..grid import CELL, SMALL, labelled_grid, scale_for
-from ..laws import LAWS, laws_explained
+from ..laws import COMBINATIONS, LAWS, combinations_explained, laws_explained
 from ..modes import GUIDE, MODES
 
 if TYPE_CHECKING:
@@ -42,6 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="adapter: a shipped name, a folder or a Hub id (default: %(default)s); a LoRA that another tool made may "
         "also be a .safetensors file, and needs --kind and --beta",
+    )
+    what.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="one more adapter to guide by, at the same strength; give it once for each (default: none). --combine "
+        "says what they mean together",
     )
     what.add_argument(
         "--kind",
@@ -105,6 +113,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="two_pass",
         help="how the forwards are spent (default: %(default)s). "
         + " ".join(f"{name}: {mode.help}." for name, mode in MODES.items()),
+    )
+    how.add_argument(
+        "--combine",
+        choices=COMBINATIONS,
+        default="all",
+        help=f"with --also: what several adapters mean (default: %(default)s). {combinations_explained()} any needs "
+        "--law odds",
     )
     how.add_argument(
         "--guide",
@@ -184,6 +199,8 @@ def run(args: argparse.Namespace) -> int:
     dtype = pick_dtype(args.dtype, device)
     pipe = DiffusionNFTPipeline.from_pretrained(args.model, dtype=dtype)
     pipe.load_nft_adapter(args.adapter, kind=args.kind, beta=args.beta, use_old=args.use_old)
+    for number, name in enumerate(args.also, start=1):
+        pipe.load_nft_adapter(name, name=f"also_{number}")
     pipe = pipe.to(device)
     rows = [(prompt, seed) for prompt in args.prompts for seed in args.seeds]
     print(f"{len(rows)} rows x {len(args.strengths)} strengths on {device}, {str(dtype).removeprefix('torch.')}")
@@ -197,6 +214,7 @@ def run(args: argparse.Namespace) -> int:
             nft_law=args.law,
             nft_interval=tuple(args.interval),
             nft_mode=args.mode,
+            nft_combine=args.combine,
             nft_guide=args.guide,
             nft_cap=args.cap,
             **{name: value for name, value in stock.items() if value is not None},
@@ -232,7 +250,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def stats_table(strengths: Sequence[float], stats: Sequence[Sequence[NFTStats]]) -> str:
-    """What guidance did, one line per strength.
+    """What guidance did, one line per strength; with several adapters alpha and scale are means over them.
 
     Args:
         strengths: one per line.
@@ -245,8 +263,8 @@ def stats_table(strengths: Sequence[float], stats: Sequence[Sequence[NFTStats]])
             continue
         import torch
 
-        alpha = torch.cat([batch.alpha for batch in batches], dim=1).mean(dim=1)
-        scale = torch.cat([batch.scale for batch in batches], dim=1)
+        alpha = torch.cat([batch.alphas.mean(dim=0) for batch in batches], dim=1).mean(dim=1)
+        scale = torch.cat([batch.scales.mean(dim=0) for batch in batches], dim=1)
         push = torch.cat([batch.push for batch in batches], dim=1)
         push = push[~push.isnan()]  # not known where one forward did all
         pushes = (f"{push.mean().item():.3f}", f"{push.max().item():.3f}") if len(push) else ("-", "-")
@@ -270,7 +288,8 @@ def row_labels(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
 
 def title(args: argparse.Namespace) -> str:
     """The prompt if there is but one, and what the pictures were made with."""
-    made_with = f"{_last_part(args.model)} + {_last_part(args.adapter)}, {args.law} law"
+    sources = " + ".join(_last_part(source) for source in (args.model, args.adapter, *args.also))
+    made_with = f"{sources}, {args.law} law" + (f", {args.combine} of them" if args.also else "")
     return f"{args.prompts[0]}  ({made_with})" if len(args.prompts) == 1 else made_with
 
 

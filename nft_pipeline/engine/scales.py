@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import guidance
 from ..families.family import Family
 from ..settings import GuidanceSettings
 from .denoiser_call import DenoiserCall
@@ -20,7 +21,7 @@ class ScaleFinder:
     Args:
         family: of the denoiser.
         terms: the adapters at work.
-        settings: names the law.
+        settings: names the law, and what several adapters at once mean.
         trace: holds the alphas of the step before.
     """
 
@@ -36,7 +37,7 @@ class ScaleFinder:
         scales = [
             self._terms[k].scale(alphas.get(k), call.factor, call.noise_level, self._settings) for k in call.terms
         ]
-        of_all = self.of_all_terms(call, scales)
+        of_all = self.of_all_terms(call, guidance.combined_scales(scales, self._settings.combine))
         if not call.auxiliary:
             self.of_main_call = of_all
         return [alphas.get(k) for k in range(len(self._terms))], of_all
@@ -51,7 +52,7 @@ class ScaleFinder:
             if term.needs_alpha:
                 alpha = alpha_before(term.adapter.config, self._trace.alphas.get(term.name), call.noise_level)
             scales.append(term.scale(alpha, call.factor, call.noise_level, self._settings))
-        return self.of_all_terms(call, scales)
+        return self.of_all_terms(call, guidance.combined_scales(scales, self._settings.combine))
 
     def keep_alphas(self, call: DenoiserCall, scales: Sequence[Tensor] | None = None) -> list[Tensor | None]:
         """What the heads read in the forward that has run, with the LoRAs at these scales or off; kept for the next

@@ -182,6 +182,79 @@ def test_each_of_several_heads_reads_the_base_pass() -> None:
     torch.testing.assert_close(guided.nft_stats.alphas, torch.stack([alone["a"], alone["b"]]))
 
 
+def two_heads() -> Any:
+    pipe = tiny_pipe()
+    adapters = {"a": tiny_adapter(pipe.transformer), "b": tiny_adapter(pipe.transformer, seed=8, alpha=0.25)}
+    for name, adapter in adapters.items():
+        adapters[name] = dataclasses.replace(adapter, config=dataclasses.replace(adapter.config, base_rate=0.4))
+    return DiffusionNFTPipeline.from_pipe(pipe, adapters)
+
+
+def shared(stats: Any, alone: Tensor) -> Tensor:
+    """The scales that "any" makes of those the adapters have alone, (2, steps, samples)."""
+    weights = alone / (1 - alone)
+    assert stats.adapters == ("a", "b")
+    return weights / (1 + weights.sum(0))
+
+
+@pytest.mark.parametrize("mode", ["two_pass", "batched"])
+@pytest.mark.parametrize("strength", [1.5, {"a": 2.0, "b": -1.0}], ids=["both", "one_negative"])
+def test_any_of_several_adapters_shares_one_denominator(mode: str, strength: Any) -> None:
+    guided = two_heads()
+    base = sample(guided, nft_strength=0, **ONE)
+    added = sample(guided, nft_law="odds", nft_mode=mode, nft_strength=strength, **ONE)
+    alone = guided.nft_stats.scales
+    either = sample(guided, nft_law="odds", nft_mode=mode, nft_strength=strength, nft_combine="any", **ONE)
+    torch.testing.assert_close(guided.nft_stats.scales, shared(guided.nft_stats, alone))
+    assert not torch.equal(either, added)
+    pushes = []
+    for k, name in enumerate("ab"):
+        one = sample(guided, nft_law="odds", nft_mode=mode, nft_strength={name: 1.0}, nft_combine="any", **ONE) - base
+        own = guided.nft_stats.scales[k, 0, 0]
+        assert float(guided.nft_stats.scales[1 - k].abs().max()) == 0 and float(own) > 0
+        pushes.append(one / own)
+    now = shared(guided.nft_stats, alone)[:, 0, 0]
+    torch.testing.assert_close(either - base, now[0] * pushes[0] + now[1] * pushes[1], atol=2e-5, rtol=0)
+
+
+def test_any_in_one_pass_shares_it_too() -> None:
+    guided = two_heads()
+    both: dict[str, Any] = {"nft_law": "odds", "nft_mode": "single"}
+    sample(guided, **both, **ONE)
+    alone = guided.nft_stats.scales
+    sample(guided, nft_combine="any", **both, **ONE)
+    torch.testing.assert_close(guided.nft_stats.scales, shared(guided.nft_stats, alone))
+
+
+def test_any_of_one_adapter_is_that_adapter() -> None:
+    guided = guided_pipe()
+    assert torch.equal(sample(guided, nft_law="odds", nft_combine="any"), sample(guided, nft_law="odds"))
+
+
+def test_any_is_refused_where_it_has_no_law() -> None:
+    guided = two_heads()
+    for call, message in (
+        ({}, r'nft_combine="any" adds odds weights, and the scale of nft_law="nft" is none. Use nft_law="odds"'),
+        ({"nft_law": "odds", "nft_strength": -1.0}, "those of 'a' and 'b' are negative"),
+    ):
+        with counted_forwards(guided.transformer) as forwards, pytest.raises(GuidanceError, match=message):
+            sample(guided, nft_combine="any", **call)
+        assert forwards == [0]
+    with pytest.raises(GuidanceError, match=r'nft_combine is \'anny\', expected one of .* Did you mean "any"\?'):
+        sample(guided, nft_combine="anny")
+    with pytest.raises(GuidanceError, match=r"'.*' is a policy adapter, whose scale is none. Leave it out"):
+        sample(two_policies(), nft_combine="any")
+
+    def turn(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe.set_nft_strength(-1.0)
+        return tensors
+
+    with pytest.raises(GuidanceError, match="takes one negative strength at most"):
+        sample(guided, nft_law="odds", nft_combine="any", callback_on_step_end=turn)
+    with pytest.raises(ValueError, match="more than one is negative for the same sample"):
+        sample(guided, nft_law="odds", nft_combine="any", nft_schedule=lambda t: -1.0)
+
+
 def test_adapters_come_and_go_by_name() -> None:
     guided = two_policies()
     pipe = guided._nft_stock

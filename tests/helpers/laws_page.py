@@ -1,10 +1,10 @@
-"""The tables of laws and modes in docs/api.md, made from `nft_pipeline.laws` and `nft_pipeline.modes`."""
+"""The tables of laws, modes and combinations in docs/api.md, made from `nft_pipeline.laws` and `nft_pipeline.modes`."""
 
 from __future__ import annotations
 
 from helpers.made import with_parts
 from helpers.repository import ROOT
-from nft_pipeline.laws import LAWS
+from nft_pipeline.laws import COMBINATIONS, LAWS
 from nft_pipeline.modes import MODES
 
 PAGE = ROOT / "docs" / "api.md"
@@ -22,13 +22,19 @@ def modes() -> str:
     return "".join(["| mode | |\n|---|---|\n", *rows])
 
 
+def combinations() -> str:
+    """The table of combinations."""
+    rows = [f'| `"{name}"` | {_cell(combination.help)} |\n' for name, combination in COMBINATIONS.items()]
+    return "".join(["| combination | |\n|---|---|\n", *rows])
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
 def page() -> str:
-    """The page as it should be: its text as it is, with both tables made anew."""
-    return with_parts(PAGE, laws=laws(), modes=modes())
+    """The page as it should be: its text as it is, with its tables made anew."""
+    return with_parts(PAGE, laws=laws(), modes=modes(), combinations=combinations())
 
 
 if __name__ == "__main__":

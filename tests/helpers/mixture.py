@@ -126,7 +126,7 @@ def solve_ode(velocity: Callable[[Tensor, float], Tensor], x: Tensor, levels: li
     return x
 
 
-def spread_noise(count: int, seed: int = 0) -> Tensor:
-    """Evenly spread 2-D Gaussian noise (scrambled Sobol points), (count, 2): far less sampling error than random."""
-    uniform = torch.quasirandom.SobolEngine(2, scramble=True, seed=seed).draw(count, dtype=torch.float64)
+def spread_noise(count: int, seed: int = 0, dimensions: int = 2) -> Tensor:
+    """Evenly spread Gaussian noise (scrambled Sobol points), (count, dimensions): far less error than random noise."""
+    uniform = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=seed).draw(count, dtype=torch.float64)
     return torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9))

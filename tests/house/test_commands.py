@@ -158,6 +158,23 @@ def test_sample_writes_a_grid_and_says_what_guidance_did(
         assert np.asarray(grid).std() > 10
 
 
+def test_sample_with_several_adapters(
+    folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sample", "a ring", "--seeds", "0", "--strengths", "1", "--model", folders[0], "--adapter", folders[1]]
+    command += ["--also", folders[1], "--device", "cpu", "--out", str(tmp_path / "grid.png")]
+    scales = {}
+    for options in ([], ["--combine", "all"], ["--combine", "any"]):
+        assert main([*command, "--law", "odds", *options]) == 0
+        line = capsys.readouterr().out.splitlines()[2].split()
+        assert line[-1] == "3.00"  # two forwards more
+        scales[tuple(options)] = float(line[4])  # of both, in the mean
+    alone, _, together = scales.values()
+    assert together == pytest.approx(alone / (1 + alone), abs=0.01)  # twice the same odds weight g: g / (1 + 2 g)
+    assert main([*command, "--combine", "any"]) == 2
+    assert 'the scale of nft_law="nft" is none. Use nft_law="odds"' in capsys.readouterr().err
+
+
 def test_a_picture_depends_on_seed_and_prompt_but_not_on_the_batch(folders: tuple[str, str]) -> None:
     from nft_pipeline import DiffusionNFTPipeline
 

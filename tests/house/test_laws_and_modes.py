@@ -22,7 +22,7 @@ from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import AdapterConfig
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.guidance import law_scale
-from nft_pipeline.laws import LAWS, Law
+from nft_pipeline.laws import COMBINATIONS, LAWS, Law
 from nft_pipeline.modes import MODES
 from nft_pipeline.settings import GuidanceSettings
 
@@ -84,6 +84,11 @@ def test_the_modes_are_those_of_the_table() -> None:
     assert all(name in choices(sample_command.add_arguments, "--mode")[1] for name in MODES)
 
 
+def test_the_combinations_are_those_of_the_table() -> None:
+    names, words = choices(sample_command.add_arguments, "--combine")
+    assert names == list(COMBINATIONS) and all(combination.help in words for combination in COMBINATIONS.values())
+
+
 @pytest.mark.parametrize("name", ["off", "on", *MODES])
 def test_every_mode_has_the_same_two_functions(name: str) -> None:
     module = importlib.import_module(f"nft_pipeline.engine.modes.{name}")
@@ -98,6 +103,8 @@ def test_the_calls_own_help_and_the_page_list_them() -> None:
         assert f'"{name}": {law.formula}' in documentation
     for name, mode in MODES.items():
         assert f'"{name}": {mode.help}' in documentation
+    for name, combination in COMBINATIONS.items():
+        assert f'"{name}": {combination.help}' in documentation
     assert page() == PAGE.read_text(encoding="utf-8"), "docs/api.md is stale: run make pages"
 
 

@@ -47,6 +47,19 @@ def test_a_reward_in_another_unit_weighs_the_same(method):
     assert np.corrcoef(heavy, two)[0, 1] > np.corrcoef(plain, two)[0, 1]
 
 
+def test_a_product_asks_for_all_rewards_at_once():
+    liked, drawn = np.array([0.0, 0.0, 1.0, 1.0]), np.array([0.0, 1.0, 0.0, 1.0])
+    pair = {"a": liked, "b": drawn}
+    assert optimality(pair, "raw", mix="product").r.tolist() == [0, 0, 0, 1]
+    assert optimality(pair, "raw").r.tolist() == [0, 0.5, 0.5, 1]
+    graded = {"a": SCORES, "b": SCORES[::-1]}
+    for method in ("rank", "sigmoid"):
+        each = [r_of(method, scores) for scores in graded.values()]
+        assert optimality(graded, method, mix="product").r == pytest.approx(each[0] * each[1])
+    missing = optimality({"a": np.append(np.ones(19), np.nan), "b": np.full(20, 0.5)}, "raw", mix="product")
+    assert missing.dropped == 1 and missing.r[:19] == pytest.approx(np.full(19, 0.5))
+
+
 def test_missing_scores_drop_their_sample_and_too_many_stop_the_run():
     scores = np.arange(20, dtype=float) / 20
     scores[[3, 7]] = np.nan, np.inf

@@ -189,3 +189,20 @@ def test_several_rewards_are_mixed_by_weight(run, tmp_path):
     name = read_adapter(tmp_path / "run" / "adapter").config.reward["name"]
     assert name == "helpers.tiny_run:bright + 0.5 helpers.tiny_run:sometimes_missing"
     assert np.isfinite(json.loads((tmp_path / "run" / "losses.jsonl").read_text().splitlines()[-1])["policy"])
+
+
+@pytest.mark.parametrize("online", [False, True], ids=["offline", "online"])
+def test_a_product_of_rewards_makes_one_joint_adapter(online, run, tmp_path):
+    rewards = {"helpers.tiny_run:bright": 1, "helpers.tiny_run:dark": 1}  # alike in their ranks
+    settings = {
+        **(ONLINE if online else SMALL),
+        "reward": "",
+        "rewards": rewards,
+        "mix": "product",
+        "optimality": "rank",
+    }
+    run(tmp_path, settings)
+    config = read_adapter(tmp_path / "adapter").config
+    assert config.reward["name"] == "helpers.tiny_run:bright x helpers.tiny_run:dark"
+    ranks = (np.arange(4 if online else 24) + 0.5) / (4 if online else 24)
+    assert config.training["pool"]["mean_reward"] == pytest.approx(np.mean(ranks**2), abs=0.01)

@@ -65,6 +65,13 @@ def test_five_mistakes_make_one_report():
         ({"rewards": {"a": 0}}, "rewards is {'a': 0}, expected names with weights above 0"),
         ({"rewards": {"a": 1.0}}, "for several, put all into rewards"),
         ({"reward": ""}, "'reward' is missing"),
+        ({"mix": "sum"}, "mix is 'sum', expected mean or product"),
+        ({"mix": "product"}, "mix is 'product' with 1 of `rewards`: it needs two or more"),
+        ({"mix": "product", "reward": "", "rewards": {"a": 1, "b": 2}}, "a product has none, set each to 1"),
+        (
+            {"mix": "product", "reward": "", "rewards": {"a": 1, "b": 1}, "optimality": "group"},
+            "mix is 'product' with optimality 'group'",
+        ),
         ({"prompts": None}, "'prompts' is missing"),
         ({"group_size": 1}, "group_size is 1, expected a whole number from 2"),
         ({"old": "ema"}, "old is 'ema', expected copy, ramp, late_ramp, or a number from 0, below 1"),

@@ -9,8 +9,9 @@
                 DiffusionNFT's own (arXiv:2509.16117). r stays near 1/2: 0.1 for each standard deviation, which at the
                 tilt 2 / beta is a tilt of 0.2 / beta for each standard deviation
 
-Several rewards are normalised one by one before the weighted mean is taken, so that the unit of one cannot drown the
-others.
+Several rewards are normalised one by one, so that the unit of one cannot drown the others. Then either the weighted
+mean of the normalised scores becomes r, or each becomes an r of its own and r is their product: the probability that a
+picture is good by all of them (docs/theory.md, M14).
 numpy only.
 """
 
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
-from ..settings.choices import Method
+from ..settings.choices import Method, Mix
 
 GROUPED = ("group", "rank")
 CENTRED = (*GROUPED, "sigmoid")  # r is about 1/2 in the mean, whatever the scores
@@ -75,6 +76,7 @@ def optimality(
     weights: Mapping[str, float] | None = None,
     groups: np.ndarray | None = None,
     at: float | None = None,
+    mix: Mix = "mean",
 ) -> Optimality:
     """r from one or several rewards' scores.
 
@@ -83,6 +85,7 @@ def optimality(
         weights: the weight per reward, above 0; by default all are equal.
         groups: the group of each sample, (N,), where a group is the pictures of one prompt; None is one group of all.
         at: for "threshold", the score from which on a picture is liked.
+        mix: "mean", or "product", which asks for all rewards at once and does not look at weights.
 
     Raises:
         OptimalityError: no samples, more than 10 % of them without a score, or scores outside what the method takes.
@@ -103,9 +106,11 @@ def optimality(
     inside, members = table[:, kept], group[kept]
     flat = _flat_groups(inside, members) if method in GROUPED else 0
     parts = [_one(row, members, method, name, at) for name, row in zip(names, inside, strict=True)]
-    mixed = np.average(parts, axis=0, weights=weight)
     r = np.full(n, np.nan)
-    r[kept] = _unit(mixed, method)
+    if mix == "product":
+        r[kept] = np.prod([_unit(part, method) for part in parts], axis=0)
+    else:
+        r[kept] = _unit(np.average(parts, axis=0, weights=weight), method)
     return Optimality(
         r,
         kept,
@@ -147,7 +152,7 @@ def _one(scores: np.ndarray, group: np.ndarray, method: Method, name: str, at: f
 
 
 def _unit(mixed: np.ndarray, method: Method) -> np.ndarray:
-    """The weighted mean of the normalised rewards, in [0, 1]."""
+    """Normalised scores, or the weighted mean of several, in [0, 1]."""
     if method == "group":
         return 0.5 + np.clip(mixed, -CLIP, CLIP) / (2 * CLIP)
     if method == "sigmoid":

@@ -28,7 +28,7 @@ from ..bases.base import Conditions, TrainBase, rows_of
 from ..rewards.contract import RewardError
 from ..rewards.find import Scorer
 from ..settings import stored
-from ..settings.choices import Method
+from ..settings.choices import Method, Mix
 from .optimality import Optimality, optimality
 
 FORMAT = Format(version=1)
@@ -134,6 +134,7 @@ def sample_pool(
     batch: int,
     weights: Mapping[str, float] | None = None,
     at: float | None = None,
+    mix: Mix = "mean",
     label: str = "pool",
     empty: Conditions | None = None,
 ) -> tuple[Pool, Optimality]:
@@ -142,7 +143,7 @@ def sample_pool(
     Args:
         base: the base model, with text encoders and VAE.
         rewards: the rewards by name.
-        method, weights, at: as in `optimality`.
+        method, weights, at, mix: as in `optimality`.
         empty: conditions of the empty prompt, needed with classifier-free guidance.
 
     Raises:
@@ -154,7 +155,7 @@ def sample_pool(
     pictures = base.decode_latents(latents)
     texts = [prompts[i] for i in prompt.tolist()]
     scores = {name: score(reward, name, pictures, texts) for name, reward in rewards.items()}
-    found = optimality(scores, method, weights=weights, at=at)
+    found = optimality(scores, method, weights=weights, at=at, mix=mix)
     kept = torch.from_numpy(found.kept)
     return Pool.of(latents[kept].half(), prompt[kept], conditions, torch.from_numpy(found.r[found.kept])), found
 

@@ -59,6 +59,7 @@ def _settings(base: TrainBase, config: TrainConfig) -> dict[str, Any]:
         "optimality": [config.optimality, config.optimality_at],
         "dtype": str(base.dtype),
         "call": base.call,
+        **({"mix": config.mix} if config.mix != "mean" else {}),
     }
 
 
@@ -85,6 +86,7 @@ def _sampled(base: TrainBase, config: TrainConfig, out: Path, say: Say, *, held_
                 batch=config.pool_batch,
                 weights=config.weights,
                 at=config.optimality_at,
+                mix=config.mix,
                 label=label,
                 empty=empty,
             )

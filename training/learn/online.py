@@ -118,7 +118,9 @@ def sample_round(
     latents, scores = processes.summed(latents), processes.summed(scores)
     table = {name: scores[index].numpy() for index, name in enumerate(rewards)}
     groups = np.repeat(np.arange(config.round_prompts), config.group_size)
-    found = optimality(table, config.optimality, weights=config.weights, groups=groups, at=config.optimality_at)
+    found = optimality(
+        table, config.optimality, weights=config.weights, groups=groups, at=config.optimality_at, mix=config.mix
+    )
     kept = torch.from_numpy(found.kept)
     r = torch.from_numpy(found.r[found.kept])
     return Pool.of(latents[kept].half(), which[kept], prompts.conditions, r), found

@@ -170,7 +170,9 @@ def _trial_pool(base: TrainBase, config: TrainConfig, folder: Folder | None) -> 
     scores = {name: score(reward, name, pictures, texts) for name, reward in rewards_of(config).items()}
     if scores:
         groups = prompt.numpy() if config.online else None
-        optimality(scores, config.optimality, weights=config.weights, groups=groups, at=config.optimality_at)
+        optimality(
+            scores, config.optimality, weights=config.weights, groups=groups, at=config.optimality_at, mix=config.mix
+        )
     return Pool.of(latents.half(), prompt, conditions, torch.linspace(0.1, 0.9, count))
 
 

@@ -3,6 +3,7 @@
 Kind, Baseline    training/learn/objective.py       Method      training/data/optimality.py
 Schedule          training/learn/old_model.py       Precision   training/devices/precision.py
 Quantise, Optimizer                                 training/devices/quantised.py
+Mix               training/data/optimality.py
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Literal, get_args
 Kind = Literal["positive", "policy", "paper"]
 Baseline = Literal["half", "mean", "alpha"]
 Method = Literal["raw", "likes", "threshold", "sigmoid", "rank", "group"]
+Mix = Literal["mean", "product"]
 Schedule = Literal["copy", "ramp", "late_ramp"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Quantise = Literal["none", "nf4", "int8"]
@@ -20,6 +22,7 @@ Optimizer = Literal["adamw", "adamw8bit"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 METHODS: tuple[Method, ...] = get_args(Method)
+MIXES: tuple[Mix, ...] = get_args(Mix)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 QUANTISE: tuple[Quantise, ...] = get_args(Quantise)

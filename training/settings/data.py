@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from nft_pipeline.checks import Check, choice, flag, number, optional
 
-from .choices import METHODS, Method
+from .choices import METHODS, MIXES, Method, Mix
 from .section import TEXT, TEXT_OR_EMPTY, Section
 
 
@@ -43,10 +43,19 @@ class DataSettings(Section):
 
     rewards: Annotated[dict[str, Any], _WEIGHTS] = field(default_factory=dict)
     """Several rewards, in the place of `reward`: each name with its weight, which is above 0, or with a mapping of its
-    weight and options, such as {pickscore: {weight: 1.0, device: cuda}}. r is their weighted mean.
+    weight and options, such as {pickscore: {weight: 1.0, device: cuda}}. `mix` says how they become one r.
 
     Use it when one reward alone is easy to trick, or when one needs options. Raise the weight of a reward that the
     run neglects.
+    """
+
+    mix: Annotated[Mix, choice(*MIXES)] = "mean"
+    """How several `rewards` become one r: mean, their weighted mean, or product, the product of the r of each, which
+    asks for all of them at once and takes no weights.
+
+    Set product for a joint adapter of several wishes: a picture is then liked as far as every reward likes it, and one
+    dial turns all of it. Such pictures are rarer than those that one reward likes, so look at the mean reward that the
+    run prints. Keep mean where a good score may make up for a bad one.
     """
 
     prompts: Annotated[str | None, optional(TEXT)] = None
@@ -109,9 +118,9 @@ class DataSettings(Section):
 
     @property
     def reward_name(self) -> str:
-        """For reports: "aesthetic" or "aesthetic + 0.5 text"."""
+        """For reports: "aesthetic", "aesthetic + 0.5 text", or "aesthetic x text" for a product."""
         parts = [name if weight == 1 else f"{weight:g} {name}" for name, weight in self.weights.items()]
-        return " + ".join(parts) or "the scores in metadata.jsonl"
+        return (" x " if self.mix == "product" else " + ").join(parts) or "the scores in metadata.jsonl"
 
     def data_faults(self) -> list[str]:
         """Settings of this section that are sound one by one and do not go together, one sentence each."""
@@ -126,8 +135,23 @@ class DataSettings(Section):
             faults.append(
                 f"optimality is {self.optimality!r} with {len(self.rewards)} rewards; use group, rank or sigmoid"
             )
+        if self.mix == "product":
+            faults += self._product_faults()
         if self.optimality == "threshold" and self.optimality_at is None:
             faults.append(
                 "optimality is 'threshold' and optimality_at is missing: from which score on is a picture liked?"
+            )
+        return faults
+
+    def _product_faults(self) -> list[str]:
+        faults = []
+        if len(self.rewards) < 2:
+            faults.append(f"mix is 'product' with {len(self.weights)} of `rewards`: it needs two or more to multiply")
+        if any(weight != 1 for weight in self.weights.values()):
+            faults.append(f"mix is 'product' with the weights {self.weights}: a product has none, set each to 1")
+        if self.optimality == "group":
+            faults.append(
+                "mix is 'product' with optimality 'group', whose r stays near 1/2 for all pictures; use raw, rank or "
+                "sigmoid"
             )
         return faults

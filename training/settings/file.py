@@ -13,7 +13,7 @@ from ..errors import ConfigError
 PRESETS = Path(__file__).parent.parent / "presets"
 # A file with one of the first keys takes none of these from a preset: they describe the preset's own reward or data.
 _REPLACED = (
-    ({"reward", "rewards", "data"}, {"reward", "rewards", "reward_description", "optimality", "optimality_at"}),
+    ({"reward", "rewards", "data"}, {"reward", "rewards", "reward_description", "optimality", "optimality_at", "mix"}),
     ({"prompts", "data"}, {"prompts", "held_out_prompts"}),
 )
 
