@@ -308,7 +308,7 @@ def accumulated_tilt(eta1: float, rounds: int, eta0: float | None = None) -> flo
 
 
 def regression_target(
-    v_old: Tensor, y: Tensor, r: Tensor, tilt: float, baseline: float | Tensor, refit: float = 0.0
+    v_old: Tensor, y: Tensor, r: Tensor, tilt: float | Tensor, baseline: float | Tensor, refit: float = 0.0
 ) -> Tensor:
     """Target `v_old + (tilt (r - b) + refit)(y - v_old)` whose conditional mean is v_old + tilt Delta (M6).
 
@@ -325,7 +325,7 @@ def regression_target(
     Args:
         v_old, y: old model's velocity and eps - x_0, both (B, ...).
         r: rewards in [0, 1], (B,).
-        tilt: 2 / beta, finite.
+        tilt: 2 / beta, finite; or a Tensor of (B,), one tilt per sample, whose values are not checked.
         baseline: b, a number or (B,), in [0, 1].
         refit: in [0, 1].
 
@@ -336,8 +336,9 @@ def regression_target(
         ValueError: shapes that do not fit, r, baseline or refit outside [0, 1], tilt not finite.
     """
     _same_shape(v_old=v_old, y=y)
-    lam, work = _finite("tilt", tilt, "2 / beta"), _work_dtype(v_old, y)
+    work = _work_dtype(v_old, y)
     old = v_old.detach().to(work)
+    lam = _per_sample("tilt", tilt if isinstance(tilt, Tensor) else _finite("tilt", tilt, "2 / beta"), old, work)
     r_, b_ = (_unit_per_sample(name, value, old) for name, value in (("r", r), ("baseline", baseline)))
     _in_unit("refit", torch.tensor(float(refit)), "0 leaves v_old's own error where it is, 1 takes it out")
     return old + (lam * (r_ - b_) + refit) * (y.to(work) - old)

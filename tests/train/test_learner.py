@@ -219,7 +219,7 @@ def test_an_adaptive_law_meets_the_gradients_at_the_output_whatever_the_micro_ba
 
         learner.draw, learner.objective = (
             keep,
-            SimpleNamespace(loss=loss, kind=kind, anchored=False, baseline=objective.baseline),
+            SimpleNamespace(loss=loss, kind=kind, needs_ref=False, baseline=objective.baseline),
         )
         learner.step(pool)
         at = drawn[-1].bin  # of the LoRA's batch

@@ -10,7 +10,7 @@
                 tilt 2 / beta is a tilt of 0.2 / beta for each standard deviation
 
 Several rewards are normalised one by one before the weighted mean is taken, so that the unit of one cannot drown the
-others.
+others. DiffusionNFT's authors sum the raw scores first, and normalise the sum (`sum_first`).
 numpy only.
 """
 
@@ -75,6 +75,7 @@ def optimality(
     weights: Mapping[str, float] | None = None,
     groups: np.ndarray | None = None,
     at: float | None = None,
+    sum_first: bool = False,
 ) -> Optimality:
     """r from one or several rewards' scores.
 
@@ -83,6 +84,7 @@ def optimality(
         weights: the weight per reward, above 0; by default all are equal.
         groups: the group of each sample, (N,), where a group is the pictures of one prompt; None is one group of all.
         at: for "threshold", the score from which on a picture is liked.
+        sum_first: whether the raw scores times their weights are summed, and the sum is normalised as one reward.
 
     Raises:
         OptimalityError: no samples, more than 10 % of them without a score, or scores outside what the method takes.
@@ -102,8 +104,11 @@ def optimality(
     weight = np.array([1.0 if weights is None else weights[name] for name in names])
     inside, members = table[:, kept], group[kept]
     flat = _flat_groups(inside, members) if method in GROUPED else 0
-    parts = [_one(row, members, method, name, at) for name, row in zip(names, inside, strict=True)]
-    mixed = np.average(parts, axis=0, weights=weight)
+    if sum_first:
+        mixed = _one(weight @ inside, members, method, " + ".join(names), at)
+    else:
+        parts = [_one(row, members, method, name, at) for name, row in zip(names, inside, strict=True)]
+        mixed = np.average(parts, axis=0, weights=weight)
     r = np.full(n, np.nan)
     r[kept] = _unit(mixed, method)
     return Optimality(
