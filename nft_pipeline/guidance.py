@@ -398,6 +398,8 @@ def paper_loss(
         x0hat^+- = x_t - t v^+-,   m^+- = max(mean|x0hat^+- - x_0|, weight_floor) without gradient
         v^+ = beta v_theta + (1 - beta) v_old,   v^- = (1 + beta) v_old - beta v_theta
 
+    Their trainer adds 0.0001 ||v_theta - v_base||^2 to it, which `nft_pipeline.training` has as a setting.
+
     With equal m the optimum is M4's, exactly. m is nearly equal where many pictures could have given x_t in many
     dimensions; where few could, the optimum keeps its direction and misses its size (docs/theory.md has numbers).
 

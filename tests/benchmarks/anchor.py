@@ -23,7 +23,7 @@ from helpers.fields import Rounds
 from helpers.mixture import Mixture, noise_levels, ring, spread_noise
 from nft_pipeline.training.demo.report import markdown
 from nft_pipeline.training.learn.objective import Objective
-from nft_pipeline.training.settings.choices import STEP_LAWS
+from nft_pipeline.training.settings.choices import STEP_LAWS, StepLaw
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "measured" / "anchor.md"
 ANCHORS = ((1.0, 2.0, 5), (2.0, 2.0, 7), (4.0, 1.0, 12), (4.0, 2.0, 9), (8.0, 2.0, 12), (8.0, 4.0, 8))
@@ -39,9 +39,11 @@ def liked(count: int) -> Mixture:
     return replace(world, rewards=rewards)
 
 
-def run(world: Mixture, law: str, eta0: float | None, eta1: float, rounds: int, count: int) -> list[tuple[float, float]]:
+def run(
+    world: Mixture, law: StepLaw, eta0: float | None, eta1: float, rounds: int, count: int
+) -> list[tuple[float, float]]:
     """(log-odds moved, mean reward) after each of the last rounds."""
-    online = Rounds(world, Objective("policy", eta1, "alpha", eta0, step_law=law))  # type: ignore[arg-type]
+    online = Rounds(world, Objective("policy", eta1, "alpha", eta0, step_law=law))
     reached = []
     for _ in range(rounds):
         online.step(spread_noise(count), noise_levels(14, 1e-2))
@@ -76,16 +78,16 @@ def main() -> None:
     graded_head = ["eta0", "tilt", "rounds", "the run says", "mean r, exact", "`nft`", "`odds`"]
     text = f"""# What anchored rounds reach
 
-Made by `tests/benchmarks/anchor.py` on {date.today().isoformat()}, CPU, float64: 24 pictures in two dimensions, the exact
-optimum of the trainer's loss in every round, {args.count} samples per round of 14 Heun steps. `old` is a copy.
+Made by `tests/benchmarks/anchor.py` on {date.today().isoformat()}, CPU, float64: 24 pictures in two dimensions, the
+exact optimum of the trainer's loss in every round, {args.count} samples per round of 14 Heun steps. `old` is a copy.
 
-Rewards of 0 and 1. The run says the accumulated tilt of M8; what is measured is the shift of the rate's log-odds after the
-last round, and in brackets its range over the last three rounds.
+Rewards of 0 and 1. The run says the accumulated tilt of M8. Measured is the shift of the rate's log-odds after the last
+round, and in brackets its range over the last three rounds.
 
 {markdown(head, binary)}
 
-With `step_law: nft` (M7) the shift may be far from what the run says, to either side, and it swings from round to round. With
-`step_law: odds` the last column says how far off each row is. It needs no pass of the base model.
+With `step_law: nft` (M7) the shift may be far from what the run says, to either side, and it swings between rounds.
+With `step_law: odds` the last column says how far off each row is. It needs no pass of the base model.
 
 Graded rewards, mean reward beside that of the exponential tilt that the run says:
 

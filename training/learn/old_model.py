@@ -33,8 +33,8 @@ def decay_after(old: str | float, step: int) -> float:
 def average_decay(step: int, config: TrainConfig) -> float:
     """Decay of the running average of theta after optimiser step number `step`, counted from 1.
 
-        min(step / (step + 10), ema)            the average begins as a plain mean, not at its random start
-        min((1 + step) / (10 + step), 0.9)      the authors' trainer
+    min(step / (step + 10), ema)            the average begins as a plain mean, not at its random start
+    min((1 + step) / (10 + step), 0.9)      the authors' trainer
     """
     if config.authors_trainer:
         return min((1 + step) / (10 + step), 0.9)

@@ -27,7 +27,7 @@ from ..devices.memory import memory_advice
 from ..devices.precision import choose_precision
 from ..devices.quantised import quantise
 from ..learn.calibration import Calibration, calibrate, calibration_table
-from ..learn.export import make_adapter
+from ..learn.export import make_adapter, tilt_words
 from ..learn.learner import Learner
 from ..learn.objective import Objective
 from ..learn.online import Prompts, baseline_warning, sample_round
@@ -92,7 +92,9 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
             learner.use_average()
             calibration = _calibration(learner, held_out, say)
             found = run.observer.finish(pictures, run.seconds_before + sum(run.seconds.values()), calibration)
-            adapter = make_adapter(learner, base_identity, rate, pictures, calibration, found.strength)
+            adapter = make_adapter(learner, base_identity, rate, pictures, calibration, found.strength, found.shift)
+            if config.kind != "positive":
+                say(tilt_words(learner, found.shift))
         finally:
             run.observer.close()
             if learner is not None:
@@ -232,7 +234,7 @@ class Run:
         if sweep is not None and self.config.keep_best and self.observer.is_best(sweep):
             with averaged(learner):
                 pictures, strength = self._sampled(learner), choose_strength(sweep).strength
-                best = make_adapter(learner, self.base_identity, learner.mean_r, pictures, strength=strength)
+                best = make_adapter(learner, self.base_identity, learner.mean_r, pictures, (), strength, sweep.shift)
             report = run_report(self.config, Trained(), (), sweep)
             write_adapter(self.out / "best", best, {REPORT_FILE: report.to_json().encode()})
             self.say(f"best so far, written to {self.out / 'best'}")

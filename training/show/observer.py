@@ -29,6 +29,7 @@ from ..data.sources import rewards_of
 from ..devices import processes
 from ..devices.memory import memory_advice
 from ..learn.calibration import Calibration
+from ..learn.export import Shift
 from ..learn.learner import Learner
 from ..rewards.find import find_prompts, find_reward
 from ..settings.config import TrainConfig
@@ -48,11 +49,13 @@ _GRID = re.compile(r"step-(\d{6,})\.png")
 
 @dataclass(frozen=True)
 class Findings:
-    """What a finished run found: the files to put beside its adapter, and the strength to recommend."""
+    """What a finished run found: the files to put beside its adapter, the strength to recommend, and the shift of
+    log-odds at strength 1, None where no sweep measured one."""
 
     files: dict[str, bytes]
     report: RunReport
     strength: float
+    shift: Shift | None = None
 
 
 class Observer:
@@ -237,7 +240,7 @@ class Observer:
                 grids=self.grids(),
             )
             self.say(f"report written to {page}")
-        return Findings(files, report, strength)
+        return Findings(files, report, strength, None if self.sweep is None else self.sweep.shift)
 
     def close(self) -> None:
         """Write what is left and close the records."""
