@@ -67,7 +67,18 @@ BASE, OF_OLD, GRAD = (False, ()), (False, (OLD,)), (True, (THETA,))
         ({**ON, "step_law": "odds"}, [OF_OLD, GRAD]),
         (ON, [OF_OLD, BASE, GRAD]),
     ],
-    ids=["positive", "half", "alpha", "offline anchor", "paper", "online", "online paper", "online anchor"],
+    ids=[
+        "positive",
+        "half",
+        "alpha",
+        "offline anchor",
+        "paper",
+        "online",
+        "online paper",
+        "authors trainer",
+        "online odds law",
+        "online anchor",
+    ],
 )
 def test_a_step_costs_the_forwards_it_says(settings, expected):
     base, learner, pool = learner_of(**settings)
