@@ -32,7 +32,6 @@ from ..settings.config import TrainConfig
 from ..settings.objective import ObjectiveSettings, objective_faults
 
 AUTHORS_KL = 1e-4  # weight of |v - v_ref|^2 in velocity space, to the base model, in the authors' trainer
-KEPT = 2.0  # up to this eta0 first-order rounds keep M8's promise for 0/1 rewards (docs/measured/anchor.md)
 
 
 def squared_error(v: Tensor, target: Tensor) -> Tensor:
@@ -294,8 +293,10 @@ class Objective:
         if self.anchored:
             pull = f"kappa {self.kappa:.3g}, " if self.needs_ref else "no pull to the base, "
             anchor = f"anchored: {pull}w {self.weight:.3g}, limit eta0 {self.eta0:g}"
-        if self.kind == "policy" and self.step_law == "nft" and reached > KEPT:
-            anchor += " (rewards of 0 or 1 may end far from a tilt above 2; step_law odds keeps it)"
+        if self.kind == "policy" and self.step_law == "nft" and online:  # docs/measured/anchor.md
+            anchor += (
+                " (to first order: rewards of 0 or 1 may end a fifth off, above 2 far off; step_law odds keeps it)"
+            )
         return (
             f"objective {self.kind}{what}: tilt {self.tilt:g} a round (beta {2 / self.tilt:g}); {anchor}; "
             f"{reached:.3g} after {rounds} converged round{'s' * (rounds != 1)}; {cost}"

@@ -48,8 +48,8 @@ class ObjectiveSettings(Section):
     out, there is no anchor, and the tilt grows with every round.
 
     Set it in long online runs, and lower it when pictures drift or lose variety. Online it costs one more forward per
-    sample. With rewards of 0 or 1 the rounds may end far from an eta0 above 2 unless step_law is odds, which also needs
-    no such forward.
+    sample. With rewards of 0 or 1 the rounds may end far from an eta0 above 2. With step_law odds they do not, and
+    need no such forward.
     """
 
     step_law: Annotated[StepLaw, choice(*STEP_LAWS)] = "nft"
