@@ -26,7 +26,7 @@ from nft_pipeline.training.learn.objective import Objective
 from nft_pipeline.training.settings.choices import STEP_LAWS, StepLaw
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "measured" / "anchor.md"
-ANCHORS = ((1.0, 2.0, 5), (2.0, 2.0, 7), (4.0, 1.0, 12), (4.0, 2.0, 9), (8.0, 4.0, 8))
+ANCHORS = ((1.0, 2.0, 5), (2.0, 2.0, 7), (4.0, 2.0, 9), (8.0, 4.0, 8))
 FREE = ((None, 1.0, 3), (None, 2.0, 2))
 LAST = 3  # rounds over which the spread is given
 

@@ -190,7 +190,7 @@ def test_by_the_odds_law_a_round_adds_what_is_left_of_the_way_and_needs_no_base(
 
 def test_first_order_rounds_say_where_zero_one_rewards_leave_them():
     said = Objective("policy", 2.0, "alpha", eta0=8.0).describe(online=True, rounds=20)
-    assert "rewards of 0 or 1 may end a fifth off, above 2 far off; step_law odds keeps it" in said
+    assert "rewards of 0 or 1 may end a quarter off, above 2 far off; step_law odds keeps it" in said
     for kept in (Objective("paper", 2.0), Objective("policy", 2.0, eta0=8.0, step_law="odds")):
         assert "may end" not in kept.describe(online=True, rounds=20)
     assert "may end" not in Objective("policy", 2.0).describe(online=False)

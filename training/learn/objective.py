@@ -294,9 +294,7 @@ class Objective:
             pull = f"kappa {self.kappa:.3g}, " if self.needs_ref else "no pull to the base, "
             anchor = f"anchored: {pull}w {self.weight:.3g}, limit eta0 {self.eta0:g}"
         if self.kind == "policy" and self.step_law == "nft" and online:  # docs/measured/anchor.md
-            anchor += (
-                " (to first order: rewards of 0 or 1 may end a fifth off, above 2 far off; step_law odds keeps it)"
-            )
+            anchor += " (first order: rewards of 0 or 1 may end a quarter off, above 2 far off; step_law odds keeps it)"
         return (
             f"objective {self.kind}{what}: tilt {self.tilt:g} a round (beta {2 / self.tilt:g}); {anchor}; "
             f"{reached:.3g} after {rounds} converged round{'s' * (rounds != 1)}; {cost}"
