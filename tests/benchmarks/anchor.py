@@ -82,7 +82,7 @@ Made by `tests/benchmarks/anchor.py` on {date.today().isoformat()}, CPU, float64
 exact optimum of the trainer's loss in every round, {args.count} samples per round of 14 Heun steps. `old` is a copy.
 
 Rewards of 0 and 1. The run says the accumulated tilt of M8. Measured is the shift of the rate's log-odds after the last
-round, and in brackets its range over the last three rounds.
+round, and in brackets its range over the last three rounds. Without an anchor it is meant to grow.
 
 {markdown(head, binary)}
 
