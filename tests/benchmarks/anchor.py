@@ -56,9 +56,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=512, help="samples per round (default: 512)")
     parser.add_argument("--write", action="store_true", help="write docs/measured/anchor.md")
     args = parser.parse_args()
-    binary, graded = [], []
-    for world in (liked(1), liked(6)):
-        for eta0, eta1, rounds in ANCHORS + FREE:
+    binary = []
+    # So few samples cannot show the rates that a large tilt leads to from a rate that is high already.
+    for world, points in ((liked(1), ANCHORS + FREE), (liked(6), ANCHORS[:3])):
+        for eta0, eta1, rounds in points:
             said = Rounds(world, Objective("policy", eta1, "alpha", eta0)).promised(rounds)
             row = [f"{world.mean_reward():.3f}", "none" if eta0 is None else f"{eta0:g}", f"{eta1:g}", str(rounds)]
             row.append(f"{said:.2f}")
@@ -68,14 +69,7 @@ def main() -> None:
                 row.append(f"{moved[-1] / said - 1:+.0%}")
             binary.append(row)
             print(" ".join(row), flush=True)
-    world = ring()
-    for eta0, eta1, rounds in ANCHORS:
-        said = Rounds(world, Objective("policy", eta1, "alpha", eta0)).promised(rounds)
-        means = [run(world, law, eta0, eta1, rounds, args.count)[-1][1] for law in STEP_LAWS]
-        exact = world.exponential(said).mean_reward()
-        graded.append([f"{eta0:g}", f"{eta1:g}", str(rounds), f"{said:.2f}", *(f"{x:.3f}" for x in (exact, *means))])
     head = ["rate", "eta0", "tilt", "rounds", "the run says", "`nft`, last three", "off", "`odds`, last three", "off"]
-    graded_head = ["eta0", "tilt", "rounds", "the run says", "mean r, exact", "`nft`", "`odds`"]
     text = f"""# What anchored rounds reach
 
 Made by `tests/benchmarks/anchor.py` on {date.today().isoformat()}, CPU, float64: 24 pictures in two dimensions, the
@@ -88,10 +82,6 @@ round, and in brackets its range over the last three rounds. Without an anchor i
 
 With `step_law: nft` (M7) the shift may be far from what the run says, to either side, and it swings between rounds.
 With `step_law: odds` the last column says how far off each row is. It needs no pass of the base model.
-
-Graded rewards, mean reward beside that of the exponential tilt that the run says:
-
-{markdown(graded_head, graded)}
 """
     print(text)
     if args.write:

@@ -163,4 +163,6 @@ class Rounds:
     def log_odds(self) -> float:
         """How far the rounds have moved the log-odds of the mean reward."""
         before, after = (world.mean_reward() for world in (self.base, self.worlds[-1]))
+        if after >= 1:
+            return math.inf  # no sample is left that is not liked
         return math.log(after / (1 - after)) - math.log(before / (1 - before))
