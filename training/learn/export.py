@@ -81,7 +81,7 @@ def adapter_config(
     tilt = max(adapter_tilt(learner, shift), LEAST_TILT)
     family, positive = learner.base.family, config.kind == "positive"
     source = "sampled in rounds" if config.online else config.data or "sampled from the base model"
-    summary = {
+    summary: dict[str, Any] = {
         "objective": config.kind,
         "pool": {"size": pictures, "mean_reward": round(rate, 4), "source": source},
         "pairs": config.total_steps * config.batch,
