@@ -390,7 +390,7 @@ def accumulated_tilt(eta1: float, rounds: int, eta0: float | None = None) -> flo
 
 
 def regression_target(
-    v_old: Tensor, y: Tensor, r: Tensor, tilt: float, baseline: float | Tensor, refit: float = 0.0
+    v_old: Tensor, y: Tensor, r: Tensor, tilt: float | Tensor, baseline: float | Tensor, refit: float = 0.0
 ) -> Tensor:
     """Target `v_old + (tilt (r - b) + refit)(y - v_old)` whose conditional mean is v_old + tilt Delta (M6).
 
@@ -407,7 +407,7 @@ def regression_target(
     Args:
         v_old, y: old model's velocity and eps - x_0, both (B, ...).
         r: rewards in [0, 1], (B,).
-        tilt: 2 / beta, finite.
+        tilt: 2 / beta, finite; or a Tensor of (B,), one tilt per sample, whose values are not checked.
         baseline: b, a number or (B,), in [0, 1].
         refit: in [0, 1].
 
@@ -418,8 +418,9 @@ def regression_target(
         ValueError: shapes that do not fit, r, baseline or refit outside [0, 1], tilt not finite.
     """
     _same_shape(v_old=v_old, y=y)
-    lam, work = _finite("tilt", tilt, "2 / beta"), _work_dtype(v_old, y)
+    work = _work_dtype(v_old, y)
     old = v_old.detach().to(work)
+    lam = _per_sample("tilt", tilt if isinstance(tilt, Tensor) else _finite("tilt", tilt, "2 / beta"), old, work)
     r_, b_ = (_unit_per_sample(name, value, old) for name, value in (("r", r), ("baseline", baseline)))
     _in_unit("refit", torch.tensor(float(refit)), "0 leaves v_old's own error where it is, 1 takes it out")
     return old + (lam * (r_ - b_) + refit) * (y.to(work) - old)
@@ -478,6 +479,8 @@ def paper_loss(
         adv_clip_max (r L^+ / beta + (1 - r) L^- / beta),   L^+- = mean((x0hat^+- - x_0)^2) / m^+-
         x0hat^+- = x_t - t v^+-,   m^+- = max(mean|x0hat^+- - x_0|, weight_floor) without gradient
         v^+ = beta v_theta + (1 - beta) v_old,   v^- = (1 + beta) v_old - beta v_theta
+
+    Their trainer adds 0.0001 ||v_theta - v_base||^2 to it, which `nft_pipeline.training` has as a setting.
 
     With equal m the optimum is M4's, exactly. m is nearly equal where many pictures could have given x_t in many
     dimensions; where few could, the optimum keeps its direction and misses its size (docs/theory.md has numbers).

@@ -73,7 +73,8 @@ class AdapterConfig(Part):
         name: short plain name; it becomes comfyui/<name>.safetensors. Letters, digits, ".", "_", "-".
         beta: DiffusionNFT's beta at strength 1, > 0.
         tilt: 2 / beta, the tilt lambda at strength 1; stored too, so that the file is plain to a reader. For policies
-            trained in rounds it is the accumulated tilt (docs/theory.md, M8).
+            it is the measured shift of log-odds at strength 1 where the run measured one, else the accumulated tilt
+            (docs/theory.md, M8).
         base_model: what it was trained on.
         denoiser: class name of the denoiser, such as "SD3Transformer2DModel".
         prediction: what the denoiser's output is: "flow", "epsilon", "v" or "sample".

@@ -6,6 +6,7 @@ finite sum. What is left to learn is the field: by a small network (`train`), or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.mixture import Mixture, solve_ode
+from nft_pipeline.guidance import accumulated_tilt
 from nft_pipeline.training.learn.objective import Objective, States
 
 Field = Callable[[Tensor, float], Tensor]
@@ -122,19 +124,23 @@ class Rounds:
         """v after all finished rounds."""
         ref = self.base.v_old(x, t)
         v = ref
-        for world in self.worlds[:-1]:
-            v = self._learn(world, x, t, v, ref)
+        for number, world in enumerate(self.worlds[:-1]):
+            v = self._learn(world, x, t, v, ref, self.promised(number))
         return v
 
-    def _learn(self, world: Mixture, x: Tensor, t: float, old: Tensor, ref: Tensor) -> Tensor:
+    def promised(self, rounds: int) -> float:
+        """The tilt that a run says it has after so many rounds (M8)."""
+        return accumulated_tilt(self.objective.tilt, rounds, self.objective.eta0)
+
+    def _learn(self, world: Mixture, x: Tensor, t: float, old: Tensor, ref: Tensor, reached: float) -> Tensor:
         count = len(world.points)
         p = world.posterior(x, 1 - t, t)
         pairs, x_0 = x.repeat_interleave(count, 0), world.points.repeat(len(x), 1)
         levels = torch.full((len(pairs),), t, dtype=x.dtype)
         states = States(x_0, pairs, (pairs - x_0) / t, levels, world.rewards.repeat(len(x)))
         alpha = (p @ world.rewards).repeat_interleave(count)
-        anchor = ref.repeat_interleave(count, 0) if self.objective.anchored else None
-        fixed = {"old": old.repeat_interleave(count, 0), "ref": anchor, "baseline": alpha}
+        anchor = ref.repeat_interleave(count, 0) if self.objective.needs_ref else None
+        fixed = {"old": old.repeat_interleave(count, 0), "ref": anchor, "baseline": alpha, "reached": reached}
 
         def loss(v: Tensor) -> Tensor:
             each = self.objective.loss(v.repeat_interleave(count, 0), states, **fixed)
@@ -143,10 +149,20 @@ class Rounds:
         return minimiser(loss, old)
 
     def step(self, noise: Tensor, levels: list[float]) -> float:
-        """One round; returns the tilt of what the new model draws: the slope of log p / p_0 in r."""
+        """One round; returns the tilt of what the new model draws: the slope of log p / p_0 in r.
+
+        For rewards of 0 and 1 `log_odds` is the shift of the rate itself.
+        """
         self.worlds.append(self.worlds[-1])
         landed = self.base.landed(solve_ode(self.velocity, noise, levels), levels[-1])
         self.worlds[-1] = self.base.weighted(landed / self.base.prior)
         ratio, r, p = (landed / self.base.prior).log(), self.base.rewards, self.base.prior
         r = r - p @ r
         return float((p * r) @ ratio / (p @ (r * r)))
+
+    def log_odds(self) -> float:
+        """How far the rounds have moved the log-odds of the mean reward."""
+        before, after = (world.mean_reward() for world in (self.base, self.worlds[-1]))
+        if after >= 1:
+            return math.inf  # no sample is left that is not liked
+        return math.log(after / (1 - after)) - math.log(before / (1 - before))

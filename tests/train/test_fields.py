@@ -1,15 +1,16 @@
 """Fields trained by the real objectives in the closed-form world: what they land on, in numbers."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from helpers.fields import Rounds, evaluate, grid, minimiser, network, train
 from helpers.mixture import cloud, noise_levels, ring, spread_noise
-from nft_pipeline.guidance import accumulated_tilt
+from nft_pipeline.guidance import accumulated_tilt, combine, law_scale
 from nft_pipeline.training.bases.noising import raw_target, velocity
-from nft_pipeline.training.learn.objective import Objective, States, alpha_loss, policy_loss, positive_loss
+from nft_pipeline.training.learn.objective import Objective, States, alpha_loss, odds_tilt, policy_loss, positive_loss
 
 TILT = 2.0
 
@@ -152,6 +153,61 @@ def test_ten_online_rounds_accumulate_the_tilt(world, eta1, eta0):  # M8
     assert tilts[4] == pytest.approx(promised[4], rel=0.15)
 
 
+@pytest.mark.parametrize(("eta0", "eta1", "rounds"), [(1.0, 2.0, 4), (2.0, 2.0, 5), (4.0, 2.0, 7), (8.0, 4.0, 7)])
+def test_anchored_rounds_by_the_odds_law_reach_what_the_run_says(eta0, eta1, rounds):  # M8, M10, M16
+    """Rewards of 0 and 1, liked once in ten: every round is within 15 % in log-odds, at each eta0."""
+    world = ring()
+    rewards = torch.zeros_like(world.rewards)
+    rewards[world.rewards.topk(2).indices] = 1.0
+    online = Rounds(replace(world, rewards=rewards), Objective("policy", eta1, "alpha", eta0, step_law="odds"))
+    for number in range(1, rounds + 1):
+        online.step(spread_noise(512), noise_levels(14, 1e-2))
+        assert online.log_odds() == pytest.approx(online.promised(number), rel=0.15)
+    assert online.promised(rounds) > 0.85 * eta0
+
+
+def test_a_step_by_the_odds_law_lands_on_it_exactly(seen):  # M10
+    objective, states = Objective("policy", TILT, "alpha", step_law="odds"), seen.states
+    fixed = {"old": seen.each(seen.v_old), "baseline": seen.each(seen.alpha)}
+
+    def loss(v):
+        return (seen.p * objective.loss(seen.each(v), states, **fixed).view_as(seen.p)).sum(1)
+
+    law = combine(seen.v_old, seen.v_plus, law_scale(seen.alpha, TILT, "odds"))
+    torch.testing.assert_close(minimiser(loss, seen.v_old), law, rtol=1e-6, atol=1e-6)
+
+
+def test_by_the_odds_law_a_round_adds_what_is_left_of_the_way_and_needs_no_base():
+    objective = Objective("policy", 2.0, "alpha", eta0=6.0, step_law="odds")
+    assert objective.added(0.0) == pytest.approx(1.5) and objective.added(6.0) == pytest.approx(0.0, abs=1e-12)
+    assert objective.added(7.0) == 0 and Objective("policy", 2.0, "alpha", step_law="odds").added(7.0) == 2.0
+    assert (objective.passes(online=True), objective.kappa, objective.needs_ref) == ((2, 1), 0.0, False)
+    assert "odds law" in objective.describe(online=True) and "no pull to the base" in objective.describe(online=True)
+    tilt = odds_tilt(200.0, torch.tensor([0.25, 0.5, 1.0]))  # e^200 overflows float32
+    torch.testing.assert_close(tilt, torch.tensor([4.0, 2.0, 1.0]))
+    assert odds_tilt(0.0, torch.tensor([0.5])).item() == 0
+
+
+def test_first_order_rounds_say_where_zero_one_rewards_leave_them():
+    said = Objective("policy", 2.0, "alpha", eta0=8.0).describe(online=True, rounds=20)
+    assert "rewards of 0 or 1 may end a quarter off, above 2 far off; step_law odds keeps it" in said
+    for kept in (Objective("paper", 2.0), Objective("policy", 2.0, eta0=8.0, step_law="odds")):
+        assert "may end" not in kept.describe(online=True, rounds=20)
+    assert "may end" not in Objective("policy", 2.0).describe(online=False)
+
+
+def test_the_authors_trainer_adds_its_velocity_kl_to_their_loss(seen):
+    states, old, ref = seen.states, seen.each(seen.v_old), seen.each(seen.v_plus)
+    output = old + 0.3
+    plain = Objective("paper").loss(output, states, old=old)
+    theirs = Objective("paper", authors_trainer=True)
+    expected = plain + 1e-4 * (output - ref).square().mean(1)
+    torch.testing.assert_close(theirs.loss(output, states, old=old, ref=ref), expected)
+    assert theirs.passes(online=True) == (3, 1) and "velocity KL 0.0001" in theirs.describe(online=True)
+    with pytest.raises(ValueError, match="velocity KL needs the reference model's output"):
+        theirs.loss(output, states, old=old)
+
+
 def test_the_numbers_of_an_objective_are_said_in_words():
     anchored = Objective("policy", 2.0, "alpha", eta0=6.0)
     assert (anchored.kappa, anchored.weight) == pytest.approx((1 / 3, 0.75))
@@ -176,6 +232,10 @@ def test_the_numbers_of_an_objective_are_said_in_words():
             {"kind": "positive", "self_normalise": True},
             "self_normalise with objective 'positive'; it belongs to 'policy'",
         ),
+        ({"kind": "policy", "step_law": "exact"}, "step_law is 'exact', expected one of nft, odds"),
+        ({"kind": "policy", "step_law": "odds", "baseline": "half"}, "it reads alpha, so set baseline: alpha"),
+        ({"kind": "paper", "step_law": "odds"}, "step_law is 'odds' with objective 'paper'; it belongs to 'policy'"),
+        ({"kind": "policy", "authors_trainer": True}, "the authors' trainer has objective 'paper'"),
         ({"kind": "policy", "tilt": 0.0}, "eta1 must be a finite number above 0"),
     ],
 )

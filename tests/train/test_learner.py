@@ -5,16 +5,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers.tiny_run import ONLINE, config, random_pool, tiny_base
+from helpers.tiny_run import ONLINE, config, prompts, random_pool, tiny_base
 from helpers.zoo import CASES
 from helpers.zoo_case import WIDTH, WORDS, rows
+from nft_pipeline.adapter import BaseModel, fingerprint
 from nft_pipeline.training.bases.noising import NoiseLaw
 from nft_pipeline.training.bases.registry import train_base
 from nft_pipeline.training.data.pool import Pool
+from nft_pipeline.training.data.sources import rewards_of
 from nft_pipeline.training.devices.memory import memory_advice
 from nft_pipeline.training.errors import TrainingError
+from nft_pipeline.training.learn.export import Shift, adapter_config, nominal_tilt, tilt_words
 from nft_pipeline.training.learn.learner import Learner
 from nft_pipeline.training.learn.objective import Objective, States
+from nft_pipeline.training.learn.old_model import Tilt, average_decay
+from nft_pipeline.training.learn.online import Prompts, sample_round
 from nft_pipeline.training.learn.roles import OLD, THETA
 from nft_pipeline.training.settings.config import TrainConfig
 
@@ -58,9 +63,22 @@ BASE, OF_OLD, GRAD = (False, ()), (False, (OLD,)), (True, (THETA,))
         ({"objective": "paper"}, [BASE, GRAD]),
         ({**ON, "eta0": None}, [OF_OLD, GRAD]),
         ({**ON, "eta0": None, "objective": "paper"}, [OF_OLD, GRAD]),
+        ({**ON, "eta0": None, "objective": "paper", "authors_trainer": True}, [OF_OLD, BASE, GRAD]),
+        ({**ON, "step_law": "odds"}, [OF_OLD, GRAD]),
         (ON, [OF_OLD, BASE, GRAD]),
     ],
-    ids=["positive", "half", "alpha", "offline anchor", "paper", "online", "online paper", "online anchor"],
+    ids=[
+        "positive",
+        "half",
+        "alpha",
+        "offline anchor",
+        "paper",
+        "online",
+        "online paper",
+        "authors trainer",
+        "online odds law",
+        "online anchor",
+    ],
 )
 def test_a_step_costs_the_forwards_it_says(settings, expected):
     base, learner, pool = learner_of(**settings)
@@ -126,6 +144,53 @@ def test_refit_reaches_the_loss_from_the_settings():
     # 2 (1 - 1/2) + 1/2 of the way from old to y
     assert objective.loss(torch.full((1, 4), 1.5), states, old=old, baseline=0.5).item() == 0
     assert objective.loss(torch.full((1, 4), 1.0), states, old=old, baseline=0.5).item() == 0.25
+
+
+def test_a_measured_shift_of_log_odds_is_the_tilt_that_is_stored():
+    base, learner, _ = learner_of(**ON)
+    identity = BaseModel(id="tiny", revision=None, fingerprint=fingerprint(base.denoiser))
+    nominal = adapter_config(learner, identity, 0.5, 8)
+    measured = adapter_config(learner, identity, 0.5, 8, shift=Shift(1.7, 0.2, 240))
+    unsure = adapter_config(learner, identity, 0.5, 8, shift=Shift(0.3, 0.2, 240))
+    assert (measured.tilt, measured.beta) == pytest.approx((1.7, 2 / 1.7))
+    assert unsure.tilt == nominal.tilt != measured.tilt
+    assert measured.training["nominal_tilt"] == nominal_tilt(learner)
+    assert measured.training["measured_shift"] == {"log_odds": 1.7, "error": 0.2, "n": 240}
+    assert nominal.training["measured_shift"] is None
+    assert "measured 1.7 ± 0.2 in log-odds on 240" in tilt_words(learner, Shift(1.7, 0.2, 240))
+    assert "which is not sure" in tilt_words(learner, Shift(0.3, 0.2, 240))
+
+
+def test_the_odds_law_reads_what_old_has_reached():
+    losses = []
+    for reached in (0.0, 4.0):  # at eta0 nothing is left to add, and theta begins at old
+        _, learner, pool = learner_of(**{**ON, "step_law": "odds"})
+        learner.tilt = Tilt(reached, reached)
+        losses.append(learner.step(pool)["policy"])
+    assert losses[1] < 1e-9 < losses[0]
+
+
+@pytest.mark.parametrize(("authors_trainer", "groups"), [(False, 6), (True, 3)])
+def test_the_authors_trainer_compares_all_pictures_of_a_text(authors_trainer, groups):
+    paper = {**ONLINE, "eta0": None, "objective": "paper", "authors_trainer": authors_trainer, "round_prompts": 6}
+    base, learner, _ = learner_of(**paper)
+    texts = prompts()
+    round_prompts = Prompts(texts, base.encode_prompts(texts))
+    _, scored = sample_round(base, learner.roles, round_prompts, rewards_of(learner.config), learner.config, 0)
+    assert scored.groups == groups
+
+
+def test_the_authors_trainer_averages_and_steps_by_their_rules():
+    authors = {"objective": "paper", "authors_trainer": True, "weight_decay": 0.0}
+    _, learner, pool = learner_of(**{**ONLINE, "eta0": None, **authors})
+    assert learner.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+    assert learner.optimizer.param_groups[0]["lr"] == learner.config.lr
+    start = [average.clone() for average in learner.average]
+    learner.step(pool)
+    for average, first, now in zip(learner.average, start, learner.parameters, strict=True):
+        torch.testing.assert_close(average, first + (1 - 2 / 11) * (now.detach() - first), rtol=1e-5, atol=1e-8)
+    assert average_decay(1000, learner.config) == 0.9
+    assert learner_of()[1].optimizer.param_groups[0]["betas"] == (0.9, 0.99)
 
 
 def test_old_follows_theta_and_only_when_told():
@@ -219,7 +284,7 @@ def test_an_adaptive_law_meets_the_gradients_at_the_output_whatever_the_micro_ba
 
         learner.draw, learner.objective = (
             keep,
-            SimpleNamespace(loss=loss, kind=kind, anchored=False, baseline=objective.baseline),
+            SimpleNamespace(loss=loss, kind=kind, needs_ref=False, baseline=objective.baseline),
         )
         learner.step(pool)
         at = drawn[-1].bin  # of the LoRA's batch

@@ -112,6 +112,17 @@ def test_the_schedules_of_old():
     assert [decay_after("late_ramp", step) for step in (74, 75, 100, 9000)] == pytest.approx([0, 0, 0.1875, 0.999])
 
 
+def test_the_authors_sum_raw_scores_before_they_normalise_them():
+    rng = np.random.default_rng(3)
+    scores = {"wide": 100 * rng.normal(size=40), "narrow": rng.normal(size=40)}
+    weights, groups = {"wide": 1.0, "narrow": 2.0}, np.repeat(np.arange(4), 10)
+    summed = optimality(scores, "group", weights=weights, groups=groups, sum_first=True).r
+    total = scores["wide"] + 2 * scores["narrow"]
+    means = np.array([total[groups == group].mean() for group in groups])
+    assert summed == pytest.approx(0.5 + np.clip((total - means) / (total.std() + 1e-4), -5, 5) / 10)
+    assert np.abs(summed - optimality(scores, "group", weights=weights, groups=groups).r).max() > 0.02
+
+
 def test_the_tilt_that_is_tracked_is_m8s_and_a_slow_old_lags():
     anchored, tilt = Objective("policy", 2.0, eta0=6.0), Tilt()
     for _ in range(10):

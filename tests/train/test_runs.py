@@ -66,6 +66,9 @@ def test_a_run_writes_the_adapter_it_says(whole):
     tilt = accumulated_tilt(2.0, 2, 4.0) if kind == "online" else 2.0
     assert adapter.config.tilt == pytest.approx(tilt)
     said = "\n".join(lines)
+    if kind != "positive":
+        assert f"tilt at strength 1: {tilt:.3g}, as the settings add up to; no sweep has measured it" in said
+        assert adapter.config.training["nominal_tilt"] == pytest.approx(tilt)
     assert f"objective {adapter.config.kind}" in said and "forwards + 1 backward per sample" in said
     if kind == "online":
         rounds = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]

@@ -9,7 +9,16 @@ import pytest
 
 from nft_pipeline.training.show import picture_stats
 from nft_pipeline.training.show.run_report import run_report
-from nft_pipeline.training.show.sweep import GROUP, STATISTICS, Estimate, Sweep, SweepPoint, estimate, sweep_rows
+from nft_pipeline.training.show.sweep import (
+    GROUP,
+    STATISTICS,
+    Estimate,
+    Sweep,
+    SweepPoint,
+    estimate,
+    log_odds_shift,
+    sweep_rows,
+)
 from nft_pipeline.training.show.watch import choose_strength, hacking_verdict
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -30,6 +39,31 @@ def sweep(watched: bool = True, error: float = 0.01, goal: str | None = "ocr", *
         for i, strength in enumerate(STRENGTHS)
     )
     return Sweep(points, ("ocr",) if goal else (), goal, "aesthetic" if watched else None, "100 held-out prompts")
+
+
+def test_the_shift_of_log_odds_is_the_tilt_of_rewards_of_zero_and_one() -> None:
+    rng, prompts = np.random.default_rng(0), np.repeat(np.arange(100), 20)
+    moved = []
+    for _ in range(40):
+        noise = rng.random(2000)  # the same at both strengths, as in a sweep
+        before, after = noise < 0.3, noise < 0.3 * np.e**1.5 / (0.7 + 0.3 * np.e**1.5)
+        shift = log_odds_shift(before.astype(float), after.astype(float), prompts)
+        assert shift is not None and shift.n == 2000 and shift.is_sure
+        moved.append((shift.log_odds, shift.error))
+    values, errors = np.array(moved).T
+    assert values.mean() == pytest.approx(1.5, abs=0.03)
+    assert errors.mean() == pytest.approx(values.std(), rel=0.35)
+
+
+def test_a_shift_is_not_told_from_scores_that_are_not_near_zero_and_one() -> None:
+    prompts, liked = np.arange(40), np.arange(40) % 2.0
+    assert log_odds_shift(0.5 + 0.1 * liked, 0.6 + 0.1 * liked, prompts) is None  # graded
+    assert log_odds_shift(2 * liked, 2 * liked, prompts) is None  # out of [0, 1]
+    assert log_odds_shift(np.zeros(40), np.zeros(40), prompts) is None
+    none_moved = log_odds_shift(liked, liked, prompts)
+    assert none_moved is not None and none_moved.log_odds == 0 and not none_moved.is_sure
+    all_liked = log_odds_shift(liked, np.ones(40), prompts)
+    assert all_liked is not None and np.isfinite(all_liked.log_odds)
 
 
 def test_a_reward_that_rises_alone_is_no_hack() -> None:

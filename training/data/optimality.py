@@ -12,6 +12,8 @@
 Several rewards are normalised one by one, so that the unit of one cannot drown the others. Then either the weighted
 mean of the normalised scores becomes r, or each becomes an r of its own and r is their product: the probability that a
 picture is good by all of them (docs/theory.md, M14).
+Several rewards are normalised one by one before the weighted mean is taken, so that the unit of one cannot drown the
+others. DiffusionNFT's authors sum the raw scores first, and normalise the sum (`sum_first`).
 numpy only.
 """
 
@@ -77,6 +79,7 @@ def optimality(
     groups: np.ndarray | None = None,
     at: float | None = None,
     mix: Mix = "mean",
+    sum_first: bool = False,
 ) -> Optimality:
     """r from one or several rewards' scores.
 
@@ -86,6 +89,7 @@ def optimality(
         groups: the group of each sample, (N,), where a group is the pictures of one prompt; None is one group of all.
         at: for "threshold", the score from which on a picture is liked.
         mix: "mean", or "product", which asks for all rewards at once and does not look at weights.
+        sum_first: whether the raw scores times their weights are summed, and the sum is normalised as one reward.
 
     Raises:
         OptimalityError: no samples, more than 10 % of them without a score, or scores outside what the method takes.
@@ -105,12 +109,15 @@ def optimality(
     weight = np.array([1.0 if weights is None else weights[name] for name in names])
     inside, members = table[:, kept], group[kept]
     flat = _flat_groups(inside, members) if method in GROUPED else 0
-    parts = [_one(row, members, method, name, at) for name, row in zip(names, inside, strict=True)]
     r = np.full(n, np.nan)
-    if mix == "product":
-        r[kept] = np.prod([_unit(part, method) for part in parts], axis=0)
+    if sum_first:
+        r[kept] = _unit(_one(weight @ inside, members, method, " + ".join(names), at), method)
     else:
-        r[kept] = _unit(np.average(parts, axis=0, weights=weight), method)
+        parts = [_one(row, members, method, name, at) for name, row in zip(names, inside, strict=True)]
+        if mix == "product":
+            r[kept] = np.prod([_unit(part, method) for part in parts], axis=0)
+        else:
+            r[kept] = _unit(np.average(parts, axis=0, weights=weight), method)
     return Optimality(
         r,
         kept,

@@ -88,13 +88,15 @@ def _to_int8(denoiser: nn.Module, layers: dict[str, nn.Linear], device: torch.de
     quantize_(denoiser, Int8WeightOnlyConfig(), filter_fn=lambda _, name: name in layers, device=device)
 
 
-def make_optimizer(name: str, groups: Iterable[dict[str, Any]], weight_decay: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    name: str, groups: Iterable[dict[str, Any]], weight_decay: float, betas: tuple[float, float] = (0.9, 0.99)
+) -> torch.optim.Optimizer:
     """AdamW, or AdamW whose state of matrices with 4096 numbers or more is kept in 8 bits ("adamw8bit").
 
     Raises:
         TrainingError: bitsandbytes is not installed.
     """
-    settings: dict[str, Any] = {"weight_decay": weight_decay, "betas": (0.9, 0.99)}
+    settings: dict[str, Any] = {"weight_decay": weight_decay, "betas": betas}
     if name == "adamw8bit":
         return _bitsandbytes("optimizer: adamw8bit").optim.AdamW8bit(groups, **settings)
     return torch.optim.AdamW(groups, **settings)

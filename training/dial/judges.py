@@ -13,7 +13,7 @@ from ..bases.base import rows_of
 from ..bases.noising import interpolate
 from ..data.pool import score
 from ..rewards.find import Scorer
-from ..settings.choices import Method
+from ..settings.choices import Method, Mix
 from .draws import Drawn, Draws
 from .liking import Liking, liking_of
 
@@ -29,6 +29,7 @@ class RewardJudge:
         weights: of each, by name.
         method: how a run turned their scores into r, its `optimality`; "raw" for rewards that give r themselves.
         at: for "threshold".
+        mix: how several r become one, as in `nft_pipeline.training.data.optimality`.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class RewardJudge:
         weights: Mapping[str, float],
         method: Method = "raw",
         at: float | None = None,
+        mix: Mix = "mean",
     ) -> None:
-        self._texts, self._rewards, self._weights, self._method, self._at = texts, rewards, weights, method, at
+        self._texts, self._rewards, self._weights = texts, rewards, weights
+        self._method, self._at, self._mix = method, at, mix
         self._likings: dict[str, Liking] = {}
 
     def __call__(self, drawn: Drawn, prompts: Sequence[int]) -> np.ndarray:
@@ -55,7 +58,7 @@ class RewardJudge:
             liking = self._likings.setdefault(name, liking_of(scores, self._method, self._at))
             parts.append(liking(scores))
             weights.append(self._weights.get(name, 1.0))
-        return np.average(parts, axis=0, weights=weights)
+        return np.prod(parts, axis=0) if self._mix == "product" else np.average(parts, axis=0, weights=weights)
 
 
 class AlphaJudge:

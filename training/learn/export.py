@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,41 @@ LEAST_TILT = 1e-3  # for an adapter that has not learned anything yet, whose til
 MAX_PATH = 4096
 
 
-def adapter_tilt(learner: Learner) -> float:
-    """The tilt at strength 1. For a policy it is what its rounds add up to (M8); an offline run is one round."""
+@dataclass(frozen=True)
+class Shift:
+    """How far strength 1 moved the log-odds of held-out pictures, with its standard error, and the pictures' number."""
+
+    log_odds: float
+    error: float
+    n: int
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether it is above 0 by two standard errors, so that a tilt can be told from it."""
+        return self.log_odds - 2 * self.error > LEAST_TILT
+
+
+def adapter_tilt(learner: Learner, shift: Shift | None = None) -> float:
+    """The tilt at strength 1: of a policy what was measured, if it is sure; else what it is meant to be."""
+    if learner.config.kind != "positive" and shift is not None and shift.is_sure:
+        return shift.log_odds
+    return nominal_tilt(learner)
+
+
+def tilt_words(learner: Learner, shift: Shift | None) -> str:
+    """Which tilt a policy is stored with, and where it is from, for the run's log."""
+    nominal = nominal_tilt(learner)
+    if shift is None:
+        return f"tilt at strength 1: {nominal:.3g}, as the settings add up to; no sweep has measured it"
+    measured = f"{shift.log_odds:.3g} ± {shift.error:.2g} in log-odds on {shift.n} held-out pictures"
+    if not shift.is_sure:
+        return f"tilt at strength 1: {nominal:.3g}, as the settings add up to; measured {measured}, which is not sure"
+    return f"tilt at strength 1: measured {measured}; the settings add up to {nominal:.3g}"
+
+
+def nominal_tilt(learner: Learner) -> float:
+    """The tilt of the settings. For a policy it is what its rounds add up to if all converge (M8); an offline run is
+    one round."""
     config = learner.config
     if config.kind == "positive":
         return config.tilt
@@ -42,16 +76,17 @@ def adapter_config(
     pictures: int,
     calibration: Sequence[Calibration] = (),
     strength: float = 1.0,
+    shift: Shift | None = None,
     dial: Dial | None = None,
 ) -> AdapterConfig:
     """What the adapter says about itself; arguments as `make_adapter`."""
     config = learner.config
     family, positive = learner.base.family, config.kind == "positive"
-    tilt = max(adapter_tilt(learner), LEAST_TILT)
+    tilt = max(adapter_tilt(learner, shift), LEAST_TILT)
     if dial is not None and not positive:
         tilt = max(tilt_at_weight(dial.own, 1.0), LEAST_TILT)
     source = "sampled in rounds" if config.online else config.data or "sampled from the base model"
-    summary = {
+    summary: dict[str, Any] = {
         "objective": config.kind,
         "pool": {"size": pictures, "mean_reward": round(rate, 4), "source": source},
         "pairs": config.total_steps * config.batch,
@@ -66,6 +101,9 @@ def adapter_config(
             for c in calibration
         ],
     }
+    if not positive:
+        summary["nominal_tilt"] = nominal_tilt(learner)
+        summary["measured_shift"] = None if shift is None else asdict(shift)
     return AdapterConfig(
         kind="positive" if positive else "policy",
         name=config.name,
@@ -98,6 +136,7 @@ def make_adapter(
     pictures: int,
     calibration: Sequence[Calibration] = (),
     strength: float = 1.0,
+    shift: Shift | None = None,
     dial: Dial | None = None,
 ) -> Adapter:
     """The adapter made of the learner's present weights.
@@ -109,9 +148,10 @@ def make_adapter(
         pictures: how many pictures it was trained on.
         calibration: how well the head does on held-out pictures.
         strength: the strength to recommend.
+        shift: what the last sweep measured at strength 1; None if none did.
         dial: what a calibration found; a policy's tilt is then the one that was measured at weight 1.
     """
-    config = adapter_config(learner, base_identity, rate, pictures, calibration, strength, dial)
+    config = adapter_config(learner, base_identity, rate, pictures, calibration, strength, shift, dial)
     head = None
     if config.kind == "positive" and learner.head is not None:
         head = copy.deepcopy(learner.head).cpu()  # the learner may go on

@@ -28,8 +28,11 @@ from ..devices.quantised import make_optimizer
 from ..errors import TrainingError
 from ..settings.config import TrainConfig
 from .objective import Objective, States, alpha_loss
-from .old_model import Tilt, decay_after
+from .old_model import Tilt, average_decay, decay_after
 from .roles import LoraRoles
+
+BETAS = (0.9, 0.99)  # of AdamW
+AUTHORS_BETAS = (0.9, 0.999)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ class Learner:
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         groups = [{"params": self.roles.parameters, "lr": config.lr}]
         groups += [{"params": head_parameters, "lr": config.head_lr}] if head_parameters else []
-        self.optimizer = make_optimizer(config.optimizer, groups, config.weight_decay)
+        betas = AUTHORS_BETAS if config.authors_trainer else BETAS
+        self.optimizer = make_optimizer(config.optimizer, groups, config.weight_decay, betas)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=base.dtype == torch.float16)
         self.law = NoiseLaw(config.noise_shift, config.adaptive_noise)
@@ -123,7 +127,12 @@ class Learner:
         return AlphaHead(config).to(self.device)
 
     def _learning_rate(self, step: int) -> float:
-        """It rises over the first twentieth. Then offline it falls to zero along a cosine; online it stays constant."""
+        """It rises over the first twentieth. Then offline it falls to zero along a cosine; online it stays constant.
+
+        The authors' trainer has the same rate in every step.
+        """
+        if self.config.authors_trainer:
+            return 1.0
         total = self.config.total_steps
         warmup = max(1, total // 20)
         if step < warmup:
@@ -207,8 +216,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         self.step_number += 1
-        # The average starts as a plain mean, so that a short run is not an average of its random start.
-        decay = min(self.config.ema, self.step_number / (self.step_number + 10))
+        decay = average_decay(self.step_number, self.config)
         torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1 - decay)
         return losses
 
@@ -242,11 +250,11 @@ class Learner:
                 logit = self.logit(part, tokens)
                 losses["alpha"] += self._backward((part.weight * alpha_loss(logit, part.states.r)).sum() / config.batch)
                 baseline = torch.sigmoid(logit.detach())
-            ref = old if self.objective.anchored else None
-            if self.objective.anchored and config.online:
+            ref = old if self.objective.needs_ref else None
+            if self.objective.needs_ref and config.online:
                 self.roles.use("base")
                 ref, _ = self.output_and_tokens(part)
-            losses["policy"] += self._theta_loss(part, old=old, ref=ref, baseline=baseline)
+            losses["policy"] += self._theta_loss(part, old=old, ref=ref, baseline=baseline, reached=self.tilt.old)
         return losses
 
     def _theta_loss(self, part: Batch, **others: Any) -> float:

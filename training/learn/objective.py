@@ -3,8 +3,10 @@
     positive   E[ r |v_plus - y|^2 ] / E[r]                        minimised by  v_plus = E[r y | x_t] / E[r | x_t]
     policy     |v - target|^2 + kappa |v - v_ref|^2                minimised by  v_ref (1 - w) + w (v_old + tilt Delta)
                target = v_old + (tilt (r - b) + refit)(y - v_old)  b: 1/2, the mean of r, or alpha(x_t)
+               by the odds law tilt is rho / (1 + rho alpha)       minimised by  M10's v_old + s (v_plus - v_old)
                samples may be weighed as `paper` weighs them        `self_weight`
-    paper      DiffusionNFT's loss as its authors train it         `nft_pipeline.guidance.paper_loss`
+    paper      DiffusionNFT's loss as its authors write it         `nft_pipeline.guidance.paper_loss`
+               + 0.0001 |v - v_ref|^2 as their trainer adds it     `AUTHORS_KL`
     head       BCE(alpha, r)                                       minimised by  alpha = E[r | x_t]
 
 These are M1, M2, M6 and M7 of docs/theory.md; the formulas stand in nft_pipeline.guidance. Outputs and targets are the
@@ -15,7 +17,7 @@ output the noise levels keep the weights the network was trained with. `paper` i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -25,9 +27,11 @@ from nft_pipeline.checks import value_faults
 from nft_pipeline.guidance import accumulated_tilt, anchor_kappa, anchor_weight, paper_loss, regression_target
 
 from ..bases.noising import velocity, velocity_gain
-from ..settings.choices import BASELINES, KINDS, Baseline, Kind
+from ..settings.choices import BASELINES, KINDS, STEP_LAWS, Baseline, Kind, StepLaw
 from ..settings.config import TrainConfig
 from ..settings.objective import ObjectiveSettings, objective_faults
+
+AUTHORS_KL = 1e-4  # weight of |v - v_ref|^2 in velocity space, to the base model, in the authors' trainer
 
 
 def squared_error(v: Tensor, target: Tensor) -> Tensor:
@@ -52,7 +56,7 @@ def policy_loss(
     v_old: Tensor,
     y: Tensor,
     r: Tensor,
-    tilt: float,
+    tilt: float | Tensor,
     baseline: float | Tensor,
     v_ref: Tensor | None = None,
     kappa: float = 0.0,
@@ -63,7 +67,7 @@ def policy_loss(
     Args:
         v, v_old, y, v_ref: outputs of the trained, the old and the reference model, and the target; (B, ...).
         r: scores in [0, 1], (B,).
-        tilt: 2 / beta, the tilt a converged round adds.
+        tilt: 2 / beta, the tilt a converged round adds; or `odds_tilt` of it, (B,).
         baseline: b in [0, 1], a number or (B,). It carries no gradient.
         kappa: `anchor_kappa(eta0, tilt)`; 0 is no anchor, and `v_ref` may then be None.
         refit: the share of v_old's own error that a converged round corrects, in [0, 1].
@@ -78,6 +82,21 @@ def policy_loss(
     if v_ref is None:
         raise ValueError(f"kappa is {kappa:g} and v_ref is missing: an anchor needs the reference model's output")
     return loss + kappa * squared_error(v, v_ref.detach())
+
+
+def odds_tilt(tilt: float, alpha: Tensor) -> Tensor:
+    """`rho / (1 + rho alpha)` per sample, rho = e^tilt - 1: the tilt with which M6's regression learns the odds law.
+
+    The mean of the target is then v_old + rho Delta / (1 + rho alpha), the velocity of the pictures weighed by
+    1 + rho r (M10). For rewards of 0 and 1 these are the pictures of p_old e^(tilt r), exactly, so that the tilts of
+    rounds add up.
+
+    Args:
+        tilt: what the round is to add, 0 or above.
+        alpha: E[r | x_t] under old, in [0, 1], (B,).
+    """
+    share = -math.expm1(-tilt)  # rho / (1 + rho): numerator and denominator are divided by e^tilt, which may overflow
+    return share / (math.exp(-tilt) + share * alpha)
 
 
 def self_weight(v_old: Tensor, y: Tensor, t: Tensor, prediction: str, floor: float = 1e-5) -> Tensor:
@@ -138,9 +157,11 @@ class Objective:
         eta0: the tilt that an anchored policy converges to over the rounds; None or infinity is no anchor.
         refit: for a policy, the share of old's own error v_old - E[y | x_t] that a converged round corrects, in [0, 1].
         self_normalise: whether a policy's samples are weighed by `self_weight`.
+        step_law: "nft" or "odds", the law by which a policy takes a round's tilt in.
+        authors_trainer: whether "paper" has the velocity KL of its authors' trainer.
 
     Raises:
-        ValueError: an unknown kind or baseline, a number out of range, or an anchor although the kind is not a policy.
+        ValueError: an unknown kind, baseline or law, a number out of range, or numbers that do not go together.
     """
 
     kind: Kind
@@ -149,20 +170,30 @@ class Objective:
     eta0: float | None = None
     refit: float = 0.0
     self_normalise: bool = False
+    step_law: StepLaw = "nft"
+    authors_trainer: bool = False
 
     @classmethod
     def of(cls, config: TrainConfig) -> Objective:
         """The objective of a run, with its numbers."""
-        return cls(config.kind, config.tilt, config.baseline, config.eta0, config.refit, config.self_normalise)
+        numbers = {entry.name: getattr(config, entry.name) for entry in fields(cls)}
+        return cls(**numbers)
 
     def __post_init__(self) -> None:
-        for name, value, known in (("objective", self.kind, KINDS), ("baseline", self.baseline, BASELINES)):
+        names = (("objective", self.kind, KINDS), ("baseline", self.baseline, BASELINES))
+        for name, value, known in (*names, ("step_law", self.step_law, STEP_LAWS)):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
         anchor_kappa(self._limit, self.tilt)  # raises for numbers out of range
-        eta0 = self.eta0 if self.anchored else None
-        faults = value_faults({"refit": self.refit}, ObjectiveSettings.checks)
-        faults += objective_faults(self.kind, eta0, self.refit, self.self_normalise)
+        settings = ObjectiveSettings(
+            baseline=self.baseline,
+            eta0=self.eta0 if self.anchored else None,
+            refit=self.refit,
+            self_normalise=self.self_normalise,
+            step_law=self.step_law,
+            authors_trainer=self.authors_trainer,
+        )
+        faults = value_faults({"refit": self.refit}, ObjectiveSettings.checks) + objective_faults(settings, self.kind)
         if faults:
             raise ValueError("; ".join(faults))
 
@@ -176,9 +207,14 @@ class Objective:
         return math.isfinite(self._limit)
 
     @property
+    def needs_ref(self) -> bool:
+        """Whether the loss reads the base model's output: for M7's pull, or for the velocity KL of the authors."""
+        return self.authors_trainer or (self.anchored and self.step_law == "nft")
+
+    @property
     def kappa(self) -> float:
-        """eta1 / eta0, the weight of the anchor (M7); 0 without an anchor."""
-        return anchor_kappa(self._limit, self.tilt)
+        """eta1 / eta0, the weight of the pull to the base (M7); 0 without one."""
+        return anchor_kappa(self._limit, self.tilt) if self.step_law == "nft" else 0.0
 
     @property
     def weight(self) -> float:
@@ -190,6 +226,10 @@ class Objective:
         """Whether an alpha head is trained along."""
         return self.kind == "positive" or (self.kind == "policy" and self.baseline == "alpha")
 
+    def added(self, reached: float) -> float:
+        """The tilt a converged round adds by the odds law if old has `reached` so far: M8's next value, less that."""
+        return max(0.0, self.weight * (reached + self.tilt) - reached)
+
     def loss(
         self,
         output: Tensor,
@@ -198,11 +238,12 @@ class Objective:
         old: Tensor | None = None,
         ref: Tensor | None = None,
         baseline: float | Tensor = 0.5,
+        reached: float = 0.0,
     ) -> Tensor:
         """The loss per sample, shape (B,), from the raw outputs of the trained, the old and the reference model.
 
         For kind "positive" the states must have been drawn in proportion to r. `baseline` is the value of b: 1/2, the
-        mean of r, or alpha of shape (B,).
+        mean of r, or alpha of shape (B,). `reached` is the tilt that old has accumulated; the odds law reads it.
 
         Raises:
             ValueError: an output this objective needs is missing, or values out of range.
@@ -212,17 +253,26 @@ class Objective:
         if old is None:
             raise ValueError(f"objective {self.kind!r} needs the old model's output")
         if self.kind == "policy":
-            loss = policy_loss(output, old, states.y, states.r, self.tilt, baseline, ref, self.kappa, self.refit)
+            tilt: float | Tensor = self.tilt
+            if self.step_law == "odds":
+                tilt = odds_tilt(self.added(reached), torch.as_tensor(baseline, device=old.device).detach())
+            loss = policy_loss(output, old, states.y, states.r, tilt, baseline, ref, self.kappa, self.refit)
             return loss * self_weight(old, states.y, states.t, states.prediction) if self.self_normalise else loss
         v, v_old = (velocity(states.prediction, o, states.x_t, states.t) for o in (output, old))
-        return paper_loss(v, v_old, states.x_t, states.x_0, states.t, states.r, 2 / self.tilt)
+        loss = paper_loss(v, v_old, states.x_t, states.x_0, states.t, states.r, 2 / self.tilt)
+        if not self.authors_trainer:
+            return loss
+        if ref is None:
+            raise ValueError("the authors' velocity KL needs the reference model's output")
+        v_ref = velocity(states.prediction, ref, states.x_t, states.t)
+        return loss + AUTHORS_KL * squared_error(v, v_ref.detach())
 
     def passes(self, online: bool) -> tuple[int, int]:
         """(forwards, backwards) of the denoiser for each sample.
 
         Offline the old and the reference model are both the base model, whose pass also feeds the head.
         """
-        return (3 if online and self.anchored else 2), 1
+        return (3 if online and self.needs_ref else 2), 1
 
     def describe(self, online: bool, rounds: int = 1) -> str:
         """What the numbers mean, in words; a run prints this at its start."""
@@ -236,10 +286,15 @@ class Objective:
         what = "" if self.kind == "paper" else f", baseline {self.baseline}"
         what += f", refit {self.refit:g}" if self.refit else ""
         what += ", self-normalised" if self.self_normalise else ""
+        what += ", odds law" if self.step_law == "odds" else ""
+        what += f", velocity KL {AUTHORS_KL:g} to the base" if self.authors_trainer else ""
         reached = accumulated_tilt(self.tilt, rounds, self.eta0)
         anchor = "no anchor: the tilt grows with every round"
         if self.anchored:
-            anchor = f"anchored: kappa {self.kappa:.3g}, w {self.weight:.3g}, limit eta0 {self.eta0:g}"
+            pull = f"kappa {self.kappa:.3g}, " if self.needs_ref else "no pull to the base, "
+            anchor = f"anchored: {pull}w {self.weight:.3g}, limit eta0 {self.eta0:g}"
+        if self.kind == "policy" and self.step_law == "nft" and online:  # docs/measured/anchor.md
+            anchor += " (first order: rewards of 0 or 1 may end a quarter off, above 2 far off; step_law odds keeps it)"
         return (
             f"objective {self.kind}{what}: tilt {self.tilt:g} a round (beta {2 / self.tilt:g}); {anchor}; "
             f"{reached:.3g} after {rounds} converged round{'s' * (rounds != 1)}; {cost}"

@@ -1,4 +1,4 @@
-"""How `old` follows `theta`, and what tilt that adds up to. `old` samples; `theta` is trained starting from it.
+"""How `old` and the exported average follow `theta`, and what tilt that adds up to. `old` samples for `theta`.
 
     old <- d old + (1 - d) theta        after every round; d = schedule(optimiser steps so far)
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from ..settings.choices import Schedule
+from ..settings.config import TrainConfig
 from .objective import Objective
 
 _DECAYS: dict[Schedule, Callable[[int], float]] = {
@@ -27,6 +28,17 @@ _DECAYS: dict[Schedule, Callable[[int], float]] = {
 def decay_after(old: str | float, step: int) -> float:
     """d after `step` optimiser steps; `old` is a schedule's name or a number in [0, 1)."""
     return _DECAYS[cast(Schedule, old)](step) if isinstance(old, str) else float(old)
+
+
+def average_decay(step: int, config: TrainConfig) -> float:
+    """Decay of the running average of theta after optimiser step number `step`, counted from 1.
+
+    min(step / (step + 10), ema)            the average begins as a plain mean, not at its random start
+    min((1 + step) / (10 + step), 0.9)      the authors' trainer
+    """
+    if config.authors_trainer:
+        return min((1 + step) / (10 + step), 0.9)
+    return min(step / (step + 10), config.ema)
 
 
 @dataclass(frozen=True)

@@ -118,8 +118,16 @@ def sample_round(
     latents, scores = processes.summed(latents), processes.summed(scores)
     table = {name: scores[index].numpy() for index, name in enumerate(rewards)}
     groups = np.repeat(np.arange(config.round_prompts), config.group_size)
+    if config.authors_trainer:  # one group of all pictures with the same text
+        groups = np.unique([prompts.texts[i] for i in which.tolist()], return_inverse=True)[1]
     found = optimality(
-        table, config.optimality, weights=config.weights, groups=groups, at=config.optimality_at, mix=config.mix
+        table,
+        config.optimality,
+        weights=config.weights,
+        groups=groups,
+        at=config.optimality_at,
+        sum_first=config.authors_trainer,
+        mix=config.mix,
     )
     kept = torch.from_numpy(found.kept)
     r = torch.from_numpy(found.r[found.kept])

@@ -27,7 +27,7 @@ from ..devices.memory import memory_advice
 from ..devices.precision import choose_precision
 from ..devices.quantised import quantise
 from ..learn.calibration import Calibration, calibrate, calibration_table
-from ..learn.export import make_adapter
+from ..learn.export import make_adapter, tilt_words
 from ..learn.learner import Learner
 from ..learn.objective import Objective
 from ..learn.online import Prompts, baseline_warning, sample_round
@@ -94,7 +94,11 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
             calibration = _calibration(learner, held_out, say)
             found = run.observer.finish(pictures, run.seconds_before + sum(run.seconds.values()), calibration)
             dial = None if run.observer.calibrated is None else run.observer.calibrated.dial
-            adapter = make_adapter(learner, base_identity, rate, pictures, calibration, found.strength, dial)
+            adapter = make_adapter(
+                learner, base_identity, rate, pictures, calibration, found.strength, found.shift, dial
+            )
+            if config.kind != "positive" and dial is None:
+                say(tilt_words(learner, found.shift))
         finally:
             run.observer.close()
             if learner is not None:
@@ -241,7 +245,7 @@ class Run:
         if sweep is not None and self.config.keep_best and self.observer.is_best(sweep):
             with averaged(learner):
                 pictures, strength = self._sampled(learner), choose_strength(sweep).strength
-                best = make_adapter(learner, self.base_identity, learner.mean_r, pictures, strength=strength)
+                best = make_adapter(learner, self.base_identity, learner.mean_r, pictures, (), strength, sweep.shift)
             report = run_report(self.config, Trained(), (), sweep)
             write_adapter(self.out / "best", best, {REPORT_FILE: report.to_json().encode()})
             self.say(f"best so far, written to {self.out / 'best'}")

@@ -1,6 +1,7 @@
 """The names that may be chosen for a setting. What each name means is explained beside the code behind it.
 
-Kind, Baseline    training/learn/objective.py       Method      training/data/optimality.py
+Kind, Baseline, StepLaw                             training/learn/objective.py
+Method            training/data/optimality.py
 Schedule          training/learn/old_model.py       Precision   training/devices/precision.py
 Quantise, Optimizer                                 training/devices/quantised.py
 Mix               training/data/optimality.py
@@ -12,6 +13,7 @@ from typing import Literal, get_args
 
 Kind = Literal["positive", "policy", "paper"]
 Baseline = Literal["half", "mean", "alpha"]
+StepLaw = Literal["nft", "odds"]
 Method = Literal["raw", "likes", "threshold", "sigmoid", "rank", "group"]
 Mix = Literal["mean", "product"]
 Schedule = Literal["copy", "ramp", "late_ramp"]
@@ -21,6 +23,7 @@ Optimizer = Literal["adamw", "adamw8bit"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+STEP_LAWS: tuple[StepLaw, ...] = get_args(StepLaw)
 METHODS: tuple[Method, ...] = get_args(Method)
 MIXES: tuple[Mix, ...] = get_args(Mix)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)

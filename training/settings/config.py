@@ -101,7 +101,12 @@ class TrainConfig(
 
     def _faults_between_sections(self) -> list[str]:
         """Settings that are sound one by one and do not go together, one sentence each."""
-        faults = objective_faults(self.kind, self.eta0, self.refit, self.self_normalise)
+        faults = objective_faults(self, self.kind)
+        if self.authors_trainer and not (self.online and self.optimality == "group"):
+            faults.append(
+                f"authors_trainer is true with rounds {self.rounds} and optimality {self.optimality!r}: their trainer "
+                "samples in rounds and compares within a prompt; set rounds above 0 and optimality: group"
+            )
         if self.data is not None and self.online:
             faults.append(
                 f"data is {self.data!r} and rounds {self.rounds}: a folder is for offline runs, rounds for online "

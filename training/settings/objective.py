@@ -7,7 +7,7 @@ from typing import Annotated
 
 from nft_pipeline.checks import choice, flag, number, optional
 
-from .choices import BASELINES, KINDS, Baseline, Kind
+from .choices import BASELINES, KINDS, STEP_LAWS, Baseline, Kind, StepLaw
 from .section import Section
 
 
@@ -48,7 +48,18 @@ class ObjectiveSettings(Section):
     out, there is no anchor, and the tilt grows with every round.
 
     Set it in long online runs, and lower it when pictures drift or lose variety. Online it costs one more forward per
-    sample.
+    sample. With rewards of 0 or 1 the rounds may end far from an eta0 above 2. With step_law odds they do not, and
+    need no such forward.
+    """
+
+    step_law: Annotated[StepLaw, choice(*STEP_LAWS)] = "nft"
+    """By which law a policy takes a round's tilt in. nft adds the tilt times Delta, to first order, and an anchor pulls
+    to the base model. odds weighs the pictures of the round by 1 + (e^tilt - 1) r. With rewards of 0 or 1 this is exact
+    at every tilt, and with eta0 each round then adds just what is left of the way to eta0, without a pull.
+
+    Choose odds for rewards of 0 or 1 (optimality likes or threshold) when the tilt that the run says is to be the one
+    that it reaches. It needs baseline alpha. Keep nft for graded rewards, for a tilt above 4, and where the pull to the
+    base model matters more than the number.
     """
 
     refit: Annotated[float, number(0, 1)] = 0.0
@@ -66,21 +77,39 @@ class ObjectiveSettings(Section):
     there it moves the optimum and gains nothing.
     """
 
+    authors_trainer: Annotated[bool, flag()] = False
+    """Whether a run with objective paper also does the rest as the trainer of DiffusionNFT's authors does. It adds
+    their velocity KL to the base model with weight 0.0001, sums the raw scores of several rewards before it normalises
+    them, takes equal prompts of a round as one group, averages the weights by their rule with decay 0.9, and runs AdamW
+    with their betas and without a warm-up.
 
-def objective_faults(kind: Kind, eta0: float | None, refit: float, self_normalise: bool) -> list[str]:
-    """Numbers of an objective that are sound one by one and belong to another one, one sentence each.
+    Set it to true to compare with published runs; the preset paper has it, with their numbers for the other settings.
+    It needs rounds and optimality group, does not read ema, and costs one more forward per sample.
+    """
+
+
+def objective_faults(settings: ObjectiveSettings, kind: Kind) -> list[str]:
+    """Numbers of an objective that are sound one by one and do not go together, one sentence each.
 
     Args:
+        settings: those of the objective.
         kind: the objective of the run, chosen or found.
-        eta0, refit, self_normalise: as in `ObjectiveSettings`.
     """
-    if kind == "policy":
-        return []
     faults = []
-    if eta0 is not None:
-        faults.append(f"eta0 is {eta0:g} with objective {kind!r}: the anchor belongs to 'policy'")
-    if refit:
-        faults.append(f"refit is {refit:g} with objective {kind!r}: it belongs to 'policy'")
-    if self_normalise:
+    if settings.authors_trainer and kind != "paper":
+        faults.append(f"authors_trainer with objective {kind!r}: the authors' trainer has objective 'paper'")
+    if kind == "policy":
+        if settings.step_law == "odds" and settings.baseline != "alpha":
+            faults.append(
+                f"step_law is 'odds' with baseline {settings.baseline!r}: it reads alpha, so set baseline: alpha"
+            )
+        return faults
+    if settings.step_law == "odds":
+        faults.append(f"step_law is 'odds' with objective {kind!r}; it belongs to 'policy'")
+    if settings.eta0 is not None:
+        faults.append(f"eta0 is {settings.eta0:g} with objective {kind!r}: the anchor belongs to 'policy'")
+    if settings.refit:
+        faults.append(f"refit is {settings.refit:g} with objective {kind!r}: it belongs to 'policy'")
+    if settings.self_normalise:
         faults.append(f"self_normalise with objective {kind!r}; it belongs to 'policy', and 'paper' always is")
     return faults

@@ -35,7 +35,7 @@ from ..dial.draws import Draws
 from ..dial.draws import Interrupted as DrawsInterrupted
 from ..dial.judges import AlphaJudge, RewardJudge
 from ..learn.calibration import Calibration
-from ..learn.export import adapter_config
+from ..learn.export import Shift, adapter_config
 from ..learn.learner import Learner
 from ..rewards.find import find_prompts, find_reward
 from ..settings.config import TrainConfig
@@ -57,11 +57,13 @@ _GRID = re.compile(r"step-(\d{6,})\.png")
 
 @dataclass(frozen=True)
 class Findings:
-    """What a finished run found: the files to put beside its adapter, and the strength to recommend."""
+    """What a finished run found: the files to put beside its adapter, the strength to recommend, and the shift of
+    log-odds at strength 1, None where no sweep measured one."""
 
     files: dict[str, bytes]
     report: RunReport
     strength: float
+    shift: Shift | None = None
 
 
 class Observer:
@@ -229,7 +231,7 @@ class Observer:
         with memory_advice("sampling", pool_batch=config.pool_batch), live.guided(learner):
             draws = Draws(self.base, LIVE, texts, conditions, live.empty, config.pool_batch, live.stop)
             judge = (
-                RewardJudge(texts, rewards, config.weights, config.optimality, config.optimality_at)
+                RewardJudge(texts, rewards, config.weights, config.optimality, config.optimality_at, config.mix)
                 if rewards
                 else AlphaJudge(draws)
             )
@@ -300,7 +302,7 @@ class Observer:
                 grids=self.grids(),
             )
             self.say(f"report written to {page}")
-        return Findings(files, report, strength)
+        return Findings(files, report, strength, None if self.sweep is None else self.sweep.shift)
 
     def close(self) -> None:
         """Write what is left and close the records."""

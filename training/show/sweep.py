@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..data.pool import score
+from ..learn.export import Shift
 from ..learn.learner import Learner
 from ..rewards.find import Scorer
 from . import picture_stats
@@ -54,6 +55,7 @@ class Sweep:
             None if no reward can score new pictures.
         watched: the name of a reward that was not trained on; None if there is none.
         prompts: what prompts these were, in words.
+        shift: how far strength 1 moves the log-odds of the goal, see `log_odds_shift`; None if that says nothing.
     """
 
     points: tuple[SweepPoint, ...]
@@ -61,6 +63,7 @@ class Sweep:
     goal: str | None
     watched: str | None
     prompts: str
+    shift: Shift | None = None
 
     @property
     def base(self) -> SweepPoint:
@@ -137,7 +140,10 @@ def run_sweep(
         )
         for strength, columns in table.items()
     )
-    return Sweep(points, tuple(rewards), goal, None if watched is None else watched[0], prompts)
+    shift = None
+    if goal is not None and 1 in table:
+        shift = log_odds_shift(table[0.0][goal], table[1.0][goal], groups)
+    return Sweep(points, tuple(rewards), goal, None if watched is None else watched[0], prompts, shift)
 
 
 def estimate(values: np.ndarray, groups: np.ndarray) -> Estimate:
@@ -152,6 +158,34 @@ def estimate(values: np.ndarray, groups: np.ndarray) -> Estimate:
         units = np.array([values[groups == name].mean() for name in names])
     error = float(units.std(ddof=1) / len(units) ** 0.5) if len(units) > 1 else float("nan")
     return Estimate(float(values.mean()), error, len(values))
+
+
+def log_odds_shift(before: np.ndarray, after: np.ndarray, groups: np.ndarray) -> Shift | None:
+    """How far the log-odds of the mean score move from `before` to `after`: the tilt that was reached.
+
+    Half a liked and half a disliked picture are added to each side, so that a rate of 0 or 1 stays finite. The error is
+    over prompts where there are enough, to first order in the rates.
+
+    Args:
+        before, after: scores of the same prompts and noises, (N,); NaN is missing.
+        groups: the prompt of each picture, (N,).
+
+    Returns:
+        None unless nearly all scores are near 0 or 1: all in [0, 1], with at least half of the variance p (1 - p) that
+        scores of 0 and 1 have. The log-odds of the mean of other scores are not their tilt.
+    """
+    known = np.isfinite(before) & np.isfinite(after)
+    scores, groups = np.stack([before[known], after[known]]), groups[known]
+    if scores.shape[1] < 2 or scores.min() < 0 or scores.max() > 1:
+        return None
+    rates = scores.mean(axis=1)
+    if scores[0].var() + scores[1].var() < 0.5 * (rates * (1 - rates)).sum() or np.ptp(scores) == 0:
+        return None
+    rates = (scores.sum(axis=1) + 0.5) / (scores.shape[1] + 1)
+    moved = np.log(rates / (1 - rates))
+    parts = (scores - rates[:, None]) / (rates * (1 - rates))[:, None]
+    spread = estimate(parts[1] - parts[0], groups)
+    return Shift(float(moved[1] - moved[0]), spread.error, spread.n) if np.isfinite(spread.error) else None
 
 
 def _statistics(pictures: np.ndarray, base: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarray]:
