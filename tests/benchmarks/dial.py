@@ -93,7 +93,7 @@ class Plan:
 
 def work_on(plan: Plan, parts: Sequence[str]) -> None:
     """Train and measure what was not yet and what no other process is at."""
-    for cell in plan.cells:
+    for cell in plan.cells if {"train", "measure"} & set(parts) else ():
         folder = cell.folder(plan.work)
         with claimed(folder / "claimed") as mine:
             if not mine:
@@ -285,8 +285,8 @@ def report(plan: Plan) -> str:
 Made by `tests/benchmarks/dial.py` on {date.today().isoformat()} ({device}).
 {len(measured_cells)} adapters of the shapes model were measured. For {refused} more the trainer refused the ratings,
 because hardly any was liked. Points have n = {plan.n} pictures where the adapter is drawn in its own mode and for LoRA
-weight, and {plan.n // 2} elsewhere, on {MEASUREMENT} prompts that were neither trained nor calibrated on, with noises of
-their own and 14 steps. "own mode" is the one that the adapter's calibration chose.
+weight, and {plan.n // 2} elsewhere. They are drawn on {MEASUREMENT} prompts that were neither trained nor calibrated
+on, with noises of their own and 14 steps. "own mode" is the one that the adapter's calibration chose.
 
 The tastes were drawn by a rule in `tests/benchmarks/tastes.py`. Their base rates are those of the first pool.
 
@@ -339,13 +339,18 @@ def main() -> None:
     parser.add_argument("--tastes", type=int, nargs="+", default=range(6), help="places of tastes (default: 0 to 5)")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="ratings; 4096 is the pool")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="training seeds (default: 0 1 2)")
-    parser.add_argument("--n", type=int, default=1024, help=f"pictures, a multiple of {2 * MEASUREMENT}")
+    parser.add_argument(
+        "--n", type=int, default=1024, help=f"pictures a point, a multiple of {2 * MEASUREMENT} (default: 1024)"
+    )
     parser.add_argument("--threads", type=int, default=0, help="threads of this process (default: all cores)")
     parser.add_argument("--quick", action="store_true", help="two tastes, two sizes, one seed, 256 pictures")
     parser.add_argument("--write", action="store_true", help="write docs/measured/dial.md")
     args = parser.parse_args()
-    if args.n % (2 * MEASUREMENT):
-        parser.error(f"--n is {args.n}, expected a multiple of {2 * MEASUREMENT}: the same number for each prompt")
+    if args.n % (2 * MEASUREMENT) or args.n < 4 * MEASUREMENT:
+        parser.error(
+            f"--n is {args.n}, expected a multiple of {2 * MEASUREMENT} from {4 * MEASUREMENT} on: as many pictures "
+            "for each prompt, and at least two where there are half as many"
+        )
     if args.threads:
         torch.set_num_threads(args.threads)
     plan = plan_of(args)
