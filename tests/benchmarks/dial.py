@@ -8,7 +8,7 @@
 Each taste (tests/benchmarks/tastes.py) is learned from 40, 100 and 200 ratings and from a pool of 4,096, with three
 seeds. Every finished part is kept in --work (tests/benchmarks/dial_cells.py says where), so a run that was stopped goes
 on, and several may share the work. To train again, delete `run` and trained.json of a cell. --write makes
-docs/measured/dial.md.
+the page dial.md of docs/measured.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ from .dial_cells import (
     WEIGHTS,
     Cell,
     Setting,
-    adapter_digest,
+    adapter_of,
     base_point,
     claimed,
+    digest_of,
     draw,
     measure_cell,
     read_point,
@@ -82,7 +83,7 @@ class Plan:
 
     def settings(self, cell: Cell) -> list[Setting]:
         """What is measured of a cell's adapter."""
-        config = read_adapter(cell.folder(self.work) / "run" / "adapter").config
+        config = read_adapter(adapter_of(cell, self.work)).config
         chosen = settings_before(self.n // 2, config.tilt, 1.0) + settings_of_weight(self.n)
         chosen += settings_after(config, self.n, self.n // 2, 1.0)
         if cell.taste in self.cfg_tastes:
@@ -148,19 +149,19 @@ def rows_of(plan: Plan) -> list[Row]:
         folder = cell.folder(plan.work)
         if not is_trained(folder):
             continue
-        digest = adapter_digest(folder / "run" / "adapter")
+        adapter = adapter_of(cell, plan.work)
         rivals = [
             (0.0, by_prompt(base_point(cell.taste, cell.seed, plan.n, 1.0, plan.work), MEASUREMENT)),
             *(
                 (setting.value, by_prompt(point, MEASUREMENT))
                 for setting in settings_of_weight(plan.n)
-                if (point := read_point(folder, setting, digest)) is not None
+                if (point := read_point(folder, setting, digest_of(adapter, setting.kind))) is not None
             ),
         ]
         rivals.sort(key=lambda pair: pair[0])
         is_whole = len(rivals) == 1 + len(WEIGHTS)
         for setting in plan.settings(cell):
-            point = read_point(folder, setting, digest)
+            point = read_point(folder, setting, digest_of(adapter, setting.kind))
             if setting.kind == "weight" or point is None:
                 continue
             ours = by_prompt(point, MEASUREMENT)
@@ -268,7 +269,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def report(plan: Plan) -> str:
-    """docs/measured/dial.md."""
+    """The page."""
     rows = rows_of(plan)
     if not rows:
         return "nothing was measured yet"
@@ -344,7 +345,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=0, help="threads of this process (default: all cores)")
     parser.add_argument("--quick", action="store_true", help="two tastes, two sizes, one seed, 256 pictures")
-    parser.add_argument("--write", action="store_true", help="write docs/measured/dial.md")
+    parser.add_argument("--write", action="store_true", help="write the page")
     args = parser.parse_args()
     if args.n % (2 * MEASUREMENT) or args.n < 4 * MEASUREMENT:
         parser.error(

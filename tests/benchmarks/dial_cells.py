@@ -301,20 +301,31 @@ def _base_pictures(seed: int, n: int, guidance_scale: float, work: Path) -> Path
     return path
 
 
-def adapter_digest(folder: Path) -> str:
-    """Changes with the adapter's weights and config, so that points of an older training are measured again."""
-    digest = hashlib.sha256()
-    for path in [*sorted(folder.rglob("*.safetensors")), folder / "nft_config.json"]:
-        digest.update(path.read_bytes())
+def adapter_of(cell: Cell, work: Path) -> Path:
+    """The folder of a cell's adapter: the calibrated one if there is one, else the run's."""
+    folder = cell.folder(work)
+    return folder / "calibrated" if (folder / "calibrated").is_dir() else folder / "run" / "adapter"
+
+
+def digest_of(adapter: Path, kind: str) -> str:
+    """Changes with the weights of an adapter, so that points of an older training are measured again.
+
+    Args:
+        adapter: its folder.
+        kind: of the setting. What is measured after a calibration is measured again after another one, too.
+    """
+    files = sorted((*adapter.glob("*.safetensors"), *(adapter / "alpha_head").glob("*.safetensors")))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files))
+    if kind == "after":
+        digest.update((adapter / "nft_config.json").read_bytes())
     return digest.hexdigest()[:16]
 
 
 def measure_cell(cell: Cell, settings: Sequence[Setting], work: Path) -> None:
     """Measure what was not measured yet of a cell's adapter."""
-    folder = cell.folder(work)
-    adapter = folder / "run" / "adapter"
-    digest = adapter_digest(adapter)
-    unmeasured = [setting for setting in settings if read_point(folder, setting, digest) is None]
+    folder, adapter = cell.folder(work), adapter_of(cell, work)
+    digests = {kind: digest_of(adapter, kind) for kind in ("before", "after", "weight")}
+    unmeasured = [setting for setting in settings if read_point(folder, setting, digests[setting.kind]) is None]
     due = list({setting.name: setting for setting in unmeasured}.values())  # several tilts may stand for one end
     if not due:
         return
@@ -331,7 +342,7 @@ def measure_cell(cell: Cell, settings: Sequence[Setting], work: Path) -> None:
             else:
                 pictures = load.pictures(guided, setting.name, **setting.steering)
             seconds = time.monotonic() - started
-            point = {**measured(pictures, cell.taste), "seconds": seconds, "adapter": digest}
+            point = {**measured(pictures, cell.taste), "seconds": seconds, "adapter": digests[setting.kind]}
             write_json(folder / f"{setting.name}.json", point)
 
 
