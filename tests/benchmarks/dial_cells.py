@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import AdapterConfig, read_adapter
@@ -315,7 +316,10 @@ def digest_of(adapter: Path, kind: str) -> str:
         kind: of the setting. What is measured after a calibration is measured again after another one, too.
     """
     files = sorted((*adapter.glob("*.safetensors"), *(adapter / "alpha_head").glob("*.safetensors")))
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files))
+    digest = hashlib.sha256()
+    for path in files:  # the tensors alone: the headers hold the config, which a calibration changes
+        for name, tensor in sorted(load_file(path).items()):
+            digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
     if kind == "after":
         digest.update((adapter / "nft_config.json").read_bytes())
     return digest.hexdigest()[:16]
