@@ -37,6 +37,7 @@ from .dial_cells import (
     Setting,
     adapter_of,
     base_point,
+    calibrate_cell,
     claimed,
     digest_of,
     draw,
@@ -51,7 +52,7 @@ from .dial_numbers import MEASURES, beside_rival, by_prompt, mean_and_error, pro
 from .tastes import MEASUREMENT
 
 DOCS = Path(__file__).parents[2] / "docs"
-PARTS = ("train", "measure", "report")
+PARTS = ("train", "calibrate", "measure", "report")
 SIZES = (40, 200, POOL_SIZE, 100)
 SEEDS = (0, 1, 2)
 WITH_CFG = (2, 4)  # the places of the tastes that are measured under classifier-free guidance, too
@@ -93,8 +94,8 @@ class Plan:
 
 
 def work_on(plan: Plan, parts: Sequence[str]) -> None:
-    """Train and measure what was not yet and what no other process is at."""
-    for cell in plan.cells if {"train", "measure"} & set(parts) else ():
+    """Train, calibrate and measure what was not yet and what no other process is at."""
+    for cell in plan.cells if set(parts) - {"report"} else ():
         folder = cell.folder(plan.work)
         with claimed(folder / "claimed") as mine:
             if not mine:
@@ -102,6 +103,8 @@ def work_on(plan: Plan, parts: Sequence[str]) -> None:
             print(f"{cell.taste}, {cell.size}, seed {cell.seed}", flush=True)
             if "train" in parts and not (folder / "trained.json").is_file():
                 train_cell(cell, plan.work)
+            if "calibrate" in parts and is_trained(folder):
+                calibrate_cell(cell, plan.work, (1.0, CFG) if cell.taste in plan.cfg_tastes else (1.0,))
             if "measure" in parts and is_trained(folder):
                 measure_cell(cell, plan.settings(cell), plan.work)
 

@@ -30,7 +30,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from nft_pipeline import DiffusionNFTPipeline
-from nft_pipeline.adapter import AdapterConfig, read_adapter
+from nft_pipeline.adapter import AdapterConfig, read_adapter, write_adapter
 from nft_pipeline.files.atomic import atomic_write_bytes
 from nft_pipeline.files.picture_list import update_rows
 from nft_pipeline.modes import MODES
@@ -38,6 +38,7 @@ from nft_pipeline.training.data.pool import Pool, PoolError, load_pool, save_poo
 from nft_pipeline.training.data.sources import offline_pools
 from nft_pipeline.training.demo.measure import Workload, with_lora
 from nft_pipeline.training.devices.precision import choose_precision
+from nft_pipeline.training.dial.measure_adapter import Judging, calibrate_adapter
 from nft_pipeline.training.rewards.find import find_reward
 from nft_pipeline.training.run.trainer import load_base, train
 from nft_pipeline.training.settings.config import TrainConfig
@@ -45,7 +46,7 @@ from nft_pipeline.training.shapes.score import judge, look
 from nft_pipeline.training.shapes.world import Prompt
 from nft_pipeline.training.show.picture_stats import diversity, shrunk
 
-from .tastes import draw_tastes, measurement_prompts, training_prompts
+from .tastes import calibration_prompts, draw_tastes, measurement_prompts, training_prompts
 
 POOL_SIZE = 4096
 TILTS = (-2.0, -1.0, 0.5, 1.0, 2.0)
@@ -128,6 +129,7 @@ def settings_of(cell: Cell, ratings: Path) -> TrainConfig:
         "seed": cell.seed,
         "samples_every": 0,
         "sweep_size": 0,
+        "calibration_pictures": 0,
         "watch_reward": "",
         "reward": "",
     }
@@ -239,7 +241,7 @@ def settings_after(config: AdapterConfig, own: int, other: int, guidance_scale: 
     Args:
         own, other: pictures in the adapter's own mode and in others.
     """
-    dial, settings = dial_of(config), []
+    dial, settings = config.dial, list[Setting]()
     for tilt_map in () if dial is None else dial.maps:
         if tilt_map.guidance_scale != guidance_scale:
             continue
@@ -251,11 +253,6 @@ def settings_after(config: AdapterConfig, own: int, other: int, guidance_scale: 
             n = own if is_own else other
             settings.append(Setting("after", tilt_map.mode, value, n, guidance_scale, steering, asked, role))
     return settings
-
-
-def dial_of(config: AdapterConfig) -> Any:
-    """The adapter's measured dial; None if it was never calibrated."""
-    return getattr(config, "dial", None)
 
 
 def settings_of_weight(n: int) -> list[Setting]:
@@ -305,7 +302,30 @@ def _base_pictures(seed: int, n: int, guidance_scale: float, work: Path) -> Path
 def adapter_of(cell: Cell, work: Path) -> Path:
     """The folder of a cell's adapter: the calibrated one if there is one, else the run's."""
     folder = cell.folder(work)
-    return folder / "calibrated" if (folder / "calibrated").is_dir() else folder / "run" / "adapter"
+    trained, calibrated = folder / "run" / "adapter", folder / "calibrated"
+    is_of_this = calibrated.is_dir() and digest_of(calibrated, "weight") == digest_of(trained, "weight")
+    return calibrated if is_of_this else trained
+
+
+def calibrate_cell(cell: Cell, work: Path, guidance_scales: Sequence[float]) -> None:
+    """Calibrate a cell's adapter at these scales of classifier-free guidance, unless that was done.
+
+    The taste itself judges, on prompts that are neither trained nor measured on.
+    """
+    adapter = read_adapter(adapter_of(cell, work))
+    mapped = () if adapter.config.dial is None else adapter.config.dial.maps
+    due = [scale for scale in guidance_scales if scale not in {entry.guidance_scale for entry in mapped}]
+    judging = Judging({"taste": find_reward(REWARD, words=cell.taste)}, {})
+    for scale in due:
+        guided = DiffusionNFTPipeline.from_pretrained("shapes")
+        guided.load_nft_adapter(adapter, name="taste")
+        call = {"guidance_scale": scale}
+        adapter, found = calibrate_adapter(
+            guided, "taste", calibration_prompts(), judging, seed=cell.seed, batch=BATCH, call=call
+        )
+        print(f"guidance scale {scale:g}: {found.reason}", flush=True)
+    if due:
+        write_adapter(cell.folder(work) / "calibrated", adapter)
 
 
 def digest_of(adapter: Path, kind: str) -> str:
