@@ -109,9 +109,9 @@ def test_states_are_of_pictures_that_the_tilted_model_draws(trained: Path) -> No
             some = liked[weight * sign > 0.5]
             counts[sign][0] += len(some)
             counts[sign][1] += int(some.sum())
-    weights = torch.linspace(0.5, 1, 1001)
+    weights = 2 * torch.linspace(0, 1, 10_001) ** 1.5 - 1
     for sign, (n, k) in counts.items():
-        odds = torch.exp(sign * CEILING * weights)
+        odds = torch.exp(CEILING * weights[weights * sign > 0.5])
         expected = float((odds / (1 + odds)).mean())
         assert abs(k / n - expected) < 4 * (expected * (1 - expected) / n) ** 0.5
 

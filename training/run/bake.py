@@ -35,7 +35,6 @@ from .trainer import load_base
 STEPS = 192
 PICTURES = 1024  # of the base model; none is scored, so fewer do than a training run wants
 CEILING = 2.0  # times the adapter's own tilt: what weight 1 stands for
-LR = 0.5  # times the adapter's own, because the LoRA is trained already
 TAIL = 32  # steps whose mean loss is reported, the first and the last of them
 # What baking takes over from the run that made the adapter: how pictures are drawn, and what fits the machine.
 TAKEN_OVER = (
@@ -78,7 +77,6 @@ def bake_settings(adapter: Adapter, prompts: str | None, steps: int, rank: int |
             "licence": config.licence,
             "steps": steps,
             "rank": config.rank if rank is None else rank,
-            "lr": LR * settings["lr"],
             "pool_size": PICTURES,
             "seed": seed,
         }
