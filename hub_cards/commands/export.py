@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prompts to draw the base model's pictures with: a text file with one prompt per line, a built-in list or "
         "module:function (default: those that the adapter was trained on)",
     )
-    baked.add_argument("--steps", type=int, metavar="N", help="optimiser steps (default: 192)")
+    baked.add_argument("--steps", type=int, metavar="N", help="optimiser steps (default: 384)")
     baked.add_argument(
         "--rank", type=int, metavar="R", help="rank of the LoRA, at least the adapter's (default: the adapter's)"
     )

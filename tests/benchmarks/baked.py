@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import time
 from datetime import date
 from pathlib import Path
 
@@ -46,15 +45,12 @@ def measured(n: int, seed: int, work: Path) -> dict:
         teacher.write_text(json.dumps([point.to_dict() for point in points]))
     base, *laws = [Point(**point) for point in json.loads(teacher.read_text())]
     if not done.is_file():
-        started = time.process_time()
         baked = bake(source, folder / "adapter", seed=seed)
-        seconds = time.process_time() - started
         stock = DiffusionNFTPipeline.from_pretrained("shapes").unwrap()
         weights = [tilt / baked.config.tilt for tilt in TILTS]
         rivals = measure_lora_weight(stock, folder / "adapter", load, reward, base, weights)[1:]
-        done.write_text(json.dumps({"seconds": seconds, "points": [point.to_dict() for point in rivals]}))
-    found = json.loads(done.read_text())
-    return {"base": base, "laws": laws, "baked": [Point(**p) for p in found["points"]], "seconds": found["seconds"]}
+        done.write_text(json.dumps([point.to_dict() for point in rivals]))
+    return {"base": base, "laws": laws, "baked": [Point(**point) for point in json.loads(done.read_text())]}
 
 
 def report(found: dict, n: int, seed: int, tilt: float) -> str:
@@ -87,8 +83,7 @@ def report(found: dict, n: int, seed: int, tilt: float) -> str:
 
 Made by `tests/benchmarks/baked.py` on {date.today().isoformat()} ({platform.machine()} CPU, torch {torch.__version__}),
 training seed {seed}. `diffusion-nft export shapes-warm --baked` trained the dial of shapes-warm into one LoRA, whose
-weight 1 stands for a tilt of {tilt:g}, in {found["seconds"]:.0f} seconds of processor time, the pictures it draws first
-included.
+weight 1 stands for a tilt of {tilt:g}.
 
 "Two passes" is guidance by the odds law with shapes-warm, which costs two forwards per step. "Baked" is the baked LoRA
 in stock diffusers at that plain weight, which costs one. Entries are P(o=1), the share of pictures that the reward

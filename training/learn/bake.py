@@ -3,9 +3,8 @@
     teacher, at tilt l      v_old + s (v_plus - v_old),  s = teacher_scale(config, alpha, l, t)     two forwards
     student, at weight w    the base model with its LoRA at weight w, where l = w * ceiling         one forward
 
-`ceiling` is the tilt that weight 1 stands for. The loss is the squared distance of the two raw outputs, over s^2 where
-s is beyond 1 or -1. Both are known at every noisy state, so no reward is asked, no picture is scored, and no label adds
-noise.
+`ceiling` is the tilt that weight 1 stands for. The loss is the squared distance of the two raw outputs. Both are known
+at every noisy state, so no reward is asked, no picture is scored, and no label adds noise.
 
 States come from where the tilted model goes: picture i of the base model is drawn in proportion to 1 + rho alpha_i with
 rho = e^l - 1, which makes it a picture of the odds law at tilt l (docs/theory.md, M10), and noise is added to it.
@@ -124,17 +123,13 @@ class Baker:
         return v_old.float(), self.head.alpha(as_tokens(self._tokens), t.to(self.base.device), text)
 
     @torch.no_grad()
-    def teacher(self, x_t: Tensor, t: Tensor, conditions: Conditions, tilt: Tensor) -> tuple[Tensor, Tensor]:
-        """What guidance in two passes gives at these tilts, (B,).
-
-        Returns:
-            The raw output, float32, of the shape of x_t, and the scales s that made it, (B,).
-        """
+    def teacher(self, x_t: Tensor, t: Tensor, conditions: Conditions, tilt: Tensor) -> Tensor:
+        """What guidance in two passes gives at these tilts, (B,): the raw output, float32, of the shape of x_t."""
         v_old, alpha = self._old_and_alpha(x_t, t, conditions)
         self.roles.use("old")
         v_plus = self.base.predict(x_t, t, conditions).float()
         scale = teacher_scale(self.config, alpha, tilt.to(self.base.device), t.to(self.base.device))
-        return combine(v_old, v_plus, scale), scale
+        return combine(v_old, v_plus, scale)
 
     def student(self, x_t: Tensor, t: Tensor, conditions: Conditions, weight: Tensor) -> Tensor:
         """What the LoRA gives at these weights, (B,): the raw output, float32, of the shape of x_t."""
@@ -142,14 +137,9 @@ class Baker:
             return self.base.predict(x_t, t, conditions).float()
 
     def draw(self, n: int) -> tuple[Tensor, Tensor, Conditions, Tensor]:
-        """`n` states: x_t, t (n,), conditions, and a weight for each (n,), from -1 to 1.
-
-        63 % of the weights are below 0, where the scale bends more and the LoRA, which was trained to push up, starts
-        further from it.
-        """
+        """`n` states: x_t, t (n,), conditions, and a weight for each (n,), evenly from -1 to 1."""
         g = self.generator
-        even = (torch.randperm(n, generator=g) + torch.rand(n, generator=g)) / n
-        weight = 2 * even**1.5 - 1
+        weight = 2 * (torch.randperm(n, generator=g) + torch.rand(n, generator=g)) / n - 1
         mass = 1 + torch.expm1(self.ceiling * weight)[:, None] * self.liked
         rows = torch.multinomial(mass, 1, generator=g).squeeze(1)
         low, high = self.base.noise_range()
@@ -159,7 +149,7 @@ class Baker:
         return x_t, t, self.pool.conditions_of(rows), weight
 
     def step(self) -> float:
-        """One optimiser step; returns the mean squared distance of student and teacher before it, as it is weighed.
+        """One optimiser step; returns the mean squared distance of student and teacher before it.
 
         Raises:
             TrainingError: it is not finite.
@@ -168,13 +158,10 @@ class Baker:
         x_t, t, conditions, weight = self.draw(batch)
         for part in torch.arange(batch).split(self.settings.micro_batch or batch):
             state = x_t[part], t[part], rows_of(conditions, part)
-            target, scale = self.teacher(*state, self.ceiling * weight[part])
-            # A negative tilt pushes a liked state many times as far as v_plus. Such states are rare where it leads, and
-            # their squares would drown all others.
-            share = 1 / (batch * scale.square().clamp(min=1))
+            target = self.teacher(*state, self.ceiling * weight[part])
             with self.roles.theta_by_row(weight[part].to(self.base.device)):
                 output = self.base.predict(*state).float()
-                loss = (share * (output - target).square().flatten(1).mean(1)).sum()
+                loss = (output - target).square().flatten(1).mean(1).sum() / batch
                 # Inside, because gradient checkpointing runs forwards again.
                 self.scaler.scale(loss).backward()
             distance += loss.item()

@@ -32,7 +32,9 @@ from ..settings import stored
 from ..settings.config import TrainConfig
 from .trainer import load_base
 
-STEPS = 192
+STEPS = 384
+BATCH = 128  # at most: without labels' noise more states a step gain little
+LR = 0.5  # times the adapter's own, because the LoRA is trained already
 PICTURES = 1024  # of the base model; none is scored, so fewer do than a training run wants
 CEILING = 2.0  # times the adapter's own tilt: what weight 1 stands for
 TAIL = 32  # steps whose mean loss is reported, the first and the last of them
@@ -77,6 +79,8 @@ def bake_settings(adapter: Adapter, prompts: str | None, steps: int, rank: int |
             "licence": config.licence,
             "steps": steps,
             "rank": config.rank if rank is None else rank,
+            "lr": LR * settings["lr"],
+            "batch": min(BATCH, settings["batch"]),
             "pool_size": PICTURES,
             "seed": seed,
         }
