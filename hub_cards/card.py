@@ -66,7 +66,8 @@ def render_card(
     shown = strip(report.samples, pictures)
     if shown is not None:
         plots[STRIP_FILE] = shown
-    workflow = workflow_picture(config)
+    baked = _baked_from(config)
+    workflow = None if baked else workflow_picture(config)  # a baked adapter needs no node of ours
     if workflow is not None:
         plots[WORKFLOW_FILE] = workflow
     if report.rewards:
@@ -93,6 +94,7 @@ def render_card(
         held_out=any(not curve.trained for curve in report.rewards),
         verdict=_VERDICTS[report.hacking.verdict] if report.hacking else "",
         training=list(_training(config, report)),
+        baked=baked,
     )
     return Card(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", plots)
 
@@ -176,6 +178,12 @@ def _note(curve: Curve) -> str:
     return f"{_one_line(curve.name)}: {_one_line('; '.join(parts))}." if parts else ""
 
 
+def _baked_from(config: AdapterConfig) -> str | None:
+    """The name of the adapter that this one was baked from (training/run/bake.py); None if it was not baked."""
+    source = config.training.get("baked_from")
+    return str(source.get("name")) if isinstance(source, dict) else None
+
+
 def _training(config: AdapterConfig, report: RunReport) -> Iterator[tuple[str, Any]]:
     """What the adapter was trained on and how; from the trainer's summary in the config if the report says nothing."""
     said: dict[str, Any] = dict(config.training)
@@ -188,6 +196,7 @@ def _training(config: AdapterConfig, report: RunReport) -> Iterator[tuple[str, A
         passes = said["pairs"] / pool["size"]
     facts = {
         "objective": said.get("objective"),
+        **({} if (source := _baked_from(config)) is None else {"baked from": source}),
         "beta, tilt": f"{config.beta:g}, {config.tilt:g}",
         "data": data,
         "prompts": settings.get("prompts"),
