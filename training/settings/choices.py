@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 Kind = Literal["positive", "policy", "paper"]
 Baseline = Literal["half", "mean", "alpha"]
-Method = Literal["raw", "likes", "threshold", "sigmoid", "rank", "group"]
+Method = Literal["raw", "likes", "threshold", "sigmoid", "rank", "group", "top"]
 Schedule = Literal["copy", "ramp", "late_ramp"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Quantise = Literal["none", "nf4", "int8"]
