@@ -1,5 +1,6 @@
 """One optimiser step: how many forwards it costs, which role each is of, and that it goes where it should."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -115,6 +116,19 @@ def test_small_batches_at_a_time_give_the_same_gradients(kind, micro_batch):
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
     for one, two in zip(found[0][1], found[1][1], strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=3e-4)
+
+
+def test_disliked_pictures_lend_v_plus_their_noisy_states_only():
+    _, learner, pool = learner_of(objective="positive", batch=64)
+    prompt = torch.arange(len(pool)) % 2
+    pool = replace(pool, prompt=prompt, r=(torch.arange(len(pool)) % 3 > 0).float())
+    batch = learner._draw_plus(pool)
+    liked = pool.r[batch.rows] > 0
+    assert bool((~liked).any()) and len(batch.rows) <= 64
+    assert batch.states.t[~liked].min() > batch.states.t[liked].min()  # at low noise they are no liked picture's
+    assert float(batch.weight.min()) > 0
+    graded = learner._draw_plus(replace(pool, r=pool.r / 2))
+    assert (pool.r[graded.rows] > 0).all() and len(graded.rows) == 64 and (graded.weight == 1).all()
 
 
 def test_gradient_checkpointing_changes_nothing_but_the_memory():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nft_pipeline.training.data.optimality import OptimalityError, optimality
+from nft_pipeline.training.data.optimality import LEAST, OptimalityError, by_prompt, optimality
 from nft_pipeline.training.learn.objective import Objective
 from nft_pipeline.training.learn.old_model import Tilt, decay_after
 from nft_pipeline.training.settings.choices import METHODS
@@ -37,7 +37,34 @@ def test_the_other_methods_by_hand():
     assert r_of("likes", np.array([0.0, 1.0])).tolist() == [0.0, 1.0]
 
 
-@pytest.mark.parametrize("method", ["group", "rank", "sigmoid"])
+def test_the_top_share_by_hand():
+    # Each of three places holds a third, so a share of 0.5 takes the first whole and half of the second.
+    assert r_of("top", groups=GROUPS, at=0.5) == pytest.approx([0, 0.5, 1, 0.25, 0.25, 1])
+    assert r_of("top", np.arange(10.0)) == pytest.approx([0] * 7 + [1] * 3)  # the default share is 0.3
+    assert r_of("top", np.arange(10.0), at=0.25) == pytest.approx([0] * 7 + [0.5, 1, 1])
+
+
+def test_the_top_share_is_the_same_in_every_group_whatever_is_tied_or_flat():
+    scores, groups = np.random.default_rng(0).integers(0, 4, 70).astype(float), np.arange(70) // 7
+    scores[:7] = 2.0
+    r = r_of("top", scores, groups=groups)
+    assert r.reshape(10, 7).mean(1) == pytest.approx([0.3] * 10)
+    assert r[:7] == pytest.approx([0.3] * 7)  # nothing to tell apart, and no prior to spoil
+
+
+def test_the_top_share_of_two_rewards_is_that_of_their_sum():
+    one, two = np.random.default_rng(1).random((2, 40))
+    r = optimality({"a": one, "b": 100 * two}, "top", at=0.25).r
+    best = np.argsort(one / one.std() + two / two.std())[-10:]
+    assert set(np.flatnonzero(r)) == set(best)
+
+
+def test_prompts_with_few_pictures_are_compared_together():
+    prompt = np.array([0, 0, 1, 2, 2, 2, 2, 3])
+    assert LEAST == 4 and by_prompt(prompt).tolist() == [-1, -1, -1, 2, 2, 2, 2, -1]
+
+
+@pytest.mark.parametrize("method", ["group", "rank", "sigmoid", "top"])
 def test_a_reward_in_another_unit_weighs_the_same(method):
     rng = np.random.default_rng(0)
     one, two = rng.random(40), rng.random(40)
@@ -88,7 +115,7 @@ def test_groups_that_are_all_alike_still_teach_where_groups_are_not_compared(met
 def test_r_is_always_a_probability(method):
     rng = np.random.default_rng(1)
     scores = rng.integers(0, 2, 50).astype(float) if method in ("raw", "likes") else 100 * rng.standard_normal(50)
-    r = r_of(method, scores, at=0.0, groups=np.arange(50) // 5)
+    r = r_of(method, scores, at=0.5 if method == "top" else 0.0, groups=np.arange(50) // 5)
     assert r.min() >= 0 and r.max() <= 1 and r.std() > 0
 
 

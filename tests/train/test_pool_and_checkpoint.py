@@ -2,10 +2,20 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
-from nft_pipeline.training.data.pool import Pool, PoolError, check_pool, load_pool, pool_key, save_pool
+from helpers.tiny_run import tiny_base
+from nft_pipeline.training.data.pool import (
+    Pool,
+    PoolError,
+    check_pool,
+    load_pool,
+    pool_key,
+    sample_pool,
+    save_pool,
+)
 from nft_pipeline.training.run.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 
@@ -30,6 +40,17 @@ def test_a_pool_round_trips_for_its_own_settings_only(pool, tmp_path):
     assert back.tensors().keys() == pool.tensors().keys()
     assert all(torch.equal(value, pool.tensors()[name]) for name, value in back.tensors().items())
     assert load_pool(path, pool_key({"seed": 2})) is None
+
+
+def test_sampled_pictures_are_compared_with_those_of_their_prompt():
+    def by_place(pictures, texts):  # pictures of the second prompt all score more than those of the first
+        return np.array([place + 100 * (text == "b") for place, text in enumerate(texts)])
+
+    base = tiny_base(num_inference_steps=1)
+    sampled, _ = sample_pool(base, ["a", "b"], {"place": by_place}, "top", size=8, seed=0, batch=8, at=0.25)
+    assert sampled.r.tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
+    few, _ = sample_pool(base, ["a", "b"], {"place": by_place}, "top", size=4, seed=0, batch=4, at=0.5)
+    assert few.r.tolist() == [0, 1, 0, 1]
 
 
 def test_a_truncated_pool_is_named(pool, tmp_path):

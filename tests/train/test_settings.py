@@ -85,6 +85,7 @@ def test_five_mistakes_make_one_report():
         ({"objective": "positive", "rounds": 2}, "online runs train 'policy' or 'paper'"),
         ({"eta0": 4.0}, "eta0 is 4 with objective 'positive': the anchor belongs to 'policy'"),
         ({"optimality": "threshold"}, "optimality_at is missing"),
+        ({"optimality": "top", "optimality_at": 30.0}, "optimality_at is 30, expected a share inside 0 and 1"),
         ({"sweep_strengths": [1, 2]}, "sweep_strengths is [1, 2], expected a list of different strengths from 0 on, 0"),
         ({"sweep_strengths": [0, "1"]}, "sweep_strengths is [0, '1']"),
         ({"sample_prompts": "a cat"}, "sample_prompts is 'a cat', expected a list of prompts"),
@@ -92,7 +93,7 @@ def test_five_mistakes_make_one_report():
         ({"keep_last": 0}, "keep_last is 0, expected a whole number from 1"),
         ({"watch_reward": "shapes_warm"}, "watch_reward is 'shapes_warm', which is trained on; watch one that is not"),
         ({"keep_best": True}, "keep_best is true, which needs an online run with sweeps to compare"),
-        ({"optimality": "group"}, "needs groups of one prompt (rounds above 0); use rank or sigmoid"),
+        ({"optimality": "group"}, "needs groups of one prompt (rounds above 0); use top or rank"),
     ],
 )
 def test_a_bad_value_is_named(change, phrase):
@@ -118,7 +119,7 @@ def test_a_file_over_a_preset(tmp_path):
     run.write_text("preset: sdxl\nname: mine\nlr: 0.001\n")
     config, preset, large = (TrainConfig.from_yaml(source) for source in (run, "sdxl", "large_model"))
     assert (config.name, config.lr) == ("mine", 0.001)
-    assert (config.reward, config.optimality, config.prompts) == ("colourfulness", "sigmoid", "shapes_warm")
+    assert (config.reward, config.optimality, config.prompts) == ("colourfulness", "top", "shapes_warm")
     assert (config.base_model, config.resolution) == (preset.base_model, preset.resolution) != (large.base_model, 512)
     assert config.rank == preset.rank == large.rank  # a preset may stand on another
     assert TrainConfig.from_yaml(run, {"lr": 0.5}).lr == 0.5
@@ -144,7 +145,7 @@ def test_what_a_file_judges_by_or_draws_replaces_all_of_the_presets(own, reward,
     run.write_text(f"preset: sdxl\nreward_description: mine\n{own}\n")
     config = TrainConfig.from_yaml(run)
     assert (config.reward, config.prompts, config.held_out_prompts) == (reward, *prompts)
-    assert config.optimality == ("sigmoid" if own.startswith("prompts") else "raw")  # what colourfulness needs
+    assert config.optimality == ("top" if own.startswith("prompts") else "raw")  # what colourfulness needs
     if not own.startswith("prompts"):
         run.write_text(f"preset: sdxl\n{own}\n")
         with pytest.raises(ConfigError, match="'reward_description' is missing"):

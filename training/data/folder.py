@@ -26,7 +26,7 @@ from nft_pipeline.files.picture_list import METADATA, Line, PictureListError, re
 from ..bases.base import TrainBase
 from ..bases.noising import interpolate, velocity
 from ..settings.choices import Method
-from .optimality import Optimality, optimality
+from .optimality import Optimality, by_prompt, optimality
 from .pool import Pool
 
 # `diffusion-nft score` and `rate` and ComfyUI's Rate Images write the last three, which training does not read.
@@ -175,7 +175,10 @@ def folder_pool(
         OptimalityError: scores the method cannot take.
     """
     scores = np.array([picture.score for picture in folder.pictures])
-    found = optimality({"score": scores}, "likes" if folder.liked else method, at=at)
+    prompts = sorted({picture.prompt for picture in folder.pictures})
+    index = {prompt: i for i, prompt in enumerate(prompts)}
+    groups = by_prompt(np.array([index[picture.prompt] for picture in folder.pictures]))
+    found = optimality({"score": scores}, "likes" if folder.liked else method, groups=groups, at=at)
     area, step = math.prod(base.resolution), 2 * base.pixels_per_latent
     sizes = []
     for picture in folder.pictures:
@@ -183,8 +186,6 @@ def folder_pool(
             width, height = opened.size
             sizes.append(bucket_size(width, height, area, step))
     known = sorted(set(sizes))
-    prompts = sorted({picture.prompt for picture in folder.pictures})
-    index = {prompt: i for i, prompt in enumerate(prompts)}
     bucket = torch.tensor([known.index(size) for size in sizes])
     place, buckets = torch.zeros(len(sizes), dtype=torch.int64), []
     with tqdm(total=len(sizes), desc="encoding pictures", unit="picture") as bar:

@@ -8,6 +8,12 @@
     group       r = 1/2 + clip(A, -5, 5) / 10, A = (score - mean of its group) / (standard deviation of all + 1e-4):
                 DiffusionNFT's own (arXiv:2509.16117). r stays near 1/2: 0.1 for each standard deviation, which at the
                 tilt 2 / beta is a tilt of 0.2 / beta for each standard deviation
+    top         r = 1 for the best share of the group (or of all), by default 30 %, else 0. A picture whose place in the
+                order lies across the border has the part of it that is inside, and equal scores share what they get, so
+                that r has the same mean in every group
+
+How far a positive adapter can go is decided here: v_plus draws pictures in proportion to r, and r = 0 for the worse
+ones takes it further than an r that only falls slowly. docs/measured/optimality.md has the numbers.
 
 Several rewards are normalised one by one, so that the unit of one cannot drown the others. Then either the weighted
 mean of the normalised scores becomes r, or each becomes an r of its own and r is their product: the probability that a
@@ -27,8 +33,10 @@ from scipy.stats import rankdata
 
 from ..settings.choices import Method, Mix
 
-GROUPED = ("group", "rank")
-CENTRED = (*GROUPED, "sigmoid")  # r is about 1/2 in the mean, whatever the scores
+GROUPED = ("group", "rank", "top")
+CENTRED = ("group", "rank", "sigmoid")  # r is about 1/2 in the mean, whatever the scores
+TOP_SHARE = 0.3
+LEAST = 4  # pictures of one prompt that are compared with each other
 CLIP = 5.0
 MISSING_LIMIT = 0.1
 
@@ -87,7 +95,8 @@ def optimality(
         scores: the scores per reward, (N,) each; NaN or infinite means that a score is missing.
         weights: the weight per reward, above 0; by default all are equal.
         groups: the group of each sample, (N,), where a group is the pictures of one prompt; None is one group of all.
-        at: for "threshold", the score from which on a picture is liked.
+        at: for "threshold", the score from which on a picture is liked; for "top", the share that is liked, inside
+            (0, 1), and None is `TOP_SHARE`.
         mix: "mean", or "product", which asks for all rewards at once and does not look at weights.
         sum_first: whether the raw scores times their weights are summed, and the sum is normalised as one reward.
 
@@ -110,14 +119,15 @@ def optimality(
     inside, members = table[:, kept], group[kept]
     flat = _flat_groups(inside, members) if method in GROUPED else 0
     r = np.full(n, np.nan)
+    share = TOP_SHARE if at is None else at
     if sum_first:
-        r[kept] = _unit(_one(weight @ inside, members, method, " + ".join(names), at), method)
+        r[kept] = _unit(_one(weight @ inside, members, method, " + ".join(names), at), members, method, share)
     else:
         parts = [_one(row, members, method, name, at) for name, row in zip(names, inside, strict=True)]
         if mix == "product":
-            r[kept] = np.prod([_unit(part, method) for part in parts], axis=0)
+            r[kept] = np.prod([_unit(part, members, method, share) for part in parts], axis=0)
         else:
-            r[kept] = _unit(np.average(parts, axis=0, weights=weight), method)
+            r[kept] = _unit(np.average(parts, axis=0, weights=weight), members, method, share)
     return Optimality(
         r,
         kept,
@@ -130,7 +140,7 @@ def optimality(
 
 def _one(scores: np.ndarray, group: np.ndarray, method: Method, name: str, at: float | None) -> np.ndarray:
     """One reward, normalised."""
-    if method == "group":
+    if method in ("group", "top"):
         _, index = np.unique(group, return_inverse=True)
         means = np.bincount(index, scores) / np.bincount(index)
         return (scores - means[index]) / (scores.std() + 1e-4)
@@ -158,13 +168,35 @@ def _one(scores: np.ndarray, group: np.ndarray, method: Method, name: str, at: f
     return scores
 
 
-def _unit(mixed: np.ndarray, method: Method) -> np.ndarray:
+def _unit(mixed: np.ndarray, group: np.ndarray, method: Method, share: float) -> np.ndarray:
     """Normalised scores, or the weighted mean of several, in [0, 1]."""
+    if method == "top":
+        r = np.empty_like(mixed)
+        for label in np.unique(group):
+            r[group == label] = _top(mixed[group == label], share)
+        return r
     if method == "group":
         return 0.5 + np.clip(mixed, -CLIP, CLIP) / (2 * CLIP)
     if method == "sigmoid":
         return 1 / (1 + np.exp(-mixed))
     return np.clip(mixed, 0.0, 1.0)
+
+
+def _top(scores: np.ndarray, share: float) -> np.ndarray:
+    """The part of each score's place in the order, an interval of [0, 1], that is above 1 - share."""
+    low = (rankdata(scores, "min") - 1) / len(scores)
+    high = rankdata(scores, "max") / len(scores)
+    return np.clip(high - np.maximum(low, 1 - share), 0, None) / (high - low)
+
+
+def by_prompt(prompt: np.ndarray) -> np.ndarray:
+    """Groups for `optimality` from each picture's prompt, integers from 0 on, (N,).
+
+    A prompt with fewer than `LEAST` pictures says too little about what is good for it: the pictures of all such
+    prompts are one group, -1, and are compared with each other.
+    """
+    _, index, counts = np.unique(prompt, return_inverse=True, return_counts=True)
+    return np.where(counts[index] < LEAST, -1, prompt)
 
 
 def _flat_groups(table: np.ndarray, group: np.ndarray) -> int:

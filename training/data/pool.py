@@ -29,7 +29,7 @@ from ..rewards.contract import RewardError
 from ..rewards.find import Scorer
 from ..settings import stored
 from ..settings.choices import Method, Mix
-from .optimality import Optimality, optimality
+from .optimality import Optimality, by_prompt, optimality
 
 FORMAT = Format(version=1)
 
@@ -155,7 +155,7 @@ def sample_pool(
     pictures = base.decode_latents(latents)
     texts = [prompts[i] for i in prompt.tolist()]
     scores = {name: score(reward, name, pictures, texts) for name, reward in rewards.items()}
-    found = optimality(scores, method, weights=weights, at=at, mix=mix)
+    found = optimality(scores, method, weights=weights, groups=by_prompt(prompt.numpy()), at=at, mix=mix)
     kept = torch.from_numpy(found.kept)
     return Pool.of(latents[kept].half(), prompt[kept], conditions, torch.from_numpy(found.r[found.kept])), found
 

@@ -15,7 +15,7 @@ from ..data.pool import score
 from ..rewards.find import Scorer
 from ..settings.choices import Method, Mix
 from .draws import Drawn, Draws
-from .liking import Liking, liking_of
+from .liking import Liking
 
 LOW_NOISE = 0.05  # t at which alpha judges a finished picture
 
@@ -55,8 +55,10 @@ class RewardJudge:
         parts, weights = [], []
         for name, reward in self._rewards.items():
             scores = score(reward, name, drawn.pictures, texts)
-            liking = self._likings.setdefault(name, liking_of(scores, self._method, self._at))
-            parts.append(liking(scores))
+            places = np.asarray(prompts)
+            if name not in self._likings:
+                self._likings[name] = Liking(scores, places, self._method, self._at)
+            parts.append(self._likings[name](scores, places))
             weights.append(self._weights.get(name, 1.0))
         return np.prod(parts, axis=0) if self._mix == "product" else np.average(parts, axis=0, weights=weights)
 

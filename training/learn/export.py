@@ -13,6 +13,7 @@ from nft_pipeline.dial.measured import Dial
 from nft_pipeline.dial.promise import tilt_at_weight
 from nft_pipeline.guidance import accumulated_tilt, beta_from_tilt
 
+from ..data.optimality import TOP_SHARE
 from .calibration import Calibration
 from .learner import Learner
 
@@ -22,6 +23,7 @@ _NORMALISERS = {
     "threshold": "1 from {at:g} on, else 0",
     "sigmoid": "sigmoid of standard deviations from the mean",
     "rank": "rank within the group",
+    "top": "1 for the best {at:g} of each prompt's pictures, else 0",
     "group": "1/2 + clip((score - mean of the prompt) / (std + 1e-4), -5, 5) / 10",
 }
 LEAST_TILT = 1e-3  # for an adapter that has not learned anything yet, whose tilt is 0
@@ -81,6 +83,7 @@ def adapter_config(
 ) -> AdapterConfig:
     """What the adapter says about itself; arguments as `make_adapter`."""
     config = learner.config
+    at = TOP_SHARE if config.optimality_at is None else config.optimality_at
     family, positive = learner.base.family, config.kind == "positive"
     tilt = max(adapter_tilt(learner, shift), LEAST_TILT)
     if dial is not None and not positive:
@@ -117,7 +120,7 @@ def adapter_config(
         reward={
             "name": config.reward_name,
             "description": config.reward_description,
-            "normaliser": _NORMALISERS[config.optimality].format(at=config.optimality_at or 0.0),
+            "normaliser": _NORMALISERS[config.optimality].format(at=at),
         },
         base_rate=min(max(rate, 1e-4), 1 - 1e-4) if positive else None,
         guidance_scale=learner.base.stock_guidance_scale,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from ..errors import TrainingError
 from ..settings.config import TrainConfig
 from .objective import Objective, States, alpha_loss
 from .old_model import Tilt, average_decay, decay_after
+from .posterior import plus_mass, plus_weight, posterior, wide_prompts, with_mean_target
 from .roles import LoraRoles
 
 BETAS = (0.9, 0.99)  # of AdamW
@@ -233,9 +234,24 @@ class Learner:
                 _, tokens = self.output_and_tokens(part)
             loss = alpha_loss(self.logit(part, tokens, part_scale), part.states.r).sum() / config.head_batch
             losses["alpha"] += self._backward(loss)
-        for _, part in self.draw(pool, config.batch, self.law, pool.r).parts(config.micro_batch):
+        for _, part in self._draw_plus(pool).parts(config.micro_batch):
             losses["v_plus"] += self._theta_loss(part.to(self.device))
         return losses
+
+    def _draw_plus(self, pool: Pool) -> Batch:
+        """The states that v_plus is fitted to."""
+        wide = wide_prompts(pool)
+        batch = self.draw(pool, self.config.batch, self.law, plus_mass(pool, wide))
+        s, here = batch.states, wide[batch.rows]
+        if not here.any():
+            return batch
+        x_0, alpha = posterior(pool, batch.rows, s.x_t, s.t)
+        weight = plus_weight(alpha, here, float(pool.r.mean()))
+        y = torch.where(here.view(-1, *[1] * (s.y.ndim - 1)), with_mean_target(s, x_0), s.y)
+        batch = replace(batch, states=replace(s, y=y), weight=batch.weight * weight / weight.mean())
+        if processes.count() > 1:
+            return batch  # with one model split over processes, all of them have to run as many forwards
+        return batch.take(weight.nonzero().squeeze(1))
 
     def _policy(self, pool: Pool) -> dict[str, float]:
         """Gradients of the policy (or the authors' loss) and, with baseline alpha, of the head it takes b from."""

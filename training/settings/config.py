@@ -122,7 +122,5 @@ class TrainConfig(
                 "sweep_size above 0, and 1 among sweep_strengths"
             )
         if self.optimality == "group" and not self.online:
-            faults.append(
-                "optimality is 'group', which needs groups of one prompt (rounds above 0); use rank or sigmoid"
-            )
+            faults.append("optimality is 'group', which needs groups of one prompt (rounds above 0); use top or rank")
         return faults
