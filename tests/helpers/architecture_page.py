@@ -31,6 +31,7 @@ ORDER = (
     "nft_pipeline.adapter",
     "nft_pipeline.guidance",
     "nft_pipeline.settings",
+    "nft_pipeline.search",
     "nft_pipeline.engine",
     "nft_pipeline.call",
     "nft_pipeline.pipeline",
