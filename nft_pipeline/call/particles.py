@@ -1,7 +1,8 @@
-"""SMC on a diffusers pipeline: the particles of a prompt are one batch, and the scheduler's step moves and redraws them.
+"""SMC on a diffusers pipeline: a prompt's particles are one batch, and the scheduler's step moves and redraws them.
 
-Between the denoiser and the next step stands `scheduler.step`, which has the state, the prediction after classifier-free
-guidance, and the noise levels. While the call runs, a step of ours stands in for it (`nft_pipeline.search.smc`).
+Between the denoiser and the next step stands `scheduler.step`, which has the state, the prediction after
+classifier-free guidance, and the noise levels. While the call runs, a step of ours stands in for it
+(`nft_pipeline.search.smc`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Drawn:
 
     @property
     def survivors(self) -> list[int]:
-        """Per prompt, how many of its noises have descendants among the pictures: the fewer, the more alike they are."""
+        """Per prompt, how many noises have descendants among its pictures: the fewer, the more alike they are."""
         return [row.unique().numel() for row in self.ancestors]
 
 

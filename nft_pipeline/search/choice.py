@@ -78,9 +78,8 @@ def judges(tilts: Mapping[str, float], with_head: Sequence[str]) -> list[str]:
     asked = [name for name in with_head if tilts[name] != 0 or not any(tilts.values())]
     if not asked:
         raise GuidanceError(
-            "nft_candidates chooses by alpha, and no adapter at work has an alpha head: "
-            f"{', '.join(map(repr, tilts))}. A policy adapter's alpha is inside its weights; use a positive adapter, or "
-            "leave nft_candidates out."
+            f"noises are chosen by alpha, and no adapter at work has an alpha head: {', '.join(map(repr, tilts))}. A "
+            "policy adapter's alpha is inside its weights; use a positive adapter, or leave nft_candidates out."
         )
     return asked
 

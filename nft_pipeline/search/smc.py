@@ -58,8 +58,8 @@ def renoised(x: Tensor, v: Tensor, t: float, after: float, eta: float, noise: Te
 
         x_after = (1 - after) x_0 + after (sqrt(1 - eta^2) eps + eta noise),
 
-    where x_0 = x - t v and eps = x + (1 - t) v are what v says of the picture and of its noise. At eta 0 this is Euler's
-    step; from pure noise to pure noise it keeps the base model's distributions at any eta.
+    where x_0 = x - t v and eps = x + (1 - t) v are what v says of the picture and of its noise. At eta 0 this is
+    Euler's step. At any eta it keeps, in the limit of small steps, the base model's distribution at each noise level.
 
     Args:
         x: the state at t, any shape.
@@ -101,7 +101,7 @@ class Particles:
             twist: `log_twist` of all samples, (samples,).
 
         Returns:
-            Which sample is in each place from now on, int64, (samples,): states and outputs have to be put in this order.
+            Which sample takes each place, int64, (samples,): states and outputs are to be put in this order.
         """
         twist = twist.cpu().double().view_as(self.log_weights)
         self.log_weights = self.log_weights + twist - self._last
