@@ -79,7 +79,7 @@ def judges(tilts: Mapping[str, float], with_head: Sequence[str]) -> list[str]:
     if not asked:
         raise GuidanceError(
             f"noises are chosen by alpha, and no adapter at work has an alpha head: {', '.join(map(repr, tilts))}. A "
-            "policy adapter's alpha is inside its weights; use a positive adapter, or leave nft_candidates out."
+            "policy adapter's alpha is inside its weights. Use a positive adapter, or choose among no noises."
         )
     return asked
 
