@@ -276,8 +276,8 @@ def report(rows: list[Row], n: int, precision: str) -> str:
 
 Made by `tests/benchmarks/pareto.py` on {date.today().isoformat()} ({device}). The model is shapes with shapes-warm,
 with {n} pictures of held-out prompts per row, the same seeds in every row, and 14 steps. o = 1 means that everything
-drawn is red or orange. Quality is the overlap with drawn templates. Variety is the mean distance of two pictures of one prompt,
-with SMC of two that were drawn together. A forward is one picture through the denoiser once, so classifier-free
+drawn is red or orange. Quality is the overlap with drawn templates. Variety is the mean distance of two pictures of one
+prompt, with SMC of two that were drawn together. A forward is one picture through the denoiser once, so classifier-free
 guidance has two per step. [search.md](../search.md) says what early choice and SMC are.
 
 ![Rate, quality and variety by forwards per kept picture](../pictures/pareto.png)

@@ -165,6 +165,14 @@ def test_latents_are_those_of_the_pipeline(outcome: Outcome, name: str, cfg: flo
     assert effect > 0.1
 
 
+@pytest.mark.parametrize("cfg", CFGS)
+def test_early_choice_keeps_the_noise_that_the_pipelines_alpha_likes_best(outcome: Outcome, cfg: float) -> None:
+    job = f"early choice {cfg}"
+    assert (outcome.latents[job] - outcome.reference[job]).abs().max() < 1e-4
+    assert (outcome.reference[job] - outcome.reference[f"parity base {cfg}"]).abs().max() > 0.1
+    assert torch.equal(outcome.latents["positive, one candidate"], outcome.latents["positive"])
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_input_is_an_error_a_person_understands(outcome: Outcome, name: str) -> None:
     error = outcome.error(f"wrong {name}")
