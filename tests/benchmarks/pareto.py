@@ -93,7 +93,7 @@ class Bench:
 
     def __init__(self, n: int, path: Path) -> None:
         self.n, self._path = n, path
-        self.prompts, self._reward = find_prompts("shapes_warm_held_out"), find_reward("shapes_warm")
+        self.prompts, self.reward = find_prompts("shapes_warm_held_out"), find_reward("shapes_warm")
         self.texts = [self.prompts[i % len(self.prompts)] for i in range(n)]
         self.rows = {key: Row(**row) for key, row in json.loads(path.read_text()).items()} if path.is_file() else {}
         self.dtype, self.precision = choose_precision("auto", torch.device("cpu"))
@@ -118,7 +118,7 @@ class Bench:
     def measured(self, way: str, setting: str, pictures: np.ndarray, forwards: float, groups: Any) -> Row:
         """The row of these pictures, whose prompts are those of the workload."""
         texts = self.texts if groups is None else [self.prompts[g % len(self.prompts)] for g in groups]
-        rate, quality = measure_pictures(pictures, texts, self._reward)
+        rate, quality = measure_pictures(pictures, texts, self.reward)
         groups = np.arange(len(pictures)) % len(self.prompts) if groups is None else np.array(groups)
         variety = float(np.nanmean(diversity(shrunk(pictures), groups)))
         return Row(way, setting, len(pictures), forwards, rate, quality, variety)
@@ -174,7 +174,7 @@ def best_finished(bench: Bench, pipe: Any) -> None:
     if all(f"best of N, finished, N {k}" in bench.rows for k in CANDIDATES):
         return
     drawn = [bench.pictures(pipe, SEED + c * bench.n, nft_strength=0) for c in range(max(CANDIDATES))]
-    liked = np.stack([bench._reward(pictures, bench.texts) > 0.5 for pictures, _ in drawn])
+    liked = np.stack([bench.reward(pictures, bench.texts) > 0.5 for pictures, _ in drawn])
     for k in CANDIDATES:
         first = liked[:k].argmax(0)
         kept = np.stack([drawn[c][0][i] for i, c in enumerate(first)])
@@ -227,6 +227,8 @@ def plot(rows: list[Row], path: Path) -> None:
     figure, panels = plt.subplots(1, 3, figsize=(15, 4.6))
     for way, (colour, mark) in STYLES.items():
         some = [row for row in rows if row.way == way]
+        if not some:
+            continue
         style: dict[str, Any] = {"color": colour, "marker": mark, "s": 34, "label": way}
         panels[0].scatter([row.forwards for row in some], [row.rate for row in some], **style)
         panels[1].scatter([row.rate for row in some], [row.quality for row in some], **style)
