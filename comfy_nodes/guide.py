@@ -24,7 +24,8 @@ import copy
 import logging
 import math
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -146,17 +147,37 @@ class Guide:
         model = guider.inner_model
         outer = self._run
         run = self._run = self._begin(model, len(sigmas) - 1)
-        listeners = {} if self.tap is None else {self.tap: self._listener}
         try:
-            with install(self.targets, model, self._switch, listeners):
+            with self._installed(model):
                 return executor(guider, sigmas, *args, **kwargs)
         finally:
-            self._run, self._switch.scale, self._listener.seen = outer, None, None
+            self._run = outer
             self.stats = run.recorder.stats()
             if run.pushed and not run.moved:
                 text = f"{self.reward.config.name}: guidance had no effect, the LoRA changed nothing in any step"
                 logging.warning(text)
                 self.host.say(self.node_id, text)
+
+    @contextmanager
+    def draft(self, model: Any, steps: int) -> Iterator[StatsRecorder]:
+        """Steps that are tried and thrown away, inside a run of the sampler: with a record of their own, and with alpha
+        read at strength 0 too, where nothing else is under way."""
+        outer = self._run
+        run = self._run = self._begin(model, steps)
+        try:
+            with self._installed(model) if outer is None else nullcontext():
+                yield run.recorder
+        finally:
+            self._run = outer
+
+    @contextmanager
+    def _installed(self, model: Any) -> Iterator[None]:
+        listeners = {} if self.tap is None else {self.tap: self._listener}
+        try:
+            with install(self.targets, model, self._switch, listeners):
+                yield
+        finally:
+            self._switch.scale = self._listener.seen = None
 
     def _begin(self, model: Any, steps: int) -> _Run:
         settings = self.plan.settle(lambda share: self.host.level_at(model, share))

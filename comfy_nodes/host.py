@@ -26,6 +26,7 @@ from torch import Tensor
 from nft_pipeline.adapters.names import COMFYUI_FOLDER
 from nft_pipeline.models import ADAPTERS, shipped_adapter
 
+from .choose import Choice
 from .delta import Target
 from .guide import Guide
 
@@ -81,6 +82,13 @@ def attach(model: Any, guide: Guide) -> Any:
 def guides_of(model: Any) -> list[Guide]:
     """The guides on a MODEL, in the order they were added."""
     return [guide for key, guide in model.attachments.items() if key.startswith(_ATTACHMENT)]
+
+
+def attach_choice(model: Any, choice: Choice) -> Any:
+    """A clone of the MODEL whose runs begin with a choice among noises; the MODEL itself is as before."""
+    chosen = model.clone()
+    chosen.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, f"nft_choice_{uuid.uuid4().hex}", choice.around_sampling)
+    return chosen
 
 
 def loaded_twice(model: Any, targets: Sequence[Target]) -> bool:

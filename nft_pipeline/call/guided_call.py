@@ -22,7 +22,9 @@ from ..errors import GuidanceError
 from ..families.registry import cfg_switch, family_of
 from ..laws import COMBINATIONS, LAWS
 from ..modes import MODES
+from ..search.choice import EarlyChoice, judges
 from ..settings import GuidanceSettings, check_signs, is_number, tilts_of, tilts_of_rates
+from .early_choice import run_with_choice, steps_of
 
 # The defaults in the signature. Inside, None means "not given", so that no error is about an argument nobody gave.
 GUIDANCE_ARGUMENTS: dict[str, tuple[Any, str]] = {
@@ -36,6 +38,8 @@ GUIDANCE_ARGUMENTS: dict[str, tuple[Any, str]] = {
     "nft_cap": (None, "float | None"),
     "nft_mode": (None, "str | None"),
     "nft_combine": ("all", "str"),
+    "nft_candidates": (1, "int"),
+    "nft_choose_after": (None, "int | None"),
 }
 _CALL_DOC = """Generate, guided by the reward of the loaded adapter. Takes what {stock} takes, and:
 
@@ -73,6 +77,13 @@ Args:
     nft_combine (`str`, defaults to "all"):
         What several adapters at once mean:
 {combinations}
+    nft_candidates (`int`, defaults to 1):
+        Early choice: how many noises to try for each picture. Each takes a few steps, the one with the highest alpha is
+        kept, and the call is made from it, guided or not. At strength 0 the pictures are the base model's own. With k
+        candidates compared after step j a picture costs k j more steps. It needs an alpha head, and no `latents`.
+    nft_choose_after (`int`, *optional*):
+        The step after which the candidates are compared. Default: a seventh of the steps. Later knows more and costs
+        more.
 
 Raises:
     GuidanceError: one of these is out of range, contradicts another one, or was given without an adapter.
@@ -103,6 +114,9 @@ def run_guided(
     """
     configs = {name: entry.adapter.config for name, entry in loaded.items()}
     names = {argument.removeprefix("nft_"): value for argument, value in nft.items()}
+    stock_call = pipe._nft_stock_class.__call__
+    call = {**dict(zip(list(inspect.signature(stock_call).parameters)[1:], args, strict=False)), **kwargs}
+    choice = EarlyChoice.of_call(names.pop("candidates"), names.pop("choose_after"), steps_of(stock_call, call))
     strength, beta, rate = (names.pop(name) for name in ("strength", "beta", "rate"))
     scale = guidance_scale_of(pipe._nft_stock_class, args, kwargs)
     settings = GuidanceSettings.of_call(list(configs.values()), **names, guidance_scale=scale)
@@ -110,7 +124,38 @@ def run_guided(
         tilts_of(configs, strength, beta) if rate is None else tilts_of_rates(configs, rate, settings, strength, beta)
     )
     check_signs(settings.combine, tilts)
-    trace = Trace(StatsRecorder(list(loaded)))
+    if choice is None:
+        return run_recorded(pipe, loaded, tilts, settings, args, kwargs, Trace(StatsRecorder(list(loaded))))
+    with_head = [name for name, entry in loaded.items() if entry.adapter.head is not None]
+    return run_with_choice(
+        pipe,
+        lambda call, trace: run_recorded(pipe, loaded, tilts, settings, (), call, trace),
+        call,
+        choice,
+        names=list(loaded),
+        tilts=tilts,
+        asked=judges(tilts, with_head),
+    )
+
+
+def run_recorded(
+    pipe: Any,
+    loaded: Mapping[str, LoadedAdapter],
+    tilts: Mapping[str, float],
+    settings: GuidanceSettings,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    trace: Trace,
+) -> Any:
+    """The stock call with engines on, recorded in a trace; afterwards `pipe.nft_stats` is its record.
+
+    Args:
+        pipe, loaded, args, kwargs: as `run_guided`.
+        tilts: of the adapters, by name.
+        settings: of the call.
+        trace: a new one.
+    """
+    configs = {name: entry.adapter.config for name, entry in loaded.items()}
     component = next(iter(configs.values())).component
     engines = []
     for part, denoiser in find_denoisers(pipe, pipe._nft_stock_class, component).items():

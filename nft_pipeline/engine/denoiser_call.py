@@ -61,9 +61,10 @@ class CallReader:
         scheduler: Any,
         doubled: Callable[[Inputs], bool],
         unconditional: Callable[[], bool] | None,
+        watch: bool = False,
     ) -> None:
         self._family, self._terms, self._settings, self._scheduler = family, terms, settings, scheduler
-        self._doubled, self._unconditional = doubled, unconditional
+        self._doubled, self._unconditional, self._watch = doubled, unconditional, watch
         self._main: tuple[Any, Tensor] | None = None  # x_t and t of the step's main call
 
     def read(self, inputs: Inputs) -> DenoiserCall:
@@ -88,7 +89,8 @@ class CallReader:
         terms = [k for k, term in enumerate(self._terms) if term.tilt != 0]
         call = DenoiserCall(inputs, rows, samples, guided, repeats, noise_level, factor, auxiliary, terms)
         call.way = self._way(call)
-        if call.way != "off" and (settings.guide == "cond" or any(self._terms[k].needs_alpha for k in terms)):
+        guided_by_alpha = settings.guide == "cond" or any(self._terms[k].needs_alpha for k in terms)
+        if self._watch or (call.way != "off" and guided_by_alpha):
             family.check_rows_are_known(doubled or second)
         return call
 

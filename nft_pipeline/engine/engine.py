@@ -109,7 +109,8 @@ class NFTEngine:
         self.denoiser = self._passes.denoiser
         scales = ScaleFinder(self._family, self.terms, settings, self.trace)
         self._work = Work(self._family, self.terms, settings, scheduler, self._passes, scales, self.trace)
-        self._reader = CallReader(self._family, self.terms, settings, scheduler, doubled, unconditional)
+        watch = self.trace.watch
+        self._reader = CallReader(self._family, self.terms, settings, scheduler, doubled, unconditional, watch)
         self._ways = {name: _way(name) for name in ("off", "on", settings.mode)}
         self._taps = [find_tap(self.denoiser, term.adapter) for term in self.terms]
         self._hooks: list[Any] = []

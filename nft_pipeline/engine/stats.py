@@ -30,6 +30,9 @@ class NFTStats:
         forecasts: the chance that each picture will be liked, as it stood at each step, shape (adapters, steps,
             samples): e^tilt alpha / (1 - alpha + e^tilt alpha) (M12), NaN where no head was asked. Under the odds law
             its mean over the samples stays the same over the steps. None if it was not worked out.
+        draft_forwards: forwards spent before the call on comparing candidates (nft_candidates); 0 without them.
+        seeds: the seed of each sample's noise, int64, shape (samples,), where candidates were compared; None otherwise.
+            `generator=[torch.Generator().manual_seed(seed) for seed in seeds.tolist()]` draws them again.
     """
 
     noise_level: Tensor
@@ -39,6 +42,8 @@ class NFTStats:
     passes: Tensor
     adapters: tuple[str, ...] = ("default",)
     forecasts: Tensor | None = None
+    draft_forwards: int = 0
+    seeds: Tensor | None = None
 
     @property
     def forecast(self) -> Tensor:
@@ -64,15 +69,16 @@ class NFTStats:
 
     @property
     def forwards(self) -> int:
-        """All forwards of the denoiser."""
-        return int(self.passes.sum())
+        """All forwards of the denoiser, those of drafts included."""
+        return int(self.passes.sum()) + self.draft_forwards
 
     def summary(self) -> str:
         """A table with one line per step; numbers are means over the samples."""
         names = [""] if len(self.adapters) == 1 else [f" {name}" for name in self.adapters]
         columns = "".join(f"  {'alpha' + name:>5}  {'scale' + name:>6}" for name in names)
+        drafts = f", {self.draft_forwards} of them in drafts" if self.draft_forwards else ""
         lines = [
-            f"{self.steps} steps, {self.noise_level.shape[1]} samples, {self.forwards} denoiser forwards",
+            f"{self.steps} steps, {self.noise_level.shape[1]} samples, {self.forwards} denoiser forwards{drafts}",
             f"step  noise level{columns}    push   forwards",
         ]
         for i in range(self.steps):

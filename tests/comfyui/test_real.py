@@ -79,7 +79,7 @@ def test_everything_the_contract_names_is_there(outcome: Outcome) -> None:
 
 
 def test_all_nodes_load_and_every_input_and_output_is_explained(outcome: Outcome) -> None:
-    assert len(outcome.report["nodes"]) == 10
+    assert len(outcome.report["nodes"]) == 11
     assert outcome.report["undocumented"] == []
 
 
@@ -163,6 +163,14 @@ def test_latents_are_those_of_the_pipeline(outcome: Outcome, name: str, cfg: flo
     print(f"{job}: latents differ by {gap:.1e}, guidance moves them by {effect:.2f}")
     assert gap < 1e-4
     assert effect > 0.1
+
+
+@pytest.mark.parametrize("cfg", CFGS)
+def test_early_choice_keeps_the_noise_that_the_pipelines_alpha_likes_best(outcome: Outcome, cfg: float) -> None:
+    job = f"early choice {cfg}"
+    assert (outcome.latents[job] - outcome.reference[job]).abs().max() < 1e-4
+    assert (outcome.reference[job] - outcome.reference[f"parity base {cfg}"]).abs().max() > 0.1
+    assert torch.equal(outcome.latents["positive, one candidate"], outcome.latents["positive"])
 
 
 @pytest.mark.parametrize("name", WRONG)

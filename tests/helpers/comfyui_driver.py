@@ -104,7 +104,7 @@ class Driver:
                 given = self.run_node(step["node"], values, outputs)
                 if takes_model:
                     model = given[0]
-                    notes.append(given[1])
+                    notes.extend(given[1:])
                 else:
                     outputs[step["as"]] = given[0]
         return model

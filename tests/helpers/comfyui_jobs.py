@@ -17,6 +17,7 @@ from nft_pipeline.models import shipped_adapter
 
 STEPS = 20
 CFGS = (1.0, 3.5)
+CANDIDATES, CHOSEN_AFTER = 4, 3
 # What the node is set to, and what the pipeline's call is given, for the same picture.
 PARITY: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "positive nft": ("warm", {"strength": 1.5}, {"nft_strength": 1.5}),
@@ -63,6 +64,10 @@ def lora(file: str, strength: float = 1.0) -> dict[str, Any]:
     return {"lora": file, "strength": strength}
 
 
+def choice(candidates: int) -> dict[str, Any]:
+    return {"node": "NFTEarlyChoice", "values": {"candidates": candidates, "after": CHOSEN_AFTER}}
+
+
 def chain(*strengths: float) -> list[dict[str, Any]]:
     load = {"node": "NFTLoadAdapter", "values": {"adapter": "policy.safetensors"}, "as": "adapter"}
     apply = [{"node": "NFTApplyAdapter", "values": {"adapter": "$adapter", "strength": s}} for s in strengths]
@@ -90,6 +95,7 @@ def make_jobs() -> list[dict[str, Any]]:
         {"name": "both merged", "steps": [lora(style, 0.7), lora(policy)]},
         {"name": "positive", "steps": [guidance()], "keep": "positive"},
         {"name": "positive again", "use": "positive"},
+        {"name": "positive, one candidate", "steps": [guidance(), choice(1)]},
         {"name": "plain", "steps": [guidance("plain.safetensors")]},
         {"name": "kohya", "steps": [guidance("kohya.safetensors")]},
         {"name": "no schedule", "steps": [fade, guidance(schedule="$fade")]},
@@ -112,6 +118,8 @@ def make_jobs() -> list[dict[str, Any]]:
         for name, (adapter, values, _) in PARITY.items():
             steps = [guidance(f"{adapter}.safetensors", **values)]
             jobs.append({"name": f"parity {name} {cfg}", "cfg": cfg, "steps": steps})
+        steps = [guidance(strength=0.0), choice(CANDIDATES)]
+        jobs.append({"name": f"early choice {cfg}", "cfg": cfg, "steps": steps})
     for name, (values, _) in WRONG.items():
         jobs.append({"name": f"wrong {name}", "steps": [guidance(**values)]})
     return [*jobs, {"name": "base at the end"}]
@@ -191,7 +199,7 @@ def _reference(folder: Path, adapters: dict[str, Path]) -> dict[str, torch.Tenso
         do_classifier_free_guidance=True,
     )
 
-    def draw(pipe: Any, cfg: float, values: dict[str, Any]) -> torch.Tensor:
+    def draw(pipe: Any, cfg: float, values: dict[str, Any], noise: torch.Tensor = noise) -> torch.Tensor:
         return pipe(
             prompt_embeds=text.expand(2, -1, -1),
             negative_prompt_embeds=negative.expand(2, -1, -1),
@@ -209,6 +217,15 @@ def _reference(folder: Path, adapters: dict[str, Path]) -> dict[str, torch.Tenso
         found[f"parity base {cfg}"] = draw(pipes["base"], cfg, {})
         for name, (adapter, _, values) in PARITY.items():
             found[f"parity {name} {cfg}"] = draw(pipes[adapter], cfg, values)
+        others = torch.randint(2**32, (1, CANDIDATES - 1), generator=torch.Generator().manual_seed(0))[0].tolist()
+        noises = [noise, *(torch.randn(noise.shape, generator=torch.Generator().manual_seed(s)) for s in others)]
+        pictures = torch.stack([draw(pipes["base"], cfg, {}, each) for each in noises])
+        alphas = []
+        for each in noises:
+            draw(pipes["warm"], cfg, {"nft_strength": 1e-9}, each)
+            alphas.append(pipes["warm"].nft_stats.alpha[CHOSEN_AFTER - 1])
+        kept = torch.stack(alphas).argmax(0)
+        found[f"early choice {cfg}"] = pictures[kept, torch.arange(len(kept))]
     inputs = {
         "noise": noise,
         "sigmas": pipes["base"].scheduler.sigmas,

@@ -146,9 +146,9 @@ class CFGGuider:
     def sample(self, noise: Tensor, sigmas: Tensor) -> Tensor:
         options = self.model_patcher.model_options
         found = wrappers(options["transformer_options"], WrappersMP.SAMPLER_SAMPLE)
-        return WrapperExecutor(self._sample, None, found).execute(self, sigmas, noise)
+        return WrapperExecutor(self._sample, None, found).execute(self, sigmas, {"seed": 3}, None, noise)
 
-    def _sample(self, guider: Any, sigmas: Tensor, x: Tensor) -> Tensor:
+    def _sample(self, guider: Any, sigmas: Tensor, extra_args: Any, callback: Any, x: Tensor) -> Tensor:
         for sigma, lower in pairwise(sigmas):
             x0 = self._denoise(x, sigma.expand(len(x)))
             x = x + (x - x0) / sigma * (lower - sigma)
@@ -189,6 +189,10 @@ class _FloatInput(Entry):
         self, id: str, tooltip: Any = None, default: Any = None, min: Any = None, max: Any = None, step: Any = None
     ) -> None:
         super().__init__(id, tooltip=tooltip, default=default, min=min, max=max, step=step)
+
+
+class _IntInput(_FloatInput):
+    pass
 
 
 class _ComboInput(Entry):
@@ -264,6 +268,7 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         Custom=_type,
         Combo=_type("COMBO", _ComboInput),
         Float=_type("FLOAT", _FloatInput),
+        Int=_type("INT", _IntInput),
         String=_type("STRING", _StringInput),
         **{name: _type(name.upper()) for name in ("Model", "Conditioning", "Latent", "Image", "Guider", "Clip", "Vae")},
         Schema=Schema,

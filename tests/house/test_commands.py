@@ -175,6 +175,17 @@ def test_sample_with_several_adapters(
     assert 'the scale of nft_law="nft" is none. Use nft_law="odds"' in capsys.readouterr().err
 
 
+def test_sample_tries_candidates_and_counts_their_forwards(
+    folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sample", "a ring", "--seeds", "0", "--strengths", "0", "1", "--out", str(tmp_path / "grid.png")]
+    command += ["--model", folders[0], "--adapter", folders[1], "--device", "cpu"]
+    assert main([*command, "--candidates", "3", "--choose-after", "2"]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()[2:4]]
+    # Two steps; three drafts of two forwards at strength 0, of three in two passes.
+    assert [row[-1] for row in table] == [f"{(2 + 6) / 2:.2f}", f"{(4 + 9) / 2:.2f}"]
+
+
 def test_a_picture_depends_on_seed_and_prompt_but_not_on_the_batch(folders: tuple[str, str]) -> None:
     from nft_pipeline import DiffusionNFTPipeline
 
@@ -197,6 +208,7 @@ def test_a_picture_depends_on_seed_and_prompt_but_not_on_the_batch(folders: tupl
         (["--steps", "0"], "--steps is 0"),
         (["--batch", "0"], "--batch is 0"),
         (["--cap", "-1"], "nft_cap is -1.0, expected a number above 0"),
+        (["--candidates", "0"], "nft_candidates is 0, expected a whole number of at least 1"),
         (["--scale", "-1"], "--scale is -1"),
         (["--device", "nosuch"], "--device is 'nosuch', which cannot be used here"),
         (["--model", "./nosuch"], "nosuch"),

@@ -1,9 +1,9 @@
 """From a reward's scores of new pictures to r in [0, 1], on the scale of the base model's own pictures.
 
 A run turns the scores of its pool into r (training/data/optimality.py). A calibration has to do the same with pictures
-that guidance has drawn, whose mean is another: the scale is taken from the base model's pictures once, and kept. Where a
-run compares the pictures of one prompt, a picture is compared here with the mean of its prompt's base pictures, on the
-spread of all of them about such means.
+that guidance has drawn, whose mean is another: the scale is taken from the base model's pictures once, and kept. Where
+a run compares the pictures of one prompt, a picture is compared here with the mean of its prompt's base pictures, on
+the spread of all of them about such means.
 """
 
 from __future__ import annotations

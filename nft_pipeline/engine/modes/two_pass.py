@@ -15,7 +15,7 @@ def before(work: Work, call: DenoiserCall) -> None:
 def after(work: Work, call: DenoiserCall, output: Any) -> Any:
     """Read alpha, run the forwards with a LoRA on where s is not 0 for all samples, combine."""
     alphas, scales = work.scales.after_base_pass(call)
-    at_work = [k for k in call.terms if bool(scales[k].any())]
+    at_work = [] if work.trace.ends_with(call) else [k for k in call.terms if bool(scales[k].any())]
     if not at_work:
         work.trace.record(call, alphas, scales, 0.0, passes=1)
         return None
