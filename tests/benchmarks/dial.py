@@ -68,7 +68,8 @@ class Plan:
         tastes: words with the rates in the first pool, in the order drawn.
         cfg_tastes: those measured under classifier-free guidance, too.
         cells: in the order in which they are worked on.
-        n: pictures of a point in the adapter's own mode and of LoRA weight; other points have half as many.
+        n: pictures of a point in the adapter's own mode; other modes and LoRA weight have half as many, and points from
+            before the calibration a quarter.
     """
 
     work: Path
@@ -85,10 +86,10 @@ class Plan:
     def settings(self, cell: Cell) -> list[Setting]:
         """What is measured of a cell's adapter."""
         config = read_adapter(adapter_of(cell, self.work)).config
-        chosen = settings_before(self.n // 2, config.tilt, 1.0) + settings_of_weight(self.n)
+        chosen = settings_before(self.n // 4, config.tilt, 1.0) + settings_of_weight(self.n // 2)
         chosen += settings_after(config, self.n, self.n // 2, 1.0)
         if cell.taste in self.cfg_tastes:
-            chosen += settings_before(self.n // 2, config.tilt, CFG)
+            chosen += settings_before(self.n // 4, config.tilt, CFG)
             chosen += settings_after(config, self.n // 2, self.n // 2, CFG)
         return chosen
 
@@ -157,7 +158,7 @@ def rows_of(plan: Plan) -> list[Row]:
             (0.0, by_prompt(base_point(cell.taste, cell.seed, plan.n, 1.0, plan.work), MEASUREMENT)),
             *(
                 (setting.value, by_prompt(point, MEASUREMENT))
-                for setting in settings_of_weight(plan.n)
+                for setting in settings_of_weight(plan.n // 2)
                 if (point := read_point(folder, setting, digest_of(adapter, setting.kind))) is not None
             ),
         ]
@@ -288,8 +289,8 @@ def report(plan: Plan) -> str:
 
 Made by `tests/benchmarks/dial.py` on {date.today().isoformat()} ({device}).
 {len(measured_cells)} adapters of the shapes model were measured. For {refused} more the trainer refused the ratings,
-because hardly any was liked. Points have n = {plan.n} pictures where the adapter is drawn in its own mode and for LoRA
-weight, and {plan.n // 2} elsewhere. They are drawn on {MEASUREMENT} prompts that were neither trained nor calibrated
+because hardly any was liked. Points have n = {plan.n} pictures where the adapter is drawn in its own mode, {plan.n // 2} in
+other modes and for LoRA weight, and {plan.n // 4} before the calibration. They are drawn on {MEASUREMENT} prompts that were neither trained nor calibrated
 on, with noises of their own and 14 steps. "own mode" is the one that the adapter's calibration chose.
 
 The tastes were drawn by a rule in `tests/benchmarks/tastes.py`. Their base rates are those of the first pool.
