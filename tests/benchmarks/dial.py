@@ -291,7 +291,8 @@ Made by `tests/benchmarks/dial.py` on {date.today().isoformat()} ({device}).
 {len(measured_cells)} adapters of the shapes model were measured. For {refused} more the trainer refused the ratings,
 because hardly any was liked. Points have n = {plan.n} pictures where the adapter is drawn in its own mode,
 {plan.n // 2} in other modes and for LoRA weight, and {plan.n // 4} before the calibration. They are drawn on
-{MEASUREMENT} prompts that were neither trained nor calibrated on, with noises of their own and 14 steps. "own mode" is the one that the adapter's calibration chose.
+{MEASUREMENT} prompts that were neither trained nor calibrated on, with noises of their own and 14 steps. "own mode" is
+the one that the adapter's calibration chose.
 
 The tastes were drawn by a rule in `tests/benchmarks/tastes.py`. Their base rates are those of the first pool.
 
