@@ -122,11 +122,11 @@ class _Calibration:
         dial = Dial(
             judged_by=settings.judged_by, judge=settings.judge, prompts=len(np.unique(groups)), pictures=len(r),
             rate=rate, rate_error=min(error, 1.0), spread=spread, steps=len(base.levels) or 1, slope=trust.slope,
-            offsets=trust.offsets, maps=(_identity(draws.base.guidance_scale),),
+            offsets=trust.offsets, maps=(identity_map(draws.base.guidance_scale),),
         )  # fmt: skip
         ways = [self._way(mode, slope, share, dial, base, r) for mode, slope, share in self._candidates(trust)]
         best, reason = choose_way(ways)
-        learned = _is_learned(best)
+        learned = is_learned(best)
         if not learned:
             reason = (
                 f"not learnable from this: no weight surely raises the share of liked pictures above {rate:.0%} "
@@ -197,7 +197,7 @@ class _Calibration:
         for weight in again:
             way.add(weight, max(8, int(0.6 * pictures / len(again))))
         curve = way.fit()
-        tilt_map = _invert(curve, dial.spread, mode, slope, self.draws.base.guidance_scale, way.count)
+        tilt_map = invert(curve, dial.spread, mode, slope, self.draws.base.guidance_scale, way.count)
         return Way(tilt_map, curve, *way.metrics())
 
     def _first_weights(self, mode: str, slope: float, rate: float) -> list[float]:
@@ -247,7 +247,8 @@ class _Drawing:
         return np.concatenate(self.weights), np.concatenate(self.groups), values
 
 
-def _identity(guidance_scale: float) -> TiltMap:
+def identity_map(guidance_scale: float) -> TiltMap:
+    """A map under which the tilt is the weight, to stand in for one that is not known yet."""
     ends = (-1.0, 0.0, 1.0)
     return TiltMap(
         mode="single", guidance_scale=max(guidance_scale, 0.0), guide="both", slope=0.0, tilts=ends, weights=ends,
@@ -263,7 +264,7 @@ def _weights_of(curve: RateCurve, spread: float) -> list[float]:
     return sorted(weight for weight in weights if abs(weight) > 1e-3)
 
 
-def _invert(curve: RateCurve, spread: float, mode: str, slope: float, guidance_scale: float, pictures: int) -> TiltMap:
+def invert(curve: RateCurve, spread: float, mode: str, slope: float, guidance_scale: float, pictures: int) -> TiltMap:
     """The map: the weight of each tilt, and the tilts at which the adapter's reach ends."""
     rate = float(np.clip(curve.rate(0.0), 1e-4, 1 - 1e-4))
     low = _tilt_of(rate, spread, float(curve.rate(curve.low)))
@@ -304,6 +305,7 @@ def _tilt_of(rate: float, spread: float, target: float) -> float:
     return (low + high) / 2
 
 
-def _is_learned(way: Way) -> bool:
+def is_learned(way: Way) -> bool:
+    """Whether the share of liked pictures is surely higher at the end of the map than without guidance."""
     rates, errors = way.tilt_map.rates, way.tilt_map.errors
     return rates[-1] - float(way.curve.rate(0.0)) > CERTAIN * max(errors[-1], 1e-3)

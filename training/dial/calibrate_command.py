@@ -4,12 +4,18 @@ adapter."""
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nft_pipeline.adapter import AdapterConfig
+    from nft_pipeline.adapter import Adapter, AdapterConfig
 
+    from ..settings.choices import Method
+    from .calibrate import Calibrated
+    from .measure_adapter import Judging
+
+NOBODY = ("", "unknown", "likes")  # names of rewards that cannot be run
 HELP = "find out what each strength does, and keep it in the adapter"
 
 
@@ -36,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts", help="held-out prompts: a built-in list, a text file, or module:function (default: the run's own)"
     )
+    parser.add_argument(
+        "--by-hand",
+        type=Path,
+        metavar="FOLDER",
+        help="you judge: the first time, 64 pictures are drawn into FOLDER; rate them with diffusion-nft rate FOLDER, "
+        "and give the same command again",
+    )
     parser.add_argument("--watch", help="a reward it was not trained on, which helps to choose between modes")
     parser.add_argument(
         "--pictures",
@@ -58,14 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw, judge, write; 1 if the adapter does not move what is judged."""
     from nft_pipeline import DiffusionNFTPipeline
-    from nft_pipeline.adapter import read_adapter, write_adapter
-    from nft_pipeline.adapters.write import adapter_files
-    from nft_pipeline.dial.promise import promise
+    from nft_pipeline.adapter import read_adapter
     from nft_pipeline.sampling import pick_device, pick_dtype
 
-    from ..rewards.find import find_prompts, find_reward
+    from ..rewards.find import find_prompts
     from .calibrate import LEAST
-    from .measure_adapter import Judging, calibrate_adapter
+    from .measure_adapter import calibrate_adapter
 
     if args.pictures < LEAST:
         raise ValueError(f"--pictures is {args.pictures}, expected {LEAST} or more: fewer say nothing")
@@ -85,24 +96,70 @@ def run(args: argparse.Namespace) -> int:
     prompts_name = args.prompts or settings.get("held_out_prompts") or settings.get("prompts")
     if not prompts_name:
         raise ValueError(f"{config.name!r} does not say which prompts it was measured on; give --prompts")
-    reward_name = args.reward or config.reward.get("name", "")
-    if reward_name in ("", "unknown", "likes"):
-        reward_name = "alpha"
-    if reward_name == "alpha" and pipe.nft_adapters["default"].head is None:
-        raise ValueError(f"{config.name!r} has no alpha head that could judge; give --reward")
-    method: Any = settings.get("optimality", "raw") if args.reward is None else "raw"
-    rewards = {} if reward_name == "alpha" else {reward_name: find_reward(reward_name, own_scale=method != "raw")}
-    watch = find_reward(args.watch) if args.watch else None
     scale = config.guidance_scale if args.guidance_scale is None else args.guidance_scale
     call: dict[str, Any] = {"guidance_scale": scale}
     if args.steps:
         call["num_inference_steps"] = args.steps
-    judging = Judging(rewards, {}, method, settings.get("optimality_at"), watch)
-    print(f"calibrating {config.name}: {args.pictures} pictures, judged by {reward_name}")
+    prompts = find_prompts(prompts_name)
+    if args.by_hand is not None:
+        return _by_hand(args, pipe, folder, prompts, call)
+    judging = _judging(args, config, settings)
+    if not judging.rewards and pipe.nft_adapters["default"].head is None:
+        raise ValueError(f"{config.name!r} has no alpha head that could judge; give --reward")
+    who = " + ".join(judging.rewards) or "its own alpha head"
+    print(f"calibrating {config.name}: {args.pictures} pictures, judged by {who}")
     adapter, found = calibrate_adapter(
-        pipe, "default", find_prompts(prompts_name), judging, pictures=args.pictures, seed=args.seed, batch=args.batch,
-        call=call,
-    )  # fmt: skip
+        pipe, "default", prompts, judging, pictures=args.pictures, seed=args.seed, batch=args.batch, call=call
+    )
+    return _write(folder, adapter, found)
+
+
+def _judging(args: argparse.Namespace, config: AdapterConfig, settings: dict[str, Any]) -> Judging:
+    """Who judges: what --reward names, or the rewards of the run; nobody where there are only likes."""
+    from ..rewards.find import find_reward
+    from .measure_adapter import Judging
+
+    watch = find_reward(args.watch) if args.watch else None
+    if args.reward is not None:
+        rewards = {} if args.reward == "alpha" else {args.reward: find_reward(args.reward)}
+        return Judging(rewards, {}, watch=watch)
+    name = config.reward.get("name", "")
+    options: dict[str, dict[str, Any]] = settings.get("rewards") or ({} if name in NOBODY else {name: {}})
+    method: Method = settings.get("optimality", "raw")
+    weights = {one: float(more.get("weight", 1.0)) for one, more in options.items()}
+    rewards = {
+        one: find_reward(
+            one, own_scale=method != "raw", **{key: value for key, value in more.items() if key != "weight"}
+        )
+        for one, more in options.items()
+    }
+    return Judging(rewards, weights, method, settings.get("optimality_at"), watch, settings.get("mix", "mean"))
+
+
+def _by_hand(args: argparse.Namespace, pipe: Any, folder: Path, prompts: list[str], call: dict[str, Any]) -> int:
+    """Draw pictures to be rated, or read the ratings."""
+    import torch
+
+    from .by_hand import WEIGHTS_FILE, calibrate_by_hand, draw_for_rating
+    from .measure_adapter import draws_of, with_dial
+
+    draws = draws_of(pipe, "default", prompts, args.batch, call)
+    if not (args.by_hand / WEIGHTS_FILE).is_file():
+        with torch.inference_mode():
+            count = draw_for_rating(draws, args.by_hand, args.seed)
+        print(f"{count} pictures in {args.by_hand}. Rate them: diffusion-nft rate {args.by_hand}")
+        print("Then give this command again.")
+        return 0
+    found = calibrate_by_hand(draws, args.by_hand)
+    adapter = pipe.nft_adapters["default"]
+    return _write(folder, replace(adapter, config=with_dial(adapter.config, found.dial)), found)
+
+
+def _write(folder: Path, adapter: Adapter, found: Calibrated) -> int:
+    from nft_pipeline.adapter import write_adapter
+    from nft_pipeline.adapters.write import adapter_files
+    from nft_pipeline.dial.promise import promise
+
     written = write_adapter(folder, adapter, _other_files(folder, set(adapter_files(adapter))))
     print(f"{found.reason}\n{found.forwards} forwards of one picture each; written to {written}")
     for strength in (-1.0, 0.5, 1.0, 2.0) if found.learned else ():

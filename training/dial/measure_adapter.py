@@ -16,7 +16,7 @@ from nft_pipeline.guidance import beta_from_tilt
 from ..bases.registry import train_base
 from ..devices.precision import choose_precision
 from ..rewards.find import Scorer
-from ..settings.choices import Method
+from ..settings.choices import Method, Mix
 from .calibrate import Calibrated, Settings, calibrate
 from .draws import Draws
 from .judges import AlphaJudge, RewardJudge
@@ -34,6 +34,7 @@ class Judging:
         method: the `optimality` of the run that the rewards belong to; "raw" for rewards that give r themselves.
         at: for "threshold".
         watch: a reward that was not trained on, which helps to choose between ways of drawing.
+        mix: how several r become one.
     """
 
     rewards: Mapping[str, Scorer]
@@ -41,6 +42,7 @@ class Judging:
     method: Method = "raw"
     at: float | None = None
     watch: Scorer | None = None
+    mix: Mix = "mean"
 
 
 def calibrate_adapter(
@@ -72,12 +74,9 @@ def calibrate_adapter(
         Interrupted: it was asked to stop.
         RewardError: a reward failed.
     """
-    device = next(getattr(pipe, pipe.nft_adapters[name].config.component).parameters()).device
-    dtype, _ = choose_precision("auto", device)
-    base = train_base(pipe, {**pipe.call_defaults, **(call or {})}, dtype)
-    draws = Draws(base, name, list(prompts), base.encode_prompts(list(prompts)), base.encode_empty(), batch, stop)
+    draws = draws_of(pipe, name, prompts, batch, call, stop)
     if judging.rewards:
-        judge: Any = RewardJudge(draws.texts, judging.rewards, judging.weights, judging.method, judging.at)
+        judge: Any = RewardJudge(draws.texts, judging.rewards, judging.weights, judging.method, judging.at, judging.mix)
         judged_by, judge_name = "reward", ", ".join(judging.rewards)
     else:
         judge, judged_by, judge_name = AlphaJudge(draws), "alpha", "the alpha head, at low noise"
@@ -86,6 +85,21 @@ def calibrate_adapter(
         found = calibrate(draws, judge, Settings(pictures, judged_by, judge_name[:200], seed), watch)
     adapter = pipe.nft_adapters[name]
     return replace(adapter, config=with_dial(adapter.config, found.dial)), found
+
+
+def draws_of(
+    pipe: Any,
+    name: str,
+    prompts: Sequence[str],
+    batch: int = 64,
+    call: Mapping[str, Any] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Draws:
+    """What draws an adapter that a guided pipeline has loaded; arguments as `calibrate_adapter`."""
+    device = next(getattr(pipe, pipe.nft_adapters[name].config.component).parameters()).device
+    dtype, _ = choose_precision("auto", device)
+    base = train_base(pipe, {**pipe.call_defaults, **(call or {})}, dtype)
+    return Draws(base, name, list(prompts), base.encode_prompts(list(prompts)), base.encode_empty(), batch, stop)
 
 
 def with_dial(config: AdapterConfig, dial: Dial) -> AdapterConfig:

@@ -1,0 +1,105 @@
+"""A calibration by a person: a small sweep of pictures in random order, rated on the page of `diffusion-nft rate`.
+
+Where only likes exist and no reward can be run, this is the truest judge there is. 64 pictures are few: the share of
+liked pictures at a strength is then known to about a tenth, and the dial says so.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from nft_pipeline.dial.measured import Dial
+from nft_pipeline.files.atomic import atomic_write_bytes
+from nft_pipeline.files.picture_list import read_rows, update_rows
+
+from .calibrate import SEED, Calibrated, identity_map, invert, is_learned
+from .choose import Way
+from .curve import fit_curve, rate_between_prompts
+from .draws import Draws
+
+WEIGHTS = (0.0, 0.3, 0.6, 1.0)
+PICTURES = 64
+WEIGHTS_FILE = "weights.json"
+
+
+class NotRated(ValueError):
+    """Pictures are there, and are not rated yet."""
+
+
+def draw_for_rating(draws: Draws, folder: Path, seed: int = 0) -> int:
+    """Draw the sweep into a new folder, and return how many pictures it has.
+
+    The pictures' names are in random order and do not say the weight, so that nobody can rate by it; the weights are in
+    a file beside them.
+
+    Raises:
+        Interrupted: it was asked to stop; nothing was written.
+    """
+    each = PICTURES // len(WEIGHTS)
+    places = np.linspace(0, len(draws.texts) - 1, min(each, len(draws.texts))).round().astype(int)
+    rows = [(int(places[i % len(places)]), SEED + seed + i) for i in range(each)]
+    drawn = [
+        (weight, row, picture)
+        for weight in WEIGHTS
+        for row, picture in zip(rows, draws.draw(rows, weight, "single", 0.0).pictures, strict=True)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    order = np.random.default_rng(seed).permutation(len(drawn))
+    weights, lines = {}, {}
+    for number, place in enumerate(order.tolist()):
+        weight, (prompt, _), picture = drawn[place]
+        name = f"{number:03d}.png"
+        Image.fromarray(picture).save(folder / name)
+        weights[name], lines[name] = weight, {"prompt": draws.texts[prompt]}
+    atomic_write_bytes(folder / WEIGHTS_FILE, json.dumps(weights, indent=1).encode())
+    update_rows(folder, lines)
+    return len(drawn)
+
+
+def calibrate_by_hand(draws: Draws, folder: Path) -> Calibrated:
+    """The dial that the ratings in a folder of `draw_for_rating` say: one pass, one weight for all.
+
+    Raises:
+        NotRated: some pictures are not rated, or all are rated alike.
+    """
+    weights = json.loads((folder / WEIGHTS_FILE).read_text(encoding="utf-8"))
+    rows = [row for row in read_rows(folder) if row["image"] in weights]
+    rated = [row for row in rows if isinstance(row.get("liked"), bool)]
+    if len(rated) < len(weights):
+        raise NotRated(
+            f"{len(weights) - len(rated)} of {len(weights)} pictures in {folder} are not rated. Rate them with "
+            f"diffusion-nft rate {folder}, then give this command again."
+        )
+    w = np.array([weights[row["image"]] for row in rated])
+    r = np.array([float(row["liked"]) for row in rated])
+    _, prompts = np.unique([row["prompt"] for row in rated], return_inverse=True)
+    if r.min() == r.max():
+        raise NotRated(
+            f"all {len(r)} pictures in {folder} are rated alike, which says nothing about the dial. Rate them again."
+        )
+    curve = fit_curve(w, r, prompts)
+    base = w == 0
+    _, error, spread = rate_between_prompts(r[base], prompts[base])
+    tilt_map = invert(curve, spread, "single", 0.0, draws.base.guidance_scale, int((~base).sum()))
+    way = Way(tilt_map, curve, w, prompts, {})
+    learned = is_learned(way)
+    reason = (
+        f"one pass, at one weight for all, as LoRA weight is; {len(r)} pictures were rated by hand"
+        if learned
+        else f"not to be told from {len(r)} ratings: no weight surely raises the share of liked pictures"
+    )
+    dial = Dial(
+        judged_by="person", judge=f"a person, who rated {len(r)} pictures", prompts=len(np.unique(prompts)),
+        pictures=int(base.sum()), rate=float(np.clip(curve.rate(0.0), 0.01, 0.99)),
+        rate_error=min(max(error, float(curve.error(0.0))), 1.0), spread=spread,
+        steps=int(draws.base.call.get("num_inference_steps", 1)), slope=1.0, offsets=(),
+        maps=(identity_map(draws.base.guidance_scale),),
+    )  # fmt: skip
+    return Calibrated(
+        replace(dial, maps=(tilt_map,), note="" if learned else reason), learned, reason, (), draws.forwards, (way,)
+    )
