@@ -1,4 +1,4 @@
-"""Promise against measurement: both laws on the shapes model, in two passes and in one, LoRA weight beside them.
+"""Promise against measurement on the shapes model: the calibrated dial and the laws alone, LoRA weight beside them.
 
     python tests/benchmarks/tilt.py --work runs/tilt            # three training seeds
 
@@ -21,6 +21,7 @@ import torch
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import read_adapter
 from nft_pipeline.training.demo.measure import (
+    CALIBRATED,
     Point,
     Workload,
     matched_quality,
@@ -37,7 +38,7 @@ from nft_pipeline.training.settings.config import TrainConfig
 
 TILTS = (-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 4.0)
 LAWS = ("odds", "nft")
-MODES = ("two_pass", "single")
+WAYS = {"own": (CALIBRATED,), "two_pass": LAWS, "single": ("odds",)}  # "own": the mode that the calibration chose
 WEIGHTS = (-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.5)
 NOISE_SEED = 80_001
 DOCS = Path(__file__).parents[2] / "docs"
@@ -72,13 +73,14 @@ def one_run(seed: int, n: int, work: Path) -> dict:
     load = workload(seed, n, dict(guided.call_defaults))
     base = measure_base(guided.unwrap(), load, reward)
     guided.load_nft_adapter(read_adapter(folder / "adapter"))
-    modes = {mode: measure_laws(guided, load, reward, base, TILTS, LAWS, mode) for mode in MODES}
+    modes = {mode: measure_laws(guided, load, reward, base, TILTS, laws, mode) for mode, laws in WAYS.items()}
     rivals = measure_lora_weight(guided.unwrap(), folder / "adapter", load, reward, base, WEIGHTS)
     measured = {
         "seed": seed,
         "base": base.to_dict(),
         "modes": {mode: [point.to_dict() for point in points] for mode, points in modes.items()},
         "rivals": [point.to_dict() for point in rivals],
+        "own": [guided.nft_config.dial.own.mode, guided.nft_config.dial.own.slope],
         **trained,
     }
     done.write_text(json.dumps(measured))
@@ -86,12 +88,12 @@ def one_run(seed: int, n: int, work: Path) -> dict:
 
 
 def law_table(runs: list[dict], mode: str) -> str:
-    """Both laws in a mode, LoRA weight at the same P(o=1) beside them."""
+    """The laws in a mode, LoRA weight at the same P(o=1) beside them."""
     points = [[Point(**point) for point in run["modes"][mode]] for run in runs]
     rivals = [[Point(**point) for point in run["rivals"]] for run in runs]
     base_quality = float(np.mean([run["base"]["quality"] for run in runs]))
     rows = []
-    for law in LAWS:
+    for law in WAYS[mode]:
         for tilt in TILTS:
             same = [next(p for p in run if p.method == law and p.setting == tilt) for run in points]
             matched = [matched_quality(rival, p.rate) for rival, p in zip(rivals, same, strict=True)]
@@ -152,6 +154,7 @@ def report(runs: list[dict], n: int) -> str:
     )
     _, precision = choose_precision("auto", torch.device("cpu"))
     device = f"{platform.machine()} CPU, {precision.partition(':')[0]}, torch {torch.__version__}"
+    own = "; ".join(f"{run['own'][0]}, alpha trusted by {run['own'][1]:.2f}" for run in runs)
     return f"""# Promise and measurement on the shapes model
 
 Made by `tests/benchmarks/tilt.py` on {date.today().isoformat()} ({device}).
@@ -165,13 +168,20 @@ Base model: P(o=1) {spread([run["base"]["rate"] for run in runs])}, quality {bas
 templates, 1 = as drawn).
 The promise is p e^λ / (1 - p + p e^λ) from each run's own base rate p (M10 in [theory.md](../theory.md)).
 
-Two passes, which is the exact mode: two forwards per step.
+The adapter's own way, as its run calibrated it: {own}. The promise ends where the calibration says that
+the adapter reaches no further.
+
+{law_table(runs, "own")}
+
+`nft_rate` goes through the same map: it asks for a rate instead of a tilt.
+
+Two passes by the laws alone, without the calibration: two forwards per step.
 
 {law_table(runs, "two_pass")}
 
 ![Promise and measurement](../pictures/tilt.png)
 
-One pass (`nft_mode="single"`): the LoRA's weights at scale s for each sample, alpha from the step before; one forward
+One pass by the odds law alone (`nft_mode="single"`): the LoRA's weights at scale s for each sample, alpha from the step before; one forward
 per step, as LoRA weight.
 
 {law_table(runs, "single")}
@@ -206,7 +216,7 @@ def main() -> None:
     pictures, measured = DOCS / "pictures", DOCS / "measured"
     pictures.mkdir(parents=True, exist_ok=True)
     measured.mkdir(parents=True, exist_ok=True)
-    points = [[Point(**point) for point in run["modes"]["two_pass"]] for run in runs]
+    points = [[Point(**point) for mode in ("own", "two_pass") for point in run["modes"][mode]] for run in runs]
     rivals = [Point(**point) for run in runs for point in run["rivals"]]
     plot_promise(
         points, rivals, pictures / "tilt.png", f"shapes-warm, training runs: {len(runs)}, n = {args.n} a point"

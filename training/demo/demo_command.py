@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from ..rewards.find import find_prompts, find_reward
     from ..run.trainer import train
     from ..settings.config import TrainConfig
-    from .measure import Workload, measure_base, measure_laws, measure_lora_weight
+    from .measure import CALIBRATED, Workload, measure_base, measure_laws, measure_lora_weight
     from .report import law_table, plot_promise, rival_table
 
     started = time.monotonic()
@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     tilts = [strength * config.tilt for strength in STRENGTHS]
     base = measure_base(guided.unwrap(), work, reward)
     guided.load_nft_adapter(result.adapter)
-    points = measure_laws(guided, work, reward, base, tilts, tuple(LAWS))
+    ways = ((CALIBRATED,) if guided.nft_config.dial is not None else ()) + tuple(reversed(LAWS))
+    points = measure_laws(guided, work, reward, base, tilts, ways)
     grid = _grid(guided)
     rivals = measure_lora_weight(guided.unwrap(), result.folder, work, reward, base, WEIGHTS)
 
@@ -100,7 +101,7 @@ def _grid(guided: Any) -> Any:
     guided.set_progress_bar_config(disable=True)
     for strength in STRENGTHS:
         generators = [torch.Generator().manual_seed(SEED + i) for i in range(len(PICTURED))]
-        columns.append(guided(list(PICTURED), nft_strength=strength, nft_law="odds", generator=generators).images)
+        columns.append(guided(list(PICTURED), nft_strength=strength, generator=generators).images)
     rows = [[column[i] for column in columns] for i in range(len(PICTURED))]
     labels = [f"strength {strength:g}" for strength in STRENGTHS]
     return labelled_grid(
@@ -130,13 +131,14 @@ Took {seconds:.0f} s after installation.
 
 
 def _verdict(base: Point, points: list[Point]) -> int:
-    """0 if the odds law's strongest setting raised the rate by at least 0.1 and by three standard errors, else 1.
+    """0 if the strongest setting raised the rate by at least 0.1 and by three standard errors, else 1.
 
-    The odds law alone decides: the nft law overcooks at the strongest setting, and the table shows where.
+    The adapter's own way decides, or the odds law if the run was too small to be calibrated.
     """
-    strongest = max((point for point in points if point.method == "odds"), key=lambda point: point.setting)
+    way = points[0].method
+    strongest = max((point for point in points if point.method == way), key=lambda point: point.setting)
     needed = max(0.1, 3 * (strongest.error**2 + base.error**2) ** 0.5)
     helped = strongest.rate - base.rate >= needed
-    words = f"odds law, P(o=1) {base.rate:.3f} -> {strongest.rate:.3f} at strength {STRENGTHS[-1]:g}"
+    words = f"{way}, P(o=1) {base.rate:.3f} -> {strongest.rate:.3f} at strength {STRENGTHS[-1]:g}"
     print(f"Guidance helped: {words}" if helped else f"Guidance did not help: {words}; expected {needed:.3f} more")
     return 0 if helped else 1

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nft_pipeline.dial.promise import promise
 from nft_pipeline.guidance import promised_rate
 
 from ..bases.registry import train_base
@@ -24,18 +25,21 @@ from ..rewards.find import Scorer
 from ..shapes.score import judge
 from ..shapes.world import Prompt
 
+CALIBRATED = "calibrated"
+
 
 @dataclass(frozen=True)
 class Point:
     """One setting of one way of steering.
 
     Args:
-        method: "base", a law's name or "lora weight".
+        method: "base", a law's name, `CALIBRATED` for the adapter's own way, or "lora weight".
         setting: tilt for the laws, weight for the LoRA; 0 for the base.
         n: number of pictures.
         rate: share of pictures with o = 1.
         quality: mean template overlap in [0, 1].
-        promise: what docs/theory.md, M10, promises for this tilt; None for the rivals, which promise nothing.
+        promise: what docs/theory.md, M10, promises for this tilt, for a calibrated adapter up to what it reaches; None
+            for the rivals, which promise nothing.
     """
 
     method: str
@@ -115,18 +119,27 @@ def measure_laws(
     laws: Sequence[str],
     mode: str = "two_pass",
 ) -> list[Point]:
-    """The laws at each tilt; tilt 0 is the base model and is not sampled again. `mode` is the call's nft_mode."""
+    """The laws at each tilt; tilt 0 is the base model and is not sampled again.
+
+    Args:
+        laws: names of laws, and `CALIBRATED` for an adapter that is: its own mode and map.
+        mode: the call's nft_mode, for the laws.
+    """
     points = []
     for law in laws:
         for tilt in tilts:
-            promise = float(promised_rate(base.rate, tilt))
-            if tilt == 0:
-                points.append(Point(law, 0.0, base.n, base.rate, base.quality, promise))
-                continue
             strength = tilt / guided.nft_config.tilt
-            steering = {"nft_strength": strength, "nft_law": law, "nft_mode": mode}
-            pictures = work.pictures(guided, f"{mode} {law} {tilt:+g}", **steering)
-            points.append(Point(law, tilt, work.n, *measure_pictures(pictures, work.texts(), reward), promise))
+            if law == CALIBRATED:
+                expected = promise(guided.nft_config, strength, rate=base.rate).rate
+                steering: dict[str, Any] = {"nft_strength": strength}
+            else:
+                expected = float(promised_rate(base.rate, tilt))
+                steering = {"nft_strength": strength, "nft_law": law, "nft_mode": mode}
+            if tilt == 0:
+                points.append(Point(law, 0.0, base.n, base.rate, base.quality, expected))
+                continue
+            pictures = work.pictures(guided, f"{law} {tilt:+g}", **steering)
+            points.append(Point(law, tilt, work.n, *measure_pictures(pictures, work.texts(), reward), expected))
     return points
 
 

@@ -12,11 +12,11 @@ import numpy as np
 from nft_pipeline.guidance import promised_rate
 from nft_pipeline.laws import LAWS
 
-from .measure import Point, matched_quality
+from .measure import CALIBRATED, Point, matched_quality
 
 # A law beyond these goes round again; "lora weight" is the rival.
-COLOURS = {**dict(zip(LAWS, cycle(("#d1653c", "#2f6fde", "#3f9b57", "#8a5bb5")))), "lora weight": "#7a7a80"}
-MARKS = {**dict(zip(LAWS, cycle("soDv"))), "lora weight": "^"}
+COLOURS = {**dict(zip(LAWS, cycle(("#d1653c", "#2f6fde", "#8a5bb5")))), CALIBRATED: "#3f9b57", "lora weight": "#7a7a80"}
+MARKS = {**dict(zip(LAWS, cycle("soD"))), CALIBRATED: "P", "lora weight": "^"}
 
 
 def law_table(points: Sequence[Point], rivals: Sequence[Point]) -> str:
@@ -83,14 +83,15 @@ def plot_promise(runs: Sequence[Sequence[Point]], rivals: Sequence[Point], path:
             [max(v) - m for m, v in zip(mean, rates, strict=True)],
         ]
         style: dict[str, Any] = {"color": COLOURS[law], "marker": MARKS[law], "markersize": 5}
-        left.errorbar(settings, mean, yerr=spread, capsize=3, label=f"{law} law, measured", linewidth=1.2, **style)
+        name = law if law == CALIBRATED else f"{law} law"
+        left.errorbar(settings, mean, yerr=spread, capsize=3, label=f"{name}, measured", linewidth=1.2, **style)
         right.scatter(
             [p.rate for p in of_law],
             [p.quality for p in of_law],
             color=COLOURS[law],
             marker=MARKS[law],
             s=26,
-            label=f"{law} law",
+            label=name,
         )
     for name in dict.fromkeys(point.method for point in rivals):
         of_name = sorted((p for p in rivals if p.method == name), key=lambda p: p.rate)
