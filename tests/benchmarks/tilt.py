@@ -181,8 +181,8 @@ Two passes by the laws alone, without the calibration: two forwards per step.
 
 ![Promise and measurement](../pictures/tilt.png)
 
-One pass by the odds law alone (`nft_mode="single"`): the LoRA's weights at scale s for each sample, alpha from the step before; one forward
-per step, as LoRA weight.
+One pass by the odds law alone (`nft_mode="single"`): the LoRA's weights at scale s for each sample, alpha from the
+step before; one forward per step, as LoRA weight.
 
 {law_table(runs, "single")}
 
