@@ -7,10 +7,12 @@
 
 All forms but the first lose the dial. In `merged` the change of the weights is scaled once and for all,
 
-    W + s B A,    s = law_scale(alpha, strength tilt) for a positive adapter, s = strength for a policy,
+    W + s B A,    s = w, the weight that the calibration found for this strength in one pass; without a calibration
+                  s = law_scale(alpha, strength tilt) for a positive adapter, s = strength for a policy
 
-with one alpha for all samples and noise levels. That is not guidance, which scales the difference of two outputs, each
-sample by its own alpha. It is only the nearest thing to it that one LoRA file can hold.
+with one weight, or one alpha, for all samples and noise levels. Where the calibration's slope is 0 that is what
+guidance does in one pass. Elsewhere it is only the nearest thing to guidance that one LoRA file can hold: guidance
+scales each sample by its own alpha.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from nft_pipeline.adapter import Adapter, AdapterError
 from nft_pipeline.adapters.keys import SECOND, component_lora, lora_key, lora_modules
 from nft_pipeline.adapters.names import COMFYUI_FOLDER, LORA_METADATA_KEY
 from nft_pipeline.adapters.write import adapter_files
+from nft_pipeline.dial.scale import weight_of
 from nft_pipeline.families.registry import FAMILIES
 from nft_pipeline.files.strict import safetensors_bytes
 from nft_pipeline.guidance import law_scale
@@ -39,7 +42,7 @@ def export(
     form: str,
     *,
     strength: float | None = None,
-    law: str = "nft",
+    law: str | None = None,
     alpha: float | None = None,
 ) -> dict[str, bytes]:
     """The files of one form.
@@ -48,8 +51,9 @@ def export(
         adapter: the adapter, already checked; one with a LoRA for v_old is refused.
         form: one of `FORMS`.
         strength: for "merged" only; default the adapter's recommended one.
-        law: for "merged" of a positive adapter, see `nft_pipeline.guidance.law_scale`.
-        alpha: for "merged" of a positive adapter, the one alpha that stands for all; default its base rate.
+        law: for "merged" of a positive adapter, see `nft_pipeline.guidance.law_scale`; None is the calibration's
+            weight, and "nft" where there is no calibration of one pass.
+        alpha: for "merged" of a positive adapter by a law, the one alpha that stands for all; default its base rate.
 
     Returns:
         The files' contents by their names, relative to the folder they are written to.
@@ -120,10 +124,16 @@ def _peft(adapter: Adapter) -> dict[str, bytes]:
     return files
 
 
-def _merged(adapter: Adapter, strength: float, law: str, alpha: float | None) -> dict[str, bytes]:
+def _merged(adapter: Adapter, strength: float, law: str | None, alpha: float | None) -> dict[str, bytes]:
     config = adapter.config
     scale, said = strength, {"form": "merged", "strength": strength}
-    if config.kind == "positive":
+    tilt_map = None if config.dial is None else config.dial.map_for("single")
+    if tilt_map is not None and law is None and alpha is None:
+        tilt = torch.tensor(strength * config.tilt, dtype=torch.float64)
+        scale = weight_of(tilt_map, tilt).item()
+        said |= {"calibrated": True}
+    elif config.kind == "positive":
+        law = "nft" if law is None else law
         alpha = config.base_rate if alpha is None else alpha
         if alpha is None:
             raise AdapterError(

@@ -56,9 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--law",
         choices=LAWS,
-        default="nft",
-        help=f"merged only, of a positive adapter (default: %(default)s). {laws_explained()} Try odds for strengths "
-        "above 2",
+        help="merged only, of a positive adapter (default: the weight that its calibration found, or nft without one). "
+        f"{laws_explained()}",
     )
     parser.add_argument(
         "--alpha",
