@@ -13,7 +13,7 @@ import argparse
 import itertools
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,6 +27,8 @@ from nft_pipeline.guidance import combine, law_scale
 ROOT = Path(__file__).resolve().parents[2]
 TILTS = (-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 METHODS = ("nft", "nft+langevin", "odds")
+BINARY_TILTS = (1.0, 2.0, 4.0)
+LIKED = {"1 of 24, base rate 0.02": (0.02, 1), "8 of 24, base rate 0.3": (0.3, 8)}
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,26 @@ def table(results: dict[tuple[str, float], Result]) -> str:
         nft, langevin, odds = (results[method, tilt] for method in METHODS)
         cells = [f"{r.mean:.3f} ± {r.spread:.3f} ({r.distance:.3f})" for r in (nft, langevin, odds)]
         rows.append(f"| {tilt:g} | {nft.exact:.3f} | {cells[0]} | {cells[1]} | {odds.exact:.3f} | {cells[2]} |")
+    return "\n".join(rows)
+
+
+def with_likes(world: Mixture, rate: float, liked: int) -> Mixture:
+    """The same points, of which every so many is liked, with a reward of 0 or 1 and this base rate."""
+    rewards = torch.zeros_like(world.rewards)
+    rewards[:: len(rewards) // liked] = 1.0
+    prior = torch.where(rewards == 1, rate / rewards.sum(), (1 - rate) / (1 - rewards).sum())
+    return replace(world, rewards=rewards, prior=prior)
+
+
+def binary_table(count: int, steps: int, seeds: int) -> str:
+    """Both laws where the reward is 0 or 1 and both aim at the exponential tilt."""
+    rows = ["| liked points | tilt | promised | `nft` ODE | `odds` ODE |", "|---|---:|---:|---:|---:|"]
+    for words, (rate, liked) in LIKED.items():
+        world = with_likes(ring(), rate, liked)
+        for tilt in BINARY_TILTS:
+            nft, odds = (measure(world, law, tilt, count, steps, seeds) for law in ("nft", "odds"))
+            cells = [f"{result.mean:.3f} ± {result.spread:.3f}" for result in (nft, odds)]
+            rows.append(f"| {words} | {tilt:g} | {odds.exact:.3f} | {cells[0]} | {cells[1]} |")
     return "\n".join(rows)
 
 
@@ -185,6 +207,8 @@ def main(argv: list[str] | None = None) -> int:
         f"Untilted E[r] = {world.mean_reward():.3f}. CPU ({platform.machine()}), one thread, float64, "
         f"torch {torch.__version__.split('+')[0]}."
     )
+    print("\nRewards of 0 and 1, where both laws aim at the same rate:\n")
+    print(binary_table(options.samples, options.steps, options.seeds))
     return 0
 
 
