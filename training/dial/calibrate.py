@@ -105,6 +105,8 @@ class _Calibration:
         base_count = int(SHARES["base"] * settings.pictures)
         prompts = min(len(draws.texts), max(16, base_count // 6))
         chosen = np.linspace(0, len(draws.texts) - 1, prompts).round().astype(int)
+        # Lists of prompts are often sorted, and a weight is drawn on the first rows alone.
+        chosen = np.random.default_rng(SEED).permutation(chosen)
         self.rows = [
             (int(chosen[place % prompts]), SEED + settings.seed + place) for place in range(base_count)
         ]  # every stretch of it has all prompts alike
