@@ -218,17 +218,19 @@ class _Drawing:
         small = picture_stats.shrunk(base.pictures)
         self.diversity = [picture_stats.diversity(small, self.groups[0])]
         self.watched = [self._watch(base, self.groups[0])]
-        self.count = 0
+        self.count, self.next = 0, 0
 
     def _watch(self, drawn: Drawn, groups: np.ndarray) -> np.ndarray:
         watch = self.of.watch
         return np.full(len(groups), math.nan) if watch is None else watch(drawn, groups.tolist())
 
     def add(self, weight: float, count: int) -> None:
-        """Draw `count` pictures at a weight, from the noise of the first rows of the base."""
+        """Draw `count` pictures at a weight, from the noise of the rows of the base that come next."""
         count = min(count, len(self.of.rows))
-        drawn = self.of.draws.draw(self.of.rows[:count], weight, self.mode, self.slope, self.dial)
-        groups = self.of._groups(count)
+        rows = (self.of.rows * 2)[self.next : self.next + count]
+        self.next = (self.next + count) % len(self.of.rows)
+        drawn = self.of.draws.draw(rows, weight, self.mode, self.slope, self.dial)
+        groups = np.array([prompt for prompt, _ in rows])
         self.weights.append(np.full(count, weight))
         self.r.append(self.of.judge(drawn, groups.tolist()))
         self.groups.append(groups)
