@@ -107,9 +107,8 @@ class _Calibration:
         chosen = np.linspace(0, len(draws.texts) - 1, prompts).round().astype(int)
         # Lists of prompts are often sorted, and a weight is drawn on the first rows alone.
         chosen = np.random.default_rng(SEED).permutation(chosen)
-        self.rows = [
-            (int(chosen[place % prompts]), SEED + settings.seed + place) for place in range(base_count)
-        ]  # every stretch of it has all prompts alike
+        # Two pictures of a prompt stand together, so that every stretch says something about variety.
+        self.rows = [(int(chosen[place // 2 % prompts]), SEED + settings.seed + place) for place in range(base_count)]
         self.has_head = draws.head is not None
 
     def run(self) -> Calibrated:
