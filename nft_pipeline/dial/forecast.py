@@ -41,5 +41,5 @@ def forecast(
         tilt = min(max(tilt, tilt_map.lowest), tilt_map.highest)
     level = noise_level.expand_as(alpha)
     best = alpha if config.dial is None else mended(config.dial, alpha, level)
-    odds = best * math.exp(min(tilt, 80.0))
+    odds = best * math.exp(min(max(tilt, -80.0), 80.0))
     return torch.where(alpha.isnan(), alpha, odds / (1 - best + odds))

@@ -22,7 +22,7 @@ from .measured import TiltMap
 if TYPE_CHECKING:
     from ..adapters.config import AdapterConfig
 
-_QUANTILES = (np.arange(400) + 0.5) / 400
+_STEP, _FAR = 0.005, 100.0  # of the grid over logits, and the largest tilt there
 END = 0.005  # a rate is called an end where less than this is missing
 
 
@@ -73,20 +73,17 @@ def mean_promise(rate: float, spread: float, tilt: float) -> float:
     most = rate * (1 - rate)
     if spread**2 < 1e-4 * most:
         return odds_rate(rate, tilt)
-    rates = _beta_quantiles(rate, min(spread**2, 0.98 * most))
-    odds = rates * math.exp(tilt)
-    return float(np.mean(odds / (1 - rates + odds)))
-
-
-def _beta_quantiles(mean: float, variance: float) -> np.ndarray:
-    """Evenly spaced quantiles of a Beta distribution, without scipy: its density summed on a fine grid."""
-    total = mean * (1 - mean) / variance - 1
-    a, b = mean * total, (1 - mean) * total
-    # On the logit scale, where the density of Beta has no infinite ends.
-    logits = np.linspace(-30, 30, 12001)
-    log_density = -a * np.logaddexp(0, -logits) - b * np.logaddexp(0, logits)
-    shares = np.cumsum(np.exp(log_density - log_density.max()))
-    return 1 / (1 + np.exp(-np.interp(_QUANTILES, shares / shares[-1], logits)))
+    total = most / min(spread**2, 0.98 * most) - 1
+    a, b = rate * total, (1 - rate) * total
+    # On the logit scale, where the density of Beta has no infinite ends, only long tails. Beyond the grid these are
+    # e^(a x) and e^(-b x), and the promise is 0 or 1.
+    tilt = min(max(tilt, -_FAR), _FAR)
+    end = 30 + abs(tilt)
+    logits = np.arange(-end, end + _STEP, _STEP)
+    density = np.exp(a * np.minimum(logits, 0) - b * np.maximum(logits, 0) - total * np.log1p(np.exp(-np.abs(logits))))
+    below, above = math.exp(-a * end) / a / _STEP, math.exp(-b * end) / b / _STEP
+    promises = 1 / (1 + np.exp(-np.clip(logits + tilt, -_FAR, _FAR)))
+    return float((density @ promises + above) / (density.sum() + below + above))
 
 
 def promise(
@@ -117,7 +114,7 @@ def promise(
     tilt, dial = strength * config.tilt, config.dial
     tilt_map = None if dial is None else dial.map_for(mode, guidance_scale)
     if dial is None or tilt_map is None:
-        base = config.base_rate if rate is None else rate
+        base = _base_rate(config) if rate is None else rate
         if base is None:
             raise GuidanceError(
                 f"nothing is known of the base rate of {config.name!r}, so nothing can be promised. Calibrate it "
@@ -136,11 +133,15 @@ def promise(
 def _limit(tilt_map: TiltMap, tilt: float, recommended: float) -> str:
     if tilt_map.lowest <= tilt <= tilt_map.highest:
         return ""
-    end, rate = (-1, tilt_map.highest) if tilt > 0 else (0, tilt_map.lowest)
+    end = -1 if tilt > 0 else 0
     return (
         f"more is not to be had from this adapter: it reaches {tilt_map.rates[end]:.0%} at strength "
-        f"{rate / recommended:.2g}"
+        f"{tilt_map.tilts[end] / recommended:.2g}"
     )
+
+
+def _base_rate(config: AdapterConfig) -> float | None:
+    return config.base_rate if config.dial is None else config.dial.rate
 
 
 def tilt_for_rate(
@@ -162,11 +163,12 @@ def tilt_for_rate(
     dial = config.dial
     tilt_map = None if dial is None else dial.map_for(mode, guidance_scale)
     if tilt_map is None:
-        base = config.base_rate
+        base = _base_rate(config)
         if base is None or config.kind != "positive":
+            missing = "it was never calibrated" if dial is None else f"its calibration has no map of the mode {mode}"
             raise GuidanceError(
-                f"nft_rate needs to know what {config.name!r} does, and it was never calibrated. Run diffusion-nft "
-                "calibrate on it once, or give nft_strength."
+                f"nft_rate needs to know what {config.name!r} does, and {missing}. Run diffusion-nft calibrate on it "
+                "once, or give nft_strength."
             )
         return math.log(target / (1 - target)) - math.log(base / (1 - base))
     low, high = tilt_map.rates[0], tilt_map.rates[-1]

@@ -23,13 +23,13 @@ SMALLEST = 1e-4  # alpha' is kept this far from 0 and 1
 
 
 def gated(alpha: Tensor, rate: float, slope: float, offset: Tensor | float = 0.0) -> Tensor:
-    """alpha shrunk towards the base rate on the logit scale: `a logit alpha + (1 - a) logit p + offset` (M13).
+    """alpha shrunk towards the base rate on the logit scale: `a (logit alpha + offset) + (1 - a) logit p` (M13).
 
     Args:
         alpha: probabilities, any shape.
         rate: p, the base rate, in (0, 1).
         slope: a in [0, 1]; 1 leaves alpha, 0 gives p everywhere (the offset then counts for nothing).
-        offset: added to the logit, a number or a Tensor that broadcasts.
+        offset: added to alpha's logit, a number or a Tensor that broadcasts.
 
     Returns:
         alpha' in (0, 1), the same shape, float32 or wider.
@@ -55,7 +55,7 @@ def weight_scale(alpha: Tensor, weight: Tensor | float, rate: float) -> Tensor:
     """
     w = torch.as_tensor(weight, dtype=alpha.dtype, device=alpha.device)
     below = rate + w * (alpha - rate)  # p (1 - w) + w alpha', written so that it is p where alpha' is p
-    gate = w * alpha / below.clamp(min=0.05 * rate)
+    gate = w * alpha / torch.where(w < 0, below.clamp(min=0.05 * rate), below)
     return torch.where(w < 1, gate, w.expand_as(gate))
 
 

@@ -105,9 +105,10 @@ class _Calibration:
         base_count = int(SHARES["base"] * settings.pictures)
         prompts = min(len(draws.texts), max(16, base_count // 6))
         chosen = np.linspace(0, len(draws.texts) - 1, prompts).round().astype(int)
-        self.rows = [
-            (int(chosen[place % prompts]), SEED + settings.seed + place) for place in range(base_count)
-        ]  # every stretch of it has all prompts alike
+        # Lists of prompts are often sorted, and a weight is drawn on the first rows alone.
+        chosen = np.random.default_rng(SEED).permutation(chosen)
+        # Two pictures of a prompt stand together, so that every stretch says something about variety.
+        self.rows = [(int(chosen[place // 2 % prompts]), SEED + settings.seed + place) for place in range(base_count)]
         self.has_head = draws.head is not None
 
     def run(self) -> Calibrated:
@@ -216,17 +217,19 @@ class _Drawing:
         small = picture_stats.shrunk(base.pictures)
         self.diversity = [picture_stats.diversity(small, self.groups[0])]
         self.watched = [self._watch(base, self.groups[0])]
-        self.count = 0
+        self.count, self.next = 0, 0
 
     def _watch(self, drawn: Drawn, groups: np.ndarray) -> np.ndarray:
         watch = self.of.watch
         return np.full(len(groups), math.nan) if watch is None else watch(drawn, groups.tolist())
 
     def add(self, weight: float, count: int) -> None:
-        """Draw `count` pictures at a weight, from the noise of the first rows of the base."""
+        """Draw `count` pictures at a weight, from the noise of the rows of the base that come next."""
         count = min(count, len(self.of.rows))
-        drawn = self.of.draws.draw(self.of.rows[:count], weight, self.mode, self.slope, self.dial)
-        groups = self.of._groups(count)
+        rows = (self.of.rows * 2)[self.next : self.next + count]
+        self.next = (self.next + count) % len(self.of.rows)
+        drawn = self.of.draws.draw(rows, weight, self.mode, self.slope, self.dial)
+        groups = np.array([prompt for prompt, _ in rows])
         self.weights.append(np.full(count, weight))
         self.r.append(self.of.judge(drawn, groups.tolist()))
         self.groups.append(groups)
