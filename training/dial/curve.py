@@ -1,6 +1,9 @@
 """The share of liked pictures as a curve over the weight, fitted to all pictures of a mode at once.
 
-    logit R(w) = b_0 + b_1 w + b_2 w^2 + b_3 w^3            cross entropy of r in [0, 1], small ridge on b_2 and b_3
+    logit R(w) = m(w) + b_0 + b_1 w + b_2 w^2 + b_3 w^3     cross entropy of r in [0, 1], with a ridge
+
+In one pass m is 0. In two passes the odds law draws a mixture of the base model and of what the LoRA draws when it is
+fully on, R(w) = p + (q - p) w (M11), so m is the logit of that and the rest is what the law misses.
 
 The same prompts and noises are drawn at every weight, so the errors of R at two weights go together, and what counts,
 how far R has moved, is known better than R itself. Its covariance is a sandwich over prompts, whose pictures are not
@@ -9,12 +12,15 @@ independent. numpy only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 ENOUGH_PROMPTS = 12  # to take errors over prompts; below, over noises
 _RIDGE = np.array([1e-6, 1e-4, 1.0, 3.0])
+_RIDGE_MIXED = np.array([1e-6, 1.0, 2.0, 3.0])  # of the correction to a law that is right but for learned errors
+_LEAST_RATE = 0.002
 _GRID = 400
 
 
@@ -27,6 +33,7 @@ class RateCurve:
         covariance: of them, (4, 4).
         low, high: the weights between which it rises, 0 among them; it is not to be used beyond.
         unit: the largest size of a weight that was drawn.
+        mixed: (p, q) of the mixture in m; None for m = 0.
     """
 
     coefficients: np.ndarray
@@ -34,10 +41,12 @@ class RateCurve:
     low: float
     high: float
     unit: float
+    mixed: tuple[float, float] | None = None
 
     def rate(self, weight: float | np.ndarray) -> np.ndarray:
         """R at weights of any shape."""
-        return _sigmoid(_powers(np.asarray(weight) / self.unit) @ self.coefficients)
+        w = np.asarray(weight, dtype=np.float64)
+        return _sigmoid(_mixture(w, self.mixed) + _powers(w / self.unit) @ self.coefficients)
 
     def error(self, weight: float | np.ndarray) -> np.ndarray:
         """The standard error of R at weights of any shape."""
@@ -51,27 +60,34 @@ class RateCurve:
         return float(np.interp(rate, np.maximum.accumulate(self.rate(grid)), grid))
 
 
-def fit_curve(weights: np.ndarray, r: np.ndarray, groups: np.ndarray) -> RateCurve:
+def fit_curve(weights: np.ndarray, r: np.ndarray, groups: np.ndarray, is_mixture: bool = False) -> RateCurve:
     """Fit the curve.
 
     Args:
         weights: of each picture, (n,); some are 0.
         r: how far each is liked, (n,) in [0, 1].
         groups: the prompt of each picture, (n,).
+        is_mixture: whether the weight mixes two distributions, as the odds law does in two passes.
     """
     unit = max(float(np.abs(weights).max()), 1e-6)
     x = _powers(weights / unit)
-    mean = np.clip(r[weights == 0].mean(), 0.5 / len(r), 1 - 0.5 / len(r))
-    b = np.array([np.log(mean / (1 - mean)), 0.0, 0.0, 0.0])
+    mean = float(np.clip(r[weights == 0].mean(), 0.5 / len(r), 1 - 0.5 / len(r)))
+    mixed, ridge = None, _RIDGE
+    start = math.log(mean / (1 - mean))
+    if is_mixture:
+        full = r[weights > 0.9]
+        mixed, ridge, start = (mean, float(full.mean()) if len(full) else 1.0), _RIDGE_MIXED, 0.0
+    known = _mixture(weights, mixed)
+    b = np.array([start, 0.0, 0.0, 0.0])
     bread = np.eye(4)
     for _ in range(100):
-        p = _sigmoid(x @ b)
-        bread = (x * (p * (1 - p))[:, None]).T @ x + np.diag(_RIDGE)
-        step = np.linalg.solve(bread, x.T @ (r - p) - _RIDGE * b)
+        p = _sigmoid(known + x @ b)
+        bread = (x * (p * (1 - p))[:, None]).T @ x + np.diag(ridge)
+        step = np.linalg.solve(bread, x.T @ (r - p) - ridge * b)
         b = b + step * min(1.0, 2.0 / max(np.abs(step).max(), 1e-12))
         if np.abs(step).max() < 1e-8:
             break
-    scores = x * (r - _sigmoid(x @ b))[:, None]
+    scores = x * (r - _sigmoid(known + x @ b))[:, None]
     names, place = np.unique(groups, return_inverse=True)
     if len(names) < ENOUGH_PROMPTS:
         sums = scores
@@ -79,21 +95,29 @@ def fit_curve(weights: np.ndarray, r: np.ndarray, groups: np.ndarray) -> RateCur
         sums = np.zeros((len(names), 4))
         np.add.at(sums, place, scores)
     inverse = np.linalg.inv(bread)
-    low, high = _rising(b, float(weights.min()) / unit, float(weights.max()) / unit)
-    return RateCurve(b, inverse @ (sums.T @ sums) @ inverse, low * unit, high * unit, unit)
+    curve = RateCurve(b, inverse @ (sums.T @ sums) @ inverse, float(weights.min()), float(weights.max()), unit, mixed)
+    low, high = _rising(curve)
+    return replace(curve, low=low, high=high)
 
 
-def _rising(b: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """The widest stretch around 0, inside [low, high], on which the cubic rises."""
-    grid = np.linspace(low, high, _GRID)
-    rises = np.diff(_powers(grid) @ b) > 0
-    middle = int(np.searchsorted(grid, 0.0))
-    last, first = min(middle, _GRID - 1), min(middle, _GRID - 1)
+def _rising(curve: RateCurve) -> tuple[float, float]:
+    """The widest stretch around 0 of the weights that were drawn on which the curve rises."""
+    grid = np.linspace(min(curve.low, 0.0), max(curve.high, 0.0), _GRID)
+    rises = np.diff(curve.rate(grid)) > 0
+    last = first = min(int(np.searchsorted(grid, 0.0)), _GRID - 1)
     while last < _GRID - 1 and rises[last]:
         last += 1
     while first > 0 and rises[first - 1]:
         first -= 1
     return min(float(grid[first]), 0.0), max(float(grid[last]), 0.0)
+
+
+def _mixture(weights: np.ndarray, mixed: tuple[float, float] | None) -> np.ndarray:
+    """m(w): the logit of p + (q - p) w, 0 where nothing is mixed."""
+    if mixed is None:
+        return np.zeros_like(weights, dtype=np.float64)
+    rate = np.clip(mixed[0] + (mixed[1] - mixed[0]) * weights, _LEAST_RATE, 1 - _LEAST_RATE)
+    return np.log(rate / (1 - rate))
 
 
 def _powers(x: np.ndarray) -> np.ndarray:
