@@ -111,13 +111,13 @@ def optimality(
     flat = _flat_groups(inside, members) if method in GROUPED else 0
     r = np.full(n, np.nan)
     if sum_first:
-        r[kept] = _unit(_one(weight @ inside, members, method, " + ".join(names), at), method)
+        r[kept] = unit(_one(weight @ inside, members, method, " + ".join(names), at), method)
     else:
         parts = [_one(row, members, method, name, at) for name, row in zip(names, inside, strict=True)]
         if mix == "product":
-            r[kept] = np.prod([_unit(part, method) for part in parts], axis=0)
+            r[kept] = np.prod([unit(part, method) for part in parts], axis=0)
         else:
-            r[kept] = _unit(np.average(parts, axis=0, weights=weight), method)
+            r[kept] = unit(np.average(parts, axis=0, weights=weight), method)
     return Optimality(
         r,
         kept,
@@ -158,8 +158,13 @@ def _one(scores: np.ndarray, group: np.ndarray, method: Method, name: str, at: f
     return scores
 
 
-def _unit(mixed: np.ndarray, method: Method) -> np.ndarray:
-    """Normalised scores, or the weighted mean of several, in [0, 1]."""
+def unit(mixed: np.ndarray, method: Method) -> np.ndarray:
+    """Normalised scores, or the weighted mean of several, as r in [0, 1].
+
+    Args:
+        mixed: (N,); NaN stays NaN.
+        method: by which they were normalised.
+    """
     if method == "group":
         return 0.5 + np.clip(mixed, -CLIP, CLIP) / (2 * CLIP)
     if method == "sigmoid":

@@ -85,15 +85,14 @@ def fit_curve(weights: np.ndarray, r: np.ndarray, groups: np.ndarray) -> RateCur
 
 def _rising(b: np.ndarray, low: float, high: float) -> tuple[float, float]:
     """The widest stretch around 0, inside [low, high], on which the cubic rises."""
-    grid = np.linspace(low, high, _GRID)
+    grid = np.concatenate([np.linspace(low, 0.0, _GRID), np.linspace(0.0, high, _GRID)[1:]])
     rises = np.diff(_powers(grid) @ b) > 0
-    middle = int(np.searchsorted(grid, 0.0))
-    last, first = min(middle, _GRID - 1), min(middle, _GRID - 1)
-    while last < _GRID - 1 and rises[last]:
+    first = last = _GRID - 1  # the place of 0
+    while last < len(rises) and rises[last]:
         last += 1
     while first > 0 and rises[first - 1]:
         first -= 1
-    return min(float(grid[first]), 0.0), max(float(grid[last]), 0.0)
+    return float(grid[first]), float(grid[last])
 
 
 def _powers(x: np.ndarray) -> np.ndarray:

@@ -11,12 +11,15 @@ from nft_pipeline.families.forward_call import as_tokens, first_argument
 
 from ..bases.base import rows_of
 from ..bases.noising import interpolate
+from ..data.optimality import unit
 from ..data.pool import score
+from ..rewards.contract import RewardError
 from ..rewards.find import Scorer
 from ..settings.choices import Method, Mix
 from .draws import Drawn, Draws
 from .liking import Liking, liking_of
 
+MISSING_LIMIT = 0.5  # of the scores; those that are there go on
 LOW_NOISE = 0.05  # t at which alpha judges a finished picture
 
 
@@ -49,16 +52,25 @@ class RewardJudge:
         """r of pictures, (n,) in [0, 1]; NaN where a reward has no score.
 
         Raises:
-            RewardError: scores of another number than pictures.
+            RewardError: scores of another number than pictures, or too many of them missing.
         """
         texts = [self._texts[prompt] for prompt in prompts]
         parts, weights = [], []
         for name, reward in self._rewards.items():
             scores = score(reward, name, drawn.pictures, texts)
+            scores = np.where(np.isfinite(scores), scores, np.nan)
+            missing = int(np.isnan(scores).sum())
+            if missing > MISSING_LIMIT * len(scores):
+                raise RewardError(
+                    f"reward {name!r} has no score for {missing} of {len(scores)} held-out pictures, expected at most "
+                    f"{MISSING_LIMIT:.0%}. Mend it, or calibrate with another one"
+                )
             liking = self._likings.setdefault(name, liking_of(scores, self._method, self._at))
             parts.append(liking(scores))
             weights.append(self._weights.get(name, 1.0))
-        return np.prod(parts, axis=0) if self._mix == "product" else np.average(parts, axis=0, weights=weights)
+        if self._mix == "product":
+            return np.prod([unit(part, self._method) for part in parts], axis=0)
+        return unit(np.average(parts, axis=0, weights=weights), self._method)
 
 
 class AlphaJudge:
