@@ -183,7 +183,8 @@ def run_recorded(
             return pipe._nft_stock_class.__call__(pipe, *args, **kwargs)
         finally:
             pipe._nft_engines = []
-            pipe.nft_stats = _with_forecasts(trace.recorder.stats(), configs, tilts, settings)
+            ended = {term.name: term.tilt for engine in engines for term in engine.terms}
+            pipe.nft_stats = _with_forecasts(trace.recorder.stats(), configs, ended, settings)
 
 
 def guidance_scale_of(stock_class: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:

@@ -119,15 +119,18 @@ def optimality(
     inside, members = table[:, kept], group[kept]
     flat = _flat_groups(inside, members) if method in GROUPED else 0
     r = np.full(n, np.nan)
-    share = TOP_SHARE if at is None else at
     if sum_first:
-        r[kept] = _unit(_one(weight @ inside, members, method, " + ".join(names), at), members, method, share)
+        mixed = [_one(weight @ inside, members, method, " + ".join(names), at)]
+    elif mix == "product":
+        mixed = [_one(row, members, method, name, at) for name, row in zip(names, inside, strict=True)]
     else:
         parts = [_one(row, members, method, name, at) for name, row in zip(names, inside, strict=True)]
-        if mix == "product":
-            r[kept] = np.prod([_unit(part, members, method, share) for part in parts], axis=0)
-        else:
-            r[kept] = _unit(np.average(parts, axis=0, weights=weight), members, method, share)
+        mixed = [np.average(parts, axis=0, weights=weight)]
+    if method == "top":
+        share = TOP_SHARE if at is None else at
+        r[kept] = np.prod([_top_of_groups(part, members, share) for part in mixed], axis=0)
+    else:
+        r[kept] = np.prod([unit(part, method) for part in mixed], axis=0)
     return Optimality(
         r,
         kept,
@@ -168,18 +171,26 @@ def _one(scores: np.ndarray, group: np.ndarray, method: Method, name: str, at: f
     return scores
 
 
-def _unit(mixed: np.ndarray, group: np.ndarray, method: Method, share: float) -> np.ndarray:
-    """Normalised scores, or the weighted mean of several, in [0, 1]."""
-    if method == "top":
-        r = np.empty_like(mixed)
-        for label in np.unique(group):
-            r[group == label] = _top(mixed[group == label], share)
-        return r
+def unit(mixed: np.ndarray, method: Method) -> np.ndarray:
+    """Normalised scores, or the weighted mean of several, as r in [0, 1].
+
+    Args:
+        mixed: (N,); NaN stays NaN.
+        method: by which they were normalised; not "top", which compares within groups.
+    """
     if method == "group":
         return 0.5 + np.clip(mixed, -CLIP, CLIP) / (2 * CLIP)
     if method == "sigmoid":
         return 1 / (1 + np.exp(-mixed))
     return np.clip(mixed, 0.0, 1.0)
+
+
+def _top_of_groups(mixed: np.ndarray, group: np.ndarray, share: float) -> np.ndarray:
+    """r of normalised scores by the best share of each group."""
+    r = np.empty_like(mixed)
+    for label in np.unique(group):
+        r[group == label] = _top(mixed[group == label], share)
+    return r
 
 
 def _top(scores: np.ndarray, share: float) -> np.ndarray:

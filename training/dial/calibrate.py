@@ -272,27 +272,30 @@ def invert(curve: RateCurve, spread: float, mode: str, slope: float, guidance_sc
     rate = float(np.clip(curve.rate(0.0), 1e-4, 1 - 1e-4))
     low = _tilt_of(rate, spread, float(curve.rate(curve.low)))
     high = _tilt_of(rate, spread, float(curve.rate(curve.high)))
-    inner = [tilt for tilt in KNOTS if low + 0.1 < tilt < high - 0.1 or tilt == 0]
-    knots = {tilt: 0.0 if tilt == 0 else curve.weight(mean_promise(rate, spread, tilt)) for tilt in inner}
+    inner = [tilt for tilt in KNOTS if low + 0.1 < tilt < high - 0.1]
+    knots = {tilt: curve.weight(mean_promise(rate, spread, tilt)) for tilt in inner}
     if low < -0.05:
         knots[low] = curve.low
     if high > 0.05:
         knots[high] = curve.high
-    else:
-        knots[0.1] = max(curve.high, 0.1)  # it does not rise: a map has two points at least
-    points, last = [], -math.inf
-    for tilt in sorted(knots):
-        if knots[tilt] > last + 1e-6:
-            points.append(tilt)
-            last = knots[tilt]
-    weights = [knots[tilt] for tilt in points]
+    # Outwards from 0, which is the base model, weights have to grow.
+    points, ends = {0.0: 0.0}, (0.0, 0.0)
+    for tilt in sorted(knots, key=abs):
+        place, weight = round(tilt, 4), round(knots[tilt], 5)
+        if (tilt > 0 and weight > ends[1]) or (tilt < 0 and weight < ends[0]):
+            points[place] = weight
+            ends = min(ends[0], weight), max(ends[1], weight)
+    if ends[1] == 0:
+        points[0.1] = max(round(curve.high, 5), 0.1)  # it does not rise: a map has two points at least
+    tilts = sorted(points)
+    weights = [points[tilt] for tilt in tilts]
     return TiltMap(
         mode=mode,
         guidance_scale=max(guidance_scale, 0.0),
         guide="both",
         slope=slope,
-        tilts=tuple(round(tilt, 4) for tilt in points),
-        weights=tuple(round(weight, 5) for weight in weights),
+        tilts=tuple(tilts),
+        weights=tuple(weights),
         rates=tuple(round(float(curve.rate(weight)), 4) for weight in weights),
         errors=tuple(round(min(float(curve.error(weight)), 1.0), 4) for weight in weights),
         pictures=pictures,

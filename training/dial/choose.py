@@ -69,35 +69,37 @@ def at_equal_rate(plain: Way, other: Way) -> dict[str, tuple[float, float]]:
     top = min(plain.tilt_map.rates[-1], other.tilt_map.rates[-1])
     rates = [base + share * (top - base) for share in (1 / 3, 2 / 3)]
     prompts = np.unique(plain.prompts)
-    random = np.random.default_rng(0)
-    draws = [prompts, *(random.choice(prompts, len(prompts)) for _ in range(RESAMPLED))]
-    found = {}
+    even = np.full(len(prompts), 1 / len(prompts))
+    counts = np.vstack([even, np.random.default_rng(0).multinomial(len(prompts), even, RESAMPLED)])
+    differences = {}
     for name in plain.values:
-        differences = []
-        for drawn in draws:
-            counts = {prompt: count for prompt, count in zip(*np.unique(drawn, return_counts=True), strict=True)}
-            pair = [_value_at(way, name, rates, counts) for way in (plain, other)]
-            differences.append(pair[1] - pair[0])
-        known = np.array(differences[1:])
-        known = known[np.isfinite(known)]
+        values = [_values_at(way, name, rates, prompts, counts) for way in (plain, other)]
+        mean, *resampled = values[1] - values[0]
+        known = np.array(resampled)[np.isfinite(resampled)]
         error = float(known.std()) if len(known) > 1 else float("inf")
-        if np.isfinite(differences[0]):
-            found[name] = (float(differences[0]), max(error, 1e-9))
-    return found
+        if np.isfinite(mean):
+            differences[name] = (float(mean), max(error, 1e-9))
+    return differences
 
 
-def _value_at(way: Way, name: str, rates: Sequence[float], counts: Mapping[int, int]) -> float:
-    """The mean over prompts of a value at these rates, straight between the weights that were drawn."""
+def _values_at(way: Way, name: str, rates: Sequence[float], prompts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The mean of a value at these rates, straight between the weights that were drawn, for each row of how often every
+    prompt counts: (rows,)."""
     points = []
-    share = np.array([counts.get(prompt, 0) for prompt in way.prompts], dtype=float)
-    for weight in np.unique(way.weights):
+    for weight in np.unique(way.weights[way.weights >= 0]):
         at = (way.weights == weight) & np.isfinite(way.values[name])
-        if weight >= 0 and share[at].sum() > 0:
-            points.append((float(way.curve.rate(weight)), float(np.average(way.values[name][at], weights=share[at]))))
+        if at.any():
+            place = np.searchsorted(prompts, way.prompts[at])
+            total = counts @ np.bincount(place, way.values[name][at], len(prompts))
+            number = counts @ np.bincount(place, minlength=len(prompts))
+            means = np.divide(total, number, out=np.full(len(counts), np.nan), where=number > 0)
+            points.append((float(way.curve.rate(weight)), means))
     if len(points) < 2:
-        return float("nan")
-    xs, ys = zip(*sorted(points), strict=True)
-    return float(np.mean(np.interp(rates, xs, ys)))
+        return np.full(len(counts), np.nan)
+    points.sort(key=lambda point: point[0])
+    xs = [rate for rate, _ in points]
+    shares = np.array([np.interp(rates, xs, corner).mean() for corner in np.eye(len(xs))])
+    return shares @ np.stack([means for _, means in points])
 
 
 def _named(way: Way) -> str:

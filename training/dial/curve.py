@@ -102,14 +102,15 @@ def fit_curve(weights: np.ndarray, r: np.ndarray, groups: np.ndarray, is_mixture
 
 def _rising(curve: RateCurve) -> tuple[float, float]:
     """The widest stretch around 0 of the weights that were drawn on which the curve rises."""
-    grid = np.linspace(min(curve.low, 0.0), max(curve.high, 0.0), _GRID)
+    low, high = min(curve.low, 0.0), max(curve.high, 0.0)
+    grid = np.concatenate([np.linspace(low, 0.0, _GRID), np.linspace(0.0, high, _GRID)[1:]])
     rises = np.diff(curve.rate(grid)) > 0
-    last = first = min(int(np.searchsorted(grid, 0.0)), _GRID - 1)
-    while last < _GRID - 1 and rises[last]:
+    first = last = _GRID - 1  # the place of 0
+    while last < len(rises) and rises[last]:
         last += 1
     while first > 0 and rises[first - 1]:
         first -= 1
-    return min(float(grid[first]), 0.0), max(float(grid[last]), 0.0)
+    return float(grid[first]), float(grid[last])
 
 
 def _mixture(weights: np.ndarray, mixed: tuple[float, float] | None) -> np.ndarray:

@@ -11,12 +11,15 @@ from nft_pipeline.families.forward_call import as_tokens, first_argument
 
 from ..bases.base import rows_of
 from ..bases.noising import interpolate
+from ..data.optimality import TOP_SHARE, unit
 from ..data.pool import score
+from ..rewards.contract import RewardError
 from ..rewards.find import Scorer
 from ..settings.choices import Method, Mix
 from .draws import Drawn, Draws
-from .liking import Liking
+from .liking import BaseScale
 
+MISSING_LIMIT = 0.5  # of the scores; those that are there go on
 LOW_NOISE = 0.05  # t at which alpha judges a finished picture
 
 
@@ -28,7 +31,7 @@ class RewardJudge:
         rewards: by name.
         weights: of each, by name.
         method: how a run turned their scores into r, its `optimality`; "raw" for rewards that give r themselves.
-        at: for "threshold".
+        at: for "threshold" and "top".
         mix: how several r become one, as in `nft_pipeline.training.data.optimality`.
     """
 
@@ -43,24 +46,43 @@ class RewardJudge:
     ) -> None:
         self._texts, self._rewards, self._weights = texts, rewards, weights
         self._method, self._at, self._mix = method, at, mix
-        self._likings: dict[str, Liking] = {}
+        self._scales: dict[str, BaseScale] = {}
+        self._borders: dict[int, float] = {}
 
     def __call__(self, drawn: Drawn, prompts: Sequence[int]) -> np.ndarray:
         """r of pictures, (n,) in [0, 1]; NaN where a reward has no score.
 
         Raises:
-            RewardError: scores of another number than pictures.
+            RewardError: scores of another number than pictures, or too many of them missing.
         """
         texts = [self._texts[prompt] for prompt in prompts]
         parts, weights = [], []
         for name, reward in self._rewards.items():
             scores = score(reward, name, drawn.pictures, texts)
+            scores = np.where(np.isfinite(scores), scores, np.nan)
+            missing = int(np.isnan(scores).sum())
+            if missing > MISSING_LIMIT * len(scores):
+                raise RewardError(
+                    f"reward {name!r} has no score for {missing} of {len(scores)} held-out pictures, expected at most "
+                    f"{MISSING_LIMIT:.0%}. Mend it, or calibrate with another one"
+                )
             places = np.asarray(prompts)
-            if name not in self._likings:
-                self._likings[name] = Liking(scores, places, self._method, self._at)
-            parts.append(self._likings[name](scores, places))
+            if name not in self._scales:
+                self._scales[name] = BaseScale(scores, places, self._method, self._at)
+            parts.append(self._scales[name](scores, places))
             weights.append(self._weights.get(name, 1.0))
-        return np.prod(parts, axis=0) if self._mix == "product" else np.average(parts, axis=0, weights=weights)
+        if self._mix == "product":
+            return np.prod([self._r(part, place) for place, part in enumerate(parts)], axis=0)
+        return self._r(np.average(parts, axis=0, weights=weights), 0)
+
+    def _r(self, normalised: np.ndarray, place: int) -> np.ndarray:
+        """r of normalised scores; `place` tells several of one call apart."""
+        if self._method != "top":
+            return unit(normalised, self._method)
+        share = TOP_SHARE if self._at is None else self._at
+        if place not in self._borders:
+            self._borders[place] = float(np.nanquantile(normalised, 1 - share))
+        return np.where(np.isfinite(normalised), (normalised >= self._borders[place]).astype(float), np.nan)
 
 
 class AlphaJudge:

@@ -1,0 +1,292 @@
+"""The statistics behind a calibration find what is known: curves, slopes, spreads, scales and budgets."""
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.dialled import sigmoid, tilt_map
+from helpers.tiny_run import ONLINE, SMALL, config
+from nft_pipeline.training.data.optimality import optimality, unit
+from nft_pipeline.training.dial.budget import MOST, calibration_pictures, forwards_of
+from nft_pipeline.training.dial.choose import Way, at_equal_rate, choose_way
+from nft_pipeline.training.dial.curve import RateCurve, fit_curve, rate_between_prompts
+from nft_pipeline.training.dial.draws import Drawn
+from nft_pipeline.training.dial.judges import RewardJudge
+from nft_pipeline.training.dial.liking import BaseScale
+from nft_pipeline.training.dial.trust import fit_trust
+from nft_pipeline.training.rewards.contract import RewardError
+
+# --- the share of liked pictures over the weight ---
+
+WEIGHTS = np.array([-0.6, 0.0, 0.0, 0.2, 0.5, 1.0, 1.4])
+
+
+def drawn_curve(seed, logit, prompts=48, each=4, spread=0.5):
+    """Pictures at `WEIGHTS` of the same prompts and noises, so that errors at two weights go together."""
+    random = np.random.default_rng(seed)
+    of_prompt = np.repeat(random.normal(0, spread, prompts), each)
+    noise = random.logistic(size=prompts * each)
+    r = [(logit(weight) + of_prompt + noise > 0).astype(float) for weight in WEIGHTS]
+    groups = np.repeat(np.arange(prompts), each)
+    return np.repeat(WEIGHTS, len(groups)), np.concatenate(r), np.tile(groups, len(WEIGHTS))
+
+
+def true_rate(logit, weight, spread=0.5):
+    return float(sigmoid(logit(weight) + spread * np.random.default_rng(0).standard_normal(20_000)).mean())
+
+
+def test_the_curve_is_unbiased_and_its_errors_are_honest():
+    def logit(weight):
+        return -1.0 + 2.0 * weight - 0.4 * weight**2
+
+    at = np.array([-0.6, 0.0, 0.35, 1.0, 1.4])
+    curves = [fit_curve(*drawn_curve(seed, logit)) for seed in range(150)]
+    missed = np.array([curve.rate(at) for curve in curves]) - [true_rate(logit, weight) for weight in at]
+    errors = np.array([curve.error(at) for curve in curves])
+    assert np.abs(missed.mean(0)).max() < 0.008
+    assert missed.std(0) == pytest.approx(np.sqrt((errors**2).mean(0)), rel=0.2)
+    covered = (np.abs(missed) < errors).mean(0)
+    assert covered.min() > 0.56 and covered.max() < 0.8, f"68 % are expected within the stated error, {covered}"
+    assert {(curve.low, curve.high) for curve in curves} == {(-0.6, 1.4)}
+
+
+def test_few_prompts_take_errors_over_pictures():
+    curve = fit_curve(*drawn_curve(0, lambda weight: weight, prompts=2, each=60))
+    assert 0.01 < curve.error(0.0) < 0.08
+
+
+def test_the_curve_stops_where_it_turns():
+    def logit(weight):
+        return -0.5 + 3.0 * weight - 2.2 * weight**2
+
+    curve = fit_curve(*drawn_curve(1, logit, prompts=200))
+    assert curve.high == pytest.approx(3.0 / 4.4, abs=0.12)
+    assert curve.weight(0.99) == curve.high and curve.weight(1e-4) == curve.low
+    rates = curve.rate(np.linspace(curve.low, curve.high, 50))
+    assert (np.diff(rates) > 0).all()
+    falling = fit_curve(*drawn_curve(2, lambda weight: -2.0 * weight, prompts=200))
+    assert (falling.low, falling.high) == (0.0, 0.0)
+
+
+def test_the_curve_is_inverted():
+    curve = fit_curve(*drawn_curve(3, lambda weight: -1 + 2 * weight))
+    for weight in (-0.5, -0.1, 0.0, 0.3, 1.2):
+        assert curve.weight(float(curve.rate(weight))) == pytest.approx(weight, abs=1e-3)
+
+
+@pytest.mark.parametrize("liked", [0.0, 1.0])
+def test_a_judge_who_says_one_thing_only_breaks_no_curve(liked):
+    weights, r, groups = drawn_curve(0, lambda weight: weight)
+    curve = fit_curve(weights, np.full_like(r, liked), groups)
+    assert float(curve.rate(0.5)) == pytest.approx(liked, abs=0.01) and np.isfinite(curve.error(0.5))
+
+
+def test_mean_and_spread_between_prompts_are_unbiased():
+    means, errors, spreads = [], [], []
+    for seed in range(400):
+        random = np.random.default_rng(seed)
+        rates = random.beta(3, 7, 40)
+        groups = np.repeat(np.arange(40), 6)
+        mean, error, spread = rate_between_prompts((random.random(240) < rates[groups]).astype(float), groups)
+        means.append(mean)
+        errors.append(error)
+        spreads.append(spread)
+    true_spread = np.sqrt(3 * 7 / (10**2 * 11))
+    assert np.mean(means) == pytest.approx(0.3, abs=0.005)
+    assert np.std(means) == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=0.1)
+    assert np.sqrt(np.mean(np.square(spreads))) == pytest.approx(true_spread, rel=0.05)
+
+
+def test_prompts_that_are_alike_have_no_spread_and_one_prompt_none_at_all():
+    random = np.random.default_rng(0)
+    r, groups = (random.random(4000) < 0.3).astype(float), np.repeat(np.arange(40), 100)
+    assert rate_between_prompts(r, groups)[2] < 0.03
+    mean, error, spread = rate_between_prompts(r, np.zeros(4000, dtype=int))
+    assert mean == r.mean() and error == pytest.approx((0.21 / 4000) ** 0.5, rel=0.05) and spread == 0.0
+    assert rate_between_prompts(r[:40], np.arange(40))[2] == 0.0, "one picture of each prompt says nothing about it"
+
+
+# --- how far alpha is trusted ---
+
+LEVELS = np.array([0.1, 0.5, 0.9])
+
+
+def states(seed, slope, offsets, count=1500, rate=0.3):
+    """States whose alpha's logit has to be taken times `slope`, after the offset, to be right."""
+    random = np.random.default_rng(seed)
+    centre = np.log(rate / (1 - rate))
+    r = (random.random(count) < rate).astype(float)
+    levels, alpha = [], []
+    for level, offset in zip(LEVELS, offsets, strict=True):
+        d = 1.5 * (1 - level) + 0.3
+        right = centre + (r - 0.5) * d**2 + d * random.standard_normal(count)
+        levels.append(np.full(count, level))
+        alpha.append(sigmoid((right - (1 - slope) * centre) / slope - offset))
+    return np.concatenate(levels), np.concatenate(alpha), np.tile(r, 3), np.tile(np.arange(count), 3), rate
+
+
+@pytest.mark.parametrize("slope", [0.4, 0.8, 1.0])
+def test_slope_and_offsets_are_found(slope):
+    offsets = (0.0, 0.4, -0.5)
+    found = [fit_trust(*states(seed, slope, offsets)) for seed in range(20)]
+    assert np.mean([trust.slope for trust in found]) == pytest.approx(slope, abs=0.03)
+    if slope < 1:
+        spread = np.std([trust.slope for trust in found])
+        assert spread == pytest.approx(np.mean([trust.error for trust in found]), rel=0.5)
+    for place, (level, offset) in enumerate(zip(LEVELS, offsets, strict=True)):
+        assert found[0].offsets[place][0] == level
+        assert np.mean([trust.offsets[place][1] for trust in found]) == pytest.approx(offset, abs=0.08)
+
+
+def test_a_timid_head_keeps_slope_1_and_its_mean_is_still_mended():
+    """Its logit should be stretched; as slopes end at 1, only the mean can be made right."""
+    levels, alpha, r, groups, rate = states(0, 2.0, (0.8, 0.8, 0.8))
+    trust = fit_trust(levels, alpha, r, groups, rate)
+    assert trust.slope == 1.0
+    for level, offset in trust.offsets:
+        at = levels == level
+        mended = sigmoid(np.log(alpha[at] / (1 - alpha[at])) + offset)
+        assert mended.mean() == pytest.approx(r[at].mean(), abs=0.01)
+
+
+def test_a_head_that_knows_nothing_of_these_pictures_is_not_trusted():
+    levels, alpha, r, groups, rate = states(0, 1.0, (0, 0, 0))
+    strangers = np.random.default_rng(1).permutation(1500)
+    for shuffled in (np.concatenate([alpha[levels == level][strangers] for level in LEVELS]), 1 - alpha):
+        assert fit_trust(levels, shuffled, r, groups, rate).slope < 0.05
+
+
+# --- from scores to r ---
+
+
+def test_every_way_of_liking_is_on_the_scale_of_the_base_model():
+    base = np.array([1.0, 2.0, 3.0, 4.0, np.nan])
+    new = np.array([0.0, 2.0, 2.5, 9.0, np.nan])
+    z = (new - 2.5) / np.std([1, 2, 3, 4])
+    cases = {
+        "raw": np.clip(new, 0, 1),
+        "likes": np.clip(new, 0, 1),
+        "threshold": [0, 0, 1, 1, np.nan],
+        "sigmoid": sigmoid(z),
+        "group": 0.5 + np.clip(z, -5, 5) / 10,
+        "rank": [0, 0.375, 0.5, 1, np.nan],
+    }
+    for method, expected in cases.items():
+        one_prompt = np.zeros(5)
+        found = unit(BaseScale(base, one_prompt, method, 2.5)(new, one_prompt), method)
+        np.testing.assert_allclose(found, expected, err_msg=method)
+
+
+@pytest.mark.parametrize("method", ["raw", "threshold", "sigmoid", "rank"])
+@pytest.mark.parametrize("mix", ["mean", "product"])
+def test_a_judge_gives_the_base_model_s_pictures_the_r_of_the_run(method, mix):
+    random = np.random.default_rng(0)
+    scores = {"a": random.random(50), "b": random.random(50) ** 2}
+    weights = {"a": 3.0, "b": 1.0}
+    drawn = Drawn(np.zeros((50, 2, 2, 3), np.uint8), torch.zeros(50, 1), np.zeros((0, 50)), np.zeros(0))
+    rewards = {name: lambda pictures, prompts, name=name: scores[name] for name in scores}
+    judge = RewardJudge(["x"], rewards, weights, method, 0.4, mix)
+    expected = optimality(scores, method, weights=weights, at=0.4, mix=mix).r
+    np.testing.assert_allclose(judge(drawn, [0] * 50), expected, atol=1e-9)
+    scores["a"] = scores["a"] + 0.3
+    assert judge(drawn, [0] * 50).mean() > expected.mean() + 0.02, "the scale is kept"
+
+
+def test_a_judge_without_most_scores_is_refused():
+    drawn = Drawn(np.zeros((10, 2, 2, 3), np.uint8), torch.zeros(10, 1), np.zeros((0, 10)), np.zeros(0))
+    scores = np.array([np.nan] * 4 + [np.inf] + [0.5] * 5)
+    judge = RewardJudge(["x"], {"moody": lambda pictures, prompts: scores}, {})
+    assert np.isnan(judge(drawn, [0] * 10)).tolist() == [True] * 5 + [False] * 5
+    scores[5] = np.nan
+    with pytest.raises(RewardError, match="'moody' has no score for 6 of 10 held-out pictures, expected at most 50%"):
+        judge(drawn, [0] * 10)
+
+
+# --- which way ---
+
+
+def a_way(mode="single", slope=0.0, top=0.8, error=0.01, variety=0.0, watched=0.0, seed=0) -> Way:
+    """A way whose pictures reach `top`, and are better in variety and in a watched reward by so much."""
+    random = np.random.default_rng(seed)
+    weights, prompts = np.repeat([0.0, 0.5, 1.0], 120), np.tile(np.arange(30), 12)
+    logits = np.log([0.3 / 0.7, top / (1 - top)])
+    curve = RateCurve(np.array([logits[0], logits[1] - logits[0], 0, 0]), np.eye(4) * error**2, 0.0, 1.0, 1.0)
+    entry = tilt_map(
+        mode=mode, slope=slope, tilts=(0.0, 2.0), weights=(0.0, 1.0), rates=(0.3, top), errors=(0.01, error)
+    )
+    values = {
+        "variety": random.normal(0.3 + variety * weights, 0.05),
+        "watched reward": random.normal(0.5 + watched * weights, 0.05),
+    }
+    return Way(entry, curve, weights, prompts, values)
+
+
+def test_plain_weight_stays_unless_another_way_is_surely_better():
+    plain = a_way()
+    cases = {
+        "alike": (a_way(slope=0.6, seed=1), False),
+        "more varied": (a_way(slope=0.6, variety=0.1, seed=1), True),
+        "better watched": (a_way(slope=0.6, watched=0.1, seed=1), True),
+        "more varied and worse": (a_way(slope=0.6, variety=0.1, watched=-0.1, seed=1), False),
+        "worse": (a_way(slope=0.6, variety=-0.1, seed=1), False),
+        "reaches further only": (a_way(slope=0.6, top=0.95, seed=1), False),
+    }
+    for name, (other, wins) in cases.items():
+        best, reason = choose_way([plain, other])
+        assert (best is other) == wins, name
+        assert ("at equal rate it is better than plain weight" in reason) == wins, name
+    assert choose_way([plain])[1] == "one pass, at one weight for all, as LoRA weight is"
+
+
+def test_two_passes_only_where_they_surely_reach_further():
+    plain = a_way()
+    for other, wins in (
+        (a_way("two_pass", top=0.9), True),
+        (a_way("two_pass", top=0.84), False),
+        (a_way("two_pass", top=0.9, error=0.03), False),
+        (a_way("two_pass", variety=0.2, watched=0.2), False),
+    ):
+        best, reason = choose_way([plain, other])
+        assert (best is other) == wins and ("two passes reach 90%, one 80%" in reason) == wins
+    two = a_way("two_pass")
+    assert choose_way([two])[0] is two
+
+
+def test_ways_are_compared_where_both_reach_the_same_rate():
+    faster = a_way(top=0.95, variety=0.1, seed=1)
+    found = at_equal_rate(a_way(top=0.8, variety=0.1), faster)
+    mean, error = found["variety"]
+    assert mean < 0 and error == pytest.approx(0.006, rel=0.6), "at an equal rate the faster one has less weight"
+    again = at_equal_rate(a_way(), a_way(seed=1))["watched reward"]
+    assert abs(again[0]) < 3 * again[1]
+
+
+def test_ways_are_seldom_called_better_by_chance():
+    pairs = [[a_way(seed=2 * seed), a_way(slope=0.6, seed=2 * seed + 1)] for seed in range(200)]
+    assert sum(choose_way(pair)[0] is pair[1] for pair in pairs) <= 20
+
+
+# --- the budget ---
+
+
+def test_forwards_are_counted():
+    offline = config(steps=10, batch=8, head_batch=4, pool_size=24, held_out_size=12, pool_steps=5)
+    assert forwards_of(offline) == 10 * 8 * 3 + 10 * 4 + (24 + 12) * 5
+    assert forwards_of(config(guidance_scale=3.0, steps=10, batch=8, head_batch=4, pool_steps=5)) == (
+        10 * 8 * 3 + 10 * 4 + 36 * 10
+    )
+    policy = config(objective="policy", steps=10, batch=8, pool_steps=5)
+    assert forwards_of(policy) == 10 * 8 * 4 + 24 * 5
+    rounds = {"rounds": 3, "round_steps": 2, "round_prompts": 2, "group_size": 4, "batch": 8, "pool_steps": 2}
+    online = type(offline).from_mapping({**ONLINE, **rounds})
+    assert forwards_of(online) == 6 * 8 * 5 + 3 * 2 * 4 * 2
+    likes = {name: value for name, value in SMALL.items() if name not in ("reward", "prompts", "optimality")}
+    folder = type(offline).from_mapping({**likes, "data": "somewhere", "objective": "positive", "steps": 10})
+    assert forwards_of(folder) == 10 * 8 * 3 + 10 * 8, "nothing is drawn for its pool"
+
+
+def test_a_tenth_of_them_is_for_the_dial():
+    assert calibration_pictures(config(steps=1000, batch=8, head_batch=8, pool_steps=8)) == (32000 + 288) // 80
+    assert calibration_pictures(config(steps=10**6)) == MOST
+    assert calibration_pictures(config(steps=10**6, calibration_pictures=0)) == 0
+    assert calibration_pictures(config(calibration_pictures=5000)) == 5000
