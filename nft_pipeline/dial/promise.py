@@ -137,17 +137,18 @@ def promise(
 
 def _unmeasured(config: AdapterConfig, rates: Sequence[float] | None, tilt: float) -> tuple[float, float]:
     """(base rate, rate) by the odds law alone, where no map says what the adapter does."""
-    dial = config.dial
-    if rates is None and dial is not None:
-        return dial.rate, mean_promise(dial.rate, dial.spread, tilt)
-    if rates is None and config.base_rate is not None:
-        rates = [config.base_rate]
-    if rates is None:
+    base = _base_rate(config)
+    if rates is None and base is None:
         raise GuidanceError(
             f"nothing is known of the base rate of {config.name!r}, so nothing can be promised. Calibrate it "
             "(diffusion-nft calibrate), or give the prompt's own rate."
         )
-    return float(np.mean(rates)), float(np.mean([odds_rate(p, tilt) for p in rates]))
+    each = [base] if rates is None else rates
+    return float(np.mean(each)), float(np.mean([odds_rate(p, tilt) for p in each]))
+
+
+def _base_rate(config: AdapterConfig) -> float | None:
+    return config.base_rate if config.dial is None else config.dial.rate
 
 
 def _reach_limit(dial: Dial, tilt_map: TiltMap, tilt: float, tilt_of_one: float) -> str:

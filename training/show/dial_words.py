@@ -73,14 +73,14 @@ def alpha_words(calibrated: Calibrated) -> tuple[str, bool]:
     worst_level, worst = max(calibrated.mean_alphas, key=lambda at: abs(at[1] - rate))
     means = [mean for _, mean in calibrated.mean_alphas]
     words = (
-        f"Without guidance the mean of alpha must stay at the base rate, {rate:.2f}, from step to step. It lies between "
-        f"{min(means):.2f} and {max(means):.2f}"
+        f"Without guidance the mean of alpha must stay at the base rate, {rate:.2f}, from step to step. It lies "
+        f"between {min(means):.2f} and {max(means):.2f}"
     )
     if abs(worst - rate) <= OFF:
         return f"{words}: the head keeps to it.", False
     return (
-        f"{words}, and is off by {abs(worst - rate):.2f} at noise level {worst_level:.2f}: the head misjudges what it sees "
-        f"there. The calibration makes up for it, and trusts alpha by {calibrated.dial.slope:.2f}; forecasts and the base "
-        "rates of single prompts are the less sure.",
+        f"{words}, and is off by {abs(worst - rate):.2f} at noise level {worst_level:.2f}: the head misjudges what it "
+        "sees there. What a strength does was measured on pictures and does not rest on it; forecasts and the base "
+        "rates of single prompts do, and are the less sure.",
         True,
     )
