@@ -138,12 +138,12 @@ def promise(
 def _unmeasured(config: AdapterConfig, rates: Sequence[float] | None, tilt: float) -> tuple[float, float]:
     """(base rate, rate) by the odds law alone, where no map says what the adapter does."""
     base = _base_rate(config)
-    if rates is None and base is None:
+    each = rates if rates is not None else [] if base is None else [base]
+    if not each:
         raise GuidanceError(
             f"nothing is known of the base rate of {config.name!r}, so nothing can be promised. Calibrate it "
             "(diffusion-nft calibrate), or give the prompt's own rate."
         )
-    each = [base] if rates is None else rates
     return float(np.mean(each)), float(np.mean([odds_rate(p, tilt) for p in each]))
 
 

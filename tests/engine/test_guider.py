@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import nft_pipeline
+from helpers.dials import measured_dial
 from helpers.modular import MODULAR, Modular, adapter_for, stock
 from helpers.repository import ROOT
 from helpers.tiny import assert_same_state, random_lora, state_of, tiny_adapter, tiny_transformer
@@ -514,3 +515,22 @@ def test_new_is_the_same_guider_with_other_settings() -> None:
 def test_exported_when_first_used() -> None:
     assert nft_pipeline.DiffusionNFTGuidance is DiffusionNFTGuidance
     assert "DiffusionNFTGuidance" in nft_pipeline.__all__
+
+
+def test_a_rate_and_the_own_mode_go_through_the_calibration() -> None:
+    pipe = SD3.pipe()
+    adapter = adapter_for(SD3, pipe, kind="positive", tilt=2.0)
+    adapter = replace(adapter, config=replace(adapter.config, dial=measured_dial()))
+    latents = {}
+    for name, settings in (("rate", {"nft_rate": 0.7}), ("strength", {"nft_strength": 1.0})):
+        guider = DiffusionNFTGuidance(**settings)
+        pipe.update_components(guider=guider)
+        guider.load_nft_adapter(pipe, adapter)
+        latents[name] = SD3.sample(pipe)
+        assert guider.nft_stats.forwards == guider.nft_stats.steps, "one pass, as its calibration found best"
+        assert guider.new().nft_rate == guider.nft_rate
+        guider.unload_nft_adapter()
+    close(latents["rate"], latents["strength"])
+    guider.nft_rate = 0.5
+    with pytest.raises(GuidanceError, match="nft_rate=0.5 and nft_strength were both given"):
+        guider.load_nft_adapter(pipe, adapter)

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from helpers.tiny import CALL, tiny_adapter, tiny_pipe
 from nft_pipeline import DiffusionNFTPipeline, GuidanceError, Promise, promise
 from nft_pipeline.adapter import Adapter
 from nft_pipeline.call import promised
+from nft_pipeline.call.guided_call import guidance_scale_of
 from nft_pipeline.dial.promise import odds_rate
 from nft_pipeline.dial.scale import mended
 
@@ -138,3 +140,17 @@ def test_without_an_adapter_or_a_head_it_says_so() -> None:
     with pytest.raises(GuidanceError, match="nothing is known of the base rate"):
         guided.promise()
     guided.unload_nft_adapter()
+
+
+@pytest.mark.parametrize(
+    ("stock", "given", "scale"),
+    [
+        ("StableDiffusion3Pipeline", {}, 7.0),
+        ("StableDiffusion3Pipeline", {"guidance_scale": 1.0}, 1.0),
+        ("FluxPipeline", {}, 3.5),
+        ("FluxPipeline", {"true_cfg_scale": 4.0}, 4.0),
+        ("QwenImagePipeline", {"true_cfg_scale": 1.0}, 1.0),
+    ],
+)
+def test_the_guidance_scale_of_a_call(stock: str, given: dict[str, float], scale: float) -> None:
+    assert guidance_scale_of(getattr(diffusers, stock), (), given) == scale
