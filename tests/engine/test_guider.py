@@ -128,7 +128,7 @@ def test_disabled_is_the_base_without_either_guidance(case: Modular) -> None:
 def test_linear_in_strength_on_one_forward(case: Modular) -> None:
     pipe = case.pipe()
     base = case.sample(pipe, **ONE)
-    guider = guided(case, pipe)
+    guider = guided(case, pipe, nft_law="nft")
     once = case.sample(pipe, **ONE) - base
     assert once.abs().max() > 1e-4 * base.abs().max()
     for strength in (-1.5, 0.5, 2.0):
@@ -162,13 +162,15 @@ def test_cond_pushes_by_guidance_scale_times_the_push_without(case: Modular) -> 
 
 def test_beta_and_the_odds_law_are_the_guided_pipelines() -> None:
     pipe = SD3.pipe()
-    guider = guided(SD3, pipe, tilt=2.0, nft_beta=0.5)
+    guider = guided(SD3, pipe, tilt=2.0, nft_beta=0.5, nft_law="nft")
     SD3.sample(pipe, [0, 1])
     torch.testing.assert_close(guider.nft_stats.scale, 4 * guider.nft_stats.alpha)
-    guider.nft_beta, guider.nft_law = None, "odds"
-    SD3.sample(pipe, [0, 1])
-    odds = math.expm1(2.0) * guider.nft_stats.alpha
-    torch.testing.assert_close(guider.nft_stats.scale, odds / (1 + odds))
+    guider.nft_beta = None
+    for law in ("odds", None):  # None is the law of the adapter's kind, without a calibration
+        guider.nft_law = law
+        SD3.sample(pipe, [0, 1])
+        odds = math.expm1(2.0) * guider.nft_stats.alpha
+        torch.testing.assert_close(guider.nft_stats.scale, odds / (1 + odds))
 
 
 def test_a_policy_guides_a_list_of_predictions_sample_by_sample() -> None:
@@ -532,5 +534,5 @@ def test_a_rate_and_the_own_mode_go_through_the_calibration() -> None:
         guider.unload_nft_adapter()
     close(latents["rate"], latents["strength"])
     guider.nft_rate = 0.5
-    with pytest.raises(GuidanceError, match="nft_rate=0.5 and nft_strength were both given"):
+    with pytest.raises(GuidanceError, match=r"nft_rate=0\.5 and nft_strength were both given"):
         guider.load_nft_adapter(pipe, adapter)
