@@ -15,6 +15,7 @@ from typing import Any
 
 from nft_pipeline.adapters.config import AdapterConfig
 from nft_pipeline.adapters.read import is_hub_id
+from nft_pipeline.dial.words import judged, promises, reach, scales, share
 from nft_pipeline.families.registry import draws_videos
 from nft_pipeline.models import MODELS
 
@@ -74,6 +75,7 @@ def render_card(
         for theme in THEMES:
             plot = reward_plot(report.rewards, theme, config.strength, report.strength_range)
             plots[f"plots/reward_{theme}.png"] = plot
+    learned = config.dial is None or config.dial.own.rises
     base = config.base_model.id
     hub_base = is_hub_id(base)
     text = _template().render(
@@ -95,6 +97,11 @@ def render_card(
         verdict=_VERDICTS[report.hacking.verdict] if report.hacking else "",
         training=list(_training(config, report)),
         baked=baked,
+        learned=learned,
+        promised=[(strength, share(value)) for strength, value in promises(config)] if learned else [],
+        reach=reach(config),
+        judged="" if config.dial is None else judged(config.dial),
+        scales="" if config.dial is None else scales(config.dial),
     )
     return Card(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", plots)
 

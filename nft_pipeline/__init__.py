@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .adapter import write_adapter as write_adapter
     from .adapters.alpha_head import AlphaHead as AlphaHead
     from .adapters.alpha_head import AlphaHeadConfig as AlphaHeadConfig
+    from .dial.promise import Promise as Promise
+    from .dial.promise import promise as promise
     from .engine.stats import NFTStats as NFTStats
     from .errors import AdapterError as AdapterError
     from .errors import FamilyError as FamilyError
@@ -50,6 +52,8 @@ _HOME = {
     "FamilyError": "errors",
     "GuidanceError": "errors",
     "NFTStats": "engine.stats",
+    "Promise": "dial.promise",
+    "promise": "dial.promise",
     "read_adapter": "adapter",
     "write_adapter": "adapter",
 }

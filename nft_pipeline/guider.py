@@ -39,7 +39,7 @@ from .engine.terms import Term
 from .engine.trace import Trace
 from .errors import GuidanceError
 from .families.registry import unwrap_compiled
-from .settings import GuidanceSettings, tilt_of
+from .settings import GuidanceSettings, tilt_of, tilts_of_rates
 
 if TYPE_CHECKING:
     from .adapter import Adapter, AdapterConfig
@@ -50,6 +50,7 @@ _ARGUMENTS = (
     *_SOURCE,
     "nft_strength",
     "nft_beta",
+    "nft_rate",
     *_SETTINGS,
     "guidance_scale",
     "guidance_rescale",
@@ -81,13 +82,15 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
         nft_adapter (`str`, *optional*):
             Where the adapter is: a shipped name, a folder or a Hub id. Kept in guider_config.json and loaded by
             `load_nft_adapter`, not before.
-        nft_strength (`float`, *optional*, 1.0 if neither it nor nft_beta is given):
+        nft_strength (`float`, *optional*, 1.0 if none of it, nft_beta and nft_rate is given):
             0 is the base model bit for bit, 1 is the adapter as its author shipped it; any number, linear in the tilt.
             A negative number seeks what the reward dislikes. This is not a LoRA weight.
         nft_beta (`float`, *optional*):
             DiffusionNFT's beta, given instead of a strength: tilt = 2 / beta. Above 0; smaller is stronger.
-        nft_law (`str`, defaults to "nft"):
-            How the tilt and alpha become the scale s, as in DiffusionNFTPipeline.
+        nft_rate (`float`, *optional*):
+            The share of liked pictures that is wanted, given instead of a strength, as in DiffusionNFTPipeline.
+        nft_law (`str`, *optional*):
+            How the tilt and alpha become the scale s, as in DiffusionNFTPipeline. None is the adapter's own way.
         nft_interval (`tuple[float, float]`, defaults to (0.0, 1.0)):
             The noise levels t that the reward guides, where 1 is pure noise. Outside, a step is the stock guider's.
         nft_schedule (`list[tuple[float, float]]` or a callable, *optional*):
@@ -99,8 +102,8 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
             push is multiplied by guidance_scale.
         nft_cap (`float`, *optional*):
             The largest fraction of its size by which guidance may move the predicted picture in a step.
-        nft_mode (`str`, defaults to "two_pass"):
-            How the forwards are spent, as in DiffusionNFTPipeline.
+        nft_mode (`str`, *optional*):
+            How the forwards are spent, as in DiffusionNFTPipeline. None is what the adapter's calibration found best.
         guidance_scale (`float`, defaults to 1.0):
             The scale of classifier-free guidance; 1 is none.
         guidance_rescale, use_original_formulation, start, stop:
@@ -122,12 +125,13 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
         nft_adapter: str | None = None,
         nft_strength: float | None = None,
         nft_beta: float | None = None,
-        nft_law: str = "nft",
+        nft_rate: float | None = None,
+        nft_law: str | None = None,
         nft_interval: Sequence[float] = (0.0, 1.0),
         nft_schedule: Any = None,
         nft_guide: str = "both",
         nft_cap: float | None = None,
-        nft_mode: str = "two_pass",
+        nft_mode: str | None = None,
         guidance_scale: float = 1.0,
         guidance_rescale: float = 0.0,
         use_original_formulation: bool = False,
@@ -148,6 +152,7 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
         self.nft_adapter = nft_adapter
         self.nft_strength = nft_strength
         self.nft_beta = nft_beta
+        self.nft_rate = nft_rate
         self.nft_law = nft_law
         self.nft_interval = nft_interval
         self.nft_schedule = nft_schedule
@@ -335,9 +340,12 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
         )
 
     def _settings_for(self, config: AdapterConfig) -> tuple[float, GuidanceSettings]:
-        tilt = tilt_of(config, self.nft_strength, self.nft_beta)
         named = {name.removeprefix("nft_"): getattr(self, name) for name in _SETTINGS}
-        return tilt, GuidanceSettings.of_call([config], **named)
+        settings = GuidanceSettings.of_call([config], **named, guidance_scale=float(self.guidance_scale))
+        if self.nft_rate is None:
+            return tilt_of(config, self.nft_strength, self.nft_beta), settings
+        asked = tilts_of_rates({config.name: config}, self.nft_rate, settings, self.nft_strength, self.nft_beta)
+        return asked[config.name], settings
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self._in_forward:  # an interrupt left the hooks on; this forward is somebody else's

@@ -18,7 +18,7 @@ import copy
 import functools
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,6 +28,7 @@ import torch
 from .call.call_defaults import read_call_defaults, write_call_defaults
 from .call.custom_pipeline import ADAPTER_FOLDER, DEFAULT, PIPELINE_FILE, load_beside, render_custom_pipeline
 from .call.guided_call import guided_class, guided_method, refuse_without_adapter, run_guided
+from .call.promised import promised
 from .engine.injection import adapter_names, without_wrappers
 from .engine.loading import LoadedAdapter, find_denoisers, load_adapter, unload_adapter
 from .engine.stats import NFTStats
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from .adapter import Adapter, AdapterConfig
+    from .dial.promise import Promise
     from .engine.engine import NFTEngine
 
 _OWN = ("_nft_stock", "_nft_loaded", "_nft_engines", "nft_stats", "call_defaults")  # attributes stock pipelines lack
@@ -260,6 +262,33 @@ class DiffusionNFTPipeline:
         for engine in self._nft_engines:
             for term in engine.terms:
                 term.tilt = tilts[term.name]
+
+    def promise(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        strength: float = 1.0,
+        rate: float | Sequence[float] | None = None,
+        mode: str | None = None,
+        guidance_scale: float | None = None,
+    ) -> Promise:
+        """What a call at a strength will do to the share of liked pictures, before it is made.
+
+        Args:
+            prompt: whose own base rate counts, or several, whose promises are averaged. It is read off alpha in the
+                first steps of 16 pictures, which are not finished. None promises for the prompts of the calibration.
+            strength: as the call's nft_strength.
+            rate: the prompt's base rate, or several, where you know them; instead of `prompt`.
+            mode: as the call's nft_mode.
+            guidance_scale: as the call's; None is what a call without one has.
+
+        Returns:
+            A `Promise`: print it, or take its `base`, `rate`, `error`, `measured` and `limit`.
+
+        Raises:
+            GuidanceError: no adapter or several are loaded, a value out of range, a prompt for an adapter without an
+                alpha head, or nothing is known of the base rate.
+        """
+        return promised(self, prompt, strength, rate, mode, guidance_scale)
 
     def unwrap(self) -> Any:
         """The stock pipeline this one was made of, the same object, after `unload_nft_adapter`.

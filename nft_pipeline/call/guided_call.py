@@ -188,7 +188,9 @@ def run_recorded(
 
 
 def guidance_scale_of(stock_class: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
-    """The scale of classifier-free guidance that a stock call is made with; None if the pipeline has none.
+    """The scale of guidance that a stock call is made with; None if the pipeline has none.
+
+    True classifier-free guidance comes first where it is on. A distilled model has its guidance as an input beside it.
 
     Args:
         stock_class: diffusers' class of the pipeline.
@@ -196,11 +198,10 @@ def guidance_scale_of(stock_class: Any, args: tuple[Any, ...], kwargs: Mapping[s
     """
     call = inspect.signature(stock_class.__call__)
     named = dict(zip(list(call.parameters)[1:], args, strict=False)) | dict(kwargs)
-    for name in ("true_cfg_scale", "guidance_scale"):
-        if name in call.parameters:
-            value = named.get(name, call.parameters[name].default)
-            return float(value) if is_number(value) else None
-    return None
+    scales = ("true_cfg_scale", "guidance_scale")
+    values = [named.get(name, call.parameters[name].default) for name in scales if name in call.parameters]
+    numbers = [float(value) for value in values if is_number(value)]
+    return next((value for value in numbers if value > 1), numbers[0] if numbers else None)
 
 
 def _with_forecasts(

@@ -7,11 +7,15 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..dial.words import UNCALIBRATED, judged, promises, reach, scales, share, way_words
+
 if TYPE_CHECKING:
     from ..adapter import Adapter
+    from ..adapters.config import AdapterConfig
 
 HELP = """\
-Say what an adapter is: which kind, for which base model, trained on which reward, how strong, under which licence.
+Say what an adapter is: which kind, for which base model, trained on which reward, under which licence, and what each
+strength does to the share of liked pictures if it was calibrated.
 Reads the adapter alone (a few MB); the base model is not loaded. Look here first when an adapter will not load or does
 too much or too little. Of a LoRA that another tool made (a DiffusionNFT checkpoint, a kohya file) it says what is
 known: form, ranks and the scale that its tool applies."""
@@ -91,7 +95,9 @@ def table(adapter: Adapter) -> Iterator[tuple[str, str]]:
     meaning = "at most, by M8: as if every round had converged" if config.kind == "policy" else "what strength 1 means"
     yield "beta, tilt", f"{config.beta:g}, {config.tilt:g} (tilt = 2/beta: {meaning})"
     tilt = "" if config.kind == "policy" else f", so a tilt of {config.tilt * config.strength:g}"
-    yield "strength", f"{config.strength:g} recommended{tilt}; 0 is the base"
+    learned = config.dial is None or config.dial.own.rises
+    yield "strength", (f"{config.strength:g} recommended{tilt}" if learned else "none recommended") + "; 0 is the base"
+    yield from dial_rows(config)
     for key, value in _flat(config.reward):
         yield f"reward {key}", value
     if config.base_rate is not None:
@@ -106,6 +112,23 @@ def table(adapter: Adapter) -> Iterator[tuple[str, str]]:
     for key, value in _flat(config.training):
         yield f"training {key}", value
     yield "licence", config.licence
+
+
+def dial_rows(config: AdapterConfig) -> Iterator[tuple[str, str]]:
+    """What each strength does, as it was measured."""
+    dial = config.dial
+    if dial is None:
+        yield "dial", UNCALIBRATED
+        return
+    yield "dial", f"{dial.rate:.0%} ± {dial.rate_error:.1%} liked without guidance, judged by {judged(dial)}"
+    for strength, value in promises(config):
+        yield f"  strength {strength:.2g}", f"{share(value)} liked"
+    yield "  reach", reach(config)
+    yield "  drawn in", f"{way_words(dial.own)} (mode {dial.own.mode}) unless a mode is asked for"
+    yield "  measured at", f"guidance scale {scales(dial)}, {dial.steps} steps"
+    yield "  alpha", f"trusted by {dial.slope:.2f}, where 1 is fully and 0 not at all"
+    if dial.note:
+        yield "  note", dial.note
 
 
 def foreign_table(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

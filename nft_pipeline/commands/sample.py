@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..grid import CELL, SMALL, labelled_grid, scale_for
 from ..laws import COMBINATIONS, LAWS, combinations_explained, laws_explained
 from ..modes import GUIDE, MODES
+from .columns import Columns, liked
 
 if TYPE_CHECKING:
     from ..engine.stats import NFTStats
@@ -20,7 +21,11 @@ Draw prompts at several strengths into one labelled PNG: a row per prompt and se
 starts from the same noise, so what differs along a row is guidance and nothing else.
 
   diffusion-nft sample "a circle left of a cross"
-  diffusion-nft sample "a ring" "two squares" --strengths 0 1 2 4 --law odds --out odds.png"""
+  diffusion-nft sample "a ring" "two squares" --strengths 0 1 2 4 --out strengths.png
+  diffusion-nft sample "a ring" --seeds 0 1 2 3 4 5 6 7 --rate 0.5 0.7 0.9 --reward warm --out rates.png
+
+Above each column stands the share of pictures of these prompts that will be liked, as far as the adapter's calibration
+knows; with --reward also the share that was liked."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     how = parser.add_argument_group("guidance")
-    how.add_argument(
+    how_far = how.add_mutually_exclusive_group()
+    how_far.add_argument(
         "--strengths",
         type=float,
         nargs="+",
@@ -91,11 +97,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "shipped it, a negative number pushes away from the reward (default: 0 0.5 1 2; useful range -2 to 4). Raise "
         "it when the effect is too weak, lower it when colours burn or pictures look alike",
     )
+    how_far.add_argument(
+        "--rate",
+        type=float,
+        nargs="+",
+        metavar="P",
+        help="draw at the strengths at which these shares of pictures are liked, each between 0 and 1, instead of at "
+        "--strengths (default: none). It goes through the adapter's calibration, over the prompts of which the share "
+        "is a mean; what the adapter does not reach is refused, with the share that it does",
+    )
     how.add_argument(
         "--law",
         choices=LAWS,
-        default="nft",
-        help=f"how strength becomes push (default: %(default)s). {laws_explained()} Try odds for strengths above 2",
+        help="how strength becomes push (default: the adapter's own way, as it was calibrated; without a calibration "
+        f"odds for a positive adapter, nft for a policy). {laws_explained()} A law of your own promises nothing",
     )
     how.add_argument(
         "--interval",
@@ -110,16 +125,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--mode",
         choices=MODES,
-        default="two_pass",
-        help="how the forwards are spent (default: %(default)s). "
+        help="how the forwards are spent (default: what the adapter's calibration found best, else two_pass). "
         + " ".join(f"{name}: {mode.help}." for name, mode in MODES.items()),
     )
     how.add_argument(
         "--combine",
         choices=COMBINATIONS,
         default="all",
-        help=f"with --also: what several adapters mean (default: %(default)s). {combinations_explained()} any needs "
-        "--law odds",
+        help=f"with --also: what several adapters mean (default: %(default)s). {combinations_explained()} any does "
+        "not take --law nft",
     )
     how.add_argument(
         "--candidates",
@@ -190,6 +204,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     out = parser.add_argument_group("output")
     out.add_argument(
+        "--reward",
+        metavar="NAME",
+        help="score the pictures with this reward and say the measured share of each column beside the promised one "
+        "(default: no). Give the reward that the adapter was calibrated on, which `diffusion-nft info` names; a few "
+        "pictures measure little, so add seeds",
+    )
+    out.add_argument(
         "--out", type=Path, default=Path("grid.png"), metavar="FILE", help="the PNG to write (default: %(default)s)"
     )
     out.add_argument(
@@ -217,14 +238,16 @@ def run(args: argparse.Namespace) -> int:
     for number, name in enumerate(args.also, start=1):
         pipe.load_nft_adapter(name, name=f"also_{number}")
     pipe = pipe.to(device)
-    rows = [(prompt, seed) for prompt in args.prompts for seed in args.seeds]
-    print(f"{len(rows)} rows x {len(args.strengths)} strengths on {device}, {str(dtype).removeprefix('torch.')}")
     stock = {"guidance_scale": args.cfg, "num_inference_steps": args.steps}
+    stock = {name: value for name, value in stock.items() if value is not None}
+    plan = Columns.of(pipe, args, stock)
+    rows = [(prompt, seed) for prompt in args.prompts for seed in args.seeds]
+    print(f"{len(rows)} rows x {len(plan.strengths)} strengths on {device}, {str(dtype).removeprefix('torch.')}")
     with torch.inference_mode():
         columns, stats = draw(
             pipe,
             rows,
-            args.strengths,
+            plan.strengths,
             batch=args.batch,
             nft_law=args.law,
             nft_interval=tuple(args.interval),
@@ -234,20 +257,25 @@ def run(args: argparse.Namespace) -> int:
             nft_cap=args.cap,
             nft_candidates=args.candidates,
             nft_choose_after=args.choose_after,
-            **{name: value for name, value in stock.items() if value is not None},
+            **stock,
         )
+    texts = [prompt for prompt, _ in rows]
+    measured = [None if args.reward is None else liked(column, texts, args.reward) for column in columns]
     pictures = [list(row) for row in zip(*columns, strict=True)]
     grid = labelled_grid(
         pictures,
         row_labels(args.prompts, args.seeds),
-        [f"strength {strength:g}" for strength in args.strengths],
+        [plan.label(place, share) for place, share in enumerate(measured)],
         scale=args.scale if args.scale is not None else scale_for(pictures[0][0].width),
         title=title(args),
     )
     buffer = io.BytesIO()
     grid.save(buffer, format="PNG")
     atomic_write_bytes(args.out, buffer.getvalue())
-    print(stats_table(args.strengths, stats))
+    print(stats_table(plan.strengths, stats))
+    for place, share in enumerate(measured):
+        if words := plan.words(place, share):
+            print(words)
     print(f"wrote {args.out} ({grid.width} x {grid.height} px)")
     return 0
 
@@ -306,7 +334,8 @@ def row_labels(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
 def title(args: argparse.Namespace) -> str:
     """The prompt if there is but one, and what the pictures were made with."""
     sources = " + ".join(_last_part(source) for source in (args.model, args.adapter, *args.also))
-    made_with = f"{sources}, {args.law} law" + (f", {args.combine} of them" if args.also else "")
+    law = "" if args.law is None else f", {args.law} law"
+    made_with = f"{sources}{law}" + (f", {args.combine} of them" if args.also else "")
     return f"{args.prompts[0]}  ({made_with})" if len(args.prompts) == 1 else made_with
 
 

@@ -20,6 +20,7 @@ from ..modes import GUIDE, MODES
 
 JUDGES = ("reward", "alpha", "person")
 MAX_KNOTS, MAX_MAPS, MAX_WEIGHT = 64, 32, 4.0
+CERTAIN = 2.5  # a rise of so many standard errors counts as sure
 
 
 def _numbers(low: float, high: float, least: int = 1) -> Check:
@@ -89,6 +90,16 @@ class TiltMap(Part):
     def highest(self) -> float:
         """The largest tilt that the adapter reaches."""
         return self.tilts[-1]
+
+    @property
+    def base(self) -> float:
+        """The share of liked pictures at tilt 0, drawn as the map says."""
+        return self.rates[self.tilts.index(0)]
+
+    @property
+    def rises(self) -> bool:
+        """Whether the share of liked pictures surely rises with the tilt. Where it does not, nothing was learned."""
+        return self.rates[-1] - self.base > CERTAIN * max(self.errors[-1], 1e-3)
 
     def faults(self, where: str) -> list[str]:
         """What is wrong between its fields, one sentence each."""

@@ -11,19 +11,21 @@ spread that were measured. numpy only.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import GuidanceError
-from .measured import TiltMap
+from .measured import Dial, TiltMap
 
 if TYPE_CHECKING:
     from ..adapters.config import AdapterConfig
 
 _STEP, _FAR = 0.005, 100.0  # of the grid over logits, and the largest tilt there
 END = 0.005  # a rate is called an end where less than this is missing
+SAME_SCALE = 0.25  # guidance scales this near to each other share a map
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Promise:
         error: the standard error of `rate`; NaN where nothing was measured.
         measured: whether a calibration stands behind it.
         mode: the mode it holds for.
-        limit: in words, what cannot be had; "" if the tilt is within what the adapter reaches.
+        limit: in words, what cannot be had or was not measured; "" where the promise needs no such words.
     """
 
     tilt: float
@@ -90,7 +92,7 @@ def promise(
     config: AdapterConfig,
     strength: float = 1.0,
     *,
-    rate: float | None = None,
+    rate: float | Sequence[float] | None = None,
     mode: str | None = None,
     guidance_scale: float | None = None,
 ) -> Promise:
@@ -99,49 +101,75 @@ def promise(
     Args:
         config: the adapter's.
         strength: 0 is the base model, 1 as the author shipped it.
-        rate: the base rate of the prompt in question, in (0, 1); None is that of the prompts it was calibrated on, or
-            the stored base rate.
+        rate: the base rate of the prompt in question, in (0, 1), or one for each of several prompts, whose promises are
+            averaged (M11); None is that of the prompts it was calibrated on, or the stored base rate.
         mode: None is the adapter's own.
         guidance_scale: that is drawn with; None is the scale of the calibration.
 
     Raises:
         GuidanceError: a value out of range, or nothing is known of the base rate.
     """
-    if rate is not None and not 0 < rate < 1:
+    rates = None if rate is None else [float(rate)] if isinstance(rate, int | float) else [float(p) for p in rate]
+    if rates is not None and not (rates and all(0 < p < 1 for p in rates)):
         raise GuidanceError(
-            f"rate is {rate!r}, expected a number between 0 and 1: the share of liked pictures without guidance."
+            f"rate is {rate!r}, expected a number between 0 and 1, or several: the share of liked pictures without "
+            "guidance."
         )
+    if not math.isfinite(strength):
+        raise GuidanceError(f"strength is {strength!r}, expected a finite number: 0 is the base model.")
     tilt, dial = strength * config.tilt, config.dial
     tilt_map = None if dial is None else dial.map_for(mode, guidance_scale)
     if dial is None or tilt_map is None:
-        base = _base_rate(config) if rate is None else rate
-        if base is None:
-            raise GuidanceError(
-                f"nothing is known of the base rate of {config.name!r}, so nothing can be promised. Calibrate it "
-                "(diffusion-nft calibrate), or say the prompt's own rate."
-            )
-        return Promise(tilt, base, odds_rate(base, tilt), math.nan, False, mode or "two_pass")
+        base, result = _unmeasured(config, rates, tilt)
+        return Promise(tilt, base, result, math.nan, False, mode or "two_pass")
     reached = min(max(tilt, tilt_map.lowest), tilt_map.highest)
     error = float(np.interp(reached, tilt_map.tilts, tilt_map.errors))
-    if rate is None:
-        base, result = dial.rate, float(np.interp(reached, tilt_map.tilts, tilt_map.rates))
+    if rates is None:
+        base, result = tilt_map.base, float(np.interp(reached, tilt_map.tilts, tilt_map.rates))
     else:
-        base, result = rate, odds_rate(rate, reached)
-    return Promise(tilt, base, result, error, True, tilt_map.mode, _limit(tilt_map, tilt, config.tilt))
+        base, result = float(np.mean(rates)), float(np.mean([odds_rate(p, reached) for p in rates]))
+    limits = [_reach_limit(dial, tilt_map, tilt, config.tilt), _scale_limit(tilt_map, guidance_scale)]
+    return Promise(tilt, base, result, error, True, tilt_map.mode, "; ".join(filter(None, limits)))
 
 
-def _limit(tilt_map: TiltMap, tilt: float, recommended: float) -> str:
+def _unmeasured(config: AdapterConfig, rates: Sequence[float] | None, tilt: float) -> tuple[float, float]:
+    """(base rate, rate) by the odds law alone, where no map says what the adapter does."""
+    base = _base_rate(config)
+    each = rates if rates is not None else [] if base is None else [base]
+    if not each:
+        raise GuidanceError(
+            f"nothing is known of the base rate of {config.name!r}, so nothing can be promised. Calibrate it "
+            "(diffusion-nft calibrate), or give the prompt's own rate."
+        )
+    return float(np.mean(each)), float(np.mean([odds_rate(p, tilt) for p in each]))
+
+
+def _base_rate(config: AdapterConfig) -> float | None:
+    return config.base_rate if config.dial is None else config.dial.rate
+
+
+def _reach_limit(dial: Dial, tilt_map: TiltMap, tilt: float, tilt_of_one: float) -> str:
+    """In words, that a tilt is beyond what the adapter reaches, or that it learned nothing."""
+    if tilt > 0 and not dial.own.rises:
+        return dial.note or "no strength of this adapter surely raises the share of liked pictures"
     if tilt_map.lowest <= tilt <= tilt_map.highest:
         return ""
     end = -1 if tilt > 0 else 0
     return (
         f"more is not to be had from this adapter: it reaches {tilt_map.rates[end]:.0%} at strength "
-        f"{tilt_map.tilts[end] / recommended:.2g}"
+        f"{tilt_map.tilts[end] / tilt_of_one:.2g}"
     )
 
 
-def _base_rate(config: AdapterConfig) -> float | None:
-    return config.base_rate if config.dial is None else config.dial.rate
+def _scale_limit(tilt_map: TiltMap, guidance_scale: float | None) -> str:
+    """In words, that the map was measured at another scale of classifier-free guidance, which multiplies the dial
+    (M17). Scales of 0 and 1 are both without it."""
+    if guidance_scale is None or abs(max(guidance_scale, 1.0) - max(tilt_map.guidance_scale, 1.0)) <= SAME_SCALE:
+        return ""
+    return (
+        f"measured at guidance scale {tilt_map.guidance_scale:g}, and at {guidance_scale:g} the dial does something "
+        "else: run diffusion-nft calibrate with that --guidance-scale"
+    )
 
 
 def tilt_for_rate(

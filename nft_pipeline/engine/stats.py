@@ -28,9 +28,9 @@ class NFTStats:
         passes: forwards of the denoiser spent, int64, shape (steps,). A batched one counts once.
         adapters: names, in the order of `alphas` and `scales`.
         forecasts: the chance that each picture will be liked, as it stood at each step, shape (adapters, steps,
-            samples): e^tilt alpha / (1 - alpha + e^tilt alpha) (M12) at the strength that the call ended with, NaN where
-            no head was asked. Under the odds law its mean over the samples stays the same over the steps. None if it
-            was not worked out.
+            samples): e^tilt alpha / (1 - alpha + e^tilt alpha) (M12) at the strength that the call ended with, NaN
+            where no head was asked. Under the odds law its mean over the samples stays the same over the steps. None if
+            it was not worked out.
         draft_forwards: forwards spent before the call on comparing candidates (nft_candidates); 0 without them.
         seeds: the seed of each sample's noise, int64, shape (samples,), where candidates were compared; None otherwise.
             `generator=[torch.Generator().manual_seed(seed) for seed in seeds.tolist()]` draws them again.

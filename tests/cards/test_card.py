@@ -16,8 +16,10 @@ from PIL import Image
 
 from helpers.adapters import config_values
 from helpers.cards import extra_files, full_report, shared_adapter
+from helpers.dials import measured_dial, unlearned_dial
 from helpers.local_hub import LocalHub
 from nft_pipeline.adapter import AdapterConfig, AdapterError
+from nft_pipeline.files.versions import plain
 from nft_pipeline.hub_cards.card import WORKFLOW_FILE, Card, render_card
 from nft_pipeline.hub_cards.licence import Licence, as_licence, base_licence, card_licence
 from nft_pipeline.hub_cards.push import make_card, write_card
@@ -78,6 +80,22 @@ def test_it_says_what_was_not_measured() -> None:
     only_trained = full_report(rewards=full_report().rewards[:1])
     assert "A reward that it was not trained on: not measured." in card(only_trained).text
     assert "widget" not in ModelCard(found.text).data.to_dict()
+
+
+def test_it_says_what_each_strength_does() -> None:
+    text = card(RunReport(), dial=plain(measured_dial())).text
+    table = "| strength | -1 | -0.5 | 0 | 0.5 | 1 | 1.5 | 2 | 2.5 |\n|---|---|---|---|---|---|---|---|---|\n"
+    assert f"### What a setting does\n\n{table}| share of liked pictures | 10% ± 1.0% | " in text
+    assert "| 70% ± 2.0% | 77% ± 1.7% | 85% ± 1.3% | 92% ± 1.0% |\n\nThe adapter reaches 92% at strength 2.5" in text
+    assert "Judged by the reward 'red', from 1500 pictures of 48 prompts; guidance scale 1 (single, two\\_pass)" in text
+    assert "**1.5 is what its author recommends**" in text
+    assert "Not calibrated: what a strength does" in card(RunReport()).text
+
+
+def test_it_recommends_nothing_that_was_not_learned() -> None:
+    text = card(full_report(), dial=plain(unlearned_dial())).text
+    assert "recommends" not in text and "**no strength is recommended: not learnable from this: no weight" in text
+    assert "Not learned: not learnable" in text and "| share of liked" not in text
 
 
 def test_a_policy_has_no_alpha() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import nft_pipeline
+from helpers.dials import measured_dial
 from helpers.modular import MODULAR, Modular, adapter_for, stock
 from helpers.repository import ROOT
 from helpers.tiny import assert_same_state, random_lora, state_of, tiny_adapter, tiny_transformer
@@ -127,7 +128,7 @@ def test_disabled_is_the_base_without_either_guidance(case: Modular) -> None:
 def test_linear_in_strength_on_one_forward(case: Modular) -> None:
     pipe = case.pipe()
     base = case.sample(pipe, **ONE)
-    guider = guided(case, pipe)
+    guider = guided(case, pipe, nft_law="nft")
     once = case.sample(pipe, **ONE) - base
     assert once.abs().max() > 1e-4 * base.abs().max()
     for strength in (-1.5, 0.5, 2.0):
@@ -161,13 +162,15 @@ def test_cond_pushes_by_guidance_scale_times_the_push_without(case: Modular) -> 
 
 def test_beta_and_the_odds_law_are_the_guided_pipelines() -> None:
     pipe = SD3.pipe()
-    guider = guided(SD3, pipe, tilt=2.0, nft_beta=0.5)
+    guider = guided(SD3, pipe, tilt=2.0, nft_beta=0.5, nft_law="nft")
     SD3.sample(pipe, [0, 1])
     torch.testing.assert_close(guider.nft_stats.scale, 4 * guider.nft_stats.alpha)
-    guider.nft_beta, guider.nft_law = None, "odds"
-    SD3.sample(pipe, [0, 1])
-    odds = math.expm1(2.0) * guider.nft_stats.alpha
-    torch.testing.assert_close(guider.nft_stats.scale, odds / (1 + odds))
+    guider.nft_beta = None
+    for law in ("odds", None):  # None is the law of the adapter's kind, without a calibration
+        guider.nft_law = law
+        SD3.sample(pipe, [0, 1])
+        odds = math.expm1(2.0) * guider.nft_stats.alpha
+        torch.testing.assert_close(guider.nft_stats.scale, odds / (1 + odds))
 
 
 def test_a_policy_guides_a_list_of_predictions_sample_by_sample() -> None:
@@ -514,3 +517,22 @@ def test_new_is_the_same_guider_with_other_settings() -> None:
 def test_exported_when_first_used() -> None:
     assert nft_pipeline.DiffusionNFTGuidance is DiffusionNFTGuidance
     assert "DiffusionNFTGuidance" in nft_pipeline.__all__
+
+
+def test_a_rate_and_the_own_mode_go_through_the_calibration() -> None:
+    pipe = SD3.pipe()
+    adapter = adapter_for(SD3, pipe, kind="positive", tilt=2.0)
+    adapter = replace(adapter, config=replace(adapter.config, dial=measured_dial()))
+    latents = {}
+    for name, settings in (("rate", {"nft_rate": 0.7}), ("strength", {"nft_strength": 1.0})):
+        guider = DiffusionNFTGuidance(**settings)
+        pipe.update_components(guider=guider)
+        guider.load_nft_adapter(pipe, adapter)
+        latents[name] = SD3.sample(pipe)
+        assert guider.nft_stats.forwards == guider.nft_stats.steps, "one pass, as its calibration found best"
+        assert guider.new().nft_rate == guider.nft_rate
+        guider.unload_nft_adapter()
+    close(latents["rate"], latents["strength"])
+    guider.nft_rate = 0.5
+    with pytest.raises(GuidanceError, match=r"nft_rate=0\.5 and nft_strength were both given"):
+        guider.load_nft_adapter(pipe, adapter)

@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.dials import measured_dial, unlearned_dial
 from helpers.foreign import official_checkpoint, peft_model
 from helpers.tiny import tiny_adapter, tiny_pipe
 from nft_pipeline.adapter import write_adapter
 from nft_pipeline.cli import main
 from nft_pipeline.commands import sample
+from nft_pipeline.commands.columns import Columns
+from nft_pipeline.dial.measured import Dial
+from nft_pipeline.dial.promise import Promise
 from nft_pipeline.engine.stats import NFTStats
 from nft_pipeline.grid import scale_for
 from nft_pipeline.sampling import draw
@@ -69,6 +74,41 @@ def test_info_shows_what_the_adapter_is(folders: tuple[str, str], capsys: pytest
         assert text in shown
     assert "reads 'norm_out', sees the prompt" in shown
     assert "8 x 8 px" in shown
+    assert re.search(r"^dial +not calibrated: run diffusion-nft calibrate$", shown, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The adapter of `folders` with a dial."""
+    return _dialled(tmp_path_factory.mktemp("calibrated"), measured_dial())
+
+
+def _dialled(folder: Path, dial: Dial) -> str:
+    adapter = tiny_adapter(tiny_pipe().transformer)
+    write_adapter(folder / "adapter", replace(adapter, config=replace(adapter.config, dial=dial)))
+    return str(folder / "adapter")
+
+
+def test_info_says_what_each_strength_does(calibrated: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", calibrated]) == 0
+    rows = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (
+        rows["dial"]
+        == "30% ± 1.2% liked without guidance, judged by the reward 'red', from 1500 pictures of 48 prompts"
+    )
+    assert rows["strength 1"] == "70% ± 2.0% liked" and rows["strength -1"] == "10% ± 1.0% liked"
+    assert rows["strength 2.5"] == "92% ± 1.0% liked" and "strength 3" not in rows
+    assert rows["reach"].startswith("reaches 92% at strength 2.5, and 10% at -1; more is not to be had")
+    assert rows["drawn in"].startswith("one pass, at one weight for all, as LoRA weight is (mode single)")
+    assert rows["measured at"] == "guidance scale 1 (single, two_pass), 3 (single), 3 steps"
+    assert rows["strength"].startswith("1 recommended")
+
+
+def test_info_recommends_nothing_that_was_not_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", _dialled(tmp_path, unlearned_dial())]) == 0
+    shown = capsys.readouterr().out
+    assert "none recommended" in shown and "1 recommended" not in shown
+    assert re.search(r"^  reach +not learnable from this: no weight surely raises", shown, re.MULTILINE)
 
 
 def test_info_as_json(folders: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,6 +198,35 @@ def test_sample_writes_a_grid_and_says_what_guidance_did(
         assert np.asarray(grid).std() > 10
 
 
+def test_sample_says_what_was_promised_and_what_was_measured(
+    folders: tuple[str, str], calibrated: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sample", "a ring", "two rings", "--seeds", "0", "1", "--model", folders[0], "--adapter", calibrated]
+    command += ["--device", "cpu", "--out", str(tmp_path / "grid.png")]
+    assert main([*command, "--strengths", "0", "1", "--reward", "helpers.tiny_run:bright"]) == 0
+    nothing, full = capsys.readouterr().out.splitlines()[-3:-1]
+    (base,) = re.findall(r"^strength 0: (\d+)% liked becomes \1%", nothing)
+    assert re.fullmatch(rf"strength 1: {base}% liked becomes \d+% ± 2%; measured \d+% of 4 pictures", full)
+    assert main([*command, "--rate", "0.5", "0.9"]) == 0
+    half, most = capsys.readouterr().out.splitlines()[-3:-1]
+    assert half.startswith("strength 0.5 (for 50% over the prompts of the calibration): ")
+    assert most.startswith("strength 2.36 (for 90% over the prompts of the calibration): ")
+    assert main([*command, "--rate", "0.97"]) == 2
+    assert "reaches shares from 0.10 to 0.92" in capsys.readouterr().err
+    for other in (["--law", "odds"], ["--also", calibrated]):
+        assert main([*command, "--rate", "0.5", *other]) == 2
+        assert f"does not go with {other[0]}" in capsys.readouterr().err
+
+
+def test_the_heading_of_a_column_says_what_is_known() -> None:
+    promised = Promise(2.0, 0.3, 0.7, 0.02, True, "single")
+    columns = Columns((1.0, 2.5), promises=(promised, promised))
+    assert columns.label(0, (0.75, 4)) == "strength 1\npromised 70%\nmeasured 75% (n 4)"
+    assert columns.label(1, None) == "strength 2.5\npromised 70%"
+    nothing = Columns((1.0,))
+    assert nothing.label(0, None) == "strength 1" and nothing.words(0, None) == ""
+
+
 def test_sample_with_several_adapters(
     folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,7 +240,7 @@ def test_sample_with_several_adapters(
         scales[tuple(options)] = float(line[4])  # of both, in the mean
     alone, _, together = scales.values()
     assert together == pytest.approx(alone / (1 + alone), abs=0.01)  # twice the same odds weight g: g / (1 + 2 g)
-    assert main([*command, "--combine", "any"]) == 2
+    assert main([*command, "--combine", "any", "--law", "nft"]) == 2
     assert 'the scale of nft_law="nft" is none. Use nft_law="odds"' in capsys.readouterr().err
 
 
@@ -244,9 +313,10 @@ def test_row_labels_name_what_differs() -> None:
 
 
 def test_the_title_holds_no_path() -> None:
-    args = Namespace(prompts=["a ring"], model="some/where/model/", adapter="C:\\adapters\\warm", law="nft")
+    args = Namespace(prompts=["a ring"], model="some/where/model/", adapter="C:\\adapters\\warm", also=[], law="nft")
     assert sample.title(args) == "a ring  (model + warm, nft law)"
     assert sample.title(Namespace(**{**vars(args), "prompts": ["a", "b"]})) == "model + warm, nft law"
+    assert sample.title(Namespace(**{**vars(args), "law": None})) == "a ring  (model + warm)"
 
 
 @pytest.mark.parametrize(("width", "scale"), [(8, 20), (64, 2), (128, 1), (256, 1), (1024, 1)])

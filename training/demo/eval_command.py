@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nft_pipeline.laws import LAWS, laws_explained
-
-if TYPE_CHECKING:
-    from nft_pipeline.adapter import AdapterConfig
 
 HELP = "score the shapes model on ShapesEval, with or without an adapter"
 
@@ -34,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--law",
         choices=LAWS,
-        help=f"how strength becomes push. {laws_explained()} (default: odds for a positive adapter, nft for a policy)",
+        help=f"how strength becomes push. {laws_explained()} (default: the adapter's own way, as it was calibrated; "
+        "without a calibration odds for a positive adapter, nft for a policy)",
     )
     parser.add_argument("--cfg", type=float, default=1.0, help="classifier-free guidance scale; 1 is off (default)")
     parser.add_argument("--n", type=int, default=600, help="pictures per strength (default: 600, 100 per category)")
@@ -67,17 +65,13 @@ def run(args: argparse.Namespace) -> int:
     work = Workload(texts, n=args.n, seed=args.seed, batch=128, call=call, dtype=dtype)
     results: dict[str, dict[str, Any]] = {}
     for strength in args.strengths if args.adapter else [0.0]:
-        steering = {"nft_strength": strength, "nft_law": args.law or _law(pipe.nft_config)} if args.adapter else {}
+        steering = {"nft_strength": strength, "nft_law": args.law} if args.adapter else {}
         pictures = work.pictures(pipe, f"strength {strength:g}", **steering)
         results[f"strength {strength:g}"] = shapes_eval_scores(pictures, prompts)
     print(scores_table(results))
     if args.out:
         args.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return 0
-
-
-def _law(config: AdapterConfig) -> str:
-    return "odds" if config.kind in LAWS["odds"].kinds else "nft"
 
 
 def shapes_eval_scores(pictures: Any, prompts: Any) -> dict[str, Any]:

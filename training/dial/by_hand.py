@@ -17,7 +17,7 @@ from nft_pipeline.dial.measured import Dial
 from nft_pipeline.files.atomic import atomic_write_bytes
 from nft_pipeline.files.picture_list import read_rows, update_rows
 
-from .calibrate import SEED, Calibrated, identity_map, invert, is_learned
+from .calibrate import SEED, Calibrated, identity_map, invert
 from .choose import Way
 from .curve import fit_curve, rate_between_prompts
 from .draws import Draws
@@ -87,7 +87,7 @@ def calibrate_by_hand(draws: Draws, folder: Path) -> Calibrated:
     _, error, spread = rate_between_prompts(r[base], prompts[base])
     tilt_map = invert(curve, spread, "single", 0.0, draws.base.guidance_scale, int((~base).sum()))
     way = Way(tilt_map, curve, w, prompts, {})
-    learned = is_learned(way)
+    learned = tilt_map.rises
     reason = (
         f"one pass, at one weight for all, as LoRA weight is; {len(r)} pictures were rated by hand"
         if learned

@@ -38,7 +38,6 @@ LEVELS = 7  # noise levels at which alpha is tried
 LEAST_SLOPE = 0.15  # a gate that hardly differs between states is not tried
 LEAST = 240  # pictures; with fewer nothing can be said
 SEED = 8_000_000  # of the first picture: no training sample's noise, and no sweep's
-CERTAIN = 2.5
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class _Calibration:
         )  # fmt: skip
         ways = [self._way(mode, slope, share, dial, base, r) for mode, slope, share in self._candidates(trust)]
         best, reason = choose_way(ways)
-        learned = is_learned(best)
+        learned = best.tilt_map.rises
         if not learned:
             reason = (
                 f"not learnable from this: no weight surely raises the share of liked pictures above {rate:.0%} "
@@ -309,9 +308,3 @@ def _tilt_of(rate: float, spread: float, target: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if mean_promise(rate, spread, middle) < target else (low, middle)
     return (low + high) / 2
-
-
-def is_learned(way: Way) -> bool:
-    """Whether the share of liked pictures is surely higher at the end of the map than without guidance."""
-    rates, errors = way.tilt_map.rates, way.tilt_map.errors
-    return rates[-1] - float(way.curve.rate(0.0)) > CERTAIN * max(errors[-1], 1e-3)

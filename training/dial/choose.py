@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nft_pipeline.dial.measured import TiltMap
+from nft_pipeline.dial.words import way_words
 
 from .curve import RateCurve
 
@@ -42,7 +43,7 @@ class Way:
 def choose_way(ways: Sequence[Way]) -> tuple[Way, str]:
     """The adapter's own way, and why it was chosen."""
     plain = ways[0]
-    best, reason = plain, _named(plain)
+    best, reason = plain, way_words(plain.tilt_map)
     for way in ways[1:]:
         if way.tilt_map.mode == "two_pass" and plain.tilt_map.mode != "two_pass":
             gain = way.tilt_map.rates[-1] - best.tilt_map.rates[-1]
@@ -55,7 +56,7 @@ def choose_way(ways: Sequence[Way]) -> tuple[Way, str]:
         worse = [name for name, (mean, error) in differences.items() if mean < -error]
         if better and not worse:
             listed = ", ".join(f"{name} {mean:+.3f}" for name, mean in better.items())
-            best, reason = way, f"{_named(way)}: at equal rate it is better than plain weight ({listed})"
+            best, reason = way, f"{way_words(way.tilt_map)}: at equal rate it is better than plain weight ({listed})"
     return best, reason
 
 
@@ -100,14 +101,3 @@ def _values_at(way: Way, name: str, rates: Sequence[float], prompts: np.ndarray,
     xs = [rate for rate, _ in points]
     shares = np.array([np.interp(rates, xs, corner).mean() for corner in np.eye(len(xs))])
     return shares @ np.stack([means for _, means in points])
-
-
-def _named(way: Way) -> str:
-    tilt_map = way.tilt_map
-    passes = "two passes" if tilt_map.mode == "two_pass" else "one pass"
-    gate = (
-        "at one weight for all, as LoRA weight is"
-        if tilt_map.slope == 0
-        else f"with alpha trusted by {tilt_map.slope:.2f}"
-    )
-    return f"{passes}, {gate}"

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from nft_pipeline.adapter import BaseModel
+from nft_pipeline.adapter import AdapterConfig, BaseModel
 from nft_pipeline.dial.promise import promise
 from nft_pipeline.files.atomic import atomic_write_bytes
 from nft_pipeline.grid import labelled_grid, scale_for
@@ -40,6 +40,7 @@ from ..learn.learner import Learner
 from ..rewards.find import find_prompts, find_reward
 from ..settings.config import TrainConfig
 from ..settings.data import DataSettings
+from .dial_words import DialWords, dial_words
 from .live import LIVE, Interrupted, Live
 from .page import write_page
 from .records import TABLES, Records
@@ -92,6 +93,7 @@ class Observer:
         self._records: Records | None = None
         self.sweep: Sweep | None = None  # the last one
         self.calibrated: Calibrated | None = None
+        self._dialled: AdapterConfig | None = None  # with what the calibration found
         self.base_identity = base_identity
         self._card: tuple[dict[str, bytes], list[Sample]] = ({}, [])
         if self.draws:
@@ -244,9 +246,9 @@ class Observer:
                 return None
         self.calibrated, live.dial = result, result.dial
         self.say(f"dial: {result.reason}")
-        config_now = adapter_config(learner, self.base_identity, learner.mean_r, 0, dial=result.dial)
+        self._dialled = adapter_config(learner, self.base_identity, learner.mean_r, 0, dial=result.dial)
         for strength in PROMISED_STRENGTHS if result.learned else ():
-            self.say(f"strength {strength:g}: {promise(config_now, strength)}")
+            self.say(f"strength {strength:g}: {promise(self._dialled, strength)}")
         return result
 
     def is_best(self, sweep: Sweep) -> bool:
@@ -300,9 +302,15 @@ class Observer:
                 sweep=self.sweep,
                 calibration=calibration,
                 grids=self.grids(),
+                dial=self._dial_words(),
             )
             self.say(f"report written to {page}")
         return Findings(files, report, strength, None if self.sweep is None else self.sweep.shift)
+
+    def _dial_words(self) -> DialWords | None:
+        if self.calibrated is None or self._dialled is None:
+            return None
+        return dial_words(self._dialled, self.calibrated)
 
     def close(self) -> None:
         """Write what is left and close the records."""

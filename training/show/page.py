@@ -20,6 +20,7 @@ from nft_pipeline.hub_cards.report import RunReport
 from ..learn.calibration import Calibration, plot_reliability
 from ..learn.export import without_paths
 from ..settings.config import TrainConfig
+from .dial_words import DialWords
 from .run_report import statistics_curves
 from .sweep import Sweep
 
@@ -39,6 +40,7 @@ def write_page(
     sweep: Sweep | None = None,
     calibration: Sequence[Calibration] = (),
     grids: Mapping[int, Path] | None = None,
+    dial: DialWords | None = None,
 ) -> Path:
     """Write the page.
 
@@ -52,6 +54,7 @@ def write_page(
         sweep: the last sweep, None if there was none.
         calibration: how well the head does on held-out pictures.
         grids: the PNGs by step.
+        dial: what the calibration found, None if there was none.
     """
     import yaml
     from jinja2 import Environment, StrictUndefined
@@ -79,6 +82,7 @@ def write_page(
         report=report,
         strength=strength,
         why=why,
+        dial=dial,
         plots={name: _data_url(picture, "png") for name, picture in plots.items() if picture is not None},
         grids={step: _grid_url(path) for step, path in _some(grids or {}).items()},
         settings=yaml.safe_dump(without_paths(config.to_dict()), sort_keys=False, allow_unicode=True),
