@@ -88,16 +88,18 @@ def promise_line(config: AdapterConfig, tilt: float, settings: GuidanceSettings)
     Args:
         config: the adapter's.
         tilt: lambda.
-        settings: the way in which it is drawn; with a known `guidance_scale`, the line says so if it was measured at
-            another.
+        settings: the way in which it is drawn; the line says so if it was measured at another CFG or `guide`.
     """
     drawn, tilt_map = _as_drawn(config, settings), settings.map_for(config)
     if not _keeps_promise(config, settings) or (tilt_map is None and drawn.base_rate is None):
         return ""
     line = str(promise(drawn, tilt / config.tilt))
+    elsewhere: list[str] = []
     if tilt_map is not None and settings.guidance_scale not in (None, tilt_map.guidance_scale):
-        line += f" (measured at CFG {tilt_map.guidance_scale:g})"
-    return line
+        elsewhere.append(f"at CFG {tilt_map.guidance_scale:g}")
+    if tilt_map is not None and settings.guidance_scale != 1 and tilt_map.guide != settings.guide:
+        elsewhere.append(f"with guide {tilt_map.guide}")
+    return f"{line} (measured {' and '.join(elsewhere)})" if elsewhere else line
 
 
 def chances(
