@@ -11,10 +11,12 @@ from nft_pipeline.settings import GuidanceSettings, tilt_of
 
 from . import host
 from .curve import Points
+from .dial import mode_in_words, settings_for_rate, tilt_of_rate
 from .guide import Guide, Plan, tap_in_comfyui
 from .match import match_layers
 from .reward_file import RewardFile, describe, needed_base
 
+AUTO = "auto"  # the law and the mode that the adapter's calibration found best
 MODES = {mode.node: name for name, mode in modes.MODES.items() if mode.node is not None}  # "exact", "fast"
 
 
@@ -24,19 +26,23 @@ def make_plan(
     strength: float,
     start_percent: float = 0.0,
     end_percent: float = 1.0,
-    law: str = "nft",
-    mode: str = "exact",
+    law: str = AUTO,
+    mode: str = AUTO,
     beta: float = 0.0,
     cap: float = 0.0,
     guide: str = "both",
     schedule: Points = (),
+    rate: float = 0.0,
+    guidance_scale: float | None = None,
 ) -> Plan:
-    """A checked plan. Arguments as on the node; beta 0 and cap 0 are off.
+    """A checked plan. Arguments as on the node; beta 0, cap 0 and rate 0 are off.
+
+    `guidance_scale` is the CFG where it is known before sampling, else None.
 
     Raises:
         GuidanceError: a value out of range, or one that another one or this adapter rules out.
     """
-    for name, value in (("strength", strength), ("beta", beta), ("cap", cap)):
+    for name, value in (("strength", strength), ("beta", beta), ("cap", cap), ("rate", rate)):
         if not math.isfinite(value):
             raise GuidanceError(f"{name} is {value}, expected a finite number")
     if not 0 <= start_percent < end_percent <= 1:
@@ -44,11 +50,11 @@ def make_plan(
             f"start_percent is {start_percent:g} and end_percent {end_percent:g}, expected 0 <= start < end <= 1: the "
             "share of the sampling where guidance begins and ends, 0 being the first step"
         )
-    if mode not in MODES:
-        raise GuidanceError(f"mode is {mode!r}, expected one of {', '.join(map(repr, MODES))}")
+    if mode not in (AUTO, *MODES):
+        raise GuidanceError(f"mode is {mode!r}, expected one of {', '.join(map(repr, (AUTO, *MODES)))}")
     if mode == "fast" and guide != "both":
         raise GuidanceError(
-            'mode "fast" guides both predictions of classifier-free guidance; set guide to "both", or mode to "exact"'
+            'mode "fast" guides both predictions of classifier-free guidance; set guide to "both", or mode to "auto"'
         )
     if beta < 0 or cap < 0:
         raise GuidanceError(f"beta is {beta:g} and cap {cap:g}, expected 0 (off) or above")
@@ -62,9 +68,28 @@ def make_plan(
             f"beta is {beta:g} and strength {strength:g}, but they set the same thing (beta {reward.config.beta:g} is "
             "strength 1 here). Leave strength at 1, or set beta to 0."
         )
-    tilt = tilt_of(reward.config, beta=beta) if beta else tilt_of(reward.config, strength)
-    settings = GuidanceSettings.of_call([reward.config], law=law, mode=MODES[mode], cap=cap or None, guide=guide)
-    return Plan(tilt, settings, start_percent, end_percent, schedule)
+    if rate and (beta or strength != 1):
+        other = f"beta is {beta:g}" if beta else f"strength is {strength:g}"
+        raise GuidanceError(
+            f"rate is {rate:g} and {other}, but a rate finds the strength itself. Set rate to 0, or leave strength at "
+            "1 and beta at 0."
+        )
+    # One pass would guide the negative prediction too.
+    own_mode = MODES["exact"] if guide != "both" else None
+    settings = GuidanceSettings.of_call(
+        [reward.config],
+        law=None if law == AUTO else law,
+        mode=own_mode if mode == AUTO else MODES[mode],
+        cap=cap or None,
+        guide=guide,
+        guidance_scale=guidance_scale,
+    )
+    if rate:
+        settings = settings_for_rate(reward.config, rate, settings)
+        tilt = tilt_of_rate(reward.config, rate, settings)
+    else:
+        tilt = tilt_of(reward.config, beta=beta) if beta else tilt_of(reward.config, strength)
+    return Plan(tilt, settings, start_percent, end_percent, schedule, rate)
 
 
 def guide_model(model: Any, reward: RewardFile, node_id: str | None, **values: Any) -> tuple[Any, str]:
@@ -94,7 +119,9 @@ def guide_model(model: Any, reward: RewardFile, node_id: str | None, **values: A
     lines = [describe(reward), f"{len(targets)} of {len(reward.layers)} LoRA layers active on {loaded}"]
     if tap is not None:
         lines.append(f"alpha is read at the input of {tap}")
-    lines.append(f"law {plan.settings.law}, tilt {plan.tilt:g}, mode {values.get('mode', 'exact')}")
+    by_map = plan.settings.map_for(reward.config) is not None
+    way = "by what was measured" if by_map else f"law {plan.settings.law_for(reward.config)}"
+    lines.append(f"{way}, tilt {plan.tilt:g}, mode {mode_in_words(plan.settings.mode)}")
     if host.loaded_twice(model, targets):
         lines.append(
             "WARNING: a LoRA loader has put this adapter's LoRA into the model already, so the base model contains it. "
@@ -102,6 +129,10 @@ def guide_model(model: Any, reward: RewardFile, node_id: str | None, **values: A
         )
         host.warn(lines[-1])
     guide = Guide(reward, targets, plan, host.ComfyUI(), tap=tap, node_id=node_id)
+    promised = guide.promised(plan.tilt, plan.settings)
+    if promised:
+        lines.append(promised)
+        guide.host.say(node_id, promised)
     return host.attach(model, guide), "\n".join(lines)
 
 

@@ -43,6 +43,7 @@ from nft_pipeline.modes import MODES
 from nft_pipeline.settings import GuidanceSettings
 
 from .delta import Listener, Switch, Target, install
+from .dial import chances, forecast_line, promise_line, tilt_of_rate
 from .reward_file import RewardFile
 
 SECOND_PASS = "nft_second_pass"  # marks, in transformer_options, the forwards that guidance itself asks for
@@ -74,6 +75,8 @@ class Plan:
         settings: law, cap, mode and guided rows; its interval and schedule are set when sampling starts.
         start, end: share of the sampling where guidance begins and ends, 0 being the first step.
         curve: points (share of the sampling, factor of the tilt); empty for 1 everywhere.
+        rate: the share of liked pictures that the tilt was found for; 0 if none was asked for. At the CFG of a run it
+            is found again.
     """
 
     tilt: float
@@ -81,18 +84,30 @@ class Plan:
     start: float = 0.0
     end: float = 1.0
     curve: tuple[tuple[float, float], ...] = ()
+    rate: float = 0.0
 
-    def settle(self, level_at: Callable[[float], float]) -> GuidanceSettings:
-        """The settings in noise levels, for a model whose sampling goes through t = level_at(share)."""
+    @property
+    def partial(self) -> bool:
+        """Whether less is done than the tilt says: not in every step, not at its full size, or with a cap."""
+        return (self.start, self.end) != (0.0, 1.0) or bool(self.curve) or self.settings.cap is not None
+
+    def settle(self, level_at: Callable[[float], float], guidance_scale: float | None = None) -> GuidanceSettings:
+        """The settings in noise levels, for a model whose sampling goes through t = level_at(share), at a CFG."""
         low, high = level_at(self.end), level_at(self.start)
         points = {level_at(share): factor for share, factor in self.curve}
-        return replace(self.settings, interval=(low, high), schedule=sorted(points.items()) if points else None)
+        return replace(
+            self.settings,
+            interval=(low, high),
+            schedule=sorted(points.items()) if points else None,
+            guidance_scale=self.settings.guidance_scale if guidance_scale is None else guidance_scale,
+        )
 
 
 @dataclass
 class _Run:
     """What lives as long as one run of a sampler."""
 
+    tilt: float
     settings: GuidanceSettings
     recorder: StatsRecorder
     head: AlphaHead | None  # a copy, on the device of the tokens once it is known
@@ -100,7 +115,7 @@ class _Run:
     tokens: dict[Any, Tensor] = field(default_factory=dict)  # of the base pass, by the conds' uuid
     names: dict[Any, Any] = field(default_factory=dict)  # uuids of the second pass, by those of the first
     alpha: Tensor | None = None  # of the step before, for "fast"
-    noise_level: Tensor | None = None
+    chances: list[Tensor] = field(default_factory=list)  # of being liked, (samples,) of each step, NaN if not known
     pushed: bool = False  # any second pass was made
     moved: bool = False  # and differed from the first
 
@@ -142,17 +157,18 @@ class Guide:
 
     def around_sampling(self, executor: Any, guider: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Wraps the sampler: executor(guider, sigmas, ...)."""
-        if self.plan.tilt == 0:
+        if self.plan.tilt == 0 and not self.plan.rate:
             return executor(guider, sigmas, *args, **kwargs)
         model = guider.inner_model
         outer = self._run
-        run = self._run = self._begin(model, len(sigmas) - 1)
+        # A guider with two scales of classifier-free guidance has no `cfg`.
+        run = self._run = self._begin(model, len(sigmas) - 1, getattr(guider, "cfg", None))
         try:
             with self._installed(model):
                 return executor(guider, sigmas, *args, **kwargs)
         finally:
             self._run = outer
-            self.stats = run.recorder.stats()
+            self.stats = _stats(run)
             if run.pushed and not run.moved:
                 text = f"{self.reward.config.name}: guidance had no effect, the LoRA changed nothing in any step"
                 logging.warning(text)
@@ -163,7 +179,8 @@ class Guide:
         """Steps that are tried and thrown away, inside a run of the sampler: with a record of their own, and with alpha
         read at strength 0 too, where nothing else is under way."""
         outer = self._run
-        run = self._run = self._begin(model, steps)
+        scale = None if outer is None else outer.settings.guidance_scale
+        run = self._run = self._begin(model, steps, scale)
         try:
             with self._installed(model) if outer is None else nullcontext():
                 yield run.recorder
@@ -179,10 +196,19 @@ class Guide:
         finally:
             self._switch.scale = self._listener.seen = None
 
-    def _begin(self, model: Any, steps: int) -> _Run:
-        settings = self.plan.settle(lambda share: self.host.level_at(model, share))
-        recorder = StatsRecorder([self.reward.config.name])
-        return _Run(settings, recorder, copy.deepcopy(self.reward.head), steps)
+    def _begin(self, model: Any, steps: int, guidance_scale: float | None) -> _Run:
+        plan, config = self.plan, self.reward.config
+        settings = plan.settle(lambda share: self.host.level_at(model, share), guidance_scale)
+        tilt = tilt_of_rate(config, plan.rate, settings) if plan.rate else plan.tilt
+        promised = self.promised(tilt, settings)
+        if promised:
+            self.host.say(self.node_id, promised)
+        return _Run(tilt, settings, StatsRecorder([config.name]), copy.deepcopy(self.reward.head), steps)
+
+    def promised(self, tilt: float, settings: GuidanceSettings) -> str:
+        """What the tilt will do to the share of liked pictures, in a line; "" where nothing is known."""
+        line = promise_line(self.reward.config, tilt, settings)
+        return f"guided in every step and without a cap: {line}" if line and self.plan.partial else line
 
     # Around one forward of the model.
 
@@ -222,7 +248,7 @@ class Guide:
         factor, alpha = run.settings.multiplier(noise_level), None
         if self.tap is not None:
             alpha = alpha_before(self.reward.config, run.alpha, noise_level)
-        return term_scale(self.reward.config, self.plan.tilt, alpha, factor, noise_level, run.settings)
+        return term_scale(self.reward.config, run.tilt, alpha, factor, noise_level, run.settings)
 
     # After classifier-free guidance.
 
@@ -250,7 +276,7 @@ class Guide:
             run.alpha = alpha
             self._record(run, t, alpha, scale, torch.full_like(t, math.nan), 1.0)
             return denoised
-        scale = term_scale(self.reward.config, self.plan.tilt, alpha, factor, t, settings)
+        scale = term_scale(self.reward.config, run.tilt, alpha, factor, t, settings)
         if not bool(scale.any()):
             self._record(run, t, alpha, zero, zero, 1.0)
             return denoised
@@ -311,7 +337,19 @@ class Guide:
         line += [f"alpha {alpha.mean():.2f}"] if alpha is not None else []
         line += [f"scale {scale.mean():.2f}"]
         line += [f"push {push.mean():.1%}"] if bool(push.isfinite().all()) else []
-        self.host.say(self.node_id, "  ".join([*line, f"cost x{cost:.2g}"]))
+        text = "  ".join([*line, f"cost x{cost:.2g}"])
+        liked = None
+        if alpha is not None:
+            tilt = run.tilt * float(run.settings.multiplier(t).mean())
+            liked = chances(self.reward.config, alpha, tilt, t, run.settings)
+        run.chances.append(nan if liked is None else liked)
+        self.host.say(self.node_id, text if liked is None else f"{text}\n{forecast_line(liked)}")
+
+
+def _stats(run: _Run) -> NFTStats:
+    stats = run.recorder.stats()
+    known = any(bool(chance.isfinite().any()) for chance in run.chances)
+    return replace(stats, forecasts=torch.stack(run.chances)[None].float().cpu()) if known else stats
 
 
 def _guided_conds(args: Mapping[str, Any], guide: str) -> tuple[list[Conds], list[Tensor], list[float]]:

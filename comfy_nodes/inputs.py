@@ -67,8 +67,8 @@ def strength() -> Any:
         max=8.0,
         step=0.05,
         tooltip="How much of the reward you want. 0: your model, unchanged. 1: as the author shipped it. Above 1: "
-        "more, until pictures look burnt. Below 0: away from it. Not a LoRA weight: it scales the difference of two "
-        "predictions, so it stays calibrated.",
+        "more. Below 0: away from it. Not a LoRA weight: it multiplies the odds that a picture is liked, and the line "
+        "under the node says what that comes to.",
     )
 
 
@@ -93,15 +93,18 @@ def settings() -> list[Any]:
         ),
         io.Combo.Input(
             "law",
-            options=list(LAWS),
-            default="nft",
-            tooltip=f"How strength becomes a push. {laws_explained()}",
+            options=[build.AUTO, *LAWS],
+            default=build.AUTO,
+            tooltip="How strength becomes a push. auto: so that strength gives the share of liked pictures that was "
+            f"measured for this adapter; the law odds, or for a policy nft, if nobody measured. {laws_explained()}",
         ),
         io.Combo.Input(
             "mode",
-            options=list(build.MODES),
-            default="exact",
-            tooltip=" ".join(f"{mode.node}: {mode.node_help}." for mode in MODES.values() if mode.node is not None),
+            options=[build.AUTO, *build.MODES],
+            default=build.AUTO,
+            tooltip="auto: the mode that was measured to be the adapter's best; exact if nobody measured, or with "
+            "another law or a cap. "
+            + " ".join(f"{mode.node}: {mode.node_help}." for mode in MODES.values() if mode.node is not None),
         ),
         advanced(
             io.Float.Input(
@@ -138,6 +141,16 @@ def settings() -> list[Any]:
             "schedule",
             optional=True,
             tooltip="From Reward Strength Schedule: a curve that strength is multiplied by over the sampling.",
+        ),
+        io.Float.Input(
+            "rate",
+            optional=True,
+            default=0.0,
+            min=0.0,
+            max=0.99,
+            step=0.01,
+            tooltip="The share of pictures that the reward shall like, instead of a strength: 0.8 is 80 %. 0: off, "
+            "strength counts. A rate that the adapter does not reach ends in a sentence that says what it reaches.",
         ),
     ]
 

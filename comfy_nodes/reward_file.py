@@ -16,7 +16,10 @@ from nft_pipeline.adapters.config import UNKNOWN, AdapterConfig, BaseModel, plai
 from nft_pipeline.adapters.foreign.files import PEFT_CONFIG, PEFT_WEIGHTS, PICKLES, ForeignFiles, peft_folder, read_lora
 from nft_pipeline.adapters.foreign.layers import Layer, bake, scales_of
 from nft_pipeline.adapters.single_file import read_single_file
+from nft_pipeline.dial.measured import Dial
 from nft_pipeline.errors import AdapterError
+
+from .dial import dial_lines
 
 KINDS = ("auto", "positive", "policy")
 
@@ -71,8 +74,15 @@ def read_reward_file(path: str | os.PathLike[str], kind: str = "auto") -> Reward
     if kind == "positive" and adapter.head is None:
         raise _no_head(path)
     if kind == "policy" and adapter.head is not None:
-        return RewardFile(replace(adapter.config, kind="policy", base_rate=None), layers, None)
+        config = replace(adapter.config, kind="policy", base_rate=None, dial=_without_head(adapter.config.dial))
+        return RewardFile(config, layers, None)
     return RewardFile(adapter.config, layers, adapter.head)
+
+
+def _without_head(dial: Dial | None) -> Dial | None:
+    """The dial with those of its maps that were measured without a look at alpha; None if there are none."""
+    maps = () if dial is None else tuple(entry for entry in dial.maps if entry.slope == 0)
+    return replace(dial, maps=maps) if dial is not None and maps else None
 
 
 def _read_plain(path: Path, kind: str) -> RewardFile:
@@ -132,7 +142,7 @@ def describe(reward: RewardFile) -> str:
             f"made at CFG {config.guidance_scale:g}, {config.resolution[1]} x {config.resolution[0]} px; "
             f"licence {config.licence}",
         ]
-        if config.base_rate is not None:
+        if config.dial is None and config.base_rate is not None:
             lines.append(f"without guidance {config.base_rate:.0%} of pictures are liked")
     else:
         scales = ", ".join(f"{scale:g}" for scale in reward.scales)
@@ -148,6 +158,7 @@ def describe(reward: RewardFile) -> str:
                 "keep adapter_config.json beside adapter_model.safetensors, or ask the author."
             )
     head = "" if reward.head is None else f"; alpha head {sum(p.numel() for p in reward.head.parameters()):,}"
+    lines += dial_lines(config)
     lines.append(f"{len(reward.layers)} LoRA layers, rank {', '.join(map(str, ranks))}, {parameters:,} numbers{head}")
     return "\n".join(lines)
 

@@ -48,6 +48,7 @@ MODES = {
         scales_rows=True,
         one_pass=True,
         node="fast",
-        node_help="one pass with the LoRA at a varying weight, no extra time, a little stronger than asked",
+        node_help="one pass with the LoRA at a varying weight, no extra time; as strong as asked if that was measured, "
+        "else a little stronger",
     ),
 }

@@ -132,5 +132,6 @@ class NFTGuider(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, adapter: Any, positive: Any, negative: Any, cfg: float, **values: Any) -> Any:
         """Attaches the adapter to a clone of the model and makes a CFG guider of it."""
-        guided, info = guide_model(model, adapter, cls.hidden.unique_id, **inputs.connected(values))
+        values = inputs.connected(values)
+        guided, info = guide_model(model, adapter, cls.hidden.unique_id, guidance_scale=cfg, **values)
         return io.NodeOutput(host.cfg_guider(guided, positive, negative, cfg), info)

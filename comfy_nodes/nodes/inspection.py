@@ -24,8 +24,8 @@ class NFTAdapterInfo(io.ComfyNode):
             node_id="NFTAdapterInfo",
             display_name="Reward Adapter Info",
             category=inputs.CATEGORY,
-            description="Reads an adapter without loading a model: reward, base model, strength, and whether it would "
-            "load at half strength elsewhere.",
+            description="Reads an adapter without loading a model: reward, base model, what each strength was measured "
+            "to do, and whether it would load at half strength elsewhere.",
             inputs=[inputs.adapter_file()],
             outputs=[io.String.Output(display_name="info", tooltip="The same text as shown on the node.")],
             is_output_node=True,
@@ -53,8 +53,8 @@ class NFTAlphaPlot(io.ComfyNode):
             node_id="NFTAlphaPlot",
             display_name="Reward Alpha Plot",
             category=inputs.CATEGORY,
-            description="Draws alpha, scale and push of each step of the run that made the latent: why a picture is "
-            "burnt, or not changed.",
+            description="Draws alpha, scale, push and the chance of being liked in each step of the run that made the "
+            "latent: why a picture is burnt, or not changed.",
             inputs=[
                 io.Latent.Input("latent", tooltip="The sampler's, so that this comes after it; handed on unchanged."),
                 io.Model.Input("model", tooltip="The guided model that the sampler used."),
@@ -85,6 +85,8 @@ class NFTAlphaPlot(io.ComfyNode):
                 ("scale", stats.scale, (214, 96, 38)),
                 ("push", stats.push, (40, 40, 40)),
             ]
+            if stats.forecasts is not None:
+                series.append(("liked", stats.forecast, (46, 140, 70)))
             for name, values, colour in series:
                 means = values.mean(1).tolist()
                 last = max(1, len(means) - 1)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import shutil
 import threading
 import warnings
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,94 +16,16 @@ from torch import Tensor
 
 from helpers import fake_comfyui as fake
 from helpers import nodes_page
-from helpers.adapters import config_values, random_head
 from helpers.comfyui_contract import contract_faults
+from helpers.comfyui_world import SIGMAS, STEPS, World, random_lora, words_of
 from helpers.repository import ROOT
-from nft_pipeline.adapter import Adapter, AdapterConfig, AdapterError, write_adapter
+from nft_pipeline.adapter import AdapterError
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.files.picture_list import ratings_lock
 from nft_pipeline.guidance import law_scale
 from nft_pipeline.laws import LAWS, Law
 
 HELP = ROOT / "comfy_nodes" / "web" / "docs"
-SIGMAS = torch.linspace(1, 0, 6)
-STEPS = len(SIGMAS) - 1
-LAYERS = {"block.to_q": fake.WIDTH, "block.to_v": fake.WIDTH, "proj_out": fake.WIDTH}
-
-
-def random_lora(seed: int, size: float = 0.3) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    lora = {}
-    for name in LAYERS:
-        lora[f"transformer.{name}.lora_A.weight"] = torch.randn(2, fake.WIDTH, generator=generator)
-        lora[f"transformer.{name}.lora_B.weight"] = size * torch.randn(fake.WIDTH, 2, generator=generator)
-    return lora
-
-
-def words_of(conds: list[dict[str, Any]]) -> Tensor:
-    return conds[0]["model_conds"]["c_crossattn"].cond.expand(2, -1, -1)
-
-
-class World:
-    """A fake ComfyUI with one model, and adapters in models/loras."""
-
-    def __init__(self, folder: Path, texts: list[str]) -> None:
-        from nft_pipeline.comfy_nodes import nodes
-
-        self.nodes = SimpleNamespace(NODES=nodes.NODES, **{node.__name__: node for node in nodes.NODES})
-        self.folder, self.texts = folder, texts
-        self.model = fake.ModelPatcher(fake.BaseModel())
-        self.positive, self.negative = fake.conditioning(1), fake.conditioning(2)
-        self.noise = torch.randn(2, 4, fake.WIDTH, generator=torch.Generator().manual_seed(3))
-        self.adapters: dict[str, Adapter] = {}
-        (folder / "loras").mkdir()
-        for name, kind, seed in (("liked", "positive", 4), ("policy", "policy", 4), ("other", "policy", 5)):
-            config = AdapterConfig.from_dict(config_values(kind=kind, name=name, rank=2))
-            head = random_head(fake.WIDTH, fake.TEXT) if kind == "positive" else None
-            self.adapters[name] = Adapter(config, random_lora(seed), head)
-            written = write_adapter(folder / "written" / name, self.adapters[name])
-            shutil.copy(written / "comfyui" / f"{name}.safetensors", folder / "loras")
-
-    def guided(self, adapter: str = "liked", model: Any = None, strength: float = 1.0, **values: Any) -> Any:
-        node = self.nodes.NFTRewardGuidance
-        return node.execute(model or self.model, f"{adapter}.safetensors", strength=strength, **values).args[0]
-
-    def sample(self, model: Any, cfg: float = 1.0) -> Tensor:
-        guider = fake.CFGGuider(model)
-        guider.set_conds(self.positive, self.negative)
-        guider.set_cfg(cfg)
-        return guider.sample(self.noise, SIGMAS)
-
-    def merged(self, adapter: str, scale: float = 1.0) -> fake.BaseModel:
-        """The model with the LoRA in its weights."""
-        model = copy.deepcopy(self.model.model)
-        lora = self.adapters[adapter].lora
-        delta = {name: scale * lora[f"transformer.{name}.lora_B.weight"] @ lora[f"transformer.{name}.lora_A.weight"]
-                 for name in LAYERS}  # fmt: skip
-        model.diffusion_model.qkv.weight += torch.cat([delta["block.to_q"], delta["block.to_v"]])
-        model.diffusion_model.final_layer.weight += delta["proj_out"]
-        return model
-
-    def by_hand(self, scale_of: Callable[[Tensor, float], Tensor], adapter: str, cfg: float, guide: str) -> Tensor:
-        """Both predictions guided before classifier-free guidance, as the pipeline does it."""
-        base, plus = self.model.model, self.merged(adapter)
-        text = [
-            conds[0]["model_conds"]["c_crossattn"].cond.expand(2, -1, -1) for conds in (self.positive, self.negative)
-        ]
-        x = self.noise
-        for sigma, lower in pairwise(SIGMAS):
-            seen: list[Tensor] = []
-            hook = base.diffusion_model.final_layer.register_forward_pre_hook(lambda m, a, seen=seen: seen.append(a[0]))
-            old = [base.diffusion_model(x, words) for words in text]
-            hook.remove()
-            new = [plus.diffusion_model(x, words) for words in text]
-            head = self.adapters[adapter].head
-            alpha = torch.ones(2) if head is None else head.alpha(seen[0], sigma.expand(2), text[0])
-            s = scale_of(alpha, float(sigma)).reshape(-1, 1, 1)
-            c = old[0] + s * (new[0] - old[0])
-            u = old[1] + s * (new[1] - old[1]) if guide == "both" else old[1]
-            x = x + (u + cfg * (c - u)) * (lower - sigma)
-        return x
 
 
 @pytest.fixture
@@ -223,7 +141,7 @@ def test_guidance_costs_one_more_pass_where_it_acts(world: World) -> None:
 
 def test_the_interval_and_the_curve_are_shares_of_the_sampling(world: World) -> None:
     curve = ((0.0, 0.0), (0.5, 1.0), (1.0, 1.0))
-    found = world.sample(world.guided(end_percent=0.7, schedule=curve))
+    found = world.sample(world.guided(end_percent=0.7, schedule=curve, law="nft"))
     scale = lambda alpha, t: 2.0 * alpha * (t >= 0.3) * min(1.0, 2 * (1 - t))  # noqa: E731
     torch.testing.assert_close(found, world.by_hand(scale, "liked", 1.0, "both"), rtol=1e-4, atol=1e-5)
 
@@ -233,7 +151,7 @@ def test_fast_is_one_pass_at_the_alpha_of_the_step_before(world: World) -> None:
     assert world.model.model.calls == STEPS
     model = fake.ModelPatcher(world.merged("policy", 0.7))
     torch.testing.assert_close(found, world.sample(model), rtol=1e-4, atol=1e-5)
-    guided = world.guided("liked", mode="fast")
+    guided = world.guided("liked", mode="fast", law="nft")
     world.sample(guided)
     (guide,) = (g for key, g in guided.attachments.items())
     stats = guide.stats
@@ -277,7 +195,8 @@ def test_a_third_law_of_the_table_is_offered_explained_and_obeyed(
     monkeypatch.setitem(LAWS, "root", law)
     schema = world.nodes.NFTRewardGuidance.define_schema()
     (widget,) = [entry for entry in schema.inputs if entry.id == "law"]
-    assert widget.facts["options"] == [*LAWS] and "root" in LAWS and "root: only in this test." in widget.tooltip
+    assert widget.facts["options"] == ["auto", *LAWS] and "root" in LAWS
+    assert "root: only in this test." in widget.tooltip
     found = world.sample(world.guided("liked", law="root"))
     expected = world.by_hand(lambda alpha, t: 2.0 * alpha.sqrt(), "liked", 1.0, "both")
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -352,7 +271,8 @@ def test_the_second_pass_has_names_of_its_own_for_caches(world: World) -> None:
 
 
 def test_live_text_says_where_it_is(world: World) -> None:
-    world.sample(world.guided())
+    guided = world.guided(law="nft")
+    world.sample(guided)
     assert len(world.texts) == STEPS
     assert world.texts[2].startswith("step 3/5  alpha 0.") and world.texts[2].endswith("cost x2")
 

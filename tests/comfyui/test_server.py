@@ -61,6 +61,7 @@ GRAPHS = {
     "off": graph("off", {"strength": 0.0}),
     "guided": graph("guided", {}),
     "again": graph("again", {}),
+    "measured": graph("measured", {"law": "auto", "mode": "auto", "rate": 0.6}),
     "plotted": graph("plotted", {}, **{
         "7": ("NFTAlphaPlot", {"latent": ["6", 0], "model": ["5", 0]}),
         "8": ("PreviewImage", {"images": ["7", 1]}),
@@ -167,6 +168,8 @@ def test_a_line_under_the_node_says_how_far_it_is(server: Any) -> None:
     texts = report["run guided"]["texts"]["5"]
     assert [text.partition("  ")[0] for text in texts] == [f"step {i}/4" for i in range(1, 5)]
     assert "alpha 0." in texts[0] and "push" in texts[0]
+    first, *steps = report["run measured"]["texts"]["5"]
+    assert "liked becomes 60%" in first and "this picture will be liked with " in steps[-1]
 
 
 def test_nodes_show_texts_and_ratings_are_written(server: Any) -> None:

@@ -123,14 +123,14 @@ def test_a_dial_made_in_python_is_checked_too() -> None:
     config = AdapterConfig.from_dict(config_values())
     with pytest.raises(AdapterError, match=r"dial.maps\[0\] has lists of different lengths"):
         replace(config, dial=a_dial(tilt_map(rates=(0.1, 0.4))))
-    with pytest.raises(AdapterError, match="dial.rate is 0"):
+    with pytest.raises(AdapterError, match=r"dial\.rate is 0"):
         replace(config, dial=a_dial(rate=0))
 
 
 def test_what_a_newer_minor_version_wrote_is_kept() -> None:
     found = values(quality=0.9)
     found["dial"]["maps"][1]["watts"] = [1, None]
-    with pytest.raises(AdapterError, match="dial.quality is unknown"):
+    with pytest.raises(AdapterError, match=r"dial\.quality is unknown"):
         AdapterConfig.from_dict(found)
     found["format_minor"] = FORMAT.minor + 1
     with pytest.warns(UserWarning, match=r"dial\.quality, dial\.maps\.watts"):

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from helpers.comfyui_dials import dial, tilt_map
 from nft_pipeline import DiffusionNFTPipeline
-from nft_pipeline.adapter import Adapter, read_adapter, write_adapter
+from nft_pipeline.adapter import Adapter, AdapterConfig, read_adapter, write_adapter
 from nft_pipeline.models import shipped_adapter
 
 STEPS = 20
@@ -27,6 +28,10 @@ PARITY: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "positive capped": ("warm", {"guide": "cond", "cap": 0.05}, {"nft_guide": "cond", "nft_cap": 0.05}),
     "positive fast": ("warm", {"mode": "fast"}, {"nft_mode": "single"}),
     "policy": ("policy", {"strength": 1.5}, {"nft_strength": 1.5}),
+    "dialled": ("dialled", {"strength": 0.8}, {"nft_strength": 0.8}),
+    "dialled exact": ("dialled", {"strength": -0.5, "mode": "exact"}, {"nft_strength": -0.5, "nft_mode": "two_pass"}),
+    "dialled rate": ("dialled", {"rate": 0.75}, {"nft_rate": 0.75}),
+    "dialled policy": ("swung", {"strength": 0.9}, {"nft_strength": 0.9}),
 }  # fmt: skip
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "truncated": ({"adapter": "truncated.safetensors"}, "truncated or damaged"),
@@ -52,6 +57,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "beta and strength": ({"beta": 1.0, "strength": 2.0}, "they set the same thing"),
     "beta of a plain LoRA": ({"adapter": "plain.safetensors", "beta": 1.0}, "does not record the beta"),
     "negative cap": ({"cap": -0.1}, "expected 0"),
+    "rate out of reach": ({"adapter": "dialled.safetensors", "rate": 0.95}, 'to 0.80 in mode "fast"'),
     "cap in fast mode": ({"cap": 0.1, "mode": "fast"}, "needs the base model's own output"),
 }
 
@@ -138,8 +144,18 @@ def write_files(folder: Path) -> dict[str, torch.Tensor]:
     write_adapter(folder / "policy", policy)
     shutil.copy(shipped / "comfyui" / "shapes-warm.safetensors", loras / "warm.safetensors")
     shutil.copy(folder / "policy" / "comfyui" / "policy.safetensors", loras / "policy.safetensors")
+    dials = {
+        "dialled": (warm, dial(tilt_map("single", 0.5, 0.8), tilt_map("two_pass", 1.0, 0.9))),
+        "swung": (policy, dial(tilt_map("single", 0.0, 0.8))),
+    }
+    for name, (adapter, values) in dials.items():
+        config = AdapterConfig.from_dict({**adapter.config.to_dict(), "name": name, "dial": values})
+        write_adapter(folder / name, replace(adapter, config=config))
+        shutil.copy(folder / name / "comfyui" / f"{name}.safetensors", loras)
     _write_loras(loras, dict(warm.lora))
-    reference = _reference(folder, {"warm": shipped, "policy": folder / "policy"})
+    reference = _reference(
+        folder, {"warm": shipped, "policy": folder / "policy", **{name: folder / name for name in dials}}
+    )
     (folder / "jobs.json").write_text(json.dumps(make_jobs()))
     return reference
 

@@ -186,9 +186,16 @@ class Entry:
 
 class _FloatInput(Entry):
     def __init__(
-        self, id: str, tooltip: Any = None, default: Any = None, min: Any = None, max: Any = None, step: Any = None
+        self,
+        id: str,
+        optional: bool = False,
+        tooltip: Any = None,
+        default: Any = None,
+        min: Any = None,
+        max: Any = None,
+        step: Any = None,
     ) -> None:
-        super().__init__(id, tooltip=tooltip, default=default, min=min, max=max, step=step)
+        super().__init__(id, optional=optional, tooltip=tooltip, default=default, min=min, max=max, step=step)
 
 
 class _IntInput(_FloatInput):

@@ -182,7 +182,7 @@ def test_a_rate_out_of_reach_is_said_with_the_ends():
         with pytest.raises(GuidanceError, match="expected a number between 0 and 1: the share of liked pictures"):
             tilt_for_rate(config, wrong)
     with pytest.raises(
-        GuidanceError, match="it was never calibrated. Run diffusion-nft calibrate on it once, or give nft_strength"
+        GuidanceError, match=r"it was never calibrated\. Run diffusion-nft calibrate on it once, or give nft_strength"
     ):
         tilt_for_rate(a_config(dial=None, base_rate=None), 0.5)
     policy = replace(a_config(kind="policy", base_rate=None), dial=a_dial())
