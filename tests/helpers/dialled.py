@@ -85,7 +85,7 @@ class KnownDraws:
         self.texts = [f"prompt {place}" for place in range(len(rates))]
         self.config = AdapterConfig.from_dict(config_values(kind=kind))
         self.head = None if kind == "policy" else object()
-        self.base = SimpleNamespace(guidance_scale=1.0, noise_range=lambda: (0.0, 1.0))
+        self.base = SimpleNamespace(stock_guidance_scale=1.0, noise_range=lambda: (0.0, 1.0))
         self.forwards, self.bar = 0, None
         self.drawn: list[tuple[int, float, str, float]] = []  # pictures, weight, mode and slope of each call
 

@@ -85,7 +85,7 @@ def calibrate_by_hand(draws: Draws, folder: Path) -> Calibrated:
     curve = fit_curve(w, r, prompts)
     base = w == 0
     _, error, spread = rate_between_prompts(r[base], prompts[base])
-    tilt_map = invert(curve, spread, "single", 0.0, draws.base.guidance_scale, int((~base).sum()))
+    tilt_map = invert(curve, spread, "single", 0.0, draws.base.stock_guidance_scale, int((~base).sum()))
     way = Way(tilt_map, curve, w, prompts, {})
     learned = tilt_map.rises
     reason = (
@@ -98,7 +98,7 @@ def calibrate_by_hand(draws: Draws, folder: Path) -> Calibrated:
         pictures=int(base.sum()), rate=float(np.clip(curve.rate(0.0), 0.01, 0.99)),
         rate_error=min(max(error, float(curve.error(0.0))), 1.0), spread=spread,
         steps=int(draws.base.call.get("num_inference_steps", 1)), slope=1.0, offsets=(),
-        maps=(identity_map(draws.base.guidance_scale),),
+        maps=(identity_map(draws.base.stock_guidance_scale),),
     )  # fmt: skip
     return Calibrated(
         replace(dial, maps=(tilt_map,), note="" if learned else reason), learned, reason, (), draws.forwards, (way,)

@@ -122,7 +122,7 @@ class _Calibration:
         dial = Dial(
             judged_by=settings.judged_by, judge=settings.judge, prompts=len(np.unique(groups)), pictures=len(r),
             rate=rate, rate_error=min(error, 1.0), spread=spread, steps=len(base.levels) or 1, slope=trust.slope,
-            offsets=trust.offsets, maps=(identity_map(draws.base.guidance_scale),),
+            offsets=trust.offsets, maps=(identity_map(draws.base.stock_guidance_scale),),
         )  # fmt: skip
         ways = [self._way(mode, slope, share, dial, base, r) for mode, slope, share in self._candidates(trust)]
         best, reason = choose_way(ways)
@@ -197,7 +197,7 @@ class _Calibration:
         for weight in again:
             way.add(weight, max(8, int(0.6 * pictures / len(again))))
         curve = way.fit()
-        tilt_map = invert(curve, dial.spread, mode, slope, self.draws.base.guidance_scale, way.count)
+        tilt_map = invert(curve, dial.spread, mode, slope, self.draws.base.stock_guidance_scale, way.count)
         return Way(tilt_map, curve, *way.metrics())
 
     def _first_weights(self, mode: str, slope: float, rate: float) -> list[float]:

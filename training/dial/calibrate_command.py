@@ -96,7 +96,9 @@ def run(args: argparse.Namespace) -> int:
     prompts_name = args.prompts or settings.get("held_out_prompts") or settings.get("prompts")
     if not prompts_name:
         raise ValueError(f"{config.name!r} does not say which prompts it was measured on; give --prompts")
-    scale = config.guidance_scale if args.guidance_scale is None else args.guidance_scale
+    # As the trainer counts it, where 1 is without guidance for every family.
+    made_at = settings.get("guidance_scale", config.guidance_scale)
+    scale = made_at if args.guidance_scale is None else args.guidance_scale
     call: dict[str, Any] = {"guidance_scale": scale}
     if args.steps:
         call["num_inference_steps"] = args.steps
