@@ -80,8 +80,10 @@ def mean_promise(rate: float, spread: float, tilt: float) -> float:
     tilt = min(max(tilt, -_FAR), _FAR)
     end = 30 + abs(tilt)
     logits = np.arange(-end, end + _STEP, _STEP)
-    density = np.exp(a * np.minimum(logits, 0) - b * np.maximum(logits, 0) - total * np.log1p(np.exp(-np.abs(logits))))
-    below, above = math.exp(-a * end) / a / _STEP, math.exp(-b * end) / b / _STEP
+    log_density = a * np.minimum(logits, 0) - b * np.maximum(logits, 0) - total * np.log1p(np.exp(-np.abs(logits)))
+    top = float(log_density.max())
+    density = np.exp(log_density - top)
+    below, above = math.exp(-a * end - top) / a / _STEP, math.exp(-b * end - top) / b / _STEP
     promises = 1 / (1 + np.exp(-np.clip(logits + tilt, -_FAR, _FAR)))
     return float((density @ promises + above) / (density.sum() + below + above))
 

@@ -28,9 +28,9 @@ class NFTStats:
         passes: forwards of the denoiser spent, int64, shape (steps,). A batched one counts once.
         adapters: names, in the order of `alphas` and `scales`.
         forecasts: the chance that each picture will be liked, as it stood at each step, shape (adapters, steps,
-            samples): e^tilt alpha / (1 - alpha + e^tilt alpha) (M12) at the strength that the call ended with, NaN where
-            no head was asked. Under the odds law its mean over the samples stays the same over the steps. None if it
-            was not worked out.
+            samples): e^tilt alpha / (1 - alpha + e^tilt alpha) (M12) at the strength that the call ended with, NaN
+            where no head was asked. Under the odds law its mean over the samples stays the same over the steps. None
+            if it was not worked out.
     """
 
     noise_level: Tensor

@@ -53,15 +53,19 @@ def misses(draws, result, mean, spread):
     for tilt in TILTS:
         promised = promise(config, tilt)
         weight = float(weight_of(entry, torch.tensor([tilt]))[0])
-        beyond.append(
-            abs(draws.true_rate(weight, entry.mode, entry.slope, others) - promised.rate) - promised.error
-        )
+        beyond.append(abs(draws.true_rate(weight, entry.mode, entry.slope, others) - promised.rate) - promised.error)
     return np.array(beyond)
 
 
 @pytest.mark.parametrize(
     ("mean", "spread", "kind"),
-    [(0.3, 0.15, "policy"), (0.3, 0.15, "positive"), (0.05, 0.04, "policy"), (0.95, 0.04, "policy"), (0.6, 0.2, "positive")],
+    [
+        (0.3, 0.15, "policy"),
+        (0.3, 0.15, "positive"),
+        (0.05, 0.04, "policy"),
+        (0.95, 0.04, "policy"),
+        (0.6, 0.2, "positive"),
+    ],
 )
 def test_what_is_promised_is_drawn(monkeypatch, mean, spread, kind):
     beyond = []
@@ -102,8 +106,10 @@ def test_the_dial_says_what_was_measured(monkeypatch):
     }  # fmt: skip
     assert [entry.mode for entry in dial.maps] == ["single", "two_pass"]
     for entry in dial.maps:
-        assert entry.tilts[0] < -1 and entry.tilts[-1] > 1 and entry.rates[entry.tilts.index(0)] == pytest.approx(
-            dial.rate, abs=0.05
+        assert (
+            entry.tilts[0] < -1
+            and entry.tilts[-1] > 1
+            and entry.rates[entry.tilts.index(0)] == pytest.approx(dial.rate, abs=0.05)
         )
 
 
@@ -163,7 +169,8 @@ def test_one_prompt_is_enough_for_a_map(monkeypatch):
     assert result.learned and result.dial.prompts == 1 and result.dial.spread == 0.0
     entry = result.dial.own
     for tilt, weight in zip(entry.tilts, entry.weights, strict=True):
-        assert draws.true_rate(weight) == pytest.approx(np.interp(tilt, entry.tilts, entry.rates), abs=0.09)
+        promised = np.interp(tilt, entry.tilts, entry.rates)
+        assert draws.true_rate(weight, entry.mode, entry.slope) == pytest.approx(promised, abs=0.09)
 
 
 @pytest.mark.parametrize("liked", [0.0, 1.0])
