@@ -177,7 +177,7 @@ def dial_faults(values: Any, newer: bool = False, where: str = "dial") -> list[s
         return []
     faults = _part_faults(values, Dial, where, newer, may_miss=("note",))
     maps = values.maps if isinstance(values, Dial) else values.get("maps")
-    if not _are_maps(maps):
+    if maps is None or not _are_maps(maps):
         return faults
     for place, entry in enumerate(maps):
         name = f"{where}.maps[{place}]"

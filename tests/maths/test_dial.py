@@ -182,9 +182,7 @@ def test_a_rate_out_of_reach_is_said_with_the_ends():
     for wrong in (0, 1, -0.2, True, "0.5", None, math.nan):
         with pytest.raises(GuidanceError, match="expected a number between 0 and 1: the share of liked pictures"):
             tilt_for_rate(config, wrong)
-    with pytest.raises(
-        GuidanceError, match="it was never calibrated. Run diffusion-nft calibrate on it once, or give nft_strength"
-    ):
+    with pytest.raises(GuidanceError, match=r"it was never calibrated\. Run diffusion-nft calibrate on it once"):
         tilt_for_rate(a_config(dial=None, base_rate=None), 0.5)
     policy = replace(a_config(kind="policy", base_rate=None), dial=a_dial())
     with pytest.raises(GuidanceError, match="its calibration has no map of the mode two_pass"):

@@ -1,4 +1,4 @@
-"""A whole calibration in a world whose truth is known: what is promised is what is drawn, with other prompts and noises."""
+"""A whole calibration in a world whose truth is known: what is promised is drawn, also with other prompts."""
 
 import math
 from dataclasses import replace
