@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..adapters.config import AdapterConfig
 
 _STEP, _FAR = 0.005, 100.0  # of the grid over logits, and the largest tilt there
+END_OF_ANOTHER = 0.02  # of the share of liked pictures: another mode that reaches so much further is named
 END = 0.005  # a rate is called an end where less than this is missing
 SAME_SCALE = 0.25  # guidance scales this near to each other share a map
 
@@ -82,8 +83,10 @@ def mean_promise(rate: float, spread: float, tilt: float) -> float:
     tilt = min(max(tilt, -_FAR), _FAR)
     end = 30 + abs(tilt)
     logits = np.arange(-end, end + _STEP, _STEP)
-    density = np.exp(a * np.minimum(logits, 0) - b * np.maximum(logits, 0) - total * np.log1p(np.exp(-np.abs(logits))))
-    below, above = math.exp(-a * end) / a / _STEP, math.exp(-b * end) / b / _STEP
+    log_density = a * np.minimum(logits, 0) - b * np.maximum(logits, 0) - total * np.log1p(np.exp(-np.abs(logits)))
+    top = float(log_density.max())
+    density = np.exp(log_density - top)
+    below, above = math.exp(-a * end - top) / a / _STEP, math.exp(-b * end - top) / b / _STEP
     promises = 1 / (1 + np.exp(-np.clip(logits + tilt, -_FAR, _FAR)))
     return float((density @ promises + above) / (density.sum() + below + above))
 
@@ -154,11 +157,18 @@ def _reach_limit(dial: Dial, tilt_map: TiltMap, tilt: float, tilt_of_one: float)
         return dial.note or "no strength of this adapter surely raises the share of liked pictures"
     if tilt_map.lowest <= tilt <= tilt_map.highest:
         return ""
-    end = -1 if tilt > 0 else 0
-    return (
-        f"more is not to be had from this adapter: it reaches {tilt_map.rates[end]:.0%} at strength "
-        f"{tilt_map.tilts[end] / tilt_of_one:.2g}"
-    )
+    end, sign = (-1, 1) if tilt > 0 else (0, -1)
+    reached = f"it reaches {tilt_map.rates[end]:.0%} at strength {tilt_map.tilts[end] / tilt_of_one:.2g}"
+    further = [
+        other
+        for other in dial.maps
+        if other.mode != tilt_map.mode
+        and other.guidance_scale == tilt_map.guidance_scale
+        and sign * (other.rates[end] - tilt_map.rates[end]) > END_OF_ANOTHER
+    ]
+    if further:
+        return f"{reached}; mode {further[0].mode} reaches {further[0].rates[end]:.0%}"
+    return f"more is not to be had from this adapter: {reached}"
 
 
 def _scale_limit(tilt_map: TiltMap, guidance_scale: float | None) -> str:

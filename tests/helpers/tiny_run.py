@@ -66,6 +66,11 @@ def bright(images: list[Image.Image], prompts: list[str], metadata: list[Any]) -
     return np.array([np.asarray(image, dtype=np.float64).mean() / 255 for image in images])
 
 
+def gloomy(images: list[Image.Image], prompts: list[str], metadata: list[Any]) -> np.ndarray:
+    """Mean darkness, 1 for black."""
+    return 1 - bright(images, prompts, metadata)
+
+
 def in_bytes(images: list[Image.Image], prompts: list[str], metadata: list[Any]) -> np.ndarray:
     """As `bright`, 255 for white, and without an `info` that says so."""
     return 255 * bright(images, prompts, metadata)

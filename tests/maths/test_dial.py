@@ -31,7 +31,7 @@ def a_config(**changed) -> AdapterConfig:
 # --- from a weight to the scale of a sample ---
 
 
-@pytest.mark.parametrize(("rate", "tilt"), itertools.product(RATES, TILTS))
+@pytest.mark.parametrize(("rate", "tilt"), list(itertools.product(RATES, TILTS)))
 def test_the_weight_of_the_odds_law_gives_the_odds_law(rate, tilt):
     weight = odds_weight_of(tilt, rate)
     # Far on the negative side the denominator is kept away from 0 where alpha is far above p.
@@ -107,7 +107,7 @@ def test_a_calibrated_scale_goes_through_map_offset_and_gate():
 # --- promises ---
 
 
-@pytest.mark.parametrize(("rate", "tilt"), itertools.product(RATES, TILTS))
+@pytest.mark.parametrize(("rate", "tilt"), list(itertools.product(RATES, TILTS)))
 def test_odds_are_multiplied(rate, tilt):
     promised = odds_rate(rate, tilt)
     assert promised / (1 - promised) == pytest.approx(rate / (1 - rate) * math.exp(tilt), rel=1e-9)
@@ -116,13 +116,14 @@ def test_odds_are_multiplied(rate, tilt):
 
 
 @pytest.mark.parametrize(
-    ("rate", "spread"), [(0.3, 0.05), (0.3, 0.2), (0.05, 0.04), (0.05, 0.15), (0.5, 0.45), (0.9, 0.1), (0.95, 0.15)]
+    ("rate", "spread"),
+    [(0.3, 0.006), (0.5, 0.05), (0.3, 0.2), (0.05, 0.04), (0.05, 0.15), (0.5, 0.45), (0.9, 0.1), (0.95, 0.15)],
 )
 def test_a_mean_promise_is_the_mean_over_prompts(rate, spread):
     total = rate * (1 - rate) / spread**2 - 1
     beta = stats.beta(rate * total, (1 - rate) * total)
     assert mean_promise(rate, spread, 0.0) == pytest.approx(beta.mean(), abs=0.002)
-    for tilt in (-4.0, -1.0, 0.5, 2.0, 6.0):
+    for tilt in (-4.0, 0.5, 6.0):
         # By quantiles: the density itself may be infinite at its ends.
         exact, _ = integrate.quad(lambda u, tilt=tilt: odds_rate(float(beta.ppf(u)), tilt), 0, 1, limit=200)
         assert mean_promise(rate, spread, tilt) == pytest.approx(exact, abs=0.003), tilt

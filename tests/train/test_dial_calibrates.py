@@ -169,7 +169,8 @@ def test_one_prompt_is_enough_for_a_map(monkeypatch):
     assert result.learned and result.dial.prompts == 1 and result.dial.spread == 0.0
     entry = result.dial.own
     for tilt, weight in zip(entry.tilts, entry.weights, strict=True):
-        assert draws.true_rate(weight) == pytest.approx(np.interp(tilt, entry.tilts, entry.rates), abs=0.09)
+        promised = np.interp(tilt, entry.tilts, entry.rates)
+        assert draws.true_rate(weight, entry.mode, entry.slope) == pytest.approx(promised, abs=0.09)
 
 
 @pytest.mark.parametrize("liked", [0.0, 1.0])

@@ -41,7 +41,7 @@ def draw_for_rating(draws: Draws, folder: Path, seed: int = 0) -> int:
         Interrupted: it was asked to stop; nothing was written.
     """
     each = PICTURES // len(WEIGHTS)
-    places = np.linspace(0, len(draws.texts) - 1, min(each, len(draws.texts))).round().astype(int)
+    places = np.random.default_rng(SEED).permutation(len(draws.texts))[:each]
     rows = [(int(places[i % len(places)]), SEED + seed + i) for i in range(each)]
     drawn = [
         (weight, row, picture)

@@ -103,9 +103,8 @@ class _Calibration:
         self.draws, self.judge, self.settings, self.watch = draws, judge, settings, watch
         base_count = int(SHARES["base"] * settings.pictures)
         prompts = min(len(draws.texts), max(16, base_count // 6))
-        chosen = np.linspace(0, len(draws.texts) - 1, prompts).round().astype(int)
-        # Lists of prompts are often sorted, and a weight is drawn on the first rows alone.
-        chosen = np.random.default_rng(SEED).permutation(chosen)
+        # By chance, because lists of prompts are often sorted or take their kinds in turn.
+        chosen = np.random.default_rng(SEED).permutation(len(draws.texts))[:prompts]
         # Two pictures of a prompt stand together, so that every stretch says something about variety.
         self.rows = [(int(chosen[place // 2 % prompts]), SEED + settings.seed + place) for place in range(base_count)]
         self.has_head = draws.head is not None

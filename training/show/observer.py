@@ -101,7 +101,7 @@ class Observer:
             held = _spread(known, max(1, config.sweep_size // GROUP)) if config.sweep_size else []
             shown = (config.sample_prompts or _spread(known, GRID_PROMPTS)) if config.samples_every else []
             self._held, self._shown = len(held), range(len(held), len(held) + len(shown))
-            tried = _spread(known, DIAL_PROMPTS) if self._calibrates else []
+            tried = _some(known, DIAL_PROMPTS) if self._calibrates else []
             self._tried = range(len(held) + len(shown), len(held) + len(shown) + len(tried))
             self.live = Live(base, base_identity, [*held, *shown, *tried], config.pool_batch, stop)
 
@@ -335,6 +335,12 @@ def held_out(config: DataSettings) -> tuple[list[str], str]:
         assert config.data is not None
         prompts = sorted({picture.prompt for picture in read_folder(config.data).pictures})
     return prompts, "prompts it was trained on, with noise it was not"
+
+
+def _some(prompts: Sequence[str], count: int) -> list[str]:
+    """At most `count`, by chance, but always the same: a list may take its kinds in turn, which even steps would miss."""
+    places = np.random.default_rng(0).permutation(len(prompts))[:count]
+    return [prompts[place] for place in sorted(places.tolist())]
 
 
 def _spread(prompts: Sequence[str], count: int) -> list[str]:
