@@ -338,7 +338,7 @@ def held_out(config: DataSettings) -> tuple[list[str], str]:
 
 
 def _some(prompts: Sequence[str], count: int) -> list[str]:
-    """At most `count`, by chance, but always the same: a list may take its kinds in turn, which even steps would miss."""
+    """At most `count`, by chance but always the same: a list may take its kinds in turn, and even steps miss some."""
     places = np.random.default_rng(0).permutation(len(prompts))[:count]
     return [prompts[place] for place in sorted(places.tolist())]
 
