@@ -172,7 +172,8 @@ class Dial(Part):
         mode = self.own.mode if mode is None else "two_pass" if mode == "batched" else mode
         scale = self.own.guidance_scale if guidance_scale is None else guidance_scale
         fitting = [entry for entry in self.maps if entry.mode == mode and (guide is None or entry.guide == guide)]
-        fitting = fitting or [entry for entry in self.maps if entry.mode == mode]
+        if not fitting and scale <= 1:  # without classifier-free guidance all predictions are guided either way
+            fitting = [entry for entry in self.maps if entry.mode == mode]
         return min(fitting, key=lambda entry: abs(entry.guidance_scale - scale), default=None)
 
 

@@ -196,7 +196,10 @@ class _Calibration:
         for weight in again:
             way.add(weight, max(8, int(0.6 * pictures / len(again))))
         curve = way.fit()
-        tilt_map = invert(curve, dial.spread, mode, slope, self.draws.base.stock_guidance_scale, way.count)
+        # Where nothing rises, strength 1 of a policy goes on being the LoRA as it was made.
+        unlearned = 1.0 if self.draws.config.kind == "policy" else 0.1
+        scale = self.draws.base.stock_guidance_scale
+        tilt_map = invert(curve, dial.spread, mode, slope, scale, way.count, unlearned)
         return Way(tilt_map, curve, *way.metrics())
 
     def _first_weights(self, mode: str, slope: float, rate: float) -> list[float]:
@@ -265,8 +268,17 @@ def _weights_of(curve: RateCurve, spread: float) -> list[float]:
     return sorted(weight for weight in weights if abs(weight) > 1e-3)
 
 
-def invert(curve: RateCurve, spread: float, mode: str, slope: float, guidance_scale: float, pictures: int) -> TiltMap:
-    """The map: the weight of each tilt, and the tilts at which the adapter's reach ends."""
+def invert(
+    curve: RateCurve,
+    spread: float,
+    mode: str,
+    slope: float,
+    guidance_scale: float,
+    pictures: int,
+    unlearned: float = 0.1,
+) -> TiltMap:
+    """The map: the weight of each tilt, and the tilts at which the adapter's reach ends; `unlearned` is the last weight
+    where the rate does not rise."""
     rate = float(np.clip(curve.rate(0.0), 1e-4, 1 - 1e-4))
     low = _tilt_of(rate, spread, float(curve.rate(curve.low)))
     high = _tilt_of(rate, spread, float(curve.rate(curve.high)))
@@ -284,7 +296,7 @@ def invert(curve: RateCurve, spread: float, mode: str, slope: float, guidance_sc
             points[place] = weight
             ends = min(ends[0], weight), max(ends[1], weight)
     if ends[1] == 0:
-        points[0.1] = max(round(curve.high, 5), 0.1)  # it does not rise: a map has two points at least
+        points[0.1] = max(round(curve.high, 5), unlearned)  # a map has two points at least
     tilts = sorted(points)
     weights = [points[tilt] for tilt in tilts]
     return TiltMap(
