@@ -219,7 +219,8 @@ class Observer:
         if not self._works or (not config.calibration_pictures and config.calibration_pictures is not None):
             return None
         if pictures < LEAST:
-            self.say(f"the dial is not calibrated: {pictures} pictures are a tenth of this run, {LEAST} are needed")
+            words = "are a tenth of this run" if config.calibration_pictures is None else "were asked for"
+            self.say(f"the dial is not calibrated: {pictures} pictures {words}, {LEAST} are needed")
             return None
         rewards, live = rewards_of(config), self.live
         if not rewards and learner.head is None:
