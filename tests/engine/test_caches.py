@@ -41,7 +41,7 @@ def flux() -> Any:
 
 
 def always(pipe: Any, alpha: float = 1.0, **config: Any) -> Adapter:
-    """A positive adapter whose head always says alpha, at tilt 1: s is strength times alpha."""
+    """A positive adapter whose head always says alpha, at tilt 1: s of the law "nft" is strength times alpha."""
     adapter = adapter_for(CASE, pipe, tilt=1.0)
     head = constant_head(32, alpha)
     head.config = replace(head.config, tap="norm_out")
@@ -108,11 +108,11 @@ def test_each_branch_is_cached_as_if_it_were_alone(cache: str, cfg: bool) -> Non
     guided = DiffusionNFTPipeline.from_pipe(pipe, always(pipe))
     assert torch.equal(sample(guided, cache, cfg=cfg, nft_strength=0)[0], stock)
     for _ in range(2):  # nothing is remembered from call to call
-        result, ran = sample(guided, cache, cfg=cfg)
+        result, ran = sample(guided, cache, cfg=cfg, nft_law="nft")
         torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
         assert guided.nft_stats.forwards == 2 * calls and ran < 2 * calls
     with mixed_memories():
-        wrong, _ = sample(guided, cache, cfg=cfg)
+        wrong, _ = sample(guided, cache, cfg=cfg, nft_law="nft")
     assert (wrong - expected).norm() > 0.02 * (expected - stock).norm()
 
 
@@ -134,7 +134,7 @@ def test_single_is_the_lora_at_its_scale(cache: str) -> None:
     pipe = flux()
     guided = DiffusionNFTPipeline.from_pipe(pipe, always(pipe, base_rate=0.999999))
     expected, _ = sample(with_lora(0.5), cache)
-    result, _ = sample(guided, cache, nft_strength=0.5, nft_mode="single")
+    result, _ = sample(guided, cache, nft_strength=0.5, nft_mode="single", nft_law="nft")
     torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
 
 
@@ -207,7 +207,7 @@ def test_caches_that_were_applied_by_function(cache: str) -> None:
     expected, _ = sample(cached(with_lora()))
     guided = DiffusionNFTPipeline.from_pipe(cached(flux()), always(flux()))
     for _ in range(2):
-        torch.testing.assert_close(sample(guided)[0], expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(sample(guided, nft_law="nft")[0], expected, atol=1e-4, rtol=0)
 
 
 def test_sea_cache() -> None:
@@ -254,7 +254,7 @@ def test_sea_cache() -> None:
     transformer.enable_cache(config)
     stock, _ = counted(transformer)
     term = Term(guided.nft_adapters["default"], "nft", 1.0)
-    with NFTEngine(transformer, [term], GuidanceSettings(), scheduler=pipe.scheduler):
+    with NFTEngine(transformer, [term], GuidanceSettings(law="nft"), scheduler=pipe.scheduler):
         result, _ = counted(transformer)
         torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
         with mixed_memories():

@@ -36,11 +36,11 @@ def policy(pipe: Any, seed: int) -> Any:
 
 def test_a_schedule_multiplies_the_tilt_at_each_noise_level() -> None:
     guided = guided_pipe(alpha=0.5)
-    sample(guided, num_inference_steps=5)
+    sample(guided, num_inference_steps=5, nft_law="nft")
     levels, full = guided.nft_stats.noise_level[:, 0], guided.nft_stats.scale[:, 0]
-    sample(guided, num_inference_steps=5, nft_schedule=lambda t: t**2)
+    sample(guided, num_inference_steps=5, nft_law="nft", nft_schedule=lambda t: t**2)
     torch.testing.assert_close(guided.nft_stats.scale[:, 0], full * levels**2)
-    sample(guided, num_inference_steps=5, nft_schedule=[(0.9, 1.0), (0.5, 0.0)])
+    sample(guided, num_inference_steps=5, nft_law="nft", nft_schedule=[(0.9, 1.0), (0.5, 0.0)])
     expected = full * ((levels - 0.5) / 0.4).clamp(0, 1)
     torch.testing.assert_close(guided.nft_stats.scale[:, 0], expected, atol=1e-6, rtol=0)
     assert guided.nft_stats.passes.tolist() == [2 if s else 1 for s in expected.tolist()]
@@ -90,12 +90,13 @@ def test_guiding_conditional_rows_runs_the_second_pass_on_them_alone() -> None:
 @pytest.mark.parametrize("call", [{}, CFG], ids=["cfg_free", "cfg"])
 def test_a_cap_shortens_the_push_and_leaves_smaller_ones(call: dict) -> None:
     guided = guided_pipe(alpha=0.5, tilt=4.0)
-    free = sample(guided, num_images_per_prompt=3, **call, **ONE)
-    base = sample(guided, nft_strength=0, num_images_per_prompt=3, **call, **ONE)
-    sample(guided, num_images_per_prompt=3, **call, **ONE)
+    call = {**call, **ONE, "nft_law": "nft"}
+    free = sample(guided, num_images_per_prompt=3, **call)
+    base = sample(guided, nft_strength=0, num_images_per_prompt=3, **call)
+    sample(guided, num_images_per_prompt=3, **call)
     push = guided.nft_stats.push[0]
     cap = push.sort().values[1].item()
-    capped = sample(guided, num_images_per_prompt=3, nft_cap=cap, **call, **ONE)
+    capped = sample(guided, num_images_per_prompt=3, nft_cap=cap, **call)
     shorter = (cap / push).clamp(max=1)
     assert (shorter < 1).sum() == 1
     torch.testing.assert_close(capped - base, shorter.view(-1, 1, 1, 1) * (free - base), atol=1e-5, rtol=0)
@@ -234,7 +235,10 @@ def test_any_of_one_adapter_is_that_adapter() -> None:
 def test_any_is_refused_where_it_has_no_law() -> None:
     guided = two_heads()
     for call, message in (
-        ({}, r'nft_combine="any" adds odds weights, and the scale of nft_law="nft" is none. Use nft_law="odds"'),
+        (
+            {"nft_law": "nft"},
+            r'nft_combine="any" adds odds weights, and the scale of nft_law="nft" is none. Use nft_law="odds"',
+        ),
         ({"nft_law": "odds", "nft_strength": -1.0}, "those of 'a' and 'b' are negative"),
     ):
         with counted_forwards(guided.transformer) as forwards, pytest.raises(GuidanceError, match=message):
@@ -355,7 +359,12 @@ def test_strength_changed_from_the_callback_holds_for_the_steps_that_follow() ->
         pipe.set_nft_strength([0.0, -1.0, 0.5][step])
         return inputs
 
-    sample(guided, num_inference_steps=4, callback_on_step_end=lambda p, i, t, k: change(p, i, t, k) if i < 3 else k)
+    sample(
+        guided,
+        num_inference_steps=4,
+        nft_law="nft",
+        callback_on_step_end=lambda p, i, t, k: change(p, i, t, k) if i < 3 else k,
+    )
     assert guided.nft_stats.scale[:, 0].tolist() == [1.0, 0.0, -1.0, 0.5]
     assert guided.nft_stats.passes.tolist() == [2, 1, 2, 2]
     with pytest.raises(GuidanceError, match="set_nft_strength changes a call that is running, and none is"):

@@ -69,7 +69,7 @@ def test_positive_adapter_at_tilt_alpha_1_is_the_lora_switched_on(style: bool, c
     guided = DiffusionNFTPipeline.from_pipe(pipe, tiny_adapter(pipe.transformer, alpha=1.0))
     expected = lora_on(style=style, **cfg)
     assert not torch.allclose(expected, sample(pipe, **cfg), atol=1e-3)
-    torch.testing.assert_close(sample(guided, nft_beta=2.0, **cfg), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(sample(guided, nft_beta=2.0, nft_law="nft", **cfg), expected, atol=1e-5, rtol=0)
     assert torch.equal(guided.nft_stats.scale, torch.ones(3, 1))
 
 
@@ -90,10 +90,10 @@ def test_linear_in_strength_on_one_forward(kind: str) -> None:
     pipe = tiny_pipe()
     guided = DiffusionNFTPipeline.from_pipe(pipe, tiny_adapter(pipe.transformer, kind=kind))
     base = sample(pipe, num_inference_steps=1)
-    once = sample(guided, num_inference_steps=1) - base
+    once = sample(guided, num_inference_steps=1, nft_law="nft") - base
     assert once.abs().max() > 1e-3
     for strength in (-1.5, 0.5, 2.0):
-        moved = sample(guided, num_inference_steps=1, nft_strength=strength) - base
+        moved = sample(guided, num_inference_steps=1, nft_strength=strength, nft_law="nft") - base
         torch.testing.assert_close(moved, strength * once, atol=1e-5, rtol=0)
 
 
@@ -170,7 +170,7 @@ def test_skip_layer_guidance_gets_the_steps_alpha_and_is_guided_too() -> None:
     pipe = tiny_pipe()
     guided = DiffusionNFTPipeline.from_pipe(pipe, tiny_adapter(pipe.transformer, alpha=1.0))
     with counted_forwards(pipe.transformer) as forwards:
-        result = sample(guided, nft_beta=2.0, **slg)
+        result = sample(guided, nft_beta=2.0, nft_law="nft", **slg)
     torch.testing.assert_close(result, lora_on(**slg), atol=1e-5, rtol=0)
     assert guided.nft_stats.passes.tolist() == [2, 4, 4]  # the first step has no skip-layer call
     assert forwards == [10]
@@ -195,7 +195,7 @@ def test_push_is_how_far_the_predicted_picture_moves() -> None:
     start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
     one: dict[str, Any] = {"num_inference_steps": 1, "latents": start}
     v_old, v_lora = sample(pipe, **one) - start, lora_on(**one) - start
-    sample(guided, nft_strength=-2.0, **one)  # tilt -4, s = -2
+    sample(guided, nft_strength=-2.0, nft_law="nft", **one)  # tilt -4, s = -2
     # One step goes from noise (t = 1) to t = 0, so what `sample` gave are the predicted pictures themselves: x_1 - v.
     expected = 2 * (v_lora - v_old).norm() / (start + v_old).norm()
     assert guided.nft_stats.push.item() == pytest.approx(expected.item(), rel=1e-4)

@@ -70,7 +70,7 @@ def test_one_record_and_one_alpha_through_both() -> None:
     assert stats.passes.tolist() == [4] * 4 and stats.alpha.shape == (4, 2) and not stats.alpha.isnan().any()
     assert stats.noise_level.diff(dim=0).max() < 0
     assert (stats.noise_level < 0.8).any() and (stats.noise_level > 0.8).any(), "both are at work in this call"
-    WAN.sample(guided, [0, 1], nft_mode="single", **CALL)
+    WAN.sample(guided, [0, 1], nft_mode="single", nft_law="nft", **CALL)
     single = guided.nft_stats
     torch.testing.assert_close(single.scale[1:], 2.0 * single.alpha[:-1])
     assert single.passes.tolist() == [1] * 4

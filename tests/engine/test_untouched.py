@@ -134,7 +134,7 @@ def test_a_style_loaded_after_the_adapter() -> None:
     assert torch.equal(sample(guided, nft_strength=0), sample(other))
     other.load_lora_weights(random_lora(other.transformer), adapter_name="x")
     other.set_adapters(["style", "x"])
-    torch.testing.assert_close(sample(guided, nft_beta=2.0), sample(other), atol=1e-5, rtol=0)
+    torch.testing.assert_close(sample(guided, nft_beta=2.0, nft_law="nft"), sample(other), atol=1e-5, rtol=0)
     guided.unwrap()
     assert pipe.get_active_adapters() == ["style"]
     other.set_adapters(["style"])
@@ -149,7 +149,7 @@ def test_a_style_the_user_switched_off_stays_off_in_both_branches() -> None:
     before = state_of(pipe.transformer)
     assert torch.equal(sample(guided, nft_strength=0), sample(other))
     other.load_lora_weights(random_lora(other.transformer), adapter_name="x")
-    torch.testing.assert_close(sample(guided, nft_beta=2.0), sample(other), atol=1e-5, rtol=0)
+    torch.testing.assert_close(sample(guided, nft_beta=2.0, nft_law="nft"), sample(other), atol=1e-5, rtol=0)
     assert_same_state(before, state_of(pipe.transformer))
 
 
@@ -161,7 +161,7 @@ def test_the_calls_lora_scale_is_for_the_users_loras_only() -> None:
     before = state_of(pipe.transformer)
     other.load_lora_weights(random_lora(other.transformer), adapter_name="x")
     other.set_adapters(["style", "x"], [0.25, 1.0])
-    scaled = sample(guided, nft_beta=2.0, joint_attention_kwargs={"scale": 0.25})
+    scaled = sample(guided, nft_beta=2.0, nft_law="nft", joint_attention_kwargs={"scale": 0.25})
     torch.testing.assert_close(scaled, sample(other), atol=1e-5, rtol=0)
     assert_same_state(before, state_of(pipe.transformer))
     with pytest.raises(GuidanceError, match=r"switches every LoRA off, the nft one too.*disable_lora"):
