@@ -13,7 +13,7 @@ from nft_pipeline.dial.measured import dial_faults
 from nft_pipeline.dial.promise import mean_promise, promise, tilt_for_rate
 from nft_pipeline.dial.scale import weight_of
 from nft_pipeline.training.dial import calibrate as module
-from nft_pipeline.training.dial.calibrate import LEAST, Settings, calibrate
+from nft_pipeline.training.dial.calibrate import LEAST, SHARES, Settings, calibrate
 from nft_pipeline.training.dial.draws import Interrupted
 from nft_pipeline.training.dial.measure_adapter import with_dial
 
@@ -96,7 +96,7 @@ def test_the_dial_says_what_was_measured(monkeypatch):
     assert dial.spread == pytest.approx(0.15, abs=0.05)
     assert dial.slope == pytest.approx(1.0, abs=0.1), "its alpha is right"
     assert all(abs(offset) < 0.5 for _, offset in dial.offsets)
-    assert (dial.judged_by, dial.judge, dial.pictures, dial.steps) == ("reward", "known", 560, 4)
+    assert (dial.judged_by, dial.judge, dial.pictures, dial.steps) == ("reward", "known", int(SHARES["base"] * 2000), 4)
     assert result.forwards == draws.forwards
     assert [t for t, _ in result.mean_alphas] == [1.0, 0.75, 0.5, 0.25]
     spent = sum(count * (2 if mode == "two_pass" else 1) for count, _, mode, _ in draws.drawn)
@@ -210,7 +210,7 @@ def test_too_small_a_budget_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=f"of {LEAST - 1} pictures says nothing; it needs {LEAST} or more"):
         calibrated(monkeypatch, pictures=LEAST - 1)
     _, result = calibrated(monkeypatch, pictures=LEAST, kind="positive")
-    assert result.dial.pictures == int(0.28 * LEAST)
+    assert result.dial.pictures == int(SHARES["base"] * LEAST)
 
 
 def test_a_stop_ends_it(monkeypatch):

@@ -30,12 +30,12 @@ def test_the_demo_says_yes_only_if_the_odds_law_helped(capsys):
     good = points(
         ("odds", 1.0, 240, 0.35, 0.9, 0.5), ("odds", 4.0, 240, 0.9, 0.9, 0.9), ("nft", 4.0, 240, 0.3, 0.9, 0.9)
     )
-    assert _verdict(base, good) == 0 and "Guidance helped: odds law, P(o=1) 0.330 -> 0.900" in capsys.readouterr().out
+    assert _verdict(base, good) == 0 and "Guidance helped: odds, P(o=1) 0.330 -> 0.900" in capsys.readouterr().out
     weak = points(
         ("odds", 1.0, 240, 0.9, 0.9, 0.9), ("odds", 4.0, 240, 0.42, 0.9, 0.9), ("nft", 4.0, 240, 0.9, 0.9, 0.9)
     )
     assert _verdict(base, weak) == 1
-    assert "did not help: odds law, P(o=1) 0.330 -> 0.420 at strength 2; expected 0.1" in capsys.readouterr().out
+    assert "did not help: odds, P(o=1) 0.330 -> 0.420 at strength 2; expected 0.1" in capsys.readouterr().out
 
 
 def test_tables_and_plot_hold_promise_measurement_and_rival(tmp_path):

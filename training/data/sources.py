@@ -20,7 +20,6 @@ from ..rewards.find import Scorer, find_prompts, find_reward
 from ..settings.config import TrainConfig
 from ..settings.data import DataSettings
 from .folder import folder_pool, read_folder, split, support_gap
-from .optimality import GROUPED
 from .pool import Pool, check_pool, load_pool, pool_key, sample_pool, save_pool
 
 HELD_OUT_SEED = 1_000_003  # added to the run's seed: the held-out pool's noise is never the training pool's
@@ -55,10 +54,8 @@ def offline_pools(base: TrainBase, config: TrainConfig, out: Path, say: Say) -> 
 
 
 def _settings(base: TrainBase, config: TrainConfig) -> dict[str, Any]:
-    # The first pools compared all pictures with each other.
-    compared = {"compared": "within prompts"} if config.optimality in GROUPED else {}
+    # The first pools compared all pictures with each other; a run that has one goes on with it.
     return {
-        **compared,
         "base": config.base_model,
         "optimality": [config.optimality, config.optimality_at],
         "dtype": str(base.dtype),

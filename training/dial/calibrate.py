@@ -33,7 +33,7 @@ Judge = Callable[[Drawn, Sequence[int]], np.ndarray]  # drawn pictures and their
 
 KNOTS = (-6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 USUAL = (-2.0, -1.0, 0.5, 1.0, 2.0)
-SHARES = {"base": 0.26, "weight": 0.32, "gate": 0.12, "two_pass": 0.3}  # of the pictures
+SHARES = {"base": 0.26, "weight": 0.44, "gate": 0.1, "two_pass": 0.2}  # of the pictures
 LEVELS = 7  # noise levels at which alpha is tried
 LEAST_SLOPE = 0.15  # a gate that hardly differs between states is not tried
 LEAST = 240  # pictures; with fewer nothing can be said

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 ENOUGH_PROMPTS = 12  # to take errors over prompts; below, over noises
-_RIDGE = np.array([1e-6, 1e-4, 1.0, 3.0])
+_RIDGE = np.array([1e-6, 1e-4, 0.3, 1.0])
 _RIDGE_MIXED = np.array([1e-6, 1.0, 2.0, 3.0])  # of the correction to a law that is right but for learned errors
 _LEAST_RATE = 0.002
 _GRID = 400

@@ -56,21 +56,23 @@ class RewardJudge:
             RewardError: scores of another number than pictures, or too many of them missing.
         """
         texts = [self._texts[prompt] for prompt in prompts]
-        parts, weights = [], []
+        places, scored = np.asarray(prompts), {}
         for name, reward in self._rewards.items():
             scores = score(reward, name, drawn.pictures, texts)
-            scores = np.where(np.isfinite(scores), scores, np.nan)
-            missing = int(np.isnan(scores).sum())
+            scored[name] = np.where(np.isfinite(scores), scores, np.nan)
+            missing = int(np.isnan(scored[name]).sum())
             if missing > MISSING_LIMIT * len(scores):
                 raise RewardError(
                     f"reward {name!r} has no score for {missing} of {len(scores)} held-out pictures, expected at most "
                     f"{MISSING_LIMIT:.0%}. Mend it, or calibrate with another one"
                 )
-            places = np.asarray(prompts)
-            if name not in self._scales:
+        if not self._scales:
+            if all(_is_binary(scores) for scores in scored.values()):
+                self._method = "raw"  # scores of 0 and 1 say themselves what is liked, however a run compares them
+            for name, scores in scored.items():
                 self._scales[name] = BaseScale(scores, places, self._method, self._at)
-            parts.append(self._scales[name](scores, places))
-            weights.append(self._weights.get(name, 1.0))
+        parts = [self._scales[name](scores, places) for name, scores in scored.items()]
+        weights = [self._weights.get(name, 1.0) for name in scored]
         if self._mix == "product":
             return np.prod([self._r(part, place) for place, part in enumerate(parts)], axis=0)
         return self._r(np.average(parts, axis=0, weights=weights), 0)
@@ -83,6 +85,11 @@ class RewardJudge:
         if place not in self._borders:
             self._borders[place] = float(np.nanquantile(normalised, 1 - share))
         return np.where(np.isfinite(normalised), (normalised >= self._borders[place]).astype(float), np.nan)
+
+
+def _is_binary(scores: np.ndarray) -> bool:
+    known = scores[np.isfinite(scores)]
+    return bool(np.isin(known, (0.0, 1.0)).all())
 
 
 class AlphaJudge:
