@@ -73,6 +73,7 @@ def one_run(seed: int, n: int, work: Path) -> dict:
     load = workload(seed, n, dict(guided.call_defaults))
     base = measure_base(guided.unwrap(), load, reward)
     guided.load_nft_adapter(read_adapter(folder / "adapter"))
+    own = [guided.nft_config.dial.own.mode, guided.nft_config.dial.own.slope]
     modes = {mode: measure_laws(guided, load, reward, base, TILTS, laws, mode) for mode, laws in WAYS.items()}
     rivals = measure_lora_weight(guided.unwrap(), folder / "adapter", load, reward, base, WEIGHTS)
     measured = {
@@ -80,7 +81,7 @@ def one_run(seed: int, n: int, work: Path) -> dict:
         "base": base.to_dict(),
         "modes": {mode: [point.to_dict() for point in points] for mode, points in modes.items()},
         "rivals": [point.to_dict() for point in rivals],
-        "own": [guided.nft_config.dial.own.mode, guided.nft_config.dial.own.slope],
+        "own": own,
         **trained,
     }
     done.write_text(json.dumps(measured))

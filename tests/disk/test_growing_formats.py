@@ -59,13 +59,13 @@ def test_json_of_version_1_is_written_again_as_the_same_bytes(name: str) -> None
         assert AlphaHeadConfig.from_dict(head).to_dict() == head
 
 
-def test_the_shipped_adapters_are_written_again_as_version_1_wrote_them() -> None:
+def test_a_shipped_adapter_is_written_again_as_version_1_wrote_it() -> None:
+    """shapes-follow; shapes-warm was trained anew since, and has a dial."""
     sums = dict(line.split()[::-1] for line in (VERSION_1 / "shipped.sha256").read_text().splitlines())
-    for name in ("shapes-warm", "shapes-follow"):
-        written = {f"{name}/{path}": data for path, data in adapter_files(read_adapter(name)).items()}
-        assert {path: hashlib.sha256(data).hexdigest() for path, data in written.items()} == {
-            path: digest for path, digest in sums.items() if path.startswith(name)
-        }
+    written = {f"shapes-follow/{path}": data for path, data in adapter_files(read_adapter("shapes-follow")).items()}
+    assert {path: hashlib.sha256(data).hexdigest() for path, data in written.items()} == {
+        path: digest for path, digest in sums.items() if path.startswith("shapes-follow")
+    }
 
 
 def test_a_head_of_an_older_version_takes_the_defaults() -> None:
