@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from helpers.adapters import random_lora, tiny_adapter, tiny_sd3
 from helpers.cards import light_adapter
+from helpers.dialled import a_dial, tilt_map
 from nft_pipeline.adapter import Adapter, AdapterError, write_adapter
 from nft_pipeline.adapters.foreign.adapter import read_foreign
 from nft_pipeline.adapters.keys import lora_modules
@@ -89,6 +90,18 @@ def test_merged_scales_by_the_law_with_one_alpha(law: str, alpha: float | None) 
     key = "transformer.blocks.0.attn.to_q.lora_B.weight"
     torch.testing.assert_close(tensors[key], adapter.lora[key] * scale)
     assert set(tensors) == set(adapter.lora)
+
+
+def test_merged_takes_the_weight_that_the_calibration_found() -> None:
+    plain = light_adapter()
+    dial = a_dial(tilt_map(tilts=(-2.0, 0.0, 4.0), weights=(-0.5, 0.0, 1.0), rates=(0.1, 0.4, 0.9), errors=(0.0,) * 3))
+    adapter = replace(plain, config=replace(plain.config, dial=dial))
+    strength = 2.0 / adapter.config.tilt
+    ((_, data),) = export(adapter, "merged", strength=strength).items()
+    key = next(key for key in adapter.lora if key.endswith("lora_B.weight"))
+    torch.testing.assert_close(safetensors.torch.load(data)[key], adapter.lora[key] * 0.5)
+    ((_, by_law),) = export(adapter, "merged", strength=strength, law="odds", alpha=0.3).items()
+    assert not torch.equal(safetensors.torch.load(by_law)[key], safetensors.torch.load(data)[key])
 
 
 def test_merged_at_strength_nought_changes_nothing(tmp_path: Path) -> None:
