@@ -172,7 +172,7 @@ def test_a_cached_node_says_it_when_sampling_starts_and_for_the_cfg_of_the_run(w
         assert world.texts[0].endswith("(measured at CFG 3)") == (cfg == 4.0)
         world.texts.clear()
     world.sample(world.guided("exact", guide="cond"), 4.0)
-    assert "34% liked becomes 70% ± 2% (measured at CFG 3 and with guide both)" in world.texts
+    assert any("not measured" in text for text in world.texts), "no map says what guide cond does under CFG"
 
 
 def test_while_it_draws_the_node_says_how_each_picture_stands(world: World) -> None:

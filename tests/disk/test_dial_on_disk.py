@@ -155,7 +155,8 @@ def test_the_map_is_that_of_the_mode_at_the_nearest_guidance_scale() -> None:
         (("single", 1.0, "cond"), 2),
         (("two_pass", 1.0, None), 3),
         (("batched", 9.0, "both"), 3),
-        (("two_pass", 3.0, "cond"), 3),
+        (("two_pass", 1.0, "cond"), 3),
     ):
         assert dial.map_for(*asked) is maps[place], asked
+    assert dial.map_for("two_pass", 3.0, "cond") is None, "under guidance the two ways of guiding are not the same"
     assert a_dial().map_for("two_pass") is None

@@ -242,8 +242,8 @@ def test_two_passes_only_where_they_surely_reach_further():
     plain = a_way()
     for other, wins in (
         (a_way("two_pass", top=0.9), True),
-        (a_way("two_pass", top=0.84), False),
-        (a_way("two_pass", top=0.9, error=0.03), False),
+        (a_way("two_pass", top=0.83), False),
+        (a_way("two_pass", top=0.9, error=0.08), False),
         (a_way("two_pass", variety=0.2, watched=0.2), False),
     ):
         best, reason = choose_way([plain, other])

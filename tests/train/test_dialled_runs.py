@@ -14,7 +14,7 @@ from helpers.tiny_run import ONLINE, SMALL, picture_folder, save_tiny
 from nft_pipeline.adapter import Adapter, read_adapter
 from nft_pipeline.cli import main
 from nft_pipeline.dial.promise import tilt_at_weight
-from nft_pipeline.training.dial.calibrate import LEAST
+from nft_pipeline.training.dial.calibrate import LEAST, SHARES
 from nft_pipeline.training.dial.draws import Draws
 from nft_pipeline.training.run import trainer
 from nft_pipeline.training.run.stopping import Stopped
@@ -47,7 +47,7 @@ def test_a_run_keeps_what_it_found_in_the_adapter(offline: tuple[Path, Adapter, 
     _, adapter, said = offline
     dial = adapter.config.dial
     assert dial is not None and (dial.judged_by, dial.judge) == ("reward", BRIGHT)
-    assert (dial.prompts, dial.pictures, dial.steps) == (3, int(0.28 * LEAST), 2)
+    assert (dial.prompts, dial.pictures, dial.steps) == (3, int(SHARES["base"] * LEAST), 2)
     assert 0.3 < dial.rate < 0.7, "rank: half of the base model's pictures"
     assert {entry.mode for entry in dial.maps} == {"single", "two_pass"}
     assert f"calibrating the dial: {LEAST} held-out pictures, judged by {BRIGHT}" in said
