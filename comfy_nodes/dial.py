@@ -14,8 +14,7 @@ from torch import Tensor
 from nft_pipeline.adapters.config import AdapterConfig
 from nft_pipeline.dial.forecast import forecast
 from nft_pipeline.dial.measured import TiltMap
-from nft_pipeline.dial.promise import END, promise, tilt_for_rate
-from nft_pipeline.engine.terms import base_rate
+from nft_pipeline.dial.promise import END, base_rate, promise, tilt_for_rate
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.laws import LAWS
 from nft_pipeline.modes import MODES

@@ -137,7 +137,7 @@ def promise(
 
 def _unmeasured(config: AdapterConfig, rates: Sequence[float] | None, tilt: float) -> tuple[float, float]:
     """(base rate, rate) by the odds law alone, where no map says what the adapter does."""
-    base = _base_rate(config)
+    base = base_rate(config)
     each = rates if rates is not None else [] if base is None else [base]
     if not each:
         raise GuidanceError(
@@ -147,7 +147,8 @@ def _unmeasured(config: AdapterConfig, rates: Sequence[float] | None, tilt: floa
     return float(np.mean(each)), float(np.mean([odds_rate(p, tilt) for p in each]))
 
 
-def _base_rate(config: AdapterConfig) -> float | None:
+def base_rate(config: AdapterConfig) -> float | None:
+    """p: as it was measured by a calibration, or by the training; None if nobody measured it."""
     return config.base_rate if config.dial is None else config.dial.rate
 
 
@@ -201,7 +202,7 @@ def tilt_for_rate(
     dial = config.dial
     tilt_map = None if dial is None else dial.map_for(mode, guidance_scale)
     if tilt_map is None:
-        base = _base_rate(config)
+        base = base_rate(config)
         if base is None or config.kind != "positive":
             missing = "it was never calibrated" if dial is None else f"its calibration has no map of the mode {mode}"
             raise GuidanceError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import guidance
 from ..adapters.keys import component_lora
+from ..dial.promise import base_rate
 from ..dial.scale import calibrated_scale
 from ..errors import GuidanceError
 from ..families.forward_call import as_tokens, first_argument
@@ -203,11 +204,6 @@ def alpha_before(config: AdapterConfig, last: Tensor | None, noise_level: Tensor
     if last is None or last.shape != noise_level.shape:
         return torch.full_like(noise_level, base_rate(config) or 0.0)
     return last
-
-
-def base_rate(config: AdapterConfig) -> float | None:
-    """p: as it was measured by a calibration, or by the training; None if nobody measured it."""
-    return config.base_rate if config.dial is None else config.dial.rate
 
 
 def _rounded(values: Tensor) -> list[float]:
