@@ -15,7 +15,7 @@ import torch
 
 from ..adapters.config import AdapterConfig
 from ..dial.promise import Promise, promise
-from ..dial.scale import mended
+from ..dial.scale import BARELY, mended
 from ..engine.loading import find_denoisers
 from ..errors import GuidanceError
 from ..families.registry import unwrap_compiled
@@ -25,7 +25,6 @@ from .guided_call import guidance_scale_of
 NOISES = 16  # for all prompts together, and at least AT_ONCE for each
 AT_ONCE = 4
 STEPS = 4
-BARELY = 1e-6  # a tilt that changes no picture and still lets the head read alpha
 
 
 class _Enough(Exception):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .measured import Dial, TiltMap
 
+BARELY = 1e-6  # a tilt, or a weight, that changes no picture and still lets the head read alpha
 SMALLEST = 1e-4  # alpha' is kept this far from 0 and 1
 
 
@@ -57,12 +58,6 @@ def weight_scale(alpha: Tensor, weight: Tensor | float, rate: float) -> Tensor:
     below = rate + w * (alpha - rate)  # p (1 - w) + w alpha', written so that it is p where alpha' is p
     gate = w * alpha / torch.where(w < 0, below.clamp(min=0.05 * rate), below)
     return torch.where(w < 1, gate, w.expand_as(gate))
-
-
-def odds_weight_of(tilt: float, rate: float) -> float:
-    """The weight that the odds law itself has at a tilt: `rho p / (1 + rho p)`, rho = e^tilt - 1."""
-    rho = math.expm1(tilt)
-    return rho * rate / (1 + rho * rate)
 
 
 def weight_of(tilt_map: TiltMap, tilt: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ import torch
 
 from nft_pipeline.adapter import AdapterConfig
 from nft_pipeline.dial.measured import Dial, TiltMap
-from nft_pipeline.training.dial.draws import BARELY, Drawn
+from nft_pipeline.dial.scale import BARELY
+from nft_pipeline.training.dial.draws import Drawn
 
 from .adapters import config_values
 

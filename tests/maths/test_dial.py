@@ -15,7 +15,7 @@ from helpers.mixture import noise_levels, ring, solve_ode, spread_noise
 from nft_pipeline.adapter import AdapterConfig
 from nft_pipeline.dial.forecast import forecast
 from nft_pipeline.dial.promise import mean_promise, odds_rate, promise, tilt_at_weight, tilt_for_rate
-from nft_pipeline.dial.scale import calibrated_scale, gated, mended, odds_weight_of, offset_of, weight_of, weight_scale
+from nft_pipeline.dial.scale import calibrated_scale, gated, mended, offset_of, weight_of, weight_scale
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.guidance import combine, law_scale
 
@@ -33,7 +33,8 @@ def a_config(**changed) -> AdapterConfig:
 
 @pytest.mark.parametrize(("rate", "tilt"), list(itertools.product(RATES, TILTS)))
 def test_the_weight_of_the_odds_law_gives_the_odds_law(rate, tilt):
-    weight = odds_weight_of(tilt, rate)
+    rho = math.expm1(tilt)
+    weight = rho * rate / (1 + rho * rate)
     # Far on the negative side the denominator is kept away from 0 where alpha is far above p.
     sound = 1 + math.expm1(tilt) * ALPHAS > 0.05 * (1 + math.expm1(tilt) * rate)
     scale = weight_scale(ALPHAS[sound], weight, rate)

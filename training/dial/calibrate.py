@@ -21,11 +21,12 @@ from tqdm import tqdm
 
 from nft_pipeline.dial.measured import Dial, TiltMap
 from nft_pipeline.dial.promise import mean_promise
+from nft_pipeline.dial.scale import BARELY
 
 from ..show import picture_stats
 from .choose import Way, choose_way
 from .curve import RateCurve, fit_curve, rate_between_prompts
-from .draws import BARELY, Drawn, Draws
+from .draws import Drawn, Draws
 from .judges import read_noised
 from .trust import Trust, fit_trust
 

@@ -20,8 +20,6 @@ from nft_pipeline.modes import MODES
 
 from ..bases.base import Conditions, TrainBase, rows_of
 
-BARELY = 1e-6  # a weight that changes no picture and still lets the head read alpha
-
 
 class Interrupted(RuntimeError):
     """The calibration was asked to stop while it drew."""
