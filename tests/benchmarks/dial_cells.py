@@ -46,7 +46,7 @@ from nft_pipeline.training.shapes.score import judge, look
 from nft_pipeline.training.shapes.world import Prompt
 from nft_pipeline.training.show.picture_stats import diversity, shrunk
 
-from .tastes import calibration_prompts, draw_tastes, measurement_prompts, training_prompts
+from .tastes import dial_prompts, draw_tastes, measurement_prompts, training_prompts
 
 POOL_SIZE = 4096
 TILTS = (-2.0, -1.0, 0.5, 1.0, 2.0)
@@ -321,7 +321,7 @@ def calibrate_cell(cell: Cell, work: Path, guidance_scales: Sequence[float]) -> 
         guided.load_nft_adapter(adapter, name="taste")
         call = {"guidance_scale": scale}
         adapter, found = calibrate_adapter(
-            guided, "taste", calibration_prompts(), judging, seed=cell.seed, batch=BATCH, call=call
+            guided, "taste", dial_prompts(), judging, seed=cell.seed, batch=BATCH, call=call
         )
         print(f"guidance scale {scale:g}: {found.reason}", flush=True)
     if due:

@@ -28,7 +28,7 @@ NEAR = 1.2  # a rate is near the wanted one if it is at most so many times as la
 BY_PROMPT = 0.5  # at most so much of a taste's variance may be decided by the prompt alone
 DRAWN_WITH = 19  # the seed of the rule
 PROMPTS_WITH = 4_190
-TRAINING, CALIBRATION, MEASUREMENT = 192, 64, 64  # prompts in each list
+TRAINING, CALIBRATION, MEASUREMENT, DIAL = 192, 64, 64, 128  # prompts in each list
 WARM = ("red", "orange", "yellow")
 
 Look = tuple[str, tuple[Seen, ...]]
@@ -212,13 +212,18 @@ def training_prompts() -> list[str]:
 
 
 def calibration_prompts() -> list[str]:
-    """Prompts that a dial is calibrated on; none is trained on."""
+    """Prompts that a run holds out of its training, to calibrate its head on."""
     return list(_prompts()[TRAINING : TRAINING + CALIBRATION])
+
+
+def dial_prompts() -> list[str]:
+    """Prompts that a dial is calibrated on: those held out, and as many more as a calibration likes to have."""
+    return [*calibration_prompts(), *_prompts()[TRAINING + CALIBRATION + MEASUREMENT :]]
 
 
 def measurement_prompts() -> list[str]:
     """Prompts that the dial is measured on; none is trained or calibrated on."""
-    return list(_prompts()[TRAINING + CALIBRATION :])
+    return list(_prompts()[TRAINING + CALIBRATION : TRAINING + CALIBRATION + MEASUREMENT])
 
 
 @cache
@@ -236,7 +241,7 @@ def _prompts() -> tuple[str, ...]:
         return Noun(shape, count, pick(tuple(COLOURS), 0.2), pick(tuple(RADII), 0.2))
 
     texts: dict[str, None] = {}
-    while len(texts) < TRAINING + CALIBRATION + MEASUREMENT:
+    while len(texts) < TRAINING + CALIBRATION + MEASUREMENT + DIAL:
         kind, background = rng.random(), pick(tuple(BACKGROUNDS), 0.2)
         if kind < 0.2:
             prompt = Prompt((noun(),), background=background)

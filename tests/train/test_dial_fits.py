@@ -43,11 +43,50 @@ def test_the_curve_is_unbiased_and_its_errors_are_honest():
     curves = [fit_curve(*drawn_curve(seed, logit)) for seed in range(150)]
     missed = np.array([curve.rate(at) for curve in curves]) - [true_rate(logit, weight) for weight in at]
     errors = np.array([curve.error(at) for curve in curves])
-    assert np.abs(missed.mean(0)).max() < 0.008
+    assert np.abs(missed.mean(0)).max() < 0.012
     assert missed.std(0) == pytest.approx(np.sqrt((errors**2).mean(0)), rel=0.2)
     covered = (np.abs(missed) < errors).mean(0)
-    assert covered.min() > 0.56 and covered.max() < 0.8, f"68 % are expected within the stated error, {covered}"
+    assert covered.min() > 0.5 and covered.max() < 0.8, f"68 % are expected within the stated error, {covered}"
     assert {(curve.low, curve.high) for curve in curves} == {(-0.6, 1.4)}
+
+
+def rows_in_turn(seed, prompts=60, each=2, spread=2.0):
+    """As a calibration draws: weight 0 on all rows, a part of them in turn at every other weight, prompts unalike.
+
+    Gives (weights, r, groups, rows) and the rate of the very prompts and noises at each weight.
+    """
+    random = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(prompts), each)
+    of_prompt = np.repeat(random.normal(0, spread, prompts), each)
+    noise = random.logistic(size=prompts * each)
+    parts = [(0.0, np.arange(prompts * each))]
+    for place, weight in enumerate((-0.6, 0.3, 0.7, 1.2) * 2):
+        parts.append((weight, (place * 30 + np.arange(30)) % (prompts * each)))
+
+    def liked(weight, rows):
+        return (2 * weight - 0.5 + of_prompt[rows] + noise[rows] > 0).astype(float)
+
+    weights = np.concatenate([np.full(len(rows), weight) for weight, rows in parts])
+    rows = np.concatenate([rows for _, rows in parts])
+    r = np.concatenate([liked(weight, rows) for weight, rows in parts])
+    everyone = np.arange(prompts * each)
+    return (weights, r, groups[rows], rows), {weight: liked(weight, everyone).mean() for weight in (0.3, 0.7, 1.2)}
+
+
+def test_a_weight_that_met_easy_prompts_by_chance_is_not_taken_for_a_good_one():
+    off = {"evened": [], "plain": []}
+    scaled = []
+    for seed in range(100):
+        drawn, rates = rows_in_turn(seed)
+        curves = {"evened": fit_curve(*drawn), "plain": fit_curve(*drawn[:3])}
+        for name, curve in curves.items():
+            off[name].append([float(curve.rate(weight)) - rate for weight, rate in rates.items()])
+        population = true_rate(lambda weight: 2 * weight - 0.5, 0.7, spread=2.0)
+        scaled.append((float(curves["evened"].rate(0.7)) - population) / float(curves["evened"].error(0.7)))
+    evened, plain = (np.sqrt(np.square(off[name]).mean(0)) for name in ("evened", "plain"))
+    assert (evened < 0.7 * plain).all(), f"evened {evened}, plain {plain}"
+    assert np.abs(np.mean(off["evened"], 0)).max() < 0.012
+    assert np.std(scaled) == pytest.approx(1.0, abs=0.2), "its errors are still those of other prompts"
 
 
 def test_few_prompts_take_errors_over_pictures():
@@ -210,7 +249,8 @@ def a_way(mode="single", slope=0.0, top=0.8, error=0.01, variety=0.0, watched=0.
     random = np.random.default_rng(seed)
     weights, prompts = np.repeat([0.0, 0.5, 1.0], 120), np.tile(np.arange(30), 12)
     logits = np.log([0.3 / 0.7, top / (1 - top)])
-    curve = RateCurve(np.array([logits[0], logits[1] - logits[0], 0, 0]), np.eye(4) * error**2, 0.0, 1.0, 1.0)
+    straight = np.array([logits[0], logits[1] - logits[0]])
+    curve = RateCurve(straight, np.eye(2) * error**2, np.zeros(0), 0.0, 1.0, 1.0)
     entry = tilt_map(
         mode=mode, slope=slope, tilts=(0.0, 2.0), weights=(0.0, 1.0), rates=(0.3, top), errors=(0.01, error)
     )

@@ -5,8 +5,9 @@
 3. For each way of drawing, a mode and a slope, draw at a few weights from the same noise, fit the share of liked
    pictures as a curve over the weight (curve.py), draw again at the weights that the curve gives the usual tilts, and
    fit again.
-4. Invert: the weight of a tilt is where the curve meets the promise of that tilt, averaged over prompts.
-5. Choose the adapter's own way (choose.py). One pass with slope 0 is plain LoRA weight, and another has to beat it.
+4. Choose the adapter's own way (choose.py). One pass with slope 0 is plain LoRA weight, and another has to beat it.
+5. Draw the own way at the usual tilts once more, because most pictures will be drawn in it.
+6. Invert: the weight of a tilt is where the curve meets the promise of that tilt, averaged over prompts.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from nft_pipeline.dial.measured import Dial, TiltMap
 from nft_pipeline.dial.promise import mean_promise
 from nft_pipeline.dial.scale import BARELY
+from nft_pipeline.modes import MODES
 
 from ..show import picture_stats
 from .choose import Way, choose_way
@@ -34,7 +36,7 @@ Judge = Callable[[Drawn, Sequence[int]], np.ndarray]  # drawn pictures and their
 
 KNOTS = (-6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 USUAL = (-2.0, -1.0, 0.5, 1.0, 2.0)
-SHARES = {"base": 0.26, "weight": 0.44, "gate": 0.1, "two_pass": 0.2}  # of the pictures
+SHARES = {"base": 0.26, "weight": 0.27, "gate": 0.08, "two_pass": 0.17, "own": 0.22}  # of the pictures
 LEVELS = 7  # noise levels at which alpha is tried
 LEAST_SLOPE = 0.15  # a gate that hardly differs between states is not tried
 LEAST = 240  # pictures; with fewer nothing can be said
@@ -103,17 +105,18 @@ class _Calibration:
     def __init__(self, draws: Draws, judge: Judge, settings: Settings, watch: Judge | None) -> None:
         self.draws, self.judge, self.settings, self.watch = draws, judge, settings, watch
         base_count = int(SHARES["base"] * settings.pictures)
-        prompts = min(len(draws.texts), max(16, base_count // 6))
+        prompts = min(len(draws.texts), max(16, base_count // 4))
         # By chance, because lists of prompts are often sorted or take their kinds in turn.
         chosen = np.random.default_rng(SEED).permutation(len(draws.texts))[:prompts]
         # Two pictures of a prompt stand together, so that every stretch says something about variety.
         self.rows = [(int(chosen[place // 2 % prompts]), SEED + settings.seed + place) for place in range(base_count)]
+        self._prompts = np.array([prompt for prompt, _ in self.rows])
         self.has_head = draws.head is not None
 
     def run(self) -> Calibrated:
         settings, draws = self.settings, self.draws
         base = draws.draw(self.rows, BARELY if self.has_head else 0.0, "single", 1.0)
-        groups = self._groups(len(self.rows))
+        groups = self.prompts_of(np.arange(len(self.rows)))
         r = self.judge(base, groups.tolist())
         keep = np.isfinite(r)
         rate, error, spread = rate_between_prompts(r[keep], groups[keep])
@@ -124,8 +127,15 @@ class _Calibration:
             rate=rate, rate_error=min(error, 1.0), spread=spread, steps=len(base.levels) or 1, slope=trust.slope,
             offsets=trust.offsets, maps=(identity_map(draws.base.stock_guidance_scale),),
         )  # fmt: skip
-        ways = [self._way(mode, slope, share, dial, base, r) for mode, slope, share in self._candidates(trust)]
-        best, reason = choose_way(ways)
+        tries = []
+        for mode, slope, share in self._candidates(trust):
+            tries.append(_Try(self, mode, slope, dial, base, r))
+            tries[-1].draw(share * settings.pictures)
+        ways = [one.way() for one in tries]
+        chosen, reason = choose_way(ways)
+        own = next(place for place, way in enumerate(ways) if way is chosen)
+        tries[own].draw_again(SHARES["own"] * settings.pictures)
+        best = ways[own] = tries[own].way()
         learned = best.tilt_map.rises
         if not learned:
             reason = (
@@ -147,8 +157,9 @@ class _Calibration:
             tuple(ways),
         )
 
-    def _groups(self, count: int) -> np.ndarray:
-        return np.array([prompt for prompt, _ in self.rows[:count]])
+    def prompts_of(self, rows: np.ndarray) -> np.ndarray:
+        """The prompts of rows."""
+        return self._prompts[rows]
 
     def _candidates(self, trust: Trust) -> list[tuple[str, float, float]]:
         """(mode, slope, share of the pictures) of the ways to try, plain weight first."""
@@ -161,7 +172,7 @@ class _Calibration:
             ways += [("single", gate, SHARES["gate"])] if gate else []
         if "two_pass" in self.settings.modes:
             ways.append(("two_pass", gate, SHARES["two_pass"]))
-        spare = (1 - SHARES["base"]) / sum(share for _, _, share in ways)
+        spare = (1 - SHARES["base"] - SHARES["own"]) / sum(share for _, _, share in ways)
         return [(mode, slope, share * spare) for mode, slope, share in ways]
 
     def _trust(self, base: Drawn, r: np.ndarray, rate: float) -> Trust:
@@ -184,72 +195,84 @@ class _Calibration:
             rate,
         )
 
-    def _way(self, mode: str, slope: float, share: float, dial: Dial, base: Drawn, r: np.ndarray) -> Way:
-        """Draw one way at a few weights, twice, and work out its map."""
-        pictures = share * self.settings.pictures / (2 if mode == "two_pass" else 1)
-        weights = self._first_weights(mode, slope, dial.rate)
-        way = _Drawing(self, mode, slope, dial, base, r)
-        first = max(12, int(0.4 * pictures / len(weights)))
-        for weight in weights:
-            way.add(weight, first)
-        curve = way.fit()
-        again = _weights_of(curve, dial.spread)
-        for weight in again:
-            way.add(weight, max(8, int(0.6 * pictures / len(again))))
-        curve = way.fit()
-        # Where nothing rises, strength 1 of a policy goes on being the LoRA as it was made.
-        unlearned = 1.0 if self.draws.config.kind == "policy" else 0.1
-        scale = self.draws.base.stock_guidance_scale
-        tilt_map = invert(curve, dial.spread, mode, slope, scale, way.count, unlearned)
-        return Way(tilt_map, curve, *way.metrics())
-
-    def _first_weights(self, mode: str, slope: float, rate: float) -> list[float]:
+    def first_weights(self, mode: str, slope: float, rate: float) -> list[float]:
+        """The weights that a way is tried at first, before anything is known of it."""
         lowest = -0.6 if slope == 0 else -min(0.6, 0.9 * rate / (1 - rate))
-        if self.draws.config.kind == "policy":
-            return [-0.6, 0.3, 0.7, 1.0, 1.3] if mode == "single" else [-0.6, 0.5, 1.0, 1.7, 2.5]
-        return [lowest, 0.2, 0.5, 1.0, 1.4] if mode == "single" else [lowest, 0.25, 0.6, 1.0]
+        if mode == "single":
+            return [lowest, lowest / 3, 0.12, 0.3, 0.6, 1.0, 1.4]
+        return [lowest, 0.12, 0.35, 0.7, 1.0, *([1.7, 2.5] if self.draws.config.kind == "policy" else [])]
 
 
-class _Drawing:
-    """The pictures of one way, judged as they are drawn."""
+class _Try:
+    """One way of drawing, and its pictures, judged as they are drawn."""
 
     def __init__(self, of: _Calibration, mode: str, slope: float, dial: Dial, base: Drawn, r: np.ndarray) -> None:
         self.of, self.mode, self.slope, self.dial = of, mode, slope, dial
-        self.weights, self.r, self.groups = [np.zeros(len(r))], [r], [of._groups(len(r))]
-        small = picture_stats.shrunk(base.pictures)
-        self.diversity = [picture_stats.diversity(small, self.groups[0])]
-        self.watched = [self._watch(base, self.groups[0])]
-        self.count, self.next = 0, 0
+        everyone = np.arange(len(r))
+        self.weights, self.r, self.rows = [np.zeros(len(r))], [r], [everyone]
+        groups = of.prompts_of(everyone)
+        self.diversity = [picture_stats.diversity(picture_stats.shrunk(base.pictures), groups)]
+        self.watched = [self._watch(base, groups)]
+        self.next = 0
+
+    def draw(self, pictures: float) -> None:
+        """Draw at a few weights, then at those that the usual tilts seem to need."""
+        weights = self.of.first_weights(self.mode, self.slope, self.dial.rate)
+        first = 0.4 * pictures
+        for weight in weights:
+            self._add(weight, max(12, int(first / len(weights) / self._forwards)))
+        self.draw_again(pictures - first)
+
+    def draw_again(self, pictures: float) -> None:
+        """Draw at the weights that the usual tilts need by what is known."""
+        weights = _weights_of(self._fit(), self.dial.spread)
+        for weight in weights:
+            self._add(weight, max(8, int(pictures / len(weights) / self._forwards)))
+
+    def way(self) -> Way:
+        """Its map, and what choosing between ways goes by."""
+        curve, of = self._fit(), self.of
+        # Where nothing rises, strength 1 of a policy goes on being the LoRA as it was made.
+        unlearned = 1.0 if of.draws.config.kind == "policy" else 0.1
+        scale, count = of.draws.base.stock_guidance_scale, sum(map(len, self.rows[1:]))
+        tilt_map = invert(curve, self.dial.spread, self.mode, self.slope, scale, count, unlearned)
+        values = {"variety": np.concatenate(self.diversity)}
+        if of.watch is not None:
+            values["watched reward"] = np.concatenate(self.watched)
+        return Way(tilt_map, curve, np.concatenate(self.weights), of.prompts_of(np.concatenate(self.rows)), values)
+
+    @property
+    def _forwards(self) -> int:
+        """Of a step of one picture."""
+        return 1 if MODES[self.mode].one_pass else 2
 
     def _watch(self, drawn: Drawn, groups: np.ndarray) -> np.ndarray:
         watch = self.of.watch
         return np.full(len(groups), math.nan) if watch is None else watch(drawn, groups.tolist())
 
-    def add(self, weight: float, count: int) -> None:
+    def _add(self, weight: float, count: int) -> None:
         """Draw `count` pictures at a weight, from the noise of the rows of the base that come next."""
-        count = min(count, len(self.of.rows))
-        rows = (self.of.rows * 2)[self.next : self.next + count]
-        self.next = (self.next + count) % len(self.of.rows)
-        drawn = self.of.draws.draw(rows, weight, self.mode, self.slope, self.dial)
-        groups = np.array([prompt for prompt, _ in rows])
+        every = len(self.of.rows)
+        count = min(count, every)
+        rows = (self.next + np.arange(count)) % every
+        self.next = (self.next + count) % every
+        drawn = self.of.draws.draw(
+            [self.of.rows[row] for row in rows.tolist()], weight, self.mode, self.slope, self.dial
+        )
+        groups = self.of.prompts_of(rows)
         self.weights.append(np.full(count, weight))
         self.r.append(self.of.judge(drawn, groups.tolist()))
-        self.groups.append(groups)
+        self.rows.append(rows)
         self.diversity.append(picture_stats.diversity(picture_stats.shrunk(drawn.pictures), groups))
         self.watched.append(self._watch(drawn, groups))
-        self.count += count
 
-    def fit(self) -> RateCurve:
-        weights, r, groups = (np.concatenate(parts) for parts in (self.weights, self.r, self.groups))
-        keep = np.isfinite(r)
-        return fit_curve(weights[keep], r[keep], groups[keep], is_mixture=self.mode == "two_pass" and self.slope > 0)
-
-    def metrics(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """(weights, prompts, values by name), each over the pictures."""
-        values = {"variety": np.concatenate(self.diversity)}
-        if self.of.watch is not None:
-            values["watched reward"] = np.concatenate(self.watched)
-        return np.concatenate(self.weights), np.concatenate(self.groups), values
+    def _fit(self) -> RateCurve:
+        weights, r, rows = (np.concatenate(parts) for parts in (self.weights, self.r, self.rows))
+        judged = np.isfinite(self.r[0])  # a row whose picture at weight 0 has no judgement is left out
+        keep = np.isfinite(r) & judged[rows]
+        place = np.cumsum(judged) - 1
+        is_mixture = self.mode == "two_pass" and self.slope > 0
+        return fit_curve(weights[keep], r[keep], self.of.prompts_of(rows[keep]), place[rows[keep]], is_mixture)
 
 
 def identity_map(guidance_scale: float) -> TiltMap:

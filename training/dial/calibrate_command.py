@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pictures",
         type=int,
-        default=2000,
-        help="pictures to draw, one in two passes counting twice (default: 2000; errors shrink with the root of it)",
+        default=2400,
+        help="pictures to draw, one in two passes counting twice (default: 2400; errors shrink with the root of it)",
     )
     parser.add_argument(
         "--guidance-scale",

@@ -18,7 +18,7 @@ from nft_pipeline.dial.words import way_words
 from .curve import RateCurve
 
 RESAMPLED = 200
-FURTHER = 0.03  # of the share of liked pictures: what two passes have to reach beyond one, and a standard error more
+FURTHER = 0.03  # of the share of liked pictures: what two passes have to reach beyond one, and two standard errors more
 CERTAIN = 2.0
 
 
@@ -48,7 +48,7 @@ def choose_way(ways: Sequence[Way]) -> tuple[Way, str]:
         if way.tilt_map.mode == "two_pass" and plain.tilt_map.mode != "two_pass":
             gain = way.tilt_map.rates[-1] - best.tilt_map.rates[-1]
             error = float(np.hypot(way.tilt_map.errors[-1], best.tilt_map.errors[-1]))
-            if gain > FURTHER + error:
+            if gain > FURTHER + CERTAIN * error:
                 best, reason = way, f"two passes reach {way.tilt_map.rates[-1]:.0%}, one {best.tilt_map.rates[-1]:.0%}"
             continue
         differences = at_equal_rate(plain, way)

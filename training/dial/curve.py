@@ -1,13 +1,18 @@
 """The share of liked pictures as a curve over the weight, fitted to all pictures of a mode at once.
 
-    logit R(w) = m(w) + b_0 + b_1 w + b_2 w^2 + b_3 w^3     cross entropy of r in [0, 1], with a ridge
+    logit R(w) = m(w) + b_0 + b_1 w + f(w)
 
 In one pass m is 0. In two passes the odds law draws a mixture of the base model and of what the LoRA draws when it is
 fully on, R(w) = p + (q - p) w (M11), so m is the logit of that and the rest is what the law misses.
 
+f is a smoothing spline: the integral of a Brownian motion that starts at weight 0 to either side, as some LoRAs do
+nothing up to half their weight and others all they can within a tenth of it. How far it may bend is what makes the
+pictures most likely (its evidence, by Laplace's approximation), so a straight line stays one.
+
 The same prompts and noises are drawn at every weight, so the errors of R at two weights go together, and what counts,
 how far R has moved, is known better than R itself. Its covariance is a sandwich over prompts, whose pictures are not
-independent. numpy only.
+independent, with what the smoothing may have taken from f. Not every weight is tried on all prompts and noises, and
+what that adds is taken out (luck.py). numpy only.
 """
 
 from __future__ import annotations
@@ -17,9 +22,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .luck import even_out
+
 ENOUGH_PROMPTS = 12  # to take errors over prompts; below, over noises
-_RIDGE = np.array([1e-6, 1e-4, 0.3, 1.0])
-_RIDGE_MIXED = np.array([1e-6, 1.0, 2.0, 3.0])  # of the correction to a law that is right but for learned errors
+BENDS = tuple(10.0**power for power in np.arange(-2.0, 3.1, 0.5))  # the variances of f that are tried
+_RIDGE = (1e-6, 1e-2)  # of b_0 and b_1
+_RIDGE_MIXED = (1e-6, 1.0)  # the same where the law is right but for learned errors
 _LEAST_RATE = 0.002
 _GRID = 400
 
@@ -29,8 +37,9 @@ class RateCurve:
     """A fitted curve.
 
     Args:
-        coefficients: b_0 to b_3, for weights in units of `unit`.
-        covariance: of them, (4, 4).
+        coefficients: b_0, b_1 and those of f, (k,), for weights in units of `unit`.
+        covariance: of them, (k, k).
+        knots: where f may bend, (k - 2,), in units of `unit`.
         low, high: the weights between which it rises, 0 among them; it is not to be used beyond.
         unit: the largest size of a weight that was drawn.
         mixed: (p, q) of the mixture in m; None for m = 0.
@@ -38,6 +47,7 @@ class RateCurve:
 
     coefficients: np.ndarray
     covariance: np.ndarray
+    knots: np.ndarray
     low: float
     high: float
     unit: float
@@ -46,12 +56,12 @@ class RateCurve:
     def rate(self, weight: float | np.ndarray) -> np.ndarray:
         """R at weights of any shape."""
         w = np.asarray(weight, dtype=np.float64)
-        return _sigmoid(_mixture(w, self.mixed) + _powers(w / self.unit) @ self.coefficients)
+        return _sigmoid(_mixture(w, self.mixed) + _features(w / self.unit, self.knots) @ self.coefficients)
 
     def error(self, weight: float | np.ndarray) -> np.ndarray:
         """The standard error of R at weights of any shape."""
-        powers, rate = _powers(np.asarray(weight) / self.unit), self.rate(weight)
-        logit = np.sqrt(np.maximum(np.einsum("...i,ij,...j->...", powers, self.covariance, powers), 0))
+        x, rate = _features(np.asarray(weight, dtype=np.float64) / self.unit, self.knots), self.rate(weight)
+        logit = np.sqrt(np.maximum(np.einsum("...i,ij,...j->...", x, self.covariance, x), 0))
         return rate * (1 - rate) * logit
 
     def weight(self, rate: float) -> float:
@@ -60,57 +70,82 @@ class RateCurve:
         return float(np.interp(rate, np.maximum.accumulate(self.rate(grid)), grid))
 
 
-def fit_curve(weights: np.ndarray, r: np.ndarray, groups: np.ndarray, is_mixture: bool = False) -> RateCurve:
+def fit_curve(
+    weights: np.ndarray,
+    r: np.ndarray,
+    groups: np.ndarray,
+    rows: np.ndarray | None = None,
+    is_mixture: bool = False,
+) -> RateCurve:
     """Fit the curve.
 
     Args:
         weights: of each picture, (n,); some are 0.
         r: how far each is liked, (n,) in [0, 1].
         groups: the prompt of each picture, (n,).
+        rows: where not every weight was tried on all of them, the prompt and noise of each picture, (n,), by its place
+            among those of weight 0.
         is_mixture: whether the weight mixes two distributions, as the odds law does in two passes.
     """
+    evened = None if rows is None or not (weights != 0).any() else even_out(weights, r, groups, rows)
+    r = r if evened is None else evened.r
     unit = max(float(np.abs(weights).max()), 1e-6)
-    x = _powers(weights / unit)
+    tried, which, counts = np.unique(weights, return_inverse=True, return_counts=True)
+    knots = tried[tried != 0] / unit
+    x = _features(tried / unit, knots)  # pictures of one weight are alike
     mean = float(np.clip(r[weights == 0].mean(), 0.5 / len(r), 1 - 0.5 / len(r)))
-    mixed, ridge = None, _RIDGE
-    start = math.log(mean / (1 - mean))
+    mixed, straight, start = None, _RIDGE, math.log(mean / (1 - mean))
     if is_mixture:
         full = r[weights > 0.9]
-        mixed, ridge, start = (mean, float(full.mean()) if len(full) else 1.0), _RIDGE_MIXED, 0.0
-    known = _mixture(weights, mixed)
-    b = np.array([start, 0.0, 0.0, 0.0])
-    bread = np.eye(4)
+        mixed, straight, start = (mean, float(full.mean()) if len(full) else 1.0), _RIDGE_MIXED, 0.0
+    law, liked = _mixture(tried, mixed), np.bincount(which, r)
+    ridges = [np.array([*straight, *[1 / bend] * len(knots)]) for bend in BENDS]
+    fits = [(*_fit(x, counts, liked, law, ridge, start), ridge) for ridge in ridges]
+    b, bread, _, ridge = max(fits, key=lambda fit: fit[2])
+    scores = x[which] * (r - _sigmoid(law + x @ b)[which])[:, None]
+    names, place = np.unique(groups, return_inverse=True)
+    if len(names) < ENOUGH_PROMPTS:
+        names, place = np.unique(np.arange(len(r)) if rows is None else rows, return_inverse=True)
+    sums = np.zeros((len(names), len(b)))
+    np.add.at(sums, place, scores)
+    if evened is not None:
+        for weight, of_rows in zip(evened.weights, evened.of_rows, strict=True):
+            at = tried == weight
+            np.add.at(sums, place[weights == 0], np.outer(of_rows / len(of_rows), counts[at] * x[at][0]))
+    # What chance does to the pictures, and what the ridge takes from an f that is as large as it expects.
+    covariance = np.linalg.solve(bread, np.linalg.solve(bread, sums.T @ sums + np.diag(ridge)).T)
+    curve = RateCurve(b, covariance, knots, float(weights.min()), float(weights.max()), unit, mixed)
+    return replace(curve, low=_end(curve, min(curve.low, 0.0)), high=_end(curve, max(curve.high, 0.0)))
+
+
+def _fit(
+    x: np.ndarray, counts: np.ndarray, liked: np.ndarray, law: np.ndarray, ridge: np.ndarray, start: float
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """(coefficients, their curvature, the evidence of the ridge), from how many pictures of each weight are liked."""
+    b = np.zeros(x.shape[1])
+    b[0] = start
+    bread = np.eye(len(b))
     for _ in range(100):
-        p = _sigmoid(known + x @ b)
-        bread = (x * (p * (1 - p))[:, None]).T @ x + np.diag(ridge)
-        step = np.linalg.solve(bread, x.T @ (r - p) - ridge * b)
+        p = _sigmoid(law + x @ b)
+        bread = (x * (counts * p * (1 - p))[:, None]).T @ x + np.diag(ridge)
+        step = np.linalg.solve(bread, x.T @ (liked - counts * p) - ridge * b)
         b = b + step * min(1.0, 2.0 / max(np.abs(step).max(), 1e-12))
         if np.abs(step).max() < 1e-8:
             break
-    scores = x * (r - _sigmoid(known + x @ b))[:, None]
-    names, place = np.unique(groups, return_inverse=True)
-    if len(names) < ENOUGH_PROMPTS:
-        sums = scores
-    else:
-        sums = np.zeros((len(names), 4))
-        np.add.at(sums, place, scores)
-    inverse = np.linalg.inv(bread)
-    curve = RateCurve(b, inverse @ (sums.T @ sums) @ inverse, float(weights.min()), float(weights.max()), unit, mixed)
-    low, high = _rising(curve)
-    return replace(curve, low=low, high=high)
+    logit = law + x @ b
+    likelihood = (liked * logit - counts * np.logaddexp(0, logit)).sum() - (ridge * b**2).sum() / 2
+    return b, bread, float(likelihood + np.log(ridge).sum() / 2 - np.linalg.slogdet(bread)[1] / 2)
 
 
-def _rising(curve: RateCurve) -> tuple[float, float]:
-    """The widest stretch around 0 of the weights that were drawn on which the curve rises."""
-    low, high = min(curve.low, 0.0), max(curve.high, 0.0)
-    grid = np.concatenate([np.linspace(low, 0.0, _GRID), np.linspace(0.0, high, _GRID)[1:]])
-    rises = np.diff(curve.rate(grid)) > 0
-    first = last = _GRID - 1  # the place of 0
-    while last < len(rises) and rises[last]:
-        last += 1
-    while first > 0 and rises[first - 1]:
-        first -= 1
-    return float(grid[first]), float(grid[last])
+def _end(curve: RateCurve, last: float) -> float:
+    """Where the curve stops rising between 0 and `last`, or falling on the side below 0; a dip within half its standard
+    error is not taken for one."""
+    grid = np.linspace(0.0, last, _GRID)
+    rises = curve.rate(grid) * (1 if last > 0 else -1)
+    best = np.maximum.accumulate(rises)
+    fallen = best - rises > 0.5 * curve.error(grid)
+    until = int(fallen.argmax()) if fallen.any() else len(grid)
+    return float(grid[rises[:until].argmax()])
 
 
 def _mixture(weights: np.ndarray, mixed: tuple[float, float] | None) -> np.ndarray:
@@ -121,8 +156,17 @@ def _mixture(weights: np.ndarray, mixed: tuple[float, float] | None) -> np.ndarr
     return np.log(rate / (1 - rate))
 
 
-def _powers(x: np.ndarray) -> np.ndarray:
-    return np.stack([np.ones_like(x), x, x**2, x**3], axis=-1)
+def _features(x: np.ndarray, knots: np.ndarray) -> np.ndarray:
+    """(1, x, f's) with f's coefficients independent and of variance 1: the kernel of an integrated Brownian motion from
+    0 to either side, k(x, y) = a^2 (3 b - a) / 6 with a the smaller and b the larger size where both have one sign."""
+    spline = _kernel(x, knots) @ np.linalg.inv(np.linalg.cholesky(_kernel(knots, knots) + 1e-9 * np.eye(len(knots)))).T
+    return np.concatenate([np.ones_like(x)[..., None], x[..., None], spline], axis=-1)
+
+
+def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    small = np.minimum(np.abs(x[..., None]), np.abs(y))
+    large = np.maximum(np.abs(x[..., None]), np.abs(y))
+    return np.where(x[..., None] * y > 0, small**2 * (3 * large - small) / 6, 0.0)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -51,7 +51,7 @@ def calibrate_adapter(
     prompts: Sequence[str],
     judging: Judging,
     *,
-    pictures: int = 2000,
+    pictures: int = 2400,
     seed: int = 0,
     batch: int = 64,
     call: Mapping[str, Any] | None = None,

@@ -51,7 +51,7 @@ from .watch import choose_strength, hacking_verdict, is_trusted
 Say = Callable[[str], None]
 GRID_STRENGTHS = (0.0, 0.5, 1.0, 2.0)
 GRID_PROMPTS = 4
-DIAL_PROMPTS = 96  # at most, to calibrate the dial on
+DIAL_PROMPTS = 160  # at most, to calibrate the dial on
 PROMISED_STRENGTHS = (-1.0, 0.5, 1.0, 2.0)
 _GRID = re.compile(r"step-(\d{6,})\.png")
 
