@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..adapters.config import AdapterConfig
 
 _STEP, _FAR = 0.005, 100.0  # of the grid over logits, and the largest tilt there
-END_OF_ANOTHER = 0.02  # of the share of liked pictures: another mode that reaches so much further is named
+END_OF_ANOTHER = 0.02  # of the share of liked pictures: another mode that surely reaches so much further is named
 END = 0.005  # a rate is called an end where less than this is missing
 SAME_SCALE = 0.25  # guidance scales this near to each other share a map
 
@@ -165,7 +165,8 @@ def _reach_limit(dial: Dial, tilt_map: TiltMap, tilt: float, tilt_of_one: float)
         for other in dial.maps
         if other.mode != tilt_map.mode
         and other.guidance_scale == tilt_map.guidance_scale
-        and sign * (other.rates[end] - tilt_map.rates[end]) > END_OF_ANOTHER
+        and sign * (other.rates[end] - tilt_map.rates[end])
+        > END_OF_ANOTHER + math.hypot(other.errors[end], tilt_map.errors[end])
     ]
     if further:
         return f"{reached}; mode {further[0].mode} reaches {further[0].rates[end]:.0%}"

@@ -129,8 +129,11 @@ class _Calibration:
         )  # fmt: skip
         tries = []
         for mode, slope, share in self._candidates(trust):
-            tries.append(_Try(self, mode, slope, dial, base, r))
-            tries[-1].draw(share * settings.pictures)
+            one = _Try(self, mode, slope, dial, base, r)
+            for other in tries:
+                one.take_over(other)
+            one.draw(share * settings.pictures)
+            tries.append(one)
         ways = [one.way() for one in tries]
         chosen, reason = choose_way(ways)
         own = next(place for place, way in enumerate(ways) if way is chosen)
@@ -215,9 +218,19 @@ class _Try:
         self.watched = [self._watch(base, groups)]
         self.next = 0
 
+    def take_over(self, other: _Try) -> None:
+        """Take another way's pictures where both draw the same: at weight 1, which is the LoRA fully on in any mode,
+        and in one mode beyond it, where no slope matters."""
+        for place, weights in enumerate(other.weights[1:], 1):
+            weight = float(weights[0])
+            if weight == 1 or (weight > 1 and other.mode == self.mode):
+                for name in ("weights", "r", "rows", "diversity", "watched"):
+                    getattr(self, name).append(getattr(other, name)[place])
+
     def draw(self, pictures: float) -> None:
         """Draw at a few weights, then at those that the usual tilts seem to need."""
-        weights = self.of.first_weights(self.mode, self.slope, self.dial.rate)
+        has = {float(weights[0]) for weights in self.weights}
+        weights = [w for w in self.of.first_weights(self.mode, self.slope, self.dial.rate) if w not in has]
         first = 0.4 * pictures
         for weight in weights:
             self._add(weight, max(12, int(first / len(weights) / self._forwards)))
