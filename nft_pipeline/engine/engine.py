@@ -79,8 +79,8 @@ class NFTEngine:
         terms: the adapters at work, at least one. Their tilts may be changed between forwards.
         settings: law, interval, schedule, guided rows, cap and mode.
         scheduler: the pipeline's scheduler, which gives the noise level of a timestep for families that need it.
-        doubled: says of a forward's inputs whether classifier-free guidance has added rows to them
-            (`nft_pipeline.families.registry.cfg_switch`).
+        doubled: says of a forward's inputs whether classifier-free guidance has added rows to them, None where the
+            rows are of another kind (`nft_pipeline.families.batch.batch_reader`).
         unconditional: returns, during a forward, whether it is the unconditional one of its step; None to infer it from
             what the family's pipelines do.
         trace: to be shared by the engines of one call; a new one by default.
@@ -99,7 +99,7 @@ class NFTEngine:
         settings: GuidanceSettings,
         *,
         scheduler: Any = None,
-        doubled: Callable[[Inputs], bool] = lambda inputs: False,
+        doubled: Callable[[Inputs], bool | None] = lambda inputs: False,
         unconditional: Callable[[], bool] | None = None,
         trace: Trace | None = None,
     ) -> None:

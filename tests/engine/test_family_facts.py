@@ -145,7 +145,7 @@ def test_a_state_that_is_cast_for_each_call_is_still_the_same() -> None:
     x = torch.randn(3)
     assert same_state(x, x.clone()) and not same_state(x, x + 1)
     rows = [x]
-    assert same_state(rows, rows) and not same_state(rows, [x])
+    assert same_state(rows, [x.clone()]) and not same_state(rows, [x + 1]) and not same_state(rows, [x, x])
 
 
 # Denoisers without a row.
