@@ -35,17 +35,16 @@ KEYED = {
 
 
 def own_kv_cache(inputs: Mapping[str, Any]) -> str | None:
-    """The argument by which a pipeline hands a denoiser a cache of keys and values that is in use; None if there is none.
+    """The argument by which a pipeline hands a denoiser a cache of keys and values; None if there is none in use.
 
-    A cache is in use if it holds a Tensor, or says in a word whether it is to be written or read.
+    It is in use if it holds a Tensor, or says in a word whether it is to be written or read.
 
     Args:
         inputs: a forward's arguments by name.
     """
     inner = {key: item for value in inputs.values() if isinstance(value, dict) for key, item in value.items()}
-    return next(
-        (name for name, value in {**inner, **inputs}.items() if "kv_cache" in str(name) and _in_use(value)), None
-    )
+    caches = {name: value for name, value in {**inner, **inputs}.items() if "kv_cache" in str(name)}
+    return next((name for name, value in caches.items() if _in_use(value)), None)
 
 
 def _in_use(cache: Any) -> bool:

@@ -107,10 +107,9 @@ class CallReader:
         one_way = not call.terms or (call.way == "on" and self._everywhere)
         if not one_way or self._cached_way not in (None, call.way):
             raise GuidanceError(
-                f"the pipeline gives its denoiser a cache of its own ({name}), in which the keys and values of one pass "
-                "would be read by another one. Switch it off (use_kv_cache=False, where the pipeline takes that) or "
-                "use the family's plain pipeline. nft_strength=0 and a policy adapter at strength 1 need no second pass "
-                "and go with it."
+                f"the pipeline keeps keys and values in a cache of its own ({name}), and one pass of guidance would "
+                "read those of another. Switch it off (use_kv_cache=False, where the pipeline takes that) or use the "
+                "family's plain pipeline. nft_strength=0 and a policy adapter at strength 1 are one pass and go with it."
             )
         self._cached_way = call.way
 

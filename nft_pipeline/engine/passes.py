@@ -82,7 +82,8 @@ class Passes:
         self._enter(call, "+".join([call.way, *(self._terms[k].lora_name for k in call.terms)]))
 
     def lora_pass(self, call: DenoiserCall, term: Term) -> list[Tensor]:
-        """v_lora of the guided rows, in each of the denoiser's predictions: one more forward, on the same inputs with the term's LoRA on.
+        """v_lora of the guided rows, in each of the denoiser's predictions: one more forward, on the same inputs with
+        the term's LoRA on.
 
         Raises:
             GuidanceError: the call switches all LoRAs off.
