@@ -37,6 +37,7 @@ class DenoiserCall:
         terms: the indices of the terms whose tilt is not 0.
         way: a module of `nft_pipeline.engine.modes`: "off", "on" (known to be v_lora itself), or a mode.
         branch: of a cache, that the forward itself runs in; None for the pipeline's own, as v_old does.
+        forward_rows: the rows of the forward itself, where a mode has added some; 0 where it has not.
     """
 
     inputs: Inputs
@@ -50,6 +51,7 @@ class DenoiserCall:
     terms: list[int]
     way: str = "off"
     branch: str | None = None
+    forward_rows: int = 0
 
 
 class CallReader:
@@ -109,7 +111,7 @@ class CallReader:
             raise GuidanceError(
                 f"the pipeline keeps keys and values in a cache of its own ({name}), and one pass of guidance would "
                 "read those of another. Switch it off (use_kv_cache=False, where the pipeline takes that) or use the "
-                "family's plain pipeline. nft_strength=0 and a policy adapter at strength 1 are one pass and go with it."
+                "family's plain pipeline. nft_strength=0 and a policy adapter at strength 1 are one pass and right."
             )
         self._cached_way = call.way
 

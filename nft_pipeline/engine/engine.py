@@ -40,6 +40,7 @@ from torch import nn
 
 from ..errors import GuidanceError
 from ..families.forward_call import Inputs, bind_inputs
+from ..families.ranks import token_gatherer
 from ..families.registry import family_of, unwrap_compiled
 from ..modes import MODES
 from ..settings import GuidanceSettings
@@ -128,7 +129,9 @@ class NFTEngine:
             _GUIDED.add(self.denoiser)
         self._installed = True
         try:
-            taps = [term.listen(tap) for term, tap in zip(self.terms, self._taps, strict=True) if tap is not None]
+            gather = token_gatherer(self.denoiser)
+            pairs = zip(self.terms, self._taps, strict=True)
+            taps = [term.listen(tap, gather) for term, tap in pairs if tap is not None]
             if MODES[self.settings.mode].scales_rows:
                 self._passes.hook_rows()
             before, after = self._before, self._after

@@ -17,8 +17,7 @@ from torch import Tensor
 class NFTStats:
     """A record of one guided call. A step is one call of the denoiser (with a second-order scheduler, half a step).
 
-    All Tensors are fp32 on the CPU, shape (steps, samples), unless said otherwise. Where steps differ in their number of
-    samples, as in a panorama's last views, those of the shorter ones end in NaN.
+    All Tensors are fp32 on the CPU, shape (steps, samples), unless said otherwise. Steps with fewer samples end in NaN.
 
     Args:
         noise_level: t in [0, 1].

@@ -97,6 +97,7 @@ def _generic_family(kind: type[nn.Module]) -> Family:
         state=names[0],
         text=None,
         lora_scale=next((name for name in _LORA_SCALES if name in names), ""),
+        tap="conv_norm_out" if "UNet" in kind.__name__ else "norm_out",
         cfg="unknown",
     )
 

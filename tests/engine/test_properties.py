@@ -1,6 +1,8 @@
-"""Every pipeline that can be built tiny: one pass or two, one forward or two, alone or in company, the same comes out."""
+"""Every pipeline that can be built tiny: the same comes out in one pass or two, alone or in company."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 
@@ -8,8 +10,13 @@ from helpers.properties import measured
 from helpers.zoo import CASES, GENERIC, Case
 
 ALL = {**CASES, **GENERIC}
-# Mochi's and HunyuanVideo's text refiners, and Stable Video Diffusion's sigmas of 700, enlarge rounding.
+# Stable Video Diffusion's sigmas of 700 enlarge rounding; Kandinsky rounds queries and keys to bf16.
 WIDER = {"StableVideoDiffusionPipeline": 2e-3, "Kandinsky5T2IPipeline": 1e-3}
+# What is refused, by property, and how it is said.
+REFUSED = {
+    "batched": "folds the batch into another dimension",
+    "neighbours": "folds the batch into another dimension|which rows are the conditional ones",
+}
 
 
 @pytest.mark.parametrize("cfg", [False, True], ids=["cfg_free", "cfg"])
@@ -20,6 +27,6 @@ def test_the_same_comes_out(name: str, cfg: bool) -> None:
         return
     for what, error in measured(case, cfg=cfg).items():
         if isinstance(error, str):
-            assert what == "batched" and "folds the batch into another dimension" in error
+            assert name in GENERIC and re.search(REFUSED[what], error), (what, error)
         else:
             assert error < WIDER.get(name, 2e-5), (what, error)

@@ -121,7 +121,7 @@ def _qwen_vae() -> Any:
     ).eval()
 
 
-def _flux2(cls: Any) -> Any:
+def flux2(cls: Any) -> Any:
     torch.manual_seed(0)
     transformer = diffusers.Flux2Transformer2DModel(
         patch_size=1,
@@ -255,13 +255,13 @@ CASES: dict[str, Case] = {
         start=None,
     ),
     "Flux2Pipeline": Case(
-        lambda: _flux2(diffusers.Flux2Pipeline),
+        lambda: flux2(diffusers.Flux2Pipeline),
         conditions=lambda indices: {**embeds(indices), **size()},
         cfg=lambda indices: {},
         start=(16, 4, 4),
     ),
     "Flux2KleinPipeline": Case(
-        lambda: _flux2(diffusers.Flux2KleinPipeline),
+        lambda: flux2(diffusers.Flux2KleinPipeline),
         conditions=lambda indices: {**embeds(indices), **size(), "guidance_scale": 1.0},
         cfg=lambda indices: {**embeds(indices, negative=True), "guidance_scale": 4.0},
         start=(16, 4, 4),

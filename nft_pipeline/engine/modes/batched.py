@@ -20,6 +20,7 @@ def before(work: Work, call: DenoiserCall) -> tuple[tuple[()], dict[str, Any]]:
     work.passes.on_rows(call, rows_on)
     rows = range(call.rows)
     index = [*rows, *list(rows[call.guided]) * len(call.terms)]
+    call.forward_rows = len(index)
     return (), call_arguments(work.family.take_rows(call.inputs, index))
 
 
