@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import FamilyError
+
 
 def token_gatherer(denoiser: nn.Module) -> Callable[[Tensor], Tensor]:
     """Makes the tokens of all processes, (rows, N, C), out of those of this one; for a denoiser that is not split, they
@@ -26,6 +28,16 @@ def token_gatherer(denoiser: nn.Module) -> Callable[[Tensor], Tensor]:
         return lambda tokens: tokens
     group = config._flattened_mesh.get_group()
     return lambda tokens: _gathered(tokens, group)
+
+
+def refuse_split_weights(denoiser: nn.Module) -> None:
+    """Raise FamilyError for a denoiser whose weights are split over processes (tensor parallelism): a LoRA's are not."""
+    if getattr(getattr(denoiser, "_parallel_config", None), "tensor_parallel_config", None) is not None:
+        raise FamilyError(
+            f"the weights of this {type(denoiser).__name__} are split over processes by tensor parallelism, and a LoRA "
+            "cannot be. Load the model whole and split its tokens, with "
+            "enable_parallelism(config=ContextParallelConfig(...))."
+        )
 
 
 def _gathered(tokens: Tensor, group: Any) -> Tensor:
