@@ -31,7 +31,7 @@ def token_gatherer(denoiser: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def refuse_split_weights(denoiser: nn.Module) -> None:
-    """Raise FamilyError for a denoiser whose weights are split over processes (tensor parallelism): a LoRA's are not."""
+    """Raise FamilyError for a denoiser whose weights are split over processes (tensor parallelism), as no LoRA is."""
     if getattr(getattr(denoiser, "_parallel_config", None), "tensor_parallel_config", None) is not None:
         raise FamilyError(
             f"the weights of this {type(denoiser).__name__} are split over processes by tensor parallelism, and a LoRA "
