@@ -88,8 +88,9 @@ def _class_with_defaults(stock: Any) -> type:
 
 
 def _made_anew(stock: Any) -> Any:
-    kind = _class_with_defaults(stock)
-    return kind.__new__(kind)
+    pipe = stock.__new__(stock)
+    pipe.__class__ = _class_with_defaults(stock)
+    return pipe
 
 
 def write_call_defaults(folder: Path, defaults: Mapping[str, Any]) -> None:

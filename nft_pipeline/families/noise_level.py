@@ -54,9 +54,11 @@ def scheduled_flow(inputs: Inputs, scheduler: Any) -> Tensor:
 
 
 def sana(inputs: Inputs, scheduler: Any) -> Tensor:
-    """timestep = timestep_scale (of the model's config) times 1000 t, or times t under Sana Sprint's SCM scheduler."""
-    value = raw_timestep(inputs, "hidden_states", "timestep") / inputs["self"].config.timestep_scale
-    return value if type(scheduler).__name__ == "SCMScheduler" else value / 1000
+    """timestep = 1000 t times timestep_scale (of the model's config); t itself under Sana Sprint's SCM scheduler."""
+    value = raw_timestep(inputs, "hidden_states", "timestep")
+    if type(scheduler).__name__ == "SCMScheduler":
+        return value.clamp(max=1.0)  # its first angle is rounded to just above pi / 2
+    return value / (1000 * inputs["self"].config.timestep_scale)
 
 
 def log_sigmas(alphas_cumprod: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def test_sana_sprint_at_its_own_guidance_scale(count: int) -> None:
     """Nothing is doubled for it: each row is a sample, and its alpha its own."""
     case = CASES["SanaSprintPipeline"]
     pipe = guided(case, kind="positive", text=True)
-    case.sample(pipe, list(range(count)), guidance_scale=4.5)
+    case.sample(pipe, list(range(count)))
     assert pipe.nft_stats.alpha.shape == (2, count)
 
 

@@ -29,6 +29,7 @@ REFUSED: tuple[Any, ...] = (
     diffusers.StableDiffusionXLInstructPix2PixPipeline,
     diffusers.LEditsPPPipelineStableDiffusion,
     diffusers.MarigoldDepthPipeline,
+    diffusers.StableDiffusionSAGPipeline,
 )
 _PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "flow_prediction": "flow"}
 _CFG = {
