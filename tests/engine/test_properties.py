@@ -7,9 +7,9 @@ import re
 import pytest
 
 from helpers.properties import measured
-from helpers.zoo import CASES, GENERIC, Case
+from helpers.zoo import CASES, GENERIC, SIBLINGS, Case
 
-ALL = {**CASES, **GENERIC}
+ALL = {**CASES, **SIBLINGS, **GENERIC}
 # Stable Video Diffusion's sigmas of 700 enlarge rounding; Kandinsky rounds queries and keys to bf16.
 WIDER = {"StableVideoDiffusionPipeline": 2e-3, "Kandinsky5T2IPipeline": 1e-3}
 # What is refused, by property, and how it is said.

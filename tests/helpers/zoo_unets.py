@@ -11,7 +11,7 @@ import torch
 from helpers.zoo_case import WIDTH, Case, awake, batched, control_picture, inpainted, kl_vae, picture, rows
 
 
-def _unet(**kwargs: Any) -> diffusers.UNet2DConditionModel:
+def unet(**kwargs: Any) -> diffusers.UNet2DConditionModel:
     torch.manual_seed(0)
     return diffusers.UNet2DConditionModel(
         sample_size=8,
@@ -40,7 +40,7 @@ def stable_diffusion(cls: Any, scheduler: Callable[[], Any] = _ddim) -> Any:
         vae=kl_vae(),
         text_encoder=None,
         tokenizer=None,
-        unet=_unet(),
+        unet=unet(),
         scheduler=scheduler(),
         safety_checker=None,
         feature_extractor=None,
@@ -91,7 +91,7 @@ def _looked_at(cfg: bool) -> dict[str, Any]:
 
 
 def sdxl(cls: Any) -> Any:
-    unet = _unet(
+    denoiser = unet(
         addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + WIDTH
     )
     return cls(
@@ -100,7 +100,7 @@ def sdxl(cls: Any) -> Any:
         text_encoder_2=None,
         tokenizer=None,
         tokenizer_2=None,
-        unet=unet,
+        unet=denoiser,
         scheduler=diffusers.EulerDiscreteScheduler(),
         add_watermarker=False,
     )
