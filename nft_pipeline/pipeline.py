@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -25,7 +24,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from .call.call_defaults import read_call_defaults, write_call_defaults
+from .call.call_defaults import (
+    HasCallDefaults,
+    filled,
+    plain_class,
+    read_call_defaults,
+    set_call_defaults,
+    write_call_defaults,
+)
 from .call.custom_pipeline import ADAPTER_FOLDER, DEFAULT, PIPELINE_FILE, load_beside, render_custom_pipeline
 from .call.guided_call import guided_class, guided_method, refuse_without_adapter, run_guided
 from .call.promised import promised
@@ -95,6 +101,9 @@ class DiffusionNFTPipeline:
     def from_pretrained(cls, base: str | PathLike[str], nft_adapter: Any = None, **kwargs: Any) -> Any:
         """Load a base model and, if given, an adapter.
 
+        `call_defaults.json` beside the model's `model_index.json` gives stock arguments for calls that name none, of
+        the guided pipeline and of the stock one that `unwrap` returns; both have them as their `call_defaults`.
+
         Args:
             base: a shipped model ("shapes"), a diffusers folder, or a Hub id.
             nft_adapter: a shipped adapter ("shapes-warm"), a folder, a Hub id, or an `Adapter`; a dict of several by
@@ -106,6 +115,7 @@ class DiffusionNFTPipeline:
 
         Raises:
             AdapterError, GuidanceError, FamilyError: as `load_nft_adapter`.
+            GuidanceError: the model's call_defaults.json is faulty.
             OSError: diffusers' own, where there is no such base.
         """
         from diffusers import DiffusionPipeline
@@ -118,14 +128,15 @@ class DiffusionNFTPipeline:
         # diffusers refuses a folder saved without, say, SD3's T5 unless the caller says so again; the index says so.
         absent = {name: None for name, value in index.items() if value in ([None, None], (None, None))}
         pipe = DiffusionPipeline.from_pretrained(source, **{**absent, **kwargs})
+        set_call_defaults(pipe, read_call_defaults(type(pipe), pipe.name_or_path))
         return cls.from_pipe(pipe, nft_adapter)
 
     @classmethod
     def from_pipe(cls, pipe: DiffusionPipeline | Any, nft_adapter: Any = None) -> Any:
         """A guided pipeline over a pipeline that you have. `pipe` keeps working as before; both share all components.
 
-        (diffusers' own from_pipe is not used: it casts the shared modules to fp32.) `call_defaults.json` beside the
-        model's `model_index.json` gives stock arguments for calls that name none.
+        (diffusers' own from_pipe is not used: it casts the shared modules to fp32.) A call takes the defaults that
+        `pipe` itself has: at strength 0 it draws what the same call of `pipe` does.
 
         Args:
             pipe: any diffusers pipeline; for a guided one the stock pipeline under it is taken.
@@ -133,7 +144,7 @@ class DiffusionNFTPipeline:
 
         Raises:
             AdapterError, GuidanceError, FamilyError: as `load_nft_adapter`.
-            GuidanceError: `pipe` is no pipeline, or its call_defaults.json is faulty.
+            GuidanceError: `pipe` is no pipeline.
         """
         from diffusers import DiffusionPipeline
 
@@ -143,10 +154,10 @@ class DiffusionNFTPipeline:
                 "DiffusionNFTPipeline.from_pretrained."
             )
         stock: Any = pipe._stock() if isinstance(pipe, DiffusionNFTPipeline) else pipe
-        stock_class: Any = type(stock)
+        stock_class = plain_class(type(stock))
         guided = copy.copy(stock)
         guided.__class__ = guided_class(stock_class, DiffusionNFTPipeline)
-        guided._nft_begin(stock, read_call_defaults(stock_class, stock.name_or_path))
+        guided._nft_begin(stock, dict(stock.call_defaults) if isinstance(stock, HasCallDefaults) else {})
         named = nft_adapter if isinstance(nft_adapter, Mapping) else {DEFAULT: nft_adapter}
         try:
             for name, source in named.items():
@@ -294,9 +305,13 @@ class DiffusionNFTPipeline:
         """The stock pipeline this one was made of, the same object, after `unload_nft_adapter`.
 
         One that diffusers made through custom_pipeline has none; then this is a new stock one with its components.
+        Defaults that came with the model (`call_defaults`) stay in force: equal calls draw equal pictures.
         """
         self.unload_nft_adapter()
-        return self._stock()
+        stock = self._stock()
+        if self._nft_stock is None or isinstance(stock, HasCallDefaults):
+            set_call_defaults(stock, self.call_defaults)
+        return stock
 
     def save_pretrained(
         self, save_directory: str | PathLike[str], *args: Any, custom_pipeline: bool = False, **kwargs: Any
@@ -385,8 +400,7 @@ class DiffusionNFTPipeline:
 
     def _guided_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], nft: dict[str, Any]) -> Any:
         stock_call = self._nft_stock_class.__call__
-        names = list(inspect.signature(stock_call).parameters)[1:]
-        kwargs = {**{k: v for k, v in self.call_defaults.items() if k not in names[: len(args)]}, **kwargs}
+        kwargs = filled(self._nft_stock_class, self.call_defaults, args, kwargs)
         if not self._nft_loaded:
             refuse_without_adapter(nft)
             self.nft_stats = None

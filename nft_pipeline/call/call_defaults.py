@@ -1,10 +1,13 @@
 """call_defaults.json: the stock call's arguments that a model was made for. It is beside the model's model_index.json.
 
-diffusers has no place for such arguments, and a small or distilled model draws nothing with its pipeline's defaults.
+diffusers has no place for such arguments, and a small or distilled model draws nothing with its pipeline's defaults. A
+pipeline that has them says so: they are its attribute `call_defaults`, guided or not, so that equal calls of a guided
+pipeline at strength 0 and of the stock one under it draw the same.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 from collections.abc import Mapping
@@ -43,6 +46,51 @@ def read_call_defaults(stock_class: Any, folder: str | PathLike[str] | None) -> 
             "it or delete it."
         )
     return defaults
+
+
+class HasCallDefaults:
+    """In front of a stock pipeline class: its call takes from `call_defaults` what it is not given."""
+
+    call_defaults: dict[str, Any]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _made_anew, (plain_class(type(self)),), self.__dict__
+
+
+def set_call_defaults(pipe: Any, defaults: dict[str, Any]) -> None:
+    """Give a stock pipeline object defaults for its calls; none make it one of its plain class again."""
+    stock = plain_class(type(pipe))
+    pipe.__class__ = _class_with_defaults(stock) if defaults else stock
+    pipe.__dict__.pop("call_defaults", None)
+    if defaults:
+        pipe.call_defaults = defaults
+
+
+def filled(stock_class: Any, defaults: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The keyword arguments of a stock call, with the defaults that neither `args` nor `kwargs` give."""
+    positional = list(inspect.signature(stock_class.__call__).parameters)[1 : 1 + len(args)]
+    return {**{name: value for name, value in defaults.items() if name not in positional}, **kwargs}
+
+
+def plain_class(pipeline_class: type) -> Any:
+    """diffusers' own class of a pipeline that may have defaults."""
+    return next(kind for kind in pipeline_class.__mro__ if not issubclass(kind, HasCallDefaults))
+
+
+@functools.cache
+def _class_with_defaults(stock: Any) -> type:
+    @functools.wraps(stock.__call__)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return stock.__call__(self, *args, **filled(stock, self.call_defaults, args, kwargs))
+
+    names = {"__call__": __call__, "__module__": stock.__module__, "__doc__": stock.__doc__}
+    return type(stock.__name__, (HasCallDefaults, stock), names)
+
+
+def _made_anew(stock: Any) -> Any:
+    pipe = stock.__new__(stock)
+    pipe.__class__ = _class_with_defaults(stock)
+    return pipe
 
 
 def write_call_defaults(folder: Path, defaults: Mapping[str, Any]) -> None:

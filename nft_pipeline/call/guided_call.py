@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,8 @@ from ..engine.stats import NFTStats, StatsRecorder
 from ..engine.terms import Term
 from ..engine.trace import Trace
 from ..errors import GuidanceError
-from ..families.registry import cfg_switch, family_of
+from ..families.batch import batch_reader
+from ..families.registry import family_of
 from ..laws import COMBINATIONS, LAWS
 from ..modes import MODES
 from ..search.choice import EarlyChoice, judges
@@ -172,7 +174,7 @@ def run_recorded(
             if part in entry.loras
         ]
         if terms:
-            doubled = cfg_switch(family_of(denoiser), pipe, args, kwargs)
+            doubled = batch_reader(family_of(denoiser), pipe, args, kwargs)
             engines.append(NFTEngine(denoiser, terms, settings, scheduler=pipe.scheduler, doubled=doubled, trace=trace))
     with contextlib.ExitStack() as stack:
         for engine in engines:
@@ -184,7 +186,7 @@ def run_recorded(
         finally:
             pipe._nft_engines = []
             ended = {term.name: term.tilt for engine in engines for term in engine.terms}
-            pipe.nft_stats = _with_forecasts(trace.recorder.stats(), configs, ended, settings)
+            pipe.nft_stats = _recorded(trace, configs, ended, settings)
 
 
 def guidance_scale_of(stock_class: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
@@ -202,6 +204,17 @@ def guidance_scale_of(stock_class: Any, args: tuple[Any, ...], kwargs: Mapping[s
     values = [named.get(name, call.parameters[name].default) for name in scales if name in call.parameters]
     numbers = [float(value) for value in values if is_number(value)]
     return next((value for value in numbers if value > 1), numbers[0] if numbers else None)
+
+
+def _recorded(
+    trace: Trace, configs: Mapping[str, AdapterConfig], tilts: Mapping[str, float], settings: GuidanceSettings
+) -> NFTStats | None:
+    """The record of a call, or None with a warning: whatever is wrong with it, the pictures are there."""
+    try:
+        return _with_forecasts(trace.recorder.stats(), configs, tilts, settings)
+    except Exception as error:
+        warnings.warn(f"the record of this call could not be made, so nft_stats is None: {error}", stacklevel=2)
+        return None
 
 
 def _with_forecasts(

@@ -6,6 +6,8 @@ without any warning (measured on a tiny FLUX.1: an error of 5 to 50 % of what th
 runs in a context named after its branch, "cond/nft", and the base pass in the pipeline's own, as if there were no
 guidance.
 
+Some pipelines have a cache of keys and values of their own, which they hand to the denoiser; `own_kv_cache` finds it.
+
 Caches also assume that each forward is the step right after the last one. A branch may be left out of a step, because
 nothing is guided there or because one forward serves both branches. It would go on from a memory that is too old, so it
 begins anew.
@@ -13,11 +15,11 @@ begins anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import GuidanceError
 
@@ -30,6 +32,26 @@ KEYED = {
     "TaylorSeerCacheHook": "TaylorSeerCache",
     "TextKVCacheTransformerHook": "TextKVCache",
 }
+
+
+def own_kv_cache(inputs: Mapping[str, Any]) -> str | None:
+    """The argument by which a pipeline hands a denoiser a cache of keys and values; None if there is none in use.
+
+    It is in use if it holds a Tensor, or says in a word whether it is to be written or read.
+
+    Args:
+        inputs: a forward's arguments by name.
+    """
+    inner = {key: item for value in inputs.values() if isinstance(value, dict) for key, item in value.items()}
+    caches = {name: value for name, value in {**inner, **inputs}.items() if "kv_cache" in str(name)}
+    return next((name for name, value in caches.items() if _in_use(value)), None)
+
+
+def _in_use(cache: Any) -> bool:
+    if isinstance(cache, (Tensor, str)):
+        return True
+    parts = cache.values() if isinstance(cache, dict) else getattr(cache, "__dict__", {}).values()
+    return any(map(_in_use, cache if isinstance(cache, (list, tuple)) else parts))
 
 
 class CacheBranches:

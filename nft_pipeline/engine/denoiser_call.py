@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import GuidanceError
 from ..families.family import Family
 from ..families.forward_call import Inputs, same_state
 from ..settings import GuidanceSettings
+from .caching import own_kv_cache
 from .terms import Term
 
 
@@ -35,6 +37,7 @@ class DenoiserCall:
         terms: the indices of the terms whose tilt is not 0.
         way: a module of `nft_pipeline.engine.modes`: "off", "on" (known to be v_lora itself), or a mode.
         branch: of a cache, that the forward itself runs in; None for the pipeline's own, as v_old does.
+        forward_rows: the rows of the forward itself, where a mode has added some; 0 where it has not.
     """
 
     inputs: Inputs
@@ -48,6 +51,7 @@ class DenoiserCall:
     terms: list[int]
     way: str = "off"
     branch: str | None = None
+    forward_rows: int = 0
 
 
 class CallReader:
@@ -59,28 +63,30 @@ class CallReader:
         terms: Sequence[Term],
         settings: GuidanceSettings,
         scheduler: Any,
-        doubled: Callable[[Inputs], bool],
+        doubled: Callable[[Inputs], bool | None],
         unconditional: Callable[[], bool] | None,
         watch: bool = False,
     ) -> None:
         self._family, self._terms, self._settings, self._scheduler = family, terms, settings, scheduler
         self._doubled, self._unconditional, self._watch = doubled, unconditional, watch
         self._main: tuple[Any, Tensor] | None = None  # x_t and t of the step's main call
+        self._cached_way: str | None = None  # of the forwards before, where the pipeline keeps keys and values
 
     def read(self, inputs: Inputs) -> DenoiserCall:
         """What a forward on `inputs` is.
 
         Raises:
             FamilyError: the rows of a sample cannot be told from those of classifier-free guidance.
+            GuidanceError: the pipeline keeps keys and values of its own, which further passes would mix up.
         """
         family, settings = self._family, self._settings
         rows = family.rows(inputs)
         noise_level = family.noise_level(inputs, self._scheduler)
         second = self._is_second_of_step(inputs[family.state], noise_level)
         auxiliary = second or family.is_auxiliary(inputs)
-        doubled = not auxiliary and self._doubled(inputs)
+        doubled = False if auxiliary else self._doubled(inputs)
         repeats = 2 if doubled and family.batched_cfg else 1
-        samples = family.conditional(rows, doubled)
+        samples = family.conditional(rows, bool(doubled))
         noise_level = noise_level[samples]
         guided = slice(0, rows)
         if settings.guide == "cond":
@@ -91,8 +97,28 @@ class CallReader:
         call.way = self._way(call)
         guided_by_alpha = settings.guide == "cond" or any(self._terms[k].needs_alpha for k in terms)
         if self._watch or (call.way != "off" and guided_by_alpha):
-            family.check_rows_are_known(doubled or second)
+            family.check_rows_are_known(rows, second or doubled)
+        self._check_kv_cache(call)
         return call
+
+    def _check_kv_cache(self, call: DenoiserCall) -> None:
+        """Refuse the pipeline's own cache of keys and values, unless all steps are one kind of pass."""
+        name = own_kv_cache(call.inputs)
+        if name is None:
+            return
+        one_way = not call.terms or (call.way == "on" and self._everywhere)
+        if not one_way or self._cached_way not in (None, call.way):
+            raise GuidanceError(
+                f"the pipeline keeps keys and values in a cache of its own ({name}), and one pass of guidance would "
+                "read those of another. Switch it off (use_kv_cache=False, where the pipeline takes that) or use the "
+                "family's plain pipeline. nft_strength=0 and a policy adapter at strength 1 are one pass and right."
+            )
+        self._cached_way = call.way
+
+    @property
+    def _everywhere(self) -> bool:
+        """Whether every noise level is guided alike."""
+        return self._settings.interval == (0.0, 1.0) and self._settings.schedule is None
 
     def _is_second_of_step(self, state: Any, noise_level: Tensor) -> bool:
         """Whether this is the unconditional call of a pipeline that makes two: the one at the very x_t and t of the
@@ -109,8 +135,7 @@ class CallReader:
     def _way(self, call: DenoiserCall) -> str:
         """How this forward is to be guided, as far as it can be known before it."""
         settings = self._settings
-        everywhere = settings.interval == (0.0, 1.0) and settings.schedule is None
-        if call.guided.start == call.guided.stop or not call.terms or not (everywhere or bool(call.factor.any())):
+        if call.guided.start == call.guided.stop or not call.terms or not (self._everywhere or bool(call.factor.any())):
             return "off"
         term = self._terms[call.terms[0]]
         known = len(call.terms) == 1 and not term.needs_alpha and settings.cap is None

@@ -40,6 +40,7 @@ from torch import nn
 
 from ..errors import GuidanceError
 from ..families.forward_call import Inputs, bind_inputs
+from ..families.ranks import token_gatherer
 from ..families.registry import family_of, unwrap_compiled
 from ..modes import MODES
 from ..settings import GuidanceSettings
@@ -79,8 +80,8 @@ class NFTEngine:
         terms: the adapters at work, at least one. Their tilts may be changed between forwards.
         settings: law, interval, schedule, guided rows, cap and mode.
         scheduler: the pipeline's scheduler, which gives the noise level of a timestep for families that need it.
-        doubled: says of a forward's inputs whether classifier-free guidance has added rows to them
-            (`nft_pipeline.families.registry.cfg_switch`).
+        doubled: says of a forward's inputs whether classifier-free guidance has added rows to them, None where the
+            rows are of another kind (`nft_pipeline.families.batch.batch_reader`).
         unconditional: returns, during a forward, whether it is the unconditional one of its step; None to infer it from
             what the family's pipelines do.
         trace: to be shared by the engines of one call; a new one by default.
@@ -99,7 +100,7 @@ class NFTEngine:
         settings: GuidanceSettings,
         *,
         scheduler: Any = None,
-        doubled: Callable[[Inputs], bool] = lambda inputs: False,
+        doubled: Callable[[Inputs], bool | None] = lambda inputs: False,
         unconditional: Callable[[], bool] | None = None,
         trace: Trace | None = None,
     ) -> None:
@@ -128,7 +129,9 @@ class NFTEngine:
             _GUIDED.add(self.denoiser)
         self._installed = True
         try:
-            taps = [term.listen(tap) for term, tap in zip(self.terms, self._taps, strict=True) if tap is not None]
+            gather = token_gatherer(self.denoiser)
+            pairs = zip(self.terms, self._taps, strict=True)
+            taps = [term.listen(tap, gather) for term, tap in pairs if tap is not None]
             if MODES[self.settings.mode].scales_rows:
                 self._passes.hook_rows()
             before, after = self._before, self._after

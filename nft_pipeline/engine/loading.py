@@ -15,7 +15,8 @@ from torch import nn
 
 from ..adapters.keys import SECOND, component_lora
 from ..errors import AdapterError, FamilyError
-from ..families.registry import FAMILIES, check_pipeline, family_of
+from ..families.ranks import refuse_split_weights
+from ..families.registry import FAMILIES, check_pipeline, family_of, unwrap_compiled
 from .injection import inject_lora, remove_lora
 from .terms import find_tap
 
@@ -72,6 +73,7 @@ def load_into(denoisers: Mapping[str, nn.Module], adapter: Adapter, *, pipe: Any
         )
     for denoiser in denoisers.values():
         family_of(denoiser)  # raises for what cannot be guided
+        refuse_split_weights(unwrap_compiled(denoiser))
         check_base(adapter.config, denoiser, adapter.lora)
         find_tap(denoiser, adapter)
     loaded = LoadedAdapter(adapter, {}, {})

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import GuidanceError
 from ..families.family import Family
-from ..families.forward_call import Inputs, call_arguments, output_tensor
+from ..families.forward_call import Inputs, call_arguments, output_tensors
 from ..families.registry import unwrap_compiled
 from .caching import CacheBranches
 from .denoiser_call import DenoiserCall
@@ -81,8 +81,9 @@ class Passes:
             self._row_scales[name].set(rows)
         self._enter(call, "+".join([call.way, *(self._terms[k].lora_name for k in call.terms)]))
 
-    def lora_pass(self, call: DenoiserCall, term: Term) -> Tensor:
-        """v_lora of the guided rows: one more forward, on the same inputs with the term's LoRA on.
+    def lora_pass(self, call: DenoiserCall, term: Term) -> list[Tensor]:
+        """v_lora of the guided rows, in each of the denoiser's predictions: one more forward, on the same inputs with
+        the term's LoRA on.
 
         Raises:
             GuidanceError: the call switches all LoRAs off.
@@ -93,7 +94,7 @@ class Passes:
         self._only(term, call_scale=self._call_scale(call.inputs))
         self._cache.enter(term.lora_name)
         try:
-            return output_tensor(self._forward(inputs))
+            return output_tensors(self._forward(inputs))
         finally:
             self._cache.leave()
 

@@ -74,4 +74,4 @@ class ScaleFinder:
         text = self._family.read_text(call.inputs)
         if text is not None:  # one prompt for all samples may come as one row, which the denoiser broadcasts
             text = text.expand(call.rows, -1, -1)[call.samples] if text.shape[0] == 1 else text[call.samples]
-        return term.alpha(call.noise_level, call.samples, text, lora_scale)
+        return term.alpha(call.noise_level, call.forward_rows or call.rows, call.samples, text, lora_scale)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -15,7 +17,7 @@ from torch import Tensor
 class NFTStats:
     """A record of one guided call. A step is one call of the denoiser (with a second-order scheduler, half a step).
 
-    All Tensors are fp32 on the CPU, shape (steps, samples), unless said otherwise.
+    All Tensors are fp32 on the CPU, shape (steps, samples), unless said otherwise. Steps with fewer samples end in NaN.
 
     Args:
         noise_level: t in [0, 1].
@@ -84,11 +86,15 @@ class NFTStats:
         ]
         for i in range(self.steps):
             cells = ""
-            for name, alpha, scale in zip(names, self.alphas[:, i].mean(1), self.scales[:, i].mean(1), strict=True):
+            for name, alpha, scale in zip(
+                names, self.alphas[:, i].nanmean(1), self.scales[:, i].nanmean(1), strict=True
+            ):
                 wide = 5 + len(name)
                 cells += f"  {_number(alpha, 5):>{wide}}  {scale.item():{wide + 1}.3f}"
-            push = _number(self.push[i].mean(), 6)
-            lines.append(f"{i:4d}  {self.noise_level[i].mean().item():11.3f}{cells}  {push}  {int(self.passes[i]):9d}")
+            push = _number(self.push[i].nanmean(), 6)
+            lines.append(
+                f"{i:4d}  {self.noise_level[i].nanmean().item():11.3f}{cells}  {push}  {int(self.passes[i]):9d}"
+            )
         if self.forecasts is not None and self.steps:
             for name, last in zip(names, self.forecasts[:, -1], strict=True):
                 if bool(last.isfinite().any()):
@@ -149,7 +155,7 @@ def _number(value: Tensor, width: int) -> str:
 
 def _lines(axes: Any, noise_level: Tensor, values: Tensor, colour: str, label: str) -> None:
     axes.plot(noise_level[:, :16], values[:, :16], color=colour, alpha=0.25, linewidth=0.7)
-    axes.plot(noise_level.mean(1), values.mean(1), color=colour, linewidth=2, label=label)
+    axes.plot(noise_level.nanmean(1), values.nanmean(1), color=colour, linewidth=2, label=label)
 
 
 class StatsRecorder:
@@ -185,12 +191,11 @@ class StatsRecorder:
         if not self._rows:
             none, of_all = torch.zeros(0, 0), torch.zeros(count, 0, 0)
             return NFTStats(none, of_all, of_all, none, passes, self._adapters)
-        noise_level, alphas, scales, push = (list(column) for column in zip(*self._rows, strict=True))
-        return NFTStats(
-            torch.stack(noise_level).cpu(),
-            torch.stack(alphas, 1).cpu(),
-            torch.stack(scales, 1).cpu(),
-            torch.stack(push).cpu(),
-            passes,
-            self._adapters,
-        )
+        noise_level, alphas, scales, push = (_stacked(column) for column in zip(*self._rows, strict=True))
+        return NFTStats(noise_level, alphas.transpose(0, 1), scales.transpose(0, 1), push, passes, self._adapters)
+
+
+def _stacked(of_steps: Sequence[Tensor]) -> Tensor:
+    """One Tensor on the CPU of what each step recorded; steps with fewer samples than others are filled with NaN."""
+    samples = max(value.shape[-1] for value in of_steps)
+    return torch.stack([F.pad(value, (0, samples - value.shape[-1]), value=math.nan) for value in of_steps]).cpu()

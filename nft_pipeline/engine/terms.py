@@ -5,6 +5,7 @@ v = v_old + sum over terms of s (v_lora - v_old)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,14 +71,21 @@ class Term:
         if old_name is not None and adapter.old is not None:
             self.layers[old_name] = len(component_lora(adapter.old, component)) // 2
         self._tokens: Tensor | None = None
+        self._gather: Callable[[Tensor], Tensor] = lambda tokens: tokens
 
     @property
     def needs_alpha(self) -> bool:
         """Whether s depends on what a head reads."""
         return self.adapter.config.kind == "positive"
 
-    def listen(self, tap: nn.Module) -> Any:
-        """Add a hook that keeps the first tokens the head would read; the handle to take it off."""
+    def listen(self, tap: nn.Module, gather: Callable[[Tensor], Tensor] = lambda tokens: tokens) -> Any:
+        """Add a hook that keeps the first tokens the head would read; the handle to take it off.
+
+        Args:
+            tap: the module they go into.
+            gather: brings those of all processes together (`nft_pipeline.families.ranks`).
+        """
+        self._gather = gather
         return tap.register_forward_pre_hook(self._read_tokens, with_kwargs=True)
 
     def forget(self) -> None:
@@ -87,16 +95,17 @@ class Term:
     def _read_tokens(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # The first pass only: in a later one the LoRA is on, and the tokens are not those the head was trained on.
         if self._tokens is None:
-            self._tokens = as_tokens(first_argument(args, kwargs))
+            self._tokens = self._gather(as_tokens(first_argument(args, kwargs)))
 
     def alpha(
-        self, noise_level: Tensor, samples: slice, text: Tensor | None, lora_scale: Tensor | None = None
+        self, noise_level: Tensor, rows: int, samples: slice, text: Tensor | None, lora_scale: Tensor | None = None
     ) -> Tensor:
         """The head's alpha for the forward that has just run.
 
         Args:
             noise_level: t of the samples, shape (samples,).
-            samples: which rows of the tokens they are.
+            rows: the number of rows that the forward had.
+            samples: which of them are the samples.
             text: text tokens of the samples, (samples, L, D), None where the family has none.
             lora_scale: the scale of this term's LoRA in that forward, (samples,); None if it was off.
 
@@ -104,7 +113,7 @@ class Term:
             Probabilities, shape (samples,).
 
         Raises:
-            GuidanceError: no head, no tokens, or no probabilities.
+            GuidanceError: no head, no tokens, tokens of other rows, or no probabilities.
         """
         head, tokens, name = self.adapter.head, self._tokens, self.adapter.config.name
         if head is None:
@@ -116,6 +125,12 @@ class Term:
             raise GuidanceError(
                 f"the module {head.config.tap!r}, which the alpha head of {name!r} reads, did not run at noise level "
                 f"{_rounded(noise_level)}, so alpha is unknown. Switch caching of the denoiser off."
+            )
+        if len(tokens) != rows:
+            raise GuidanceError(
+                f"the module {head.config.tap!r}, which the alpha head of {name!r} reads, sees {len(tokens)} rows "
+                f"where the batch has {rows}: this model folds the batch into another dimension, so nobody knows which "
+                "tokens belong to which sample. Use a policy adapter."
             )
         return read_alpha(head.to(tokens.device), name, tokens[samples], noise_level, text, lora_scale)
 

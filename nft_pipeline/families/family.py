@@ -123,17 +123,29 @@ class Family:
         names: dict[Any, Prediction] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
         return self.prediction if self.prediction == "flow" else names.get(said, self.prediction)
 
-    def check_rows_are_known(self, cfg: bool) -> None:
+    def check_rows_are_known(self, rows: int, cfg: bool | None) -> None:
         """For a positive adapter, whose alpha is that of the conditional rows.
 
+        Args:
+            rows: of the batch.
+            cfg: whether it has to do with classifier-free guidance; None if its rows are neither one nor two for each
+                sample.
+
         Raises:
-            FamilyError: classifier-free guidance is on, and the family does not know how its rows are arranged.
+            FamilyError: nobody knows how the rows are arranged.
         """
         if cfg and self.cfg == "unknown":
             raise FamilyError(
                 f"classifier-free guidance is on, and {self.denoiser} has no entry in nft_pipeline/families that says "
                 "which rows are the conditional ones, from which alpha is read. Switch it off (guidance_scale=1, no "
                 "negative prompt), use a policy adapter, or add the family."
+            )
+        if cfg is None:
+            raise FamilyError(
+                f"the pipeline gave {self.denoiser} a batch of {rows} rows, which are neither one for each sample that "
+                "the call asks for nor two as its classifier-free guidance would need, so nobody knows from which rows "
+                "alpha is to be read. Switch classifier-free guidance off (guidance_scale=1), use a policy adapter "
+                'with nft_guide="both", or use the family\'s plain pipeline.'
             )
 
 

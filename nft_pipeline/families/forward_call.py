@@ -1,10 +1,11 @@
 """One forward call of a denoiser, read and written in one form: Tensors whose first dimension is the batch.
 
     inputs = bind_inputs(denoiser, args, kwargs)      # the call's arguments by name
-    prediction = output_tensor(output)                # (rows, ...)
-    replace_output(output, prediction)                # the same output with another prediction
+    predictions = output_tensors(output)              # each (rows, ...); most denoisers have one
+    replace_output(output, *predictions)              # the same output with other predictions
 
-Most denoisers take and return such Tensors; Z-Image takes and returns lists with one Tensor per row.
+Most denoisers take and return such Tensors; Z-Image takes and returns lists with one Tensor per row. Denoisers that
+draw sound beside the picture (LTX-2) return a prediction for each.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ def bind_inputs(denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     """A forward call's arguments by name, however they were passed; those of a **kwargs parameter are among them, and
     `self` is the denoiser.
 
+    Lists and dicts are copies: UNets pop from the very lists that they are given, and a further forward needs all of
+    them.
+
     Raises:
         FamilyError: the arguments do not fit the denoiser's forward.
     """
@@ -37,12 +41,19 @@ def bind_inputs(denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             inputs.update(inputs.pop(name, {}))
-    return inputs
+    return {name: copied(value) for name, value in inputs.items()}
+
+
+def copied(value: Any) -> Any:
+    """The same with lists, tuples and dicts of its own, whose other contents are shared."""
+    if type(value) in (list, tuple):
+        return type(value)(copied(item) for item in value)
+    return {key: copied(item) for key, item in value.items()} if type(value) is dict else value
 
 
 def call_arguments(inputs: Inputs) -> dict[str, Any]:
-    """What to call the denoiser's forward with, as keywords, from bound inputs."""
-    return {name: value for name, value in inputs.items() if name != "self"}
+    """What to call the denoiser's forward with, as keywords, from bound inputs, which the forward cannot change."""
+    return {name: copied(value) for name, value in inputs.items() if name != "self"}
 
 
 def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -85,6 +96,8 @@ def as_text(value: Tensor | list[Tensor]) -> Tensor:
 
 def same_state(x: Any, y: Any) -> bool:
     """Whether two forwards were given the same x_t: one object, or, where a pipeline casts it each time, equal ones."""
+    if isinstance(x, list) and isinstance(y, list):
+        return len(x) == len(y) and all(map(same_state, x, y))
     return x is y or (isinstance(x, Tensor) and isinstance(y, Tensor) and torch.equal(x, y))
 
 
@@ -93,11 +106,40 @@ def output_tensor(output: Any) -> Tensor:
     return as_rows(output[0] if isinstance(output, tuple) else output.sample)
 
 
-def replace_output(output: Any, prediction: Tensor) -> Any:
-    """The same output with another prediction; everything else stays the base pass's."""
+def output_tensors(output: Any) -> list[Tensor]:
+    """All predictions in what a denoiser returned: that of `output_tensor`, and every further Tensor beside it.
+
+    Raises:
+        FamilyError: a further Tensor does not have the batch's rows, so that nobody knows what it is.
+    """
+    first = output_tensor(output)
+    others = [value for value in _others(output).values() if isinstance(value, Tensor)]
+    for other in others:
+        if other.ndim == 0 or len(other) != len(first):
+            raise FamilyError(
+                f"the denoiser returns a Tensor of shape {tuple(other.shape)} beside its prediction of shape "
+                f"{tuple(first.shape)}, expected one with as many rows, which could be guided alike. This version "
+                "cannot guide it; set nft_strength=0."
+            )
+    return [first, *others]
+
+
+def replace_output(output: Any, *predictions: Tensor) -> Any:
+    """The same output with other predictions, in the order of `output_tensors`. Whatever is no Tensor stays the base
+    pass's."""
+    others = _others(output)
+    further = [key for key, value in others.items() if isinstance(value, Tensor)]
+    others |= dict(zip(further, predictions[1:], strict=True))
     if isinstance(output, tuple):
-        return (_like(output[0], prediction), *output[1:])
-    return type(output)(**{**output, "sample": _like(output.sample, prediction)})
+        return (_like(output[0], predictions[0]), *others.values())
+    return type(output)(**others, sample=_like(output.sample, predictions[0]))
+
+
+def _others(output: Any) -> dict[Any, Any]:
+    """What a denoiser returned beside its first prediction, by place or name."""
+    if isinstance(output, tuple):
+        return dict(enumerate(output[1:], 1))
+    return {name: value for name, value in output.items() if name != "sample"}
 
 
 def _like(first: Any, prediction: Tensor) -> Any:

@@ -8,6 +8,7 @@ tokens belong to frames that are given.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -53,9 +54,11 @@ def scheduled_flow(inputs: Inputs, scheduler: Any) -> Tensor:
 
 
 def sana(inputs: Inputs, scheduler: Any) -> Tensor:
-    """timestep = timestep_scale (of the model's config) times 1000 t, or times t under Sana Sprint's SCM scheduler."""
-    value = raw_timestep(inputs, "hidden_states", "timestep") / inputs["self"].config.timestep_scale
-    return value if type(scheduler).__name__ == "SCMScheduler" else value / 1000
+    """timestep = 1000 t times timestep_scale (of the model's config); t itself under Sana Sprint's SCM scheduler."""
+    value = raw_timestep(inputs, "hidden_states", "timestep")
+    if type(scheduler).__name__ == "SCMScheduler":
+        return value.clamp(max=1.0)  # its first angle is rounded to just above pi / 2
+    return value / (1000 * inputs["self"].config.timestep_scale)
 
 
 def log_sigmas(alphas_cumprod: Tensor) -> Tensor:
@@ -68,10 +71,16 @@ def variance_preserving(*, state: str = "hidden_states", timestep: str = "timest
     """timestep is an index, whole or fractional, into the scheduler's alphas_cumprod.
 
     x = sqrt(a) x_0 + sqrt(1 - a) eps is a multiple of (1 - t) x_0 + t eps for t = sigma / (1 + sigma), with
-    sigma = sqrt((1 - a) / a). Between two indices log sigma is linear, as Euler schedulers have it.
+    sigma = sqrt((1 - a) / a). Between two indices log sigma is linear, as Euler schedulers have it. Two settings of a
+    scheduler make the timestep something else: 1000 t with use_flow_sigmas, log(sigma) / 4 where it is continuous.
     """
 
     def noise_level(inputs: Inputs, scheduler: Any) -> Tensor:
+        config = getattr(scheduler, "config", {})
+        if config.get("use_flow_sigmas"):
+            return raw_timestep(inputs, state, timestep) / config["num_train_timesteps"]
+        if config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction":
+            return torch.sigmoid(4 * raw_timestep(inputs, state, timestep))
         a = getattr(scheduler, "alphas_cumprod", None)
         if a is None:
             raise FamilyError(
@@ -91,17 +100,33 @@ def variance_preserving(*, state: str = "hidden_states", timestep: str = "timest
 def by_scheduler(*, state: str, timestep: str) -> Reader:
     """For models without a family: the noise level as the scheduler implies it.
 
-    With flow sigmas, or sigmas and no alphas_cumprod, timestep = 1000 t, or t where the timestep is 1 or below; with
-    alphas_cumprod, an index into it.
+    With flow sigmas, or sigmas and no alphas_cumprod, timestep is 1000 t, t, 1 - t or 1000 (1 - t), whichever is the
+    scheduler's own t of the step; where it is none of them, 1000 t, or t where the timestep is 1 or below. With
+    alphas_cumprod it is an index into it.
     """
     read_index = variance_preserving(state=state, timestep=timestep)
 
     def noise_level(inputs: Inputs, scheduler: Any) -> Tensor:
         config = getattr(scheduler, "config", {})
         is_flow = hasattr(scheduler, "sigmas") and not hasattr(scheduler, "alphas_cumprod")
-        if is_flow or config.get("use_flow_sigmas"):
-            value = raw_timestep(inputs, state, timestep)
-            return torch.where(value > 1, value / config.get("num_train_timesteps", 1000), value)
-        return read_index(inputs, scheduler)
+        if not (is_flow or config.get("use_flow_sigmas")):
+            return read_index(inputs, scheduler)
+        value = raw_timestep(inputs, state, timestep)
+        whole = config.get("num_train_timesteps", 1000)
+        forms = torch.stack([value / whole, value, 1 - value, 1 - value / whole])
+        distance = (forms - _level_of_step(scheduler, whole)).abs().amax(1)
+        likeliest = torch.where(value > 1, value / whole, value)
+        return torch.where(distance.amin() < 0.01, forms[distance.argmin()], likeliest)
 
     return noise_level
+
+
+def _level_of_step(scheduler: Any, whole: int) -> float:
+    """t of the step that a flow scheduler is at; NaN for one that does not count its steps."""
+    labels = getattr(scheduler, "timesteps", None)
+    index = getattr(scheduler, "step_index", None)
+    if index is None:
+        index = getattr(scheduler, "begin_index", None) or 0
+    if labels is None or not hasattr(scheduler, "step_index") or index >= len(labels):
+        return math.nan
+    return float(labels[index]) / whole

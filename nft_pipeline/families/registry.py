@@ -97,16 +97,22 @@ def _generic_family(kind: type[nn.Module]) -> Family:
         state=names[0],
         text=None,
         lora_scale=next((name for name in _LORA_SCALES if name in names), ""),
+        tap="conv_norm_out" if "UNet" in kind.__name__ else "norm_out",
         cfg="unknown",
     )
 
 
-# Arguments of calls whose batch has rows besides the conditional and the unconditional ones, and what they are for.
-_ROWS_OF_THEIR_OWN = {
-    "pag_scale": "its perturbed-attention guidance",
-    "image_guidance_scale": "its image guidance",
-    "img_guidance_scale": "its image guidance",
-    "editing_prompt": "its editing guidance",
+# Arguments of calls that cannot be guided, and why.
+_OWN_ROWS = "adds rows of its own to the batch"
+_OWN_MAPS = "reads attention maps inside the denoiser, which the passes of guidance would mix up"
+_BEYOND = {
+    "pag_scale": f"its perturbed-attention guidance {_OWN_ROWS}",
+    "image_guidance_scale": f"its image guidance {_OWN_ROWS}",
+    "img_guidance_scale": f"its image guidance {_OWN_ROWS}",
+    "editing_prompt": f"its editing guidance {_OWN_ROWS}",
+    "sag_scale": f"its self-attention guidance {_OWN_MAPS}",
+    "max_iter_to_alter": f"its attention guidance {_OWN_MAPS}",
+    "cross_attention_guidance_amount": f"its cross-attention guidance {_OWN_MAPS}",
 }
 
 
@@ -118,12 +124,13 @@ def check_pipeline(stock: Any, family: Family) -> None:
         family: of its denoiser.
 
     Raises:
-        FamilyError: the batch has rows of other kinds, or the pipeline does not say whether it is doubled.
+        FamilyError: the batch has rows of other kinds, the pipeline reads the denoiser's inside, or it does not say
+            whether the batch is doubled.
     """
     arguments = inspect.signature(stock.__call__).parameters
-    others = [what for name, what in _ROWS_OF_THEIR_OWN.items() if name in arguments]
-    if others:
-        reason = f"{others[0]} adds rows of its own to the batch"
+    reasons = [why for name, why in _BEYOND.items() if name in arguments]
+    if reasons:
+        reason = reasons[0]
     elif family.batched_cfg and not hasattr(stock, "do_classifier_free_guidance") and "guidance_scale" not in arguments:
         reason = (
             "it does not say whether a batch holds unconditional rows (no do_classifier_free_guidance, no "
@@ -135,7 +142,7 @@ def check_pipeline(stock: Any, family: Family) -> None:
 
 
 def cfg_switch(family: Family, pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[[Inputs], bool]:
-    """Says of a forward's inputs whether classifier-free guidance has added rows to them (see `Family.cfg`).
+    """Says of a forward's inputs whether the pipeline uses classifier-free guidance in it (see `Family.cfg`).
 
     Pipelines tell by `do_classifier_free_guidance`; those without it switch it on by a guidance_scale above 1.
 

@@ -217,8 +217,7 @@ def test_saving_with_other_loras_loaded(tmp_path: Any) -> None:
     ],
 )
 def test_faulty_call_defaults(tmp_path: Any, text: str, message: str) -> None:
-    pipe = tiny_pipe()
-    pipe.register_to_config(_name_or_path=str(tmp_path))
+    tiny_pipe().save_pretrained(tmp_path)
     (tmp_path / "call_defaults.json").write_text(text)
     with pytest.raises(GuidanceError, match=message):
-        DiffusionNFTPipeline.from_pipe(pipe)
+        DiffusionNFTPipeline.from_pretrained(tmp_path)

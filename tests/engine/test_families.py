@@ -20,8 +20,9 @@ RESCALED = ("QwenImagePipeline", "QwenImageImg2ImgPipeline")  # by a ratio of no
 # Rounds queries and keys to bf16 whatever the model computes in. Sums that differ in their last bit, as those of two
 # batch sizes do on some CPUs, may then differ by a step of bf16.
 ROUNDED_INSIDE = ("Kandinsky5T2IPipeline",)
-# Cosmos makes a prediction of x_0 and of noise out of it; Mochi's scheduler runs its sigmas the other way.
-NOT_HANDED_ON = ("Cosmos2TextToImagePipeline", "MochiPipeline")
+# Cosmos makes a prediction of x_0 and of noise out of it, Sana Sprint one of its scheduler's kind; Mochi's scheduler
+# runs its sigmas the other way.
+NOT_HANDED_ON = ("Cosmos2TextToImagePipeline", "MochiPipeline", "SanaSprintPipeline")
 
 
 def every_pipeline_but(*names: str) -> pytest.MarkDecorator:
@@ -155,14 +156,16 @@ def test_the_rows_of_a_call_can_be_taken_apart(case: Case) -> None:
     pipe = case.pipe()
     denoiser: Any = denoiser_of(pipe)
     family = family_of(denoiser)
-    calls: list[tuple[dict[str, Any], torch.Tensor]] = []
-    hook = denoiser.register_forward_hook(
-        lambda module, args, kwargs, output: calls.append((bind_inputs(module, args, kwargs), output_tensor(output))),
-        with_kwargs=True,
-    )
+    given: list[dict[str, Any]] = []
+    returned: list[torch.Tensor] = []
+    hooks = [  # before and after, since UNets pop from some of their inputs
+        denoiser.register_forward_pre_hook(lambda *call: given.append(bind_inputs(*call)), with_kwargs=True),
+        denoiser.register_forward_hook(lambda module, args, output: returned.append(output_tensor(output))),
+    ]
     case.predict(pipe, [0, 1], cfg=True)
-    hook.remove()
-    inputs, outputs = calls[0]
+    for hook in hooks:
+        hook.remove()
+    inputs, outputs = given[0], returned[0]
     assert family.rows(inputs) == len(outputs) == (4 if family.batched_cfg and case.cfg([0]) else 2)
     order = [1, 0, 0]
     taken = family.take_rows(inputs, order)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +200,47 @@ def test_save_and_load(tmp_path: Path, pipe: StableDiffusion3Pipeline, guided: A
     assert loaded.nft_stats.steps == 2
     latents("a cat", None, None, None, None, 1)
     assert loaded.nft_stats.steps == 1
+
+
+def test_equal_calls_are_equal(tmp_path: Path, pipe: StableDiffusion3Pipeline, guided: Any) -> None:
+    """What a model's call_defaults.json says holds for the guided pipeline and for the stock one under it."""
+
+    def drawn(pipe: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        pipe.set_progress_bar_config(disable=True)
+        call = {"output_type": "latent", "generator": torch.Generator().manual_seed(0)}
+        return pipe("a cat", *args, **call, **kwargs).images
+
+    guided.call_defaults = {"num_inference_steps": 3, "guidance_scale": 1.0, "max_sequence_length": 4}
+    guided.save_pretrained(tmp_path)
+    assert type(guided.unwrap()) is StableDiffusion3Pipeline, "a pipeline of the user's own stays as it is"
+    loaded = DiffusionNFTPipeline.from_pretrained(tmp_path, nft_adapter=tmp_path / "nft_adapter")
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+        ((), {}),
+        ((), {"num_inference_steps": 2}),
+        ((None, None, None, None, 1), {}),
+    ]
+    expected = [drawn(loaded, *args, **kwargs, nft_strength=0) for args, kwargs in calls]
+    stock = loaded.unwrap()
+    assert isinstance(stock, StableDiffusion3Pipeline) and type(stock).__name__ == "StableDiffusion3Pipeline"
+    assert stock.call_defaults == loaded.call_defaults == guided.call_defaults
+    unused = DiffusionNFTPipeline.from_pretrained(tmp_path).unwrap()  # transformers' models do not pickle after a call
+    pickled = pickle.loads(pickle.dumps(unused))
+    for each in (stock, pickled, copy.copy(stock), DiffusionNFTPipeline.from_pipe(stock)):
+        for (args, kwargs), latents in zip(calls, expected, strict=True):
+            assert torch.equal(drawn(each, *args, **kwargs), latents)
+    stock.save_pretrained(tmp_path / "again")
+    assert (
+        json.loads((tmp_path / "again" / "model_index.json").read_text())["_class_name"] == "StableDiffusion3Pipeline"
+    )
+
+    theirs = DiffusionPipeline.from_pretrained(tmp_path, **NO_T5)
+    short = {"num_inference_steps": 2, "height": 8, "width": 8}
+    again = DiffusionNFTPipeline.from_pipe(theirs, tmp_path / "nft_adapter")
+    assert again.call_defaults == {}
+    assert torch.equal(drawn(again, **short, nft_strength=0), drawn(theirs, **short))
+
+    loaded.call_defaults = {}
+    assert type(loaded.unwrap()) is StableDiffusion3Pipeline
 
 
 def test_saving_without_an_adapter(tmp_path: Path, pipe: StableDiffusion3Pipeline) -> None:

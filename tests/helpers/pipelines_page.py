@@ -14,7 +14,7 @@ import diffusers
 
 from helpers.made import with_parts
 from helpers.repository import ROOT
-from helpers.zoo import CASES, GENERIC, Case, denoiser_of
+from helpers.zoo import CASES, GENERIC, SIBLINGS, Case, denoiser_of
 from nft_pipeline.errors import FamilyError
 from nft_pipeline.families.family import Family
 from nft_pipeline.families.registry import FAMILIES, check_pipeline, family_of
@@ -29,6 +29,7 @@ REFUSED: tuple[Any, ...] = (
     diffusers.StableDiffusionXLInstructPix2PixPipeline,
     diffusers.LEditsPPPipelineStableDiffusion,
     diffusers.MarigoldDepthPipeline,
+    diffusers.StableDiffusionSAGPipeline,
 )
 _PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "flow_prediction": "flow"}
 _CFG = {
@@ -59,9 +60,10 @@ def _row(name: str, case: Case, state: str) -> str:
 
 
 def table() -> str:
-    """The table of pipelines: tested ones, generic ones, refused ones."""
+    """The table of pipelines: tested ones, their siblings, generic ones, refused ones."""
     lines = ["| pipeline | denoiser | prediction | classifier-free guidance | state |\n", "|---|---|---|---|---|\n"]
     lines += [_row(name, case, "tested") for name, case in CASES.items()]
+    lines += [_row(name, case, "sibling") for name, case in SIBLINGS.items()]
     lines += [_row(name, case, "generic") for name, case in GENERIC.items()]
     lines += [
         f"| {pipeline.__name__} | UNet2DConditionModel | | | refused: {refusal(pipeline)} |\n" for pipeline in REFUSED

@@ -39,11 +39,11 @@ def _sd3(cls: Any) -> Any:
     )
 
 
-def _flux(cls: Any) -> Any:
+def flux(cls: Any, *, channels: int = 16, **more: Any) -> Any:
     torch.manual_seed(0)
     transformer = diffusers.FluxTransformer2DModel(
         patch_size=1,
-        in_channels=16,
+        in_channels=channels,
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=16,
@@ -51,6 +51,7 @@ def _flux(cls: Any) -> Any:
         joint_attention_dim=WIDTH,
         pooled_projection_dim=WIDTH,
         axes_dims_rope=[4, 4, 8],
+        **more,
     ).eval()
     return cls(
         transformer=transformer,
@@ -73,7 +74,7 @@ def _sd3_control_net() -> Any:
 
 
 def _flux_control_net() -> Any:
-    pipe = _flux(diffusers.FluxPipeline)
+    pipe = flux(diffusers.FluxPipeline)
     torch.manual_seed(3)
     control_net = diffusers.FluxControlNetModel.from_transformer(
         pipe.transformer,
@@ -121,7 +122,7 @@ def _qwen_vae() -> Any:
     ).eval()
 
 
-def _flux2(cls: Any) -> Any:
+def flux2(cls: Any) -> Any:
     torch.manual_seed(0)
     transformer = diffusers.Flux2Transformer2DModel(
         patch_size=1,
@@ -208,15 +209,15 @@ CASES: dict[str, Case] = {
             },
         ),
     ),
-    "FluxPipeline": Case(lambda: _flux(diffusers.FluxPipeline), start=(16, 16), **_FLUX_CALL),
+    "FluxPipeline": Case(lambda: flux(diffusers.FluxPipeline), start=(16, 16), **_FLUX_CALL),
     "FluxImg2ImgPipeline": Case(
-        lambda: _flux(diffusers.FluxImg2ImgPipeline),
+        lambda: flux(diffusers.FluxImg2ImgPipeline),
         conditions=lambda indices: {**_FLUX_CALL["conditions"](indices), **picture(indices)},
         cfg=_FLUX_CALL["cfg"],
         start=None,
     ),
     "FluxInpaintPipeline": Case(
-        lambda: _flux(diffusers.FluxInpaintPipeline),
+        lambda: flux(diffusers.FluxInpaintPipeline),
         conditions=lambda indices: {**_FLUX_CALL["conditions"](indices), **inpainted(indices)},
         cfg=_FLUX_CALL["cfg"],
         start=None,
@@ -232,7 +233,7 @@ CASES: dict[str, Case] = {
         start=(16, 16),
     ),
     "FluxKontextPipeline": Case(
-        lambda: _flux(diffusers.FluxKontextPipeline),
+        lambda: flux(diffusers.FluxKontextPipeline),
         conditions=lambda indices: {
             **_FLUX_CALL["conditions"](indices),
             "image": picture(indices)["image"],
@@ -255,13 +256,13 @@ CASES: dict[str, Case] = {
         start=None,
     ),
     "Flux2Pipeline": Case(
-        lambda: _flux2(diffusers.Flux2Pipeline),
+        lambda: flux2(diffusers.Flux2Pipeline),
         conditions=lambda indices: {**embeds(indices), **size()},
         cfg=lambda indices: {},
         start=(16, 4, 4),
     ),
     "Flux2KleinPipeline": Case(
-        lambda: _flux2(diffusers.Flux2KleinPipeline),
+        lambda: flux2(diffusers.Flux2KleinPipeline),
         conditions=lambda indices: {**embeds(indices), **size(), "guidance_scale": 1.0},
         cfg=lambda indices: {**embeds(indices, negative=True), "guidance_scale": 4.0},
         start=(16, 4, 4),

@@ -11,7 +11,7 @@ import torch
 from helpers.zoo_case import WIDTH, Case, awake, batched, control_picture, inpainted, kl_vae, picture, rows
 
 
-def _unet(**kwargs: Any) -> diffusers.UNet2DConditionModel:
+def unet(**kwargs: Any) -> diffusers.UNet2DConditionModel:
     torch.manual_seed(0)
     return diffusers.UNet2DConditionModel(
         sample_size=8,
@@ -35,12 +35,12 @@ def _ddim_v() -> diffusers.DDIMScheduler:
     return diffusers.DDIMScheduler(clip_sample=False, steps_offset=1, prediction_type="v_prediction")
 
 
-def _stable_diffusion(cls: Any, scheduler: Callable[[], Any] = _ddim) -> Any:
+def stable_diffusion(cls: Any, scheduler: Callable[[], Any] = _ddim) -> Any:
     return cls(
         vae=kl_vae(),
         text_encoder=None,
         tokenizer=None,
-        unet=_unet(),
+        unet=unet(),
         scheduler=scheduler(),
         safety_checker=None,
         feature_extractor=None,
@@ -55,18 +55,18 @@ def _control_net(cls: Any, pipe: Any, **more: Any) -> Any:
 
 
 def _stable_diffusion_control_net() -> Any:
-    pipe = _stable_diffusion(diffusers.StableDiffusionPipeline)
+    pipe = stable_diffusion(diffusers.StableDiffusionPipeline)
     return _control_net(diffusers.StableDiffusionControlNetPipeline, pipe, requires_safety_checker=False)
 
 
 def _sdxl_control_net() -> Any:
-    pipe = _sdxl(diffusers.StableDiffusionXLPipeline)
+    pipe = sdxl(diffusers.StableDiffusionXLPipeline)
     return _control_net(diffusers.StableDiffusionXLControlNetPipeline, pipe, add_watermarker=False)
 
 
 def _ip_adapter() -> Any:
     """Stable Diffusion with an IP-Adapter of random weights, four picture tokens."""
-    pipe = _stable_diffusion(diffusers.StableDiffusionPipeline)
+    pipe = stable_diffusion(diffusers.StableDiffusionPipeline)
     torch.manual_seed(3)
     weights = {}
     for i, name in enumerate(pipe.unet.attn_processors):
@@ -90,8 +90,8 @@ def _looked_at(cfg: bool) -> dict[str, Any]:
     return {"ip_adapter_image_embeds": [torch.cat([torch.zeros_like(seen), seen]) if cfg else seen]}
 
 
-def _sdxl(cls: Any) -> Any:
-    unet = _unet(
+def sdxl(cls: Any) -> Any:
+    denoiser = unet(
         addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + WIDTH
     )
     return cls(
@@ -100,7 +100,7 @@ def _sdxl(cls: Any) -> Any:
         text_encoder_2=None,
         tokenizer=None,
         tokenizer_2=None,
-        unet=unet,
+        unet=denoiser,
         scheduler=diffusers.EulerDiscreteScheduler(),
         add_watermarker=False,
     )
@@ -108,18 +108,18 @@ def _sdxl(cls: Any) -> Any:
 
 CASES: dict[str, Case] = {
     "StableDiffusionPipeline": Case(
-        lambda: _stable_diffusion(diffusers.StableDiffusionPipeline), **batched(pooled=False)
+        lambda: stable_diffusion(diffusers.StableDiffusionPipeline), **batched(pooled=False)
     ),
     "StableDiffusionPipeline, v": Case(
-        lambda: _stable_diffusion(diffusers.StableDiffusionPipeline, _ddim_v),
+        lambda: stable_diffusion(diffusers.StableDiffusionPipeline, _ddim_v),
         **batched(pooled=False),
     ),
     "StableDiffusionImg2ImgPipeline": Case(
-        lambda: _stable_diffusion(diffusers.StableDiffusionImg2ImgPipeline),
+        lambda: stable_diffusion(diffusers.StableDiffusionImg2ImgPipeline),
         **batched(pooled=False, more=picture, sized=False),
     ),
     "StableDiffusionInpaintPipeline": Case(
-        lambda: _stable_diffusion(diffusers.StableDiffusionInpaintPipeline),
+        lambda: stable_diffusion(diffusers.StableDiffusionInpaintPipeline),
         **batched(pooled=False, more=inpainted),
     ),
     "StableDiffusionControlNetPipeline": Case(
@@ -131,13 +131,13 @@ CASES: dict[str, Case] = {
         cfg=lambda indices: {**batched(pooled=False)["cfg"](indices), **_looked_at(True)},
         start=(4, 8, 8),
     ),
-    "StableDiffusionXLPipeline": Case(lambda: _sdxl(diffusers.StableDiffusionXLPipeline), **batched(pooled=True)),
+    "StableDiffusionXLPipeline": Case(lambda: sdxl(diffusers.StableDiffusionXLPipeline), **batched(pooled=True)),
     "StableDiffusionXLImg2ImgPipeline": Case(
-        lambda: _sdxl(diffusers.StableDiffusionXLImg2ImgPipeline),
+        lambda: sdxl(diffusers.StableDiffusionXLImg2ImgPipeline),
         **batched(pooled=True, more=picture, sized=False),
     ),
     "StableDiffusionXLInpaintPipeline": Case(
-        lambda: _sdxl(diffusers.StableDiffusionXLInpaintPipeline), **batched(pooled=True, more=inpainted)
+        lambda: sdxl(diffusers.StableDiffusionXLInpaintPipeline), **batched(pooled=True, more=inpainted)
     ),
     "StableDiffusionXLControlNetPipeline": Case(_sdxl_control_net, **batched(pooled=True, more=control_picture)),
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ...families.forward_call import call_arguments, output_tensor
+from ...families.forward_call import call_arguments, output_tensors
 from ..denoiser_call import DenoiserCall
 from ..work import Work
 
@@ -20,12 +20,13 @@ def before(work: Work, call: DenoiserCall) -> tuple[tuple[()], dict[str, Any]]:
     work.passes.on_rows(call, rows_on)
     rows = range(call.rows)
     index = [*rows, *list(rows[call.guided]) * len(call.terms)]
+    call.forward_rows = len(index)
     return (), call_arguments(work.family.take_rows(call.inputs, index))
 
 
 def after(work: Work, call: DenoiserCall, output: Any) -> Any:
     """Read alpha from the base rows and combine."""
     alphas, scales = work.scales.after_base_pass(call)
-    parts = output_tensor(output)[call.rows :].chunk(len(call.terms))
-    v_loras = {k: part for k, part in zip(call.terms, parts, strict=True) if bool(scales[k].any())}
+    parts = [prediction[call.rows :].chunk(len(call.terms)) for prediction in output_tensors(output)]
+    v_loras = {k: of_term for k, *of_term in zip(call.terms, *parts, strict=True) if bool(scales[k].any())}
     return work.combine(call, output, alphas, scales, v_loras, passes=1)

@@ -1,0 +1,32 @@
+"""Every pipeline that can be built tiny: the same comes out in one pass or two, alone or in company."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from helpers.properties import measured
+from helpers.zoo import CASES, GENERIC, SIBLINGS, Case
+
+ALL = {**CASES, **SIBLINGS, **GENERIC}
+# Stable Video Diffusion's sigmas of 700 enlarge rounding; Kandinsky rounds queries and keys to bf16.
+WIDER = {"StableVideoDiffusionPipeline": 2e-3, "Kandinsky5T2IPipeline": 1e-3}
+# What is refused, by property, and how it is said.
+REFUSED = {
+    "batched": "folds the batch into another dimension",
+    "neighbours": "folds the batch into another dimension|which rows are the conditional ones",
+}
+
+
+@pytest.mark.parametrize("cfg", [False, True], ids=["cfg_free", "cfg"])
+@pytest.mark.parametrize("name", ALL)
+def test_the_same_comes_out(name: str, cfg: bool) -> None:
+    case: Case = ALL[name]
+    if cfg and not case.cfg([0]):
+        return
+    for what, error in measured(case, cfg=cfg).items():
+        if isinstance(error, str):
+            assert name in GENERIC and re.search(REFUSED[what], error), (what, error)
+        else:
+            assert error < WIDER.get(name, 2e-5), (what, error)

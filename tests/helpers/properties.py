@@ -1,0 +1,78 @@
+"""What has to hold on every pipeline whatever it does to its denoiser, measured on a case of the zoo.
+
+    at 1         a policy adapter's strength just below 1, in two passes, is its strength 1, in one
+    batched      the mode "batched" is "two_pass"
+    alone        a sample in a batch is the same sample in a call of its own
+    neighbours   a positive adapter's alpha of a sample is the same whoever is beside it
+
+Each is the largest difference as a share of the largest value, or the sentence by which the call is refused.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helpers.zoo import Case, adapter_for, denoiser_of
+from nft_pipeline.errors import FamilyError, GuidanceError
+from nft_pipeline.families.registry import listed_family
+from nft_pipeline.pipeline import DiffusionNFTPipeline
+
+PROPERTIES = ("at 1", "batched", "alone", "neighbours")
+BELOW_1 = 1 - 1e-6
+
+
+def measured(case: Case, *, cfg: bool = False) -> dict[str, float | str]:
+    """The properties of a case's pipeline, by name."""
+    pipe = case.pipe()
+    listed = listed_family(denoiser_of(pipe)) is not None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*not among the denoisers")
+        policy, positive = (adapter_for(case, pipe, kind=kind, text=listed) for kind in ("policy", "positive"))
+    return _of_policy(case, pipe, policy, cfg) | _of_positive(case, pipe, positive, cfg)
+
+
+def _of_policy(case: Case, pipe: Any, adapter: Any, cfg: bool) -> dict[str, float | str]:
+    guided = DiffusionNFTPipeline.from_pipe(pipe, adapter)
+    at_1 = _share(case.sample(guided, cfg=cfg, nft_strength=BELOW_1), case.sample(guided, cfg=cfg))
+    both = case.sample(guided, [0, 1], cfg=cfg, nft_strength=0.5)
+    alone = _share(both[1:], case.sample(guided, [1], cfg=cfg, nft_strength=0.5))
+    batched = _or_refused(
+        lambda: _share(case.sample(guided, [0, 1], cfg=cfg, nft_strength=0.5, nft_mode="batched"), both)
+    )
+    guided.unload_nft_adapter()
+    return {"at 1": at_1, "batched": batched, "alone": alone}
+
+
+def _of_positive(case: Case, pipe: Any, adapter: Any, cfg: bool) -> dict[str, float | str]:
+    guided = DiffusionNFTPipeline.from_pipe(pipe, adapter)
+
+    def beside(other: int) -> Tensor:
+        case.sample(guided, [other, 1], cfg=cfg)
+        alpha: Tensor = guided.nft_stats.alpha
+        assert alpha.shape[1] == 2, "one alpha per sample"
+        return alpha
+
+    def neighbours() -> float:
+        one, two = beside(0), beside(2)
+        assert (one[0, 0] - two[0, 0]).abs() > 1e-6, "the neighbours differ"
+        return float((one[:, 1] - two[:, 1]).abs().max())
+
+    error = _or_refused(neighbours)
+    guided.unload_nft_adapter()
+    return {"neighbours": error}
+
+
+def _or_refused(measure: Callable[[], float]) -> float | str:
+    try:
+        return measure()
+    except (GuidanceError, FamilyError) as error:
+        return str(error)
+
+
+def _share(ours: Tensor, expected: Tensor) -> float:
+    return float((ours - expected).abs().max() / torch.clamp(expected.abs().max(), min=1.0))
