@@ -120,7 +120,7 @@ def read_foreign(
         denoiser=family.denoiser,
         prediction=family.output(getattr(pipe, "scheduler", None)),
         rank=next(iter(lora.values())).shape[0],
-        resolution=_resolution(unwrap_compiled(denoiser), pipe),
+        resolution=resolution_of(unwrap_compiled(denoiser), pipe),
         component=component,
         training={
             "read_from": files.form,
@@ -240,7 +240,7 @@ def _pipeline_class(name: str | None) -> Any:
     return None if name is None else getattr(diffusers, name)
 
 
-def _resolution(denoiser: nn.Module, pipe: Any) -> tuple[int, int]:
+def resolution_of(denoiser: nn.Module, pipe: Any) -> tuple[int, int]:
     """The base model's own edge in pixels, where model and pipeline tell it; else 1024."""
     size = getattr(pipe, "default_sample_size", None) or getattr(getattr(denoiser, "config", None), "sample_size", None)
     factor = getattr(pipe, "vae_scale_factor", None)
