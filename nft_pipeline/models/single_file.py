@@ -123,7 +123,7 @@ def _class_of(source: str, config: str, hub: dict[str, Any]) -> Any:
 def _follow_marks(pipe: Any, checkpoint: Any, given: bool) -> None:
     """A scheduler as the file's own marks say, unless the caller gave one."""
     config = pipe.scheduler.config
-    said = {}
+    said: dict[str, Any] = {}
     if "v_pred" in checkpoint and config.get("prediction_type") == "epsilon":
         said["prediction_type"] = "v_prediction"
         if "ztsnr" in checkpoint and "rescale_betas_zero_snr" in config:
