@@ -115,6 +115,36 @@ def test_an_unknown_layer_of_wan_is_named(tmp_path: Path) -> None:
         read_for(WAN.pipe(), save(tmp_path / "y.safetensors", tensors))
 
 
+# Other families, whose original names diffusers' own converters know; those of such files want an alpha.
+KOHYA: dict[str, dict[str, tuple[str, ...]]] = {
+    "Flux2Pipeline": {
+        "double_blocks_0_img_attn_qkv": tuple(f"transformer_blocks.0.attn.to_{side}" for side in "qkv"),
+        "double_blocks_0_img_attn_proj": ("transformer_blocks.0.attn.to_out.0",),
+        "single_blocks_0_linear2": ("single_transformer_blocks.0.attn.to_out",),
+    },
+    "ZImagePipeline": {
+        "layers_0_attention_qkv": tuple(f"layers.0.attention.to_{side}" for side in "qkv"),
+        "layers_0_attention_out": ("layers.0.attention.to_out.0",),
+    },
+}
+
+
+@pytest.mark.parametrize("name", KOHYA)
+def test_kohya_files_of_other_families_are_stock_diffusers(tmp_path: Path, name: str) -> None:
+    denoiser = denoiser_of(CASES[name].pipe())
+    generator = torch.Generator().manual_seed(9)
+    tensors: dict[str, Tensor] = {}
+    for layer, modules in KOHYA[name].items():
+        weight = torch.cat([denoiser.get_submodule(module).weight.detach() for module in modules])
+        key = f"lora_unet_{layer}"
+        tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = pair(weight, 2, generator)
+        tensors[f"{key}.alpha"] = torch.tensor(1.0)
+    file = save(tmp_path / "x.safetensors", tensors)
+    expected = stock_changes(CASES[name].pipe(), file)
+    assert len(expected) == sum(map(len, KOHYA[name].values()))
+    assert_same_changes(read_for(CASES[name].pipe(), file).lora, expected)
+
+
 # Text encoders.
 
 
