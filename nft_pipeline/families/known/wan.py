@@ -37,7 +37,7 @@ _OUTSIDE = {
 }
 
 
-def _original(layer: str, denoiser: nn.Module) -> Pieces | None:
+def original(layer: str, denoiser: nn.Module) -> Pieces | None:
     """diffusers' own converters take whole sets of layers alone, and those of musubi-tuner no other than a block's."""
     if layer in _OUTSIDE:
         return Pieces((_OUTSIDE[layer],))
@@ -52,5 +52,5 @@ FAMILY = Family(
     cfg="two_calls",
     comfyui_tap="diffusion_model.head",
     video=True,
-    layer_names=LayerNames(original=_original),
+    layer_names=LayerNames(original=original),
 )
