@@ -20,11 +20,12 @@ RESCALED = ("QwenImagePipeline", "QwenImageImg2ImgPipeline")  # by a ratio of no
 # Rounds queries and keys to bf16 whatever the model computes in. Sums that differ in their last bit, as those of two
 # batch sizes do on some CPUs, may then differ by a step of bf16.
 ROUNDED_INSIDE = ("Kandinsky5T2IPipeline",)
-# Cosmos makes a prediction of x_0 and of noise out of it; Mochi's scheduler runs its sigmas the other way; a guider
-# combines two outputs.
+# Cosmos makes a prediction of x_0 and of noise out of it; Mochi's scheduler runs its sigmas the other way; guiders and
+# Ideogram combine two outputs.
 NOT_HANDED_ON = (
     "Cosmos2TextToImagePipeline",
     "MochiPipeline",
+    "Ideogram4Pipeline",
     "HunyuanImagePipeline, under a guider",
     "HunyuanVideo15Pipeline, under a guider",
 )

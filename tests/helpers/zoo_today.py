@@ -1,4 +1,8 @@
-"""Tiny pipelines of newer models: Krea 2, LongCat-Image, HunyuanImage, HunyuanVideo 1.5, SkyReels V2 and Wan VACE."""
+"""Tiny pipelines of newer models: Krea 2, LongCat-Image, Ideogram 4, HunyuanImage, HunyuanVideo 1.5, SkyReels V2, VACE.
+
+The pipelines of LongCat-Image and Ideogram 4 take prompts alone, so a prompt "2 0" stands here for the text of seed 2
+and index 0.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +58,6 @@ def _krea2_embeds(indices: list[int], *, negative: bool = False) -> dict[str, An
 
 
 def _longcat() -> Any:
-    """Its pipeline takes prompts alone, so a prompt "2 0" stands here for the text of seed 2 and index 0."""
     torch.manual_seed(0)
     transformer = diffusers.LongCatImageTransformer2DModel(
         in_channels=64,
@@ -80,6 +83,36 @@ def _longcat() -> Any:
 
 def _looked_up(prompts: list[str]) -> Tensor:
     return torch.cat([rows([int(p.split()[1])], WORDS, WIDTH, seed=int(p.split()[0])) for p in prompts])
+
+
+def _ideogram4() -> Any:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "in_channels": 16,
+        "num_layers": 1,
+        "attention_head_dim": 12,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "adaln_dim": 8,
+        "llm_features_dim": WIDTH,
+        "mrope_section": (2, 2, 2),
+    }
+    pipe = diffusers.Ideogram4Pipeline(
+        transformer=awake(diffusers.Ideogram4Transformer2DModel(**sizes)),
+        unconditional_transformer=awake(diffusers.Ideogram4Transformer2DModel(**sizes)),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+    )
+
+    def encode_prompt(prompt: list[str], grid_h: int, grid_w: int, **_: Any) -> tuple[Tensor, ...]:
+        ids = pipe._prepare_ids([WORDS] * len(prompt), grid_h, grid_w, WORDS, torch.device("cpu"))
+        text = _looked_up(prompt)
+        return torch.cat([text, text.new_zeros(len(prompt), grid_h * grid_w, WIDTH)], dim=1), *ids
+
+    pipe.encode_prompt = encode_prompt
+    return pipe
 
 
 def _hunyuan_image(guider: Any = None) -> Any:
@@ -233,6 +266,19 @@ CASES: dict[str, Case] = {
             "enable_cfg_renorm": False,
         },
         start=(16, 64),
+    ),
+    # Always under guidance by its second model, which has no prompt and no LoRA.
+    "Ideogram4Pipeline": Case(
+        _ideogram4,
+        conditions=lambda indices: {
+            "prompt": [f"2 {i}" for i in indices],
+            **size(64),
+            "max_sequence_length": WORDS,
+            "guidance_scale": 3.0,
+            "guidance_schedule": None,
+        },
+        cfg=lambda indices: {},
+        start=(16, 16),
     ),
     "HunyuanImagePipeline": Case(
         _hunyuan_image,
