@@ -14,6 +14,7 @@ from helpers.one_file import save_one_file, whole_sd, whole_sdxl
 from helpers.tiny_run import SMALL
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import fingerprint, read_adapter
+from nft_pipeline.cli import main
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.models.single_file import is_single_file
 from nft_pipeline.training.run.trainer import train
@@ -65,12 +66,26 @@ def test_a_lora_is_dialled_on_it(model: tuple[Any, Path], tmp_path: Path) -> Non
 
 def test_it_is_a_base_model_of_the_trainer(model: tuple[Any, Path], tmp_path: Path) -> None:
     pipe, file = model
-    config = TrainConfig(**{**SMALL, "base_model": str(file), "resolution": 16})
+    fewer = {"pool_size": 8, "pool_batch": 8, "held_out_size": 4, "batch": 4, "head_batch": 4}
+    config = TrainConfig(**{**SMALL, **fewer, "base_model": str(file), "resolution": 16})
     result = train(config, tmp_path / "run", say=lambda line: None, device="cpu")
     assert result.adapter.config.base_model.fingerprint == fingerprint(pipe.unet)
     assert result.adapter.config.base_model.id == str(file)
     guided = DiffusionNFTPipeline.from_single_file(file, read_adapter(result.folder))
     assert picture(guided, nft_strength=2.0).isfinite().all()
+
+
+def test_the_command_line_takes_it(model: tuple[Any, Path], tmp_path: Path) -> None:
+    pipe, file = model
+    tensors, _ = kohya_tensors({n.replace(".", "_"): w for n, w in weights_of(pipe.unet).items()})
+    tensors["lora_te_text_model_x.lora_up.weight"] = torch.ones(2, 2)
+    lora = save(tmp_path / "style.safetensors", tensors)
+    call = ["sample", "a cat", "--model", str(file), "--adapter", str(lora), "--kind", "policy", "--beta", "1"]
+    call += ["--steps", "1", "--seeds", "0", "--strengths", "0", "1", "--out", str(tmp_path / "x.png")]
+    assert main(call) == 2
+    with pytest.warns(UserWarning, match="1 layers of text encoders are left out"):
+        assert main([*call, "--without-text-encoder"]) == 0
+    assert (tmp_path / "x.png").is_file()
 
 
 def test_the_class_and_the_configs_may_be_given(model: tuple[Any, Path], tmp_path: Path) -> None:
