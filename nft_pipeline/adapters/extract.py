@@ -59,7 +59,7 @@ def extract(
     *,
     name: str | None = None,
     device: torch.device | str = "cpu",
-    said: Callable[[str, int, int], None] = lambda module, done, count: None,
+    progress: Callable[[str, int, int], None] = lambda module, done, count: None,
 ) -> Extraction:
     """Take a LoRA out of a fully tuned model.
 
@@ -70,7 +70,7 @@ def extract(
         rank: of the LoRA, from 1 to 4096. A layer with fewer rows or columns is exact.
         name: the adapter's; None for the tuned model's.
         device: where singular values are computed; a GPU is many times as fast.
-        said: called before each layer with its name, its place and the number of layers.
+        progress: called before each layer with its name, its place and the number of layers.
 
     Raises:
         AdapterError: one of them cannot be read, they are not of one architecture, or nothing was tuned.
@@ -88,7 +88,7 @@ def extract(
     sums: dict[str, tuple[float, float]] = {}  # by module: |D|^2 and |D - B A|^2
     modules = dict(_layers(denoiser))
     for place, (module, layer) in enumerate(modules.items()):
-        said(module, place, len(modules))
+        progress(module, place, len(modules))
         change, kept_in = _change(theirs, ours, f"{module}.weight", device)
         if change.any():
             a, b = (side.to(kept_in) for side in _factors(change.flatten(1), rank))
@@ -177,7 +177,13 @@ def _change(theirs: Weights, ours: Weights, key: str, device: torch.device | str
         return (tuned.double() - base.double()).float(), torch.float32
     if torch.finfo(tuned.dtype).eps > torch.finfo(base.dtype).eps:
         base = base.to(tuned.dtype)
-    return tuned.float() - base.float(), torch.float32 if tuned.dtype.itemsize >= 4 else torch.float16
+    change = tuned.float() - base.float()
+    if not change.isfinite().all():
+        raise AdapterError(
+            f"{key} holds numbers that are NaN or infinite in {theirs.shown} or in {ours.shown}",
+            advice="Download it again, or ask its author.",
+        )
+    return change, torch.float32 if tuned.dtype.itemsize >= 4 else torch.float16
 
 
 def _square(tensor: Tensor) -> float:

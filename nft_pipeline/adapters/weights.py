@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from .read import is_hub_id
 
 COMPONENTS = ("transformer", "unet")
 _NAME = "diffusion_pytorch_model"
-_INDEX = f"{_NAME}.safetensors.index.json"
+_INDEX = (f"{_NAME}.safetensors.index.json", f"{_NAME}.safetensors.index.*.json")  # whole, and of a variant
 _ORIGINAL = ("model.diffusion_model.", "diffusion_model.")
 
 
@@ -121,11 +120,12 @@ def open_weights(path: Path) -> Weights:
     if path.is_file():
         return _of_files([path], str(path))
     for folder in (*(path / name for name in COMPONENTS), path):
-        if (folder / _INDEX).is_file():
-            table = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+        index = next((file for pattern in _INDEX for file in sorted(folder.glob(pattern))), None)
+        if index is not None:
+            table = parse_json(index.read_bytes(), index.name)["weight_map"]
             return Weights({name: folder / file for name, file in table.items()}, str(path))
-        found = sorted(folder.glob("*.safetensors"))
-        plain = [file for file in found if file.name == f"{_NAME}.safetensors"] or found
+        files = sorted(folder.glob("*.safetensors"))
+        plain = [file for file in files if file.name == f"{_NAME}.safetensors"] or files
         if len(plain) == 1:
             return _of_files(plain, str(path))
         if plain:

@@ -56,32 +56,34 @@ def run(args: argparse.Namespace) -> int:
     from ..adapters.write import write_adapter
     from ..sampling import pick_device
 
-    def said(module: str, done: int, count: int) -> None:
+    def progress(module: str, done: int, count: int) -> None:
         if sys.stderr.isatty():
             print(f"\r{done + 1} of {count} layers\x1b[K", end="", file=sys.stderr, flush=True)
 
-    found = extract(args.tuned, args.base, args.rank, name=args.name, device=pick_device(args.device), said=said)
-    report = found.facts | {"layer_errors": found.errors, "norms_left_out": found.left_out}
+    result = extract(
+        args.tuned, args.base, args.rank, name=args.name, device=pick_device(args.device), progress=progress
+    )
+    report = result.facts | {"layer_errors": result.errors, "norms_left_out": result.left_out}
     files = {"extract.json": (json.dumps(report, indent=2) + "\n").encode()}
-    folder = write_adapter(args.out, found.adapter, files)
-    print("\n".join(lines(found)))
+    folder = write_adapter(args.out, result.adapter, files)
+    print("\n".join(lines(result)))
     print(f"wrote {folder}; extract.json in it has every layer")
     return 0
 
 
-def lines(found: Extraction) -> list[str]:
+def lines(result: Extraction) -> list[str]:
     """What was extracted and what was lost, for people."""
-    facts, config = found.facts, found.adapter.config
-    worst = sorted(found.errors, key=lambda module: -found.errors[module])[:3]
+    facts, config = result.facts, result.adapter.config
+    worst = sorted(result.errors, key=lambda module: -result.errors[module])[:3]
     text = [
         f"{config.denoiser}: {facts['layers']} layers at rank {config.rank}, {facts['unchanged']} unchanged",
         f"error: {facts['error']:.2%} of the layers' change is missed (a layer's median {facts['median_error']:.2%}; "
-        f"most in {', '.join(f'{module} {found.errors[module]:.2%}' for module in worst)})",
+        f"most in {', '.join(f'{module} {result.errors[module]:.2%}' for module in worst)})",
     ]
-    if found.left_out:
+    if result.left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in facts["left_out"].items())
         text.append(
             f"left out: {kinds}, which were tuned too and no LoRA holds; they are {facts['share_left_out']:.2%} of the "
-            f"whole change by squares, such as {', '.join(list(found.left_out)[:3])}"
+            f"whole change by squares, such as {', '.join(list(result.left_out)[:3])}"
         )
     return text

@@ -84,16 +84,16 @@ def _default_config(source: str, checkpoint: Any) -> str:
     """The model on the Hub that diffusers takes this file for."""
     from diffusers.loaders.single_file_utils import DIFFUSERS_DEFAULT_PIPELINE_PATHS, fetch_diffusers_config
 
-    found = fetch_diffusers_config(checkpoint)
+    default = fetch_diffusers_config(checkpoint)
     # diffusers takes what it does not know for Stable Diffusion 1.5.
     is_unet = any(key.startswith("model.diffusion_model.input_blocks.") for key in checkpoint)
-    if found == DIFFUSERS_DEFAULT_PIPELINE_PATHS["v1"] and not is_unet:
+    if default == DIFFUSERS_DEFAULT_PIPELINE_PATHS["v1"] and not is_unet:
         names = ", ".join(list(checkpoint)[:3])
         raise GuidanceError(
             f"diffusers does not know which model {source} is; its first keys are {names}. A LoRA is loaded with "
             "load_nft_adapter; for another base model give config=, a diffusers folder or a Hub id of its family."
         )
-    return str(found["pretrained_model_name_or_path"])
+    return str(default["pretrained_model_name_or_path"])
 
 
 def _class_of(source: str, config: str, hub: dict[str, Any]) -> Any:
@@ -108,28 +108,28 @@ def _class_of(source: str, config: str, hub: dict[str, Any]) -> Any:
             f"be had: {_short(error)} Go online once, which keeps them in the Hub's cache; or give config=, a folder "
             "with model_index.json and the folders of the parts, from any model of the same family (weights are not "
             f"needed); or put such a folder beside the file, under the name {Path(source).with_suffix('').name}, where "
-            "it is found by every command and by base_model in a run's settings."
+            "it is kind by every command and by base_model in a run's settings."
         ) from error
     name = name[0] if isinstance(name, list | tuple) else name
-    found: Any = getattr(diffusers, name, None)
-    if not hasattr(found, "from_single_file"):
+    kind: Any = getattr(diffusers, name, None)
+    if not hasattr(kind, "from_single_file"):
         raise GuidanceError(
             f"{config} is a {name}, and diffusers loads none of that class from one file. Give pipeline_class= and "
             "config=, or load the model from a folder in diffusers' format."
         )
-    return found
+    return kind
 
 
 def _follow_marks(pipe: Any, checkpoint: Any, given: bool) -> None:
     """A scheduler as the file's own marks say, unless the caller gave one."""
     config = pipe.scheduler.config
-    said: dict[str, Any] = {}
+    marked: dict[str, Any] = {}
     if "v_pred" in checkpoint and config.get("prediction_type") == "epsilon":
-        said["prediction_type"] = "v_prediction"
+        marked["prediction_type"] = "v_prediction"
         if "ztsnr" in checkpoint and "rescale_betas_zero_snr" in config:
-            said["rescale_betas_zero_snr"] = True
-    if said and not given:
-        pipe.register_modules(scheduler=type(pipe.scheduler).from_config(config, **said))
+            marked["rescale_betas_zero_snr"] = True
+    if marked and not given:
+        pipe.register_modules(scheduler=type(pipe.scheduler).from_config(config, **marked))
 
 
 def _short(error: Exception) -> str:

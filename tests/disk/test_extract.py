@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,6 +24,8 @@ from nft_pipeline.errors import AdapterError
 from nft_pipeline.pipeline import DiffusionNFTPipeline
 
 SD1, SD3 = CASES["StableDiffusionPipeline"], CASES["StableDiffusion3Pipeline"]
+
+Q = "transformer_blocks.0.attn.to_q"
 
 
 def changes_of(denoiser: nn.Module, rank: int, every: int = 2) -> dict[str, Tensor]:
@@ -55,13 +59,13 @@ def tune(folder: Path, case: Any, changes: dict[str, Tensor], more: tuple[str, .
 def test_it_is_exact_where_the_change_has_that_rank(tmp_path: Path, case: Any) -> None:
     denoiser = denoiser_of(case.pipe())
     changes = changes_of(denoiser, 2)
-    found = extract(*tune(tmp_path, case, changes), rank=2)
-    assert_same_changes(found.adapter.lora, changes)
-    assert found.errors.keys() == changes.keys() and max(found.errors.values()) < 1e-5
-    assert found.facts["error"] < 1e-5 and not found.left_out and found.facts["share_left_out"] == 0
+    result = extract(*tune(tmp_path, case, changes), rank=2)
+    assert_same_changes(result.adapter.lora, changes)
+    assert result.errors.keys() == changes.keys() and max(result.errors.values()) < 1e-5
+    assert result.facts["error"] < 1e-5 and not result.left_out and result.facts["share_left_out"] == 0
     layers = sum(isinstance(m, nn.Linear | nn.Conv2d) for m in denoiser.modules())
-    assert found.facts["unchanged"] == layers - len(changes)
-    config = found.adapter.config
+    assert result.facts["unchanged"] == layers - len(changes)
+    config = result.adapter.config
     assert (config.kind, config.rank, config.base_model.fingerprint) == ("policy", 2, fingerprint(denoiser))
     assert config.prediction == ("epsilon" if case is SD1 else "flow")
 
@@ -69,14 +73,14 @@ def test_it_is_exact_where_the_change_has_that_rank(tmp_path: Path, case: Any) -
 def test_what_the_rank_misses_is_measured(tmp_path: Path) -> None:
     """By Eckart and Young: the singular values behind the rank."""
     changes = changes_of(denoiser_of(SD3.pipe()), 5)
-    found = extract(*tune(tmp_path, SD3, changes), rank=3)
+    result = extract(*tune(tmp_path, SD3, changes), rank=3)
     lost, whole = 0.0, 0.0
     for name, change in changes.items():
         s = torch.linalg.svdvals(change.flatten(1).double())
         lost, whole = lost + s[3:].square().sum(), whole + s.square().sum()
-        assert found.errors[name] == pytest.approx((s[3:].norm() / s.norm()).item(), rel=1e-3, abs=1e-5)
-    assert found.facts["error"] == pytest.approx((lost / whole).sqrt().item(), rel=1e-3)
-    assert found.facts["largest_error"] == max(found.errors.values()) > 0.1
+        assert result.errors[name] == pytest.approx((s[3:].norm() / s.norm()).item(), rel=1e-3, abs=1e-5)
+    assert result.facts["error"] == pytest.approx((lost / whole).sqrt().item(), rel=1e-3)
+    assert result.facts["largest_error"] == max(result.errors.values()) > 0.1
 
 
 def test_large_layers_by_their_largest_singular_values_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,23 +89,23 @@ def test_large_layers_by_their_largest_singular_values_alone(tmp_path: Path, mon
     monkeypatch.setattr(extraction, "EXACT_SVD", 4)
     monkeypatch.setattr(extraction, "_MORE", 3)
     state = torch.get_rng_state()
-    found = extract(tuned, base, rank=2)
+    result = extract(tuned, base, rank=2)
     assert torch.equal(torch.get_rng_state(), state)
-    assert_same_changes(found.adapter.lora, changes)
+    assert_same_changes(result.adapter.lora, changes)
     again = extract(tuned, base, rank=2).adapter.lora
-    assert all(torch.equal(again[key], tensor) for key, tensor in found.adapter.lora.items())
+    assert all(torch.equal(again[key], tensor) for key, tensor in result.adapter.lora.items())
 
 
 def test_norms_and_biases_are_counted(tmp_path: Path) -> None:
     more = ("conv_in.bias", "conv_norm_out.weight", "conv_norm_out.bias")
     changes = changes_of(denoiser_of(SD1.pipe()), 2)
-    found = extract(*tune(tmp_path, SD1, changes, more), rank=2)
-    assert found.left_out.keys() == set(more)
-    assert found.facts["left_out"] == {"biases": 2, "norms": 1}
-    beside = sum(norm**2 for norm in found.left_out.values())
-    assert found.left_out["conv_in.bias"] == pytest.approx(0.1 * 8**0.5, rel=1e-4)
+    result = extract(*tune(tmp_path, SD1, changes, more), rank=2)
+    assert result.left_out.keys() == set(more)
+    assert result.facts["left_out"] == {"biases": 2, "norms": 1}
+    beside = sum(norm**2 for norm in result.left_out.values())
+    assert result.left_out["conv_in.bias"] == pytest.approx(0.1 * 8**0.5, rel=1e-4)
     whole = beside + sum(change.double().square().sum().item() for change in changes.values())
-    assert found.facts["share_left_out"] == pytest.approx(beside / whole, rel=1e-3)
+    assert result.facts["share_left_out"] == pytest.approx(beside / whole, rel=1e-3)
 
 
 def test_the_command_writes_an_adapter_that_is_dialled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,13 +133,24 @@ def test_the_command_writes_an_adapter_that_is_dialled(tmp_path: Path, capsys: p
     assert main(call) == 0  # an adapter of an earlier run is replaced
 
 
+def test_a_model_in_several_files(tmp_path: Path) -> None:
+    changes = changes_of(denoiser_of(SD3.pipe()), 2)
+    tuned, base = tune(tmp_path, SD3, changes)
+    for folder, variant in ((tuned, None), (base, "fp16")):
+        pipe_part = diffusers.SD3Transformer2DModel.from_pretrained(f"{folder}/transformer")
+        shutil.rmtree(f"{folder}/transformer")
+        pipe_part.save_pretrained(f"{folder}/transformer", max_shard_size="20KB", variant=variant)
+        assert len(list(Path(folder, "transformer").glob("*.safetensors"))) > 1
+    assert_same_changes(extract(tuned, base, rank=2).adapter.lora, changes)
+
+
 def test_layers_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned, base = tune(tmp_path, SD1, changes_of(denoiser_of(SD1.pipe()), 2))
     read: list[str] = []
     own = Weights.read
     monkeypatch.setattr(Weights, "read", lambda self, name: (read.append(name), own(self, name))[1])
     places: list[tuple[int, int]] = []
-    extract(tuned, base, rank=2, said=lambda module, done, count: places.append((done, len(read))))
+    extract(tuned, base, rank=2, progress=lambda module, done, count: places.append((done, len(read))))
     assert all(after == 2 * done for done, after in places) and len(places) > 10
     assert sorted(read) == sorted(2 * list(open_weights(Path(base))))
 
@@ -154,9 +169,9 @@ def test_rounding_is_no_tuning_and_small_tuning_is_not_rounded_away(tmp_path: Pa
     whole = {name: tensor.float() for name, tensor in half.items()}
     whole[key] = whole[key] * (1 + 2**-12)
     save_file(whole, f"{tuned}/{name}")
-    found = extract(tuned, base, rank=16)
-    assert list(found.errors) == [key.removesuffix(".weight")] and found.facts["error"] < 1e-4
-    assert next(iter(found.adapter.lora.values())).dtype == torch.float32
+    result = extract(tuned, base, rank=16)
+    assert list(result.errors) == [key.removesuffix(".weight")] and result.facts["error"] < 1e-4
+    assert next(iter(result.adapter.lora.values())).dtype == torch.float32
 
 
 def test_a_lora_of_16_bit_models_is_kept_in_16_bits(tmp_path: Path) -> None:
@@ -164,9 +179,9 @@ def test_a_lora_of_16_bit_models_is_kept_in_16_bits(tmp_path: Path) -> None:
     tuned, base = tune(tmp_path, SD3, changes)
     file = Path(tuned) / "transformer" / "diffusion_pytorch_model.safetensors"
     save_file({key: tensor.half() for key, tensor in load_file(file).items()}, file)
-    found = extract(tuned, base, rank=2)
-    assert {tensor.dtype for tensor in found.adapter.lora.values()} == {torch.float16}
-    assert 1e-5 < found.facts["error"] < 5e-3  # rounding of the weights and of the LoRA is in it
+    result = extract(tuned, base, rank=2)
+    assert {tensor.dtype for tensor in result.adapter.lora.values()} == {torch.float16}
+    assert 1e-5 < result.facts["error"] < 5e-3  # rounding of the weights and of the LoRA is in it
 
 
 def test_what_cannot_be_extracted_is_said(tmp_path: Path) -> None:
@@ -191,6 +206,11 @@ def test_what_cannot_be_extracted_is_said(tmp_path: Path) -> None:
     (tmp_path / "y.safetensors").write_bytes(b"nothing")
     with pytest.raises(AdapterError, match="cannot be read as safetensors"):
         extract(str(tmp_path / "y.safetensors"), base)
+    file = Path(tuned) / "transformer" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    state[f"{Q}.weight"][0, 0] = float("nan")
+    with pytest.raises(AdapterError, match=rf"{Q}.weight holds numbers that are NaN"):
+        extract(str(save(tmp_path / "nan.safetensors", state)), base)
     for name in ("one", "two"):
         save(tmp_path / "many" / f"{name}.safetensors", {"x": torch.ones(1)})
     with pytest.raises(AdapterError, match=r"holds 2 \.safetensors files: one\.safetensors, two"):

@@ -60,12 +60,12 @@ def wan_file(
 def stock_changes(pipe: Any, file: Path) -> dict[str, Tensor]:
     """What stock diffusers adds to each weight of the denoiser."""
     pipe.load_lora_weights(str(file))
-    found = {}
+    added = {}
     for name, layer in denoiser_of(pipe).named_modules():
         if hasattr(layer, "lora_A"):
             [adapter] = layer.lora_A
-            found[name] = layer.get_delta_weight(adapter).detach()
-    return found
+            added[name] = layer.get_delta_weight(adapter).detach()
+    return added
 
 
 def test_a_musubi_lora_for_wan_is_stock_diffusers(tmp_path: Path) -> None:
