@@ -108,7 +108,7 @@ def _class_of(source: str, config: str, hub: dict[str, Any]) -> Any:
             f"be had: {_short(error)} Go online once, which keeps them in the Hub's cache; or give config=, a folder "
             "with model_index.json and the folders of the parts, from any model of the same family (weights are not "
             f"needed); or put such a folder beside the file, under the name {Path(source).with_suffix('').name}, where "
-            "it is kind by every command and by base_model in a run's settings."
+            "it is found by every command and by base_model in a run's settings."
         ) from error
     name = name[0] if isinstance(name, list | tuple) else name
     kind: Any = getattr(diffusers, name, None)
