@@ -126,7 +126,7 @@ def _names(path: str) -> Iterator[str]:
     yield path
     bare = path.removeprefix(PEFT_PREFIX)
     dotted = ("transformer.", *dotted_prefixes(), "unet.")
-    for prefix in dotted:
+    for prefix in (*dotted, *underscored_prefixes()):
         bare = bare.removeprefix(prefix)
     for prefix in ("", *dotted):
         yield prefix + bare

@@ -48,6 +48,7 @@ COMMANDS: dict[str, Command] = {
     "pull": Command("nft_pipeline.hub_cards.commands.pull", "fetch an adapter from the Hub into a folder"),
     "verify": Command("nft_pipeline.hub_cards.commands.verify", "say everything that is wrong with an adapter"),
     "export": Command("nft_pipeline.hub_cards.commands.export", "write an adapter's LoRA for other tools"),
+    "extract": Command("nft_pipeline.commands.extract", "make an adapter of a fully tuned model, against its base"),
     "train": Command("nft_pipeline.training.run.train_command", "train an adapter"),
     "calibrate": Command(
         "nft_pipeline.training.dial.calibrate_command", "find out what each strength does, and keep it in the adapter"

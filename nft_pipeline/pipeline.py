@@ -105,7 +105,8 @@ class DiffusionNFTPipeline:
         the guided pipeline and of the stock one that `unwrap` returns; both have them as their `call_defaults`.
 
         Args:
-            base: a shipped model ("shapes"), a diffusers folder, or a Hub id.
+            base: a shipped model ("shapes"), a diffusers folder, a Hub id, or a checkpoint in one file, which
+                `from_single_file` loads.
             nft_adapter: a shipped adapter ("shapes-warm"), a folder, a Hub id, or an `Adapter`; a dict of several by
                 the names they are to have.
             **kwargs: for diffusers, such as dtype=torch.bfloat16, device_map, variant.
@@ -121,8 +122,11 @@ class DiffusionNFTPipeline:
         from diffusers import DiffusionPipeline
 
         from .models import shipped_model
+        from .models.single_file import is_single_file
 
         source = (shipped_model(base) if isinstance(base, str) else None) or base
+        if is_single_file(source):
+            return cls.from_single_file(source, nft_adapter, **kwargs)
         where = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         index = DiffusionPipeline.load_config(source, **where)
         # diffusers refuses a folder saved without, say, SD3's T5 unless the caller says so again; the index says so.
@@ -130,6 +134,42 @@ class DiffusionNFTPipeline:
         pipe = DiffusionPipeline.from_pretrained(source, **{**absent, **kwargs})
         set_call_defaults(pipe, read_call_defaults(type(pipe), pipe.name_or_path))
         return cls.from_pipe(pipe, nft_adapter)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        file: str | PathLike[str],
+        nft_adapter: Any = None,
+        *,
+        pipeline_class: type | None = None,
+        config: str | PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a base model that is one file, as Illustrious, NoobAI, Pony and other checkpoints are, and an adapter.
+
+        The file holds weights alone. Configs and tokenizers come from `config`; without it from the folder beside the
+        file that has its name without the ending; else from the model on the Hub that diffusers takes the file for.
+
+        Args:
+            file: a .safetensors or .ckpt file on this machine, or its address on the Hub.
+            nft_adapter: as in `from_pretrained`.
+            pipeline_class: diffusers' class; None for the one that the configs name, such as
+                StableDiffusionXLPipeline. Give StableDiffusionXLImg2ImgPipeline, say, for another use of the model.
+            config: a folder with model_index.json and the folders of the parts as diffusers saves them, weights not
+                needed, or a Hub id.
+            **kwargs: for diffusers' from_single_file, such as dtype=torch.bfloat16 and local_files_only, and parts of
+                the pipeline, such as vae or scheduler.
+
+        Returns:
+            As `from_pretrained`.
+
+        Raises:
+            GuidanceError: the file is none, its configs cannot be had, or diffusers cannot load it as what it is.
+            AdapterError, FamilyError: as `load_nft_adapter`.
+        """
+        from .models.single_file import load_single_file
+
+        return cls.from_pipe(load_single_file(file, pipeline_class, config, **kwargs), nft_adapter)
 
     @classmethod
     def from_pipe(cls, pipe: DiffusionPipeline | Any, nft_adapter: Any = None) -> Any:
@@ -198,6 +238,7 @@ class DiffusionNFTPipeline:
         kind: str | None = None,
         beta: float | None = None,
         use_old: bool = False,
+        without_text_encoder: bool = False,
     ) -> None:
         """Load an adapter. It replaces a loaded one of the same name. It is checked first; on an error nothing
         changes.
@@ -207,7 +248,8 @@ class DiffusionNFTPipeline:
                 (docs/other_checkpoints.md) also a .safetensors file.
             name: its name in nft_strength={name: ...} if several are loaded.
             revision, subfolder: of a Hub repository.
-            kind, beta, use_old: for somebody else's checkpoint, see `read_adapter`: kind="policy", beta=1.0.
+            kind, beta, use_old, without_text_encoder: for somebody else's checkpoint, see `read_adapter`:
+                kind="policy", beta=1.0.
 
         Raises:
             AdapterError: the adapter is faulty, or made for another base model.
@@ -222,6 +264,7 @@ class DiffusionNFTPipeline:
             refuse_for_own(f'the adapter "{adapter.config.name}"', kind, beta)
         else:
             theirs: dict[str, Any] = {"kind": kind, "beta": beta, "use_old": use_old}
+            theirs["without_text_encoder"] = without_text_encoder
             adapter = read_adapter(source, revision=revision, subfolder=subfolder, pipe=self, **theirs)
         self._check_company(name, adapter)
         loaded = load_adapter(self, self._nft_stock_class, adapter)

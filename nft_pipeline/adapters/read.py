@@ -58,6 +58,7 @@ def read_adapter(
     beta: float | None = None,
     pipe: Any = None,
     use_old: bool = False,
+    without_text_encoder: bool = False,
 ) -> Adapter:
     """Read an adapter and check all of it.
 
@@ -72,6 +73,8 @@ def read_adapter(
             strengths other than 0 and 1 are heuristic.
         pipe: for those checkpoints, the pipeline they are for: names and shapes are checked against its denoiser.
         use_old: for those checkpoints, whether an adapter called "old" beside it is v_old, or (default) the base model.
+        without_text_encoder: for those checkpoints, whether layers of text encoders are left out, with a warning that
+            counts them, or (default) refused.
 
     Returns:
         The adapter, on the CPU; tensors in the dtype they were saved in (in somebody else's checkpoint, a B that its
@@ -90,7 +93,8 @@ def read_adapter(
         before = _identity(folder)
         try:
             if is_foreign(folder):
-                adapter = _read_foreign(folder, source, kind=kind, beta=beta, pipe=pipe, use_old=use_old)
+                theirs = {"kind": kind, "beta": beta, "use_old": use_old, "without_text_encoder": without_text_encoder}
+                adapter = _read_foreign(folder, source, pipe, theirs)
             else:
                 refuse_for_own(shown, kind, beta)
                 adapter = _read_folder(folder, shown)
@@ -290,17 +294,13 @@ def is_foreign(path: Path) -> bool:
     return not (path / CONFIG_FILE).is_file() and not (path / HEAD_FOLDER).exists() and looks_foreign(path)
 
 
-def _read_foreign(
-    path: Path, source: str | os.PathLike[str], *, kind: str | None, beta: float | None, pipe: Any, use_old: bool
-) -> Adapter:
+def _read_foreign(path: Path, source: str | os.PathLike[str], pipe: Any, theirs: Mapping[str, Any]) -> Adapter:
     from .foreign.adapter import denoiser_of, read_foreign
 
     component, denoiser = (None, None) if pipe is None else denoiser_of(pipe)
     text = os.fspath(source)
     name = None if os.path.exists(os.path.expanduser(text)) else text.rpartition("/")[2]  # of a repository on the Hub
-    return read_foreign(
-        path, kind=kind, beta=beta, denoiser=denoiser, component=component, pipe=pipe, use_old=use_old, name=name
-    )
+    return read_foreign(path, denoiser=denoiser, component=component, pipe=pipe, name=name, **theirs)
 
 
 def refuse_for_own(shown: str, kind: str | None, beta: float | None) -> None:

@@ -141,6 +141,9 @@ def foreign_table(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "scale", f"{scales} (multiplied into the LoRA on loading)"
     if facts["old"]:
         yield "v_old", "the base model; with use_old=True (sample: --use-old) the adapter called old beside it"
+    if facts["text_encoders"]:
+        parts = ", ".join(f"{part}: {count} layers" for part, count in facts["text_encoders"].items())
+        yield "text encoders", f"{parts}; they cannot be dialled: without_text_encoder=True leaves them out"
     yield "to load it", 'pipe.load_nft_adapter(..., kind="policy", beta=...), or sample --kind policy --beta ...'
 
 

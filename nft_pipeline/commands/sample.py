@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="shapes",
         metavar="NAME",
-        help="base model: the shipped 'shapes', a diffusers folder or a Hub id (default: %(default)s). It must be the "
-        "one the adapter was trained on",
+        help="base model: the shipped 'shapes', a diffusers folder, a Hub id or a checkpoint in one file (default: "
+        "%(default)s). It must be the one the adapter was trained on",
     )
     what.add_argument(
         "--adapter",
@@ -74,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="only with --kind: take the adapter called old beside the checkpoint as v_old (default: the base model). "
         "Give it to see what the last round of training did and not what all of them did",
+    )
+    what.add_argument(
+        "--without-text-encoder",
+        action="store_true",
+        help="only with --kind: leave out the LoRA's layers of text encoders, which kohya trains by default and which "
+        "cannot be dialled (default: such a file is refused)",
     )
     what.add_argument(
         "--seeds",
@@ -234,7 +240,8 @@ def run(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     dtype = pick_dtype(args.dtype, device)
     pipe = DiffusionNFTPipeline.from_pretrained(args.model, dtype=dtype)
-    pipe.load_nft_adapter(args.adapter, kind=args.kind, beta=args.beta, use_old=args.use_old)
+    theirs = {"use_old": args.use_old, "without_text_encoder": args.without_text_encoder}
+    pipe.load_nft_adapter(args.adapter, kind=args.kind, beta=args.beta, **theirs)
     for number, name in enumerate(args.also, start=1):
         pipe.load_nft_adapter(name, name=f"also_{number}")
     pipe = pipe.to(device)

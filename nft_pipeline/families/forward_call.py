@@ -87,9 +87,12 @@ def as_rows(value: Tensor | list[Tensor]) -> Tensor:
 
 
 def as_text(value: Tensor | list[Tensor]) -> Tensor:
-    """Text tokens as (rows, L, D); lists with one (l, D) per row are padded with zeros, which an alpha head ignores."""
+    """Text tokens as (rows, L, D); lists with one (l, D) per row are padded with zeros, which an alpha head ignores.
+
+    Where a token has vectors of several layers, (rows, L, layers, d), D is all of them side by side.
+    """
     if isinstance(value, Tensor):
-        return value
+        return value.flatten(2) if value.ndim > 3 else value
     longest = max(row.shape[0] for row in value)
     return torch.stack([F.pad(row, (0, 0, 0, longest - row.shape[0])) for row in value])
 

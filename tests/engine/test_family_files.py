@@ -95,7 +95,7 @@ def test_every_family_of_the_registry_has_a_file() -> None:
 
 
 def test_a_denoiser_without_a_file_draws_videos_if_its_name_says_so() -> None:
-    assert draws_videos("WanVACETransformer3DModel") and draws_videos("LTX2VideoDiffusionDecoderModel")
+    assert draws_videos("AllegroTransformer3DModel") and draws_videos("LTX2VideoDiffusionDecoderModel")
     assert not draws_videos("StableAudioDiTModel") and not draws_videos("CosmosTransformer3DModel")
 
 

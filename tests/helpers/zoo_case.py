@@ -38,6 +38,7 @@ class Case:
             that have none.
         start: whether the call takes `latents` of this shape per sample; None if it starts from a picture.
         steps: of a call; some pipelines cannot do with two.
+        alone: whether the call takes no more than one sample.
     """
 
     build: Callable[[], Any]
@@ -45,6 +46,7 @@ class Case:
     cfg: Callable[[list[int]], dict[str, Any]]
     start: tuple[int, ...] | None
     steps: int = 2
+    alone: bool = False
 
     def pipe(self) -> Any:
         pipe = self.build()
@@ -55,7 +57,8 @@ class Case:
         """Latents of a call with fixed noise."""
         indices = [0] if indices is None else indices
         call = {"num_inference_steps": self.steps, "output_type": "latent", **self.conditions(indices)}
-        call["generator"] = [torch.Generator().manual_seed(500 + i) for i in indices]
+        generators = [torch.Generator().manual_seed(500 + i) for i in indices]
+        call["generator"] = generators[0] if self.alone else generators
         if self.start is not None:
             call["latents"] = rows(indices, *self.start, seed=1)
         torch.manual_seed(0)  # for pipelines that draw without the generator, as SD3's ControlNet does

@@ -45,7 +45,7 @@ def wan_vae() -> Any:
 
 def _from_picture(indices: list[int]) -> dict[str, Any]:
     """One picture for all samples: these pipelines take no more."""
-    return {**_WAN_CALL["conditions"](indices), **size(32), "image": rows([0], 3, 32, 32, seed=6).sigmoid()}
+    return {**WAN_CALL["conditions"](indices), **size(32), "image": rows([0], 3, 32, 32, seed=6).sigmoid()}
 
 
 def _ltx() -> Any:
@@ -139,7 +139,7 @@ def _cog_video_x() -> Any:
     )
 
 
-_WAN_CALL: dict[str, Any] = {
+WAN_CALL: dict[str, Any] = {
     "conditions": lambda indices: {**embeds(indices), **size(64), "num_frames": 5, "guidance_scale": 1.0},
     "cfg": lambda indices: {**embeds(indices, negative=True), "guidance_scale": 4.0},
 }
@@ -158,17 +158,17 @@ _HUNYUAN_CALL: dict[str, Any] = {
 }
 
 CASES: dict[str, Case] = {
-    "WanPipeline": Case(lambda: _wan(diffusers.WanPipeline), start=(4, 2, 8, 8), **_WAN_CALL),
+    "WanPipeline": Case(lambda: _wan(diffusers.WanPipeline), start=(4, 2, 8, 8), **WAN_CALL),
     "WanImageToVideoPipeline": Case(
         lambda: _wan(diffusers.WanImageToVideoPipeline, channels=4 + 4 + 4, vae=wan_vae()),
         conditions=_from_picture,
-        cfg=_WAN_CALL["cfg"],
+        cfg=WAN_CALL["cfg"],
         start=(4, 2, 4, 4),
     ),
     "WanImageToVideoPipeline, a time for each token": Case(
         lambda: _wan(diffusers.WanImageToVideoPipeline, vae=wan_vae(), expand_timesteps=True),
         conditions=_from_picture,
-        cfg=_WAN_CALL["cfg"],
+        cfg=WAN_CALL["cfg"],
         start=(4, 2, 4, 4),
     ),
     "LTXPipeline": Case(
@@ -191,30 +191,4 @@ CASES: dict[str, Case] = {
         cfg=lambda indices: {**embeds(indices, negative=True), "guidance_scale": 4.0},
         start=(2, 4, 8, 8),
     ),
-}
-
-
-def _skyreels() -> Any:
-    torch.manual_seed(0)
-    transformer = diffusers.SkyReelsV2Transformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=WIDTH,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=1,
-        rope_max_seq_len=32,
-    ).eval()
-    scheduler = diffusers.UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-    )
-    return diffusers.SkyReelsV2Pipeline(
-        transformer=transformer, scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None
-    )
-
-
-GENERIC: dict[str, Case] = {
-    "SkyReelsV2Pipeline": Case(_skyreels, start=(4, 2, 8, 8), **_WAN_CALL),
 }

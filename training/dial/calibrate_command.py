@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("adapter", help="a folder, a shipped adapter's name, a Hub id, or with --kind a file")
     parser.add_argument("--out", type=Path, help="folder to write (default: the adapter's own folder)")
-    parser.add_argument("--model", help="base model: a folder or a Hub id (default: what the adapter names)")
+    parser.add_argument("--model", help="base model: a folder, a Hub id or one file (default: what the adapter names)")
     parser.add_argument(
         "--kind", choices=("policy",), help='for somebody else\'s LoRA: "policy", as for `diffusion-nft sample`'
     )

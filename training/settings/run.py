@@ -25,10 +25,11 @@ class RunSettings(Section):
     """
 
     base_model: Annotated[str, TEXT]
-    """The model that is guided: a shipped one (shapes), a folder in diffusers' format, or a Hub id.
+    """The model that is guided: a shipped one (shapes), a folder in diffusers' format, a Hub id, or one file.
 
     Choose the model that you want to draw with, since an adapter fits the model it was trained on and no other.
-    docs/training.md has the families that can be trained.
+    docs/training.md has the families that can be trained. Configs of a file (.safetensors) come from the folder
+    beside it that has its name without the ending, or from the Hub.
     """
 
     reward_description: Annotated[str, TEXT]

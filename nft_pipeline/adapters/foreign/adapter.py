@@ -15,6 +15,7 @@ What is read, and what is refused: docs/other_checkpoints.md. In this room `file
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -49,6 +50,7 @@ def read_foreign(
     component: str | None = None,
     pipe: Any = None,
     use_old: bool = False,
+    without_text_encoder: bool = False,
     name: str | None = None,
 ) -> Adapter:
     """Read somebody else's checkpoint as an adapter for the loaded model.
@@ -63,6 +65,9 @@ def read_foreign(
         pipe: the pipeline, where there is one; its class knows other names of its layers.
         use_old: whether an adapter "old" beside it is v_old. Then strength 0 is that model, not the base model, and the
             dial spans the last round of training; False (default) measures from the base model.
+        without_text_encoder: whether layers of text encoders, which kohya trains by default, are left out with a
+            warning that counts them. False (default) refuses such a file: the prompt is encoded once for both passes,
+            so what changes a text encoder cannot be dialled.
         name: for the config; None for the checkpoint's own.
 
     Returns:
@@ -85,7 +90,8 @@ def read_foreign(
     family = family_of(denoiser)
     component = family.component if component is None else component
     pipeline_class = type(pipe) if pipe is not None else _pipeline_class(family.layer_names.pipeline)
-    lora, peft_config = _read_lora(shown, files, denoiser, component, pipeline_class)
+    where = (denoiser, component, pipeline_class)
+    lora, peft_config, left_out = _read_lora(shown, files, *where, leave_out_text=without_text_encoder)
     old = None
     if use_old:
         if files.old is None:
@@ -93,7 +99,7 @@ def read_foreign(
                 f"{shown}: use_old=True, but no adapter called old lies beside it",
                 advice="Leave use_old out: v_old is then the base model.",
             )
-        old, _ = _read_lora(f"{shown}, its adapter old", peft_folder(files.old), denoiser, component, pipeline_class)
+        old, *_ = _read_lora(f"{shown}, its adapter old", peft_folder(files.old), *where)
         if old.keys() == lora.keys() and all(torch.equal(lora[key], old[key]) for key in lora):
             raise AdapterError(
                 f"{shown}: its adapter and the one called old are the same, so v_lora - v_old is zero everywhere",
@@ -114,17 +120,30 @@ def read_foreign(
         denoiser=family.denoiser,
         prediction=family.output(getattr(pipe, "scheduler", None)),
         rank=next(iter(lora.values())).shape[0],
-        resolution=_resolution(unwrap_compiled(denoiser), pipe),
+        resolution=resolution_of(unwrap_compiled(denoiser), pipe),
         component=component,
         training={
             "read_from": files.form,
             "v_old": "the adapter old beside it" if old is not None else "the base model",
             "not_recorded": ["reward", "licence", "guidance_scale", "resolution"],
+            **({"left_out": dict(left_out)} if left_out else {}),
         },
     )
     adapter = Adapter(config, lora, old=old)
     adapter.check(shown)
+    if left_out:
+        count = sum(left_out.values())
+        warnings.warn(
+            f"{shown}: {count} layers of text encoders are left out ({counted(left_out)}). Strength 1 is this LoRA "
+            "without them; pictures differ from those of tools that apply them.",
+            stacklevel=2,
+        )
     return adapter
+
+
+def counted(left_out: Mapping[str, int]) -> str:
+    """Counts of layers by part, in words."""
+    return ", ".join(f"{part}: {count}" for part, count in left_out.items())
 
 
 def describe_foreign(path: Path) -> dict[str, Any]:
@@ -132,14 +151,15 @@ def describe_foreign(path: Path) -> dict[str, Any]:
 
     Returns:
         form, file, base_model (None if not recorded), layers, parameters, ranks and scales (each value that occurs,
-        rising), old (whether an adapter of that name lies beside it).
+        rising), old (whether an adapter of that name lies beside it), text_encoders (layers of each, not counted in
+        `layers`).
 
     Raises:
         AdapterError: as `read_foreign`, but for what only the model can tell.
     """
     files = find_files(path)
     try:
-        found = read_lora(files)
+        found = read_lora(files, leave_out_text=True)
         scales = scales_of(found.layers, found.peft_config)
     except AdapterError as error:
         raise AdapterError(f"the checkpoint {path}: {error.what}", error.faults, error.advice) from None
@@ -152,6 +172,7 @@ def describe_foreign(path: Path) -> dict[str, Any]:
         "ranks": sorted({layer.rank for layer in found.layers.values()}),
         "scales": sorted(set(scales.values())),
         "old": files.old is not None,
+        "text_encoders": dict(found.left_out),
     }
 
 
@@ -191,14 +212,26 @@ def _check_arguments(shown: str, form: str, kind: str | None, beta: float | None
 
 
 def _read_lora(
-    shown: str, files: ForeignFiles, denoiser: nn.Module, component: str, pipeline_class: Any
-) -> tuple[dict[str, Tensor], Mapping[str, Any] | None]:
+    shown: str,
+    files: ForeignFiles,
+    denoiser: nn.Module,
+    component: str,
+    pipeline_class: Any,
+    *,
+    leave_out_text: bool = False,
+) -> tuple[dict[str, Tensor], Mapping[str, Any] | None, Mapping[str, int]]:
     try:
-        found = read_lora(files)
+        found = read_lora(files, leave_out_text=leave_out_text)
         baked = bake(found.layers, found.peft_config)
-        return name_as_diffusers(baked, denoiser, component, pipeline_class), found.peft_config
+        return name_as_diffusers(baked, denoiser, component, pipeline_class), found.peft_config, found.left_out
     except AdapterError as error:
-        raise AdapterError(f"{shown}: {error.what}", error.faults, error.advice) from None
+        advice = error.advice
+        if any("belongs to a text encoder" in fault for fault in error.faults):
+            advice += (
+                " To dial the denoiser's part alone, pass without_text_encoder=True (--without-text-encoder on the "
+                "command line); what is left out is then counted in a warning."
+            )
+        raise AdapterError(f"{shown}: {error.what}", error.faults, advice) from None
 
 
 def _pipeline_class(name: str | None) -> Any:
@@ -207,7 +240,7 @@ def _pipeline_class(name: str | None) -> Any:
     return None if name is None else getattr(diffusers, name)
 
 
-def _resolution(denoiser: nn.Module, pipe: Any) -> tuple[int, int]:
+def resolution_of(denoiser: nn.Module, pipe: Any) -> tuple[int, int]:
     """The base model's own edge in pixels, where model and pipeline tell it; else 1024."""
     size = getattr(pipe, "default_sample_size", None) or getattr(getattr(denoiser, "config", None), "sample_size", None)
     factor = getattr(pipe, "vae_scale_factor", None)

@@ -11,7 +11,7 @@ Flow-Factory checkpoint-10/ itself, or a folder for each part of the pipeline. P
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ...errors import AdapterError
 from ...files.strict import read_safetensors, tensor_faults
 from ..config import parse_json
 from ..names import CONFIG_HEADER_KEY, LORA_FILE, LORA_METADATA_KEY, MAX_LORA_BYTES
-from .layers import Layer, read_layers
+from .layers import Layer, read_layers, without_text_encoder
 from .peft_scale import config_faults
 
 PEFT_CONFIG = "adapter_config.json"
@@ -53,10 +53,12 @@ class ForeignLora:
     Args:
         layers: under the file's own names, with the scale not yet baked in.
         peft_config: fields of the LoraConfig that came with it, None if none did.
+        left_out: how many layers of each text encoder are in the file and not among `layers`.
     """
 
     layers: Mapping[str, Layer]
     peft_config: Mapping[str, Any] | None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def looks_foreign(path: Path) -> bool:
@@ -159,8 +161,12 @@ def _pickle_error(path: Path, names: list[str]) -> AdapterError:
     )
 
 
-def read_lora(files: ForeignFiles) -> ForeignLora:
+def read_lora(files: ForeignFiles, *, leave_out_text: bool = False) -> ForeignLora:
     """Read a checkpoint's LoRA and the config that gives its scale.
+
+    Args:
+        files: from `find_files`.
+        leave_out_text: whether layers of text encoders are left out; by default they are an error.
 
     Raises:
         AdapterError: a damaged file, numbers that are none, a config or tensors that are not those of a plain LoRA.
@@ -180,13 +186,14 @@ def read_lora(files: ForeignFiles) -> ForeignLora:
     if peft_config is not None:
         where = PEFT_CONFIG if files.peft_config is not None else f"{LORA_METADATA_KEY} in the header"
         faults += [f"{where}: {fault}" for fault in config_faults(peft_config)]
+    tensors, left_out = without_text_encoder(file.tensors) if leave_out_text else (file.tensors, {})
     try:
-        layers = read_layers(file.tensors)
+        layers = read_layers(tensors)
     except AdapterError as error:
         raise AdapterError(f"{shown}: {error.what}", [*faults, *error.faults], error.advice) from None
     if faults:
         raise AdapterError(f"{shown} is not one plain LoRA", faults, "Export it as a plain LoRA.")
-    return ForeignLora(layers, peft_config)
+    return ForeignLora(layers, peft_config, left_out)
 
 
 def _metadata(header: Mapping[str, str]) -> Mapping[str, Any] | None:

@@ -38,7 +38,9 @@ KEY_FORMATS = (
     KeyFormat("peft and diffusers", a="lora_A", b="lora_B", names_adapter=True),
     KeyFormat("diffusers before it used peft", a="lora.down", b="lora.up"),
     KeyFormat("ComfyUI and ai-toolkit", a="lora_A", b="lora_B", prefix="diffusion_model.", names_adapter=True),
-    KeyFormat("kohya", a="lora_down", b="lora_up", prefix="lora_unet_", underscored=True),
+    # Before kohya's, which its prefix begins with.
+    KeyFormat("VideoX-Fun", a="lora_down", b="lora_up", prefix="lora_unet__", underscored=True),
+    KeyFormat("kohya and musubi-tuner", a="lora_down", b="lora_up", prefix="lora_unet_", underscored=True),
     KeyFormat("OneTrainer", a="lora_down", b="lora_up", prefix="lora_transformer_", underscored=True),
 )
 

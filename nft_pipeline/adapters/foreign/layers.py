@@ -28,9 +28,14 @@ from .peft_scale import scale_of
 _TEXT_ENCODER = re.compile(
     r"(base_model\.model\.)?(text_encoder|text_model|lora_te|te\d?_|cond_stage_model|conditioner)"
 )
+_TEXT_PART = re.compile(r"(?:base_model\.model\.)?((?:lora_)?te\d?(?=_)|text_encoders\.[^.]+|[^.]+)")
 _REFUSED = {
     "a DoRA, whose change is no plain B @ A": ("dora_scale", "lora_magnitude_vector"),
-    "a LyCORIS adapter (LoHa, LoKr, OFT, Tucker)": ("hada_", "lokr_", "oft_", "lora_mid", "glora"),
+    "a LyCORIS adapter (LoHa)": ("hada_",),
+    "a LyCORIS adapter (LoKr)": ("lokr_",),
+    "a LyCORIS adapter (OFT)": ("oft_",),
+    "a LyCORIS adapter (Tucker)": ("lora_mid",),
+    "a LyCORIS adapter (GLoRA)": (".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"),
     "a trained weight or bias of the base model itself": (".diff", ".diff_b", ".bias", "_norm", "set_weight"),
 }
 
@@ -59,6 +64,7 @@ def read_layers(tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
         AdapterError: every tensor that is of a text encoder, of another kind of adapter, or half of a pair.
     """
     parts: dict[str, dict[str, Tensor]] = {}
+    refused: set[str] = set()  # paths of layers of which a tensor is refused
     adapters: set[str] = set()
     faults: list[str] = []
     pattern, side_of = key_pattern(), sides()
@@ -71,6 +77,7 @@ def read_layers(tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
             )
         elif match is None or "lora_mid" in key:
             faults.append(f"{key} is {_what(key)}")
+            refused.add(key.rsplit(".", 2)[0] if key.endswith(".weight") else key.rpartition(".")[0])
         elif match["alpha"] is not None:
             parts.setdefault(match["alpha"], {})["alpha"] = tensor
         else:
@@ -80,6 +87,8 @@ def read_layers(tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
         faults.append(f"it holds the adapters {', '.join(sorted(adapters))}; give a file with one of them")
     layers: dict[str, Layer] = {}
     for path, found in parts.items():
+        if found.keys() == {"alpha"} and path in refused:
+            continue  # the alpha of what is refused above
         fault = _pair_fault(path, found)
         if fault is not None:
             faults.append(fault)
@@ -90,9 +99,33 @@ def read_layers(tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
         raise AdapterError(
             f"it is not one plain LoRA for a denoiser ({len(layers)} LoRA layers among {len(tensors)} tensors)",
             faults,
-            "Train or export the denoiser's LoRA alone, as a plain LoRA (peft, kohya or diffusers form).",
+            "Train or export the denoiser's LoRA alone, as a plain LoRA (peft, kohya or diffusers form). What is no "
+            "LoRA can be merged into its base model by its own tool, and `diffusion-nft extract` makes a LoRA of that.",
         )
     return layers
+
+
+def without_text_encoder(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """The tensors that are of no text encoder, and how many layers of each text encoder are not among them.
+
+    Args:
+        tensors: a LoRA file's.
+
+    Returns:
+        The rest; and counts by the name of the part in the file, such as {"lora_te1": 72}.
+    """
+    rest: dict[str, Tensor] = {}
+    paths: dict[str, set[str]] = {}
+    pattern = key_pattern()
+    for key, tensor in tensors.items():
+        if _TEXT_ENCODER.match(key) is None:
+            rest[key] = tensor
+            continue
+        match = pattern.fullmatch(key)
+        path = key.rpartition(".")[0] if match is None else match["path"] or match["alpha"]
+        part = _TEXT_PART.match(key)
+        paths.setdefault(part[1] if part else "text encoder", set()).add(path)
+    return rest, {part: len(inside) for part, inside in paths.items()}
 
 
 def _what(key: str) -> str:

@@ -157,6 +157,8 @@ def _as_written(layers: Mapping[str, Layer]) -> dict[str, Tensor]:
     for path, layer in layers.items():
         form = written_as(path)
         tensors[f"{path}.{form.a}.weight"], tensors[f"{path}.{form.b}.weight"] = layer.a, layer.b
+        if form.underscored:  # converters of such names want an alpha
+            tensors[f"{path}.alpha"] = torch.tensor(float(layer.rank))
     return tensors
 
 
