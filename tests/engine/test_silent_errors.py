@@ -194,7 +194,7 @@ def test_noise_levels_of_continuous_timesteps_and_flow_sigmas(steps: int) -> Non
         torch.testing.assert_close(guided_pipe.nft_stats.noise_level[:, 0], levels, atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["StableVideoDiffusionPipeline", "BriaPipeline", "LTX2Pipeline", "SkyReelsV2Pipeline"])
+@pytest.mark.parametrize("name", ["StableVideoDiffusionPipeline", "BriaPipeline", "LTX2Pipeline"])
 def test_noise_levels_of_denoisers_nobody_has_listed(name: str) -> None:
     case = GENERIC[name]
     pipe = guided(case)
