@@ -39,7 +39,8 @@ from .engine.terms import Term
 from .engine.trace import Trace
 from .errors import GuidanceError
 from .families.registry import unwrap_compiled
-from .settings import GuidanceSettings, tilt_of, tilts_of_rates
+from .settings import GuidanceSettings
+from .tilts import tilt_of, tilts_of_rates
 
 if TYPE_CHECKING:
     from .adapter import Adapter, AdapterConfig

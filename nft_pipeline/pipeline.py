@@ -34,16 +34,15 @@ from .engine.loading import LoadedAdapter, find_denoisers, load_adapter, unload_
 from .engine.stats import NFTStats
 from .errors import GuidanceError
 from .files.atomic import atomic_write_bytes
-from .settings import check_signs, tilts_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from .adapter import Adapter, AdapterConfig
+    from .call.running import RunningCall
     from .dial.promise import Promise
-    from .engine.engine import NFTEngine
 
-_OWN = ("_nft_stock", "_nft_loaded", "_nft_engines", "nft_stats", "call_defaults")  # attributes stock pipelines lack
+_OWN = ("_nft_stock", "_nft_loaded", "_nft_running", "_nft_stats", "call_defaults")  # attributes stock pipelines lack
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
@@ -60,8 +59,8 @@ class DiffusionNFTPipeline:
     # Set on the instance.
     _nft_stock: Any  # the stock pipeline it was made of; None if it was made by its own constructor
     _nft_loaded: dict[str, LoadedAdapter]
-    _nft_engines: list[NFTEngine]
-    nft_stats: NFTStats | None
+    _nft_running: RunningCall | None
+    _nft_stats: NFTStats | None
     call_defaults: dict[str, Any]
     scheduler: Any  # the stock pipeline's
 
@@ -89,7 +88,7 @@ class DiffusionNFTPipeline:
     def _nft_begin(self, stock: Any, call_defaults: dict[str, Any]) -> None:
         """The state of a guided pipeline without an adapter."""
         self._nft_stock, self.call_defaults = stock, call_defaults
-        self._nft_loaded, self._nft_engines, self.nft_stats = {}, [], None
+        self._nft_loaded, self._nft_running, self._nft_stats = {}, None, None
 
     @classmethod
     def from_pretrained(cls, base: str | PathLike[str], nft_adapter: Any = None, **kwargs: Any) -> Any:
@@ -156,6 +155,16 @@ class DiffusionNFTPipeline:
             guided.unload_nft_adapter()
             raise
         return guided
+
+    @property
+    def nft_stats(self) -> NFTStats | None:
+        """What happened in the last call, also after an interrupt or an error; in a callback, in the running call so
+        far. None if it was not guided."""
+        return self._nft_stats if self._nft_running is None else self._nft_running.stats()
+
+    @nft_stats.setter
+    def nft_stats(self, stats: NFTStats | None) -> None:
+        self._nft_stats = stats
 
     @property
     def nft_adapters(self) -> dict[str, Adapter]:
@@ -243,7 +252,7 @@ class DiffusionNFTPipeline:
             unload_adapter(self, self._nft_stock_class, self._nft_loaded[each])
             del self._nft_loaded[each]
 
-    def set_nft_strength(self, strength: float | Mapping[str, float]) -> None:
+    def set_nft_strength(self, strength: float | Sequence[float] | Mapping[str, float | Sequence[float]]) -> None:
         """Change the strength of the running call, from its `callback_on_step_end`, for the steps that follow.
 
         Args:
@@ -252,16 +261,12 @@ class DiffusionNFTPipeline:
         Raises:
             GuidanceError: no guided call is running, or a value out of range.
         """
-        if not self._nft_engines:
+        if self._nft_running is None:
             raise GuidanceError(
                 "set_nft_strength changes a call that is running, and none is. Give nft_strength to the call, and use "
                 "this in its callback_on_step_end."
             )
-        tilts = tilts_of({name: adapter.config for name, adapter in self.nft_adapters.items()}, strength)
-        check_signs(self._nft_engines[0].settings.combine, tilts)
-        for engine in self._nft_engines:
-            for term in engine.terms:
-                term.tilt = tilts[term.name]
+        self._nft_running.set_strength(strength)
 
     def promise(
         self,

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..families.family import Family
 from ..families.forward_call import Inputs, same_state
 from ..settings import GuidanceSettings
+from ..tilts import is_off
 from .terms import Term
 
 
@@ -86,7 +87,7 @@ class CallReader:
         if settings.guide == "cond":
             guided, repeats = (slice(0, 0) if second else samples), 1
         factor = settings.multiplier(noise_level)
-        terms = [k for k, term in enumerate(self._terms) if term.tilt != 0]
+        terms = [k for k, term in enumerate(self._terms) if not is_off(term.tilt)]
         call = DenoiserCall(inputs, rows, samples, guided, repeats, noise_level, factor, auxiliary, terms)
         call.way = self._way(call)
         guided_by_alpha = settings.guide == "cond" or any(self._terms[k].needs_alpha for k in terms)

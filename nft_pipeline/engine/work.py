@@ -73,7 +73,7 @@ class Work:
             # Anew and not `push * factor`: the two differ in the last bit, and the record says which s was used.
             push = guidance.total_push(base, list(v_loras.values()), of_rows)
         self.trace.record(call, alphas, scales, relative, passes)
-        guided = guidance.add_push(base, push, of_rows)
+        guided = guidance.add_push(base, push, of_rows, list(v_loras.values()))
         if call.guided != slice(0, call.rows):
             alone, guided = guided, v_old.clone()
             guided[call.guided] = alone
