@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .dial.promise import Promise
 
 _OWN = ("_nft_stock", "_nft_loaded", "_nft_running", "_nft_stats", "call_defaults")  # attributes stock pipelines lack
+_ACCESS = ("cache_dir", "local_files_only", "token")  # to the Hub, for the base model and the adapter alike
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
@@ -85,20 +86,36 @@ class DiffusionNFTPipeline:
         if "_name_or_path" in kwargs and getattr(self, "_nft_stock", self) is None and not self._nft_loaded:
             load_beside(self)
 
+    def __reduce__(self) -> Any:
+        """Its class is made on the fly and has no name to be found by, so a copy is made anew from the stock class."""
+        if type(self) is not guided_class(self._nft_stock_class, DiffusionNFTPipeline):
+            return super().__reduce_ex__(2)
+        return _empty, (self._nft_stock_class,), {**self.__dict__, "_nft_running": None}
+
     def _nft_begin(self, stock: Any, call_defaults: dict[str, Any]) -> None:
         """The state of a guided pipeline without an adapter."""
         self._nft_stock, self.call_defaults = stock, call_defaults
         self._nft_loaded, self._nft_running, self._nft_stats = {}, None, None
 
     @classmethod
-    def from_pretrained(cls, base: str | PathLike[str], nft_adapter: Any = None, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls,
+        base: str | PathLike[str],
+        nft_adapter: Any = None,
+        *,
+        nft_revision: str | None = None,
+        nft_subfolder: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Load a base model and, if given, an adapter.
 
         Args:
             base: a shipped model ("shapes"), a diffusers folder, or a Hub id.
             nft_adapter: a shipped adapter ("shapes-warm"), a folder, a Hub id, or an `Adapter`; a dict of several by
                 the names they are to have.
-            **kwargs: for diffusers, such as dtype=torch.bfloat16, device_map, variant.
+            nft_revision, nft_subfolder: of the adapter, see `load_nft_adapter`.
+            **kwargs: for diffusers, such as dtype=torch.bfloat16, device_map, variant, and the base model's own
+                revision. Its token, cache_dir and local_files_only are the adapter's too.
 
         Returns:
             A guided pipeline: an instance of the stock pipeline class and of this one.
@@ -117,7 +134,8 @@ class DiffusionNFTPipeline:
         # diffusers refuses a folder saved without, say, SD3's T5 unless the caller says so again; the index says so.
         absent = {name: None for name, value in index.items() if value in ([None, None], (None, None))}
         pipe = DiffusionPipeline.from_pretrained(source, **{**absent, **kwargs})
-        return cls.from_pipe(pipe, nft_adapter)
+        access = {name: kwargs[name] for name in _ACCESS if name in kwargs}
+        return cls._guided(pipe, nft_adapter, revision=nft_revision, subfolder=nft_subfolder, **access)
 
     @classmethod
     def from_pipe(cls, pipe: DiffusionPipeline | Any, nft_adapter: Any = None) -> Any:
@@ -141,6 +159,11 @@ class DiffusionNFTPipeline:
                 f"from_pipe got a {type(pipe).__name__}, expected a diffusers pipeline object. To load one by name use "
                 "DiffusionNFTPipeline.from_pretrained."
             )
+        return cls._guided(pipe, nft_adapter)
+
+    @classmethod
+    def _guided(cls, pipe: Any, nft_adapter: Any, **where: Any) -> Any:
+        """As `from_pipe`; `where` is for `load_nft_adapter`."""
         stock: Any = pipe._stock() if isinstance(pipe, DiffusionNFTPipeline) else pipe
         stock_class: Any = type(stock)
         guided = copy.copy(stock)
@@ -150,7 +173,7 @@ class DiffusionNFTPipeline:
         try:
             for name, source in named.items():
                 if source is not None:
-                    guided.load_nft_adapter(source, name=name)
+                    guided.load_nft_adapter(source, name=name, **where)
         except BaseException:
             guided.unload_nft_adapter()
             raise
@@ -196,6 +219,9 @@ class DiffusionNFTPipeline:
         kind: str | None = None,
         beta: float | None = None,
         use_old: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+        local_files_only: bool = False,
     ) -> None:
         """Load an adapter. It replaces a loaded one of the same name. It is checked first; on an error nothing
         changes.
@@ -206,6 +232,7 @@ class DiffusionNFTPipeline:
             name: its name in nft_strength={name: ...} if several are loaded.
             revision, subfolder: of a Hub repository.
             kind, beta, use_old: for somebody else's checkpoint, see `read_adapter`: kind="policy", beta=1.0.
+            token, cache_dir, local_files_only: of the Hub, see `read_adapter`.
 
         Raises:
             AdapterError: the adapter is faulty, or made for another base model.
@@ -219,8 +246,18 @@ class DiffusionNFTPipeline:
             adapter = source
             refuse_for_own(f'the adapter "{adapter.config.name}"', kind, beta)
         else:
-            theirs: dict[str, Any] = {"kind": kind, "beta": beta, "use_old": use_old}
-            adapter = read_adapter(source, revision=revision, subfolder=subfolder, pipe=self, **theirs)
+            adapter = read_adapter(
+                source,
+                revision=revision,
+                subfolder=subfolder,
+                kind=kind,
+                beta=beta,
+                pipe=self,
+                use_old=use_old,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
         self._check_company(name, adapter)
         loaded = load_adapter(self, self._nft_stock_class, adapter)
         replaced = self._nft_loaded.get(name)
@@ -408,3 +445,9 @@ def _constructor(stock: Any) -> Any:
         self._nft_begin(None, {})
 
     return __init__
+
+
+def _empty(stock: Any) -> Any:
+    """A guided pipeline over a pipeline class of diffusers, before anything is on it: what pickle and copy fill."""
+    kind = guided_class(stock, DiffusionNFTPipeline)
+    return kind.__new__(kind)

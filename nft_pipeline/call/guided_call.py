@@ -46,9 +46,9 @@ Args:
         number for each picture of the call, or for each prompt: [0, 0.5, 1, 2] draws a strip of strengths in one batch.
         With several adapters one number is for all of them; a dict gives numbers or lists by name, and adapters that it
         leaves out are at 0.
-    nft_beta (as `nft_strength`, *optional*):
+    nft_beta (`float`, a list of them, or a `dict` of either, *optional*):
         DiffusionNFT's beta, given instead of a strength: tilt = 2 / beta. Above 0; smaller is stronger.
-    nft_rate (as `nft_strength`, *optional*):
+    nft_rate (`float`, a list of them, or a `dict` of either, *optional*):
         The share of liked pictures that is wanted, between 0 and 1, given instead of a strength. It goes through the
         adapter's calibration; what the adapter does not reach is refused, with the share that it does.
     nft_law (`str`, *optional*):
