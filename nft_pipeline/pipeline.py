@@ -29,6 +29,7 @@ from .call.call_defaults import read_call_defaults, write_call_defaults
 from .call.custom_pipeline import ADAPTER_FOLDER, DEFAULT, PIPELINE_FILE, load_beside, render_custom_pipeline
 from .call.guided_call import guided_class, guided_method, refuse_without_adapter, run_guided
 from .call.promised import promised
+from .call.typed import StockPipeline
 from .engine.injection import adapter_names, without_wrappers
 from .engine.loading import LoadedAdapter, find_denoisers, load_adapter, unload_adapter
 from .engine.stats import NFTStats
@@ -37,9 +38,11 @@ from .files.atomic import atomic_write_bytes
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+    from typing_extensions import Self
 
     from .adapter import Adapter, AdapterConfig
     from .call.running import RunningCall
+    from .call.typed import Strength
     from .dial.promise import Promise
 
 _OWN = ("_nft_stock", "_nft_loaded", "_nft_running", "_nft_stats", "call_defaults")  # attributes stock pipelines lack
@@ -47,7 +50,7 @@ _ACCESS = ("cache_dir", "local_files_only", "token")  # to the Hub, for the base
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
-class DiffusionNFTPipeline:
+class DiffusionNFTPipeline(StockPipeline):
     """Makes guided pipelines, and is the base class of all of them. Never instantiated itself.
 
     A subclass of this class and of a pipeline class of diffusers, in this order and without a constructor of its own,
@@ -106,7 +109,7 @@ class DiffusionNFTPipeline:
         nft_revision: str | None = None,
         nft_subfolder: str | None = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> Self:
         """Load a base model and, if given, an adapter.
 
         Args:
@@ -138,7 +141,7 @@ class DiffusionNFTPipeline:
         return cls._guided(pipe, nft_adapter, revision=nft_revision, subfolder=nft_subfolder, **access)
 
     @classmethod
-    def from_pipe(cls, pipe: DiffusionPipeline | Any, nft_adapter: Any = None) -> Any:
+    def from_pipe(cls, pipe: DiffusionPipeline | Any, nft_adapter: Any = None) -> Self:
         """A guided pipeline over a pipeline that you have. `pipe` keeps working as before; both share all components.
 
         (diffusers' own from_pipe is not used: it casts the shared modules to fp32.) `call_defaults.json` beside the
@@ -162,7 +165,7 @@ class DiffusionNFTPipeline:
         return cls._guided(pipe, nft_adapter)
 
     @classmethod
-    def _guided(cls, pipe: Any, nft_adapter: Any, **where: Any) -> Any:
+    def _guided(cls, pipe: Any, nft_adapter: Any, **where: Any) -> Self:
         """As `from_pipe`; `where` is for `load_nft_adapter`."""
         stock: Any = pipe._stock() if isinstance(pipe, DiffusionNFTPipeline) else pipe
         stock_class: Any = type(stock)
@@ -289,7 +292,7 @@ class DiffusionNFTPipeline:
             unload_adapter(self, self._nft_stock_class, self._nft_loaded[each])
             del self._nft_loaded[each]
 
-    def set_nft_strength(self, strength: float | Sequence[float] | Mapping[str, float | Sequence[float]]) -> None:
+    def set_nft_strength(self, strength: Strength) -> None:
         """Change the strength of the running call, from its `callback_on_step_end`, for the steps that follow.
 
         Args:
