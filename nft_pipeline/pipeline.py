@@ -85,7 +85,7 @@ class DiffusionNFTPipeline(StockPipeline):
 
     def register_to_config(self, **kwargs: Any) -> None:
         """The stock method. diffusers says by it where it found the model, last of all when it loads one."""
-        super().register_to_config(**kwargs)  # type: ignore[misc]
+        super().register_to_config(**kwargs)
         if "_name_or_path" in kwargs and getattr(self, "_nft_stock", self) is None and not self._nft_loaded:
             load_beside(self)
 
@@ -379,7 +379,7 @@ class DiffusionNFTPipeline(StockPipeline):
         write_call_defaults(folder, self.call_defaults)
         stock = self._as_stock()
         if custom_pipeline:
-            absent = [name for name, part in self.components.items() if part is None]  # type: ignore[attr-defined]
+            absent = [name for name, part in self.components.items() if part is None]
             absent = [name for name in absent if name not in self._nft_stock_class._optional_components]
             source = render_custom_pipeline(self._nft_stock_class, absent=absent)
             atomic_write_bytes(folder / PIPELINE_FILE, source.encode())
@@ -452,5 +452,5 @@ def _constructor(stock: Any) -> Any:
 
 def _empty(stock: Any) -> Any:
     """A guided pipeline over a pipeline class of diffusers, before anything is on it: what pickle and copy fill."""
-    kind = guided_class(stock, DiffusionNFTPipeline)
+    kind: Any = guided_class(stock, DiffusionNFTPipeline)
     return kind.__new__(kind)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -80,9 +81,9 @@ def tilts_of(configs: Mapping[str, AdapterConfig], strength: Any = None, beta: A
         if own_strength is None and own_beta is None and (strength is not None or beta is not None):
             tilts[name] = 0.0
         elif own_beta is None:
-            tilts[name] = _each("nft_strength", own_strength, lambda one, config=config: tilt_of(config, one))
+            tilts[name] = _each("nft_strength", own_strength, partial(tilt_of, config))
         elif own_strength is None:
-            tilts[name] = _each("nft_beta", own_beta, lambda one, config=config: tilt_of(config, beta=one))
+            tilts[name] = _each("nft_beta", own_beta, partial(tilt_of, config, None))
         else:
             tilt_of(config, own_strength, own_beta)  # raises: they set the same thing
     return tilts
@@ -115,10 +116,7 @@ def tilts_of_rates(
     tilts: dict[str, Tilt] = {}
     for name, config in configs.items():
         wanted = rate.get(name) if isinstance(rate, Mapping) else rate
-
-        def tilt_for(one: Any, config: AdapterConfig = config) -> float:
-            return tilt_for_rate(config, one, mode=settings.mode, guidance_scale=settings.guidance_scale)
-
+        tilt_for = partial(tilt_for_rate, config, mode=settings.mode, guidance_scale=settings.guidance_scale)
         tilts[name] = 0.0 if wanted is None else _each("nft_rate", wanted, tilt_for)
     return tilts
 

@@ -81,8 +81,8 @@ def draw_particles(
         raise GuidanceError(f"eta is {eta!r}, expected a number above 0 and at most 1.")
     loaded = pipe._nft_loaded
     configs = {name: entry.adapter.config for name, entry in loaded.items()}
-    tilts = tilts_of(configs, strength, beta)
-    if any(isinstance(tilt, tuple) for tilt in tilts.values()):
+    tilts = {name: tilt for name, tilt in tilts_of(configs, strength, beta).items() if not isinstance(tilt, tuple)}
+    if len(tilts) < len(configs):
         raise GuidanceError("particles take one strength for all pictures, or one for each adapter in a dict.")
     asked = judges(tilts, [name for name, entry in loaded.items() if entry.adapter.head is not None])
     _check(pipe, call)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     class StockPipeline(DiffusionPipeline):
         """What most pipelines of diffusers have, and the call with the guidance arguments."""
 
-        __getattr__: None  # type: ignore[assignment]
+        __getattr__: None  # type: ignore[misc]
 
         def __call__(
             self,

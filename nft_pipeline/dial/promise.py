@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -113,7 +113,8 @@ def promise(
     Raises:
         GuidanceError: a value out of range, or nothing is known of the base rate.
     """
-    rates = None if rate is None else [float(p) for p in ([rate] if is_number(rate) else rate)]  # type: ignore[union-attr]
+    given: Any = [rate] if is_number(rate) else rate
+    rates = None if given is None else [float(p) for p in given]
     if rates is not None and not (rates and all(0 < p < 1 for p in rates)):
         raise GuidanceError(
             f"rate is {rate!r}, expected a number between 0 and 1, or several: the share of liked pictures without "
