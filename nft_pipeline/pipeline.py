@@ -31,7 +31,7 @@ from .call.guided_call import guided_class, guided_method, refuse_without_adapte
 from .call.promised import promised
 from .call.typed import StockPipeline
 from .engine.injection import adapter_names, without_wrappers
-from .engine.loading import LoadedAdapter, find_denoisers, load_adapter, unload_adapter
+from .engine.loading import LoadedAdapter, find_denoisers, load_adapter, swap_adapter, unload_adapter
 from .engine.stats import NFTStats
 from .errors import GuidanceError
 from .files.atomic import atomic_write_bytes
@@ -225,6 +225,7 @@ class DiffusionNFTPipeline(StockPipeline):
         token: str | bool | None = None,
         cache_dir: str | PathLike[str] | None = None,
         local_files_only: bool = False,
+        hotswap: bool = False,
     ) -> None:
         """Load an adapter. It replaces a loaded one of the same name. It is checked first; on an error nothing
         changes.
@@ -236,6 +237,8 @@ class DiffusionNFTPipeline(StockPipeline):
             revision, subfolder: of a Hub repository.
             kind, beta, use_old: for somebody else's checkpoint, see `read_adapter`: kind="policy", beta=1.0.
             token, cache_dir, local_files_only: of the Hub, see `read_adapter`.
+            hotswap: put its numbers into the loaded adapter of that name, which is quick and leaves a compiled denoiser
+                compiled. The two must have the same layers, and the new one the same rank or a smaller one.
 
         Raises:
             AdapterError: the adapter is faulty, or made for another base model.
@@ -262,6 +265,9 @@ class DiffusionNFTPipeline(StockPipeline):
                 local_files_only=local_files_only,
             )
         self._check_company(name, adapter)
+        if hotswap:
+            self._nft_loaded[name] = self._swapped(name, adapter)
+            return
         loaded = load_adapter(self, self._nft_stock_class, adapter)
         replaced = self._nft_loaded.get(name)
         if replaced is not None and not set(replaced.injected()).isdisjoint(loaded.injected()):
@@ -422,6 +428,16 @@ class DiffusionNFTPipeline(StockPipeline):
                     "an adapter with a LoRA of v_old cannot be used with another one: each would have its own base. "
                     "Unload the other one."
                 )
+
+    def _swapped(self, name: str, adapter: Adapter) -> LoadedAdapter:
+        """The loaded adapter of that name with another's numbers in it."""
+        if name not in self._nft_loaded or self._nft_running is not None:
+            reason = "a call is running" if self._nft_running is not None else "none of that name is loaded"
+            raise GuidanceError(
+                f"hotswap puts an adapter in the place of the loaded adapter {name!r}, and {reason}. Load the first "
+                "one without hotswap, and swap between calls."
+            )
+        return swap_adapter(self, self._nft_stock_class, self._nft_loaded[name], adapter)
 
     def _other_loras(self) -> list[str]:
         modules = [module for module in self.__dict__.values() if isinstance(module, torch.nn.Module)]

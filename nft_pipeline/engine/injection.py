@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.base_check import check_lora_modules
-from ..adapters.keys import lora_key
+from ..adapters.keys import component_lora, lora_key, lora_modules
 from ..errors import AdapterError
 from ..families.registry import unwrap_compiled
 from .lora_loading import attach_lora
@@ -103,6 +103,55 @@ def remove_lora(denoiser: nn.Module, name: str) -> None:
             denoiser.__dict__.pop(attribute, None)
 
 
+def check_swap(denoiser: nn.Module, name: str, lora: Mapping[str, Tensor], component: str) -> None:
+    """Raise AdapterError unless another LoRA's numbers fit into the matrices of the one that is there.
+
+    Args:
+        denoiser: carries a LoRA of that name.
+        name: what `inject_lora` returned.
+        lora: diffusers-keyed; of the same layers, and of the same rank or a smaller one.
+        component: the first part of its keys.
+    """
+    layers = _carrying(denoiser, name)
+    there, new = sorted(layers), lora_modules(component_lora(lora, component))
+    if there != new:
+        differing = sorted(set(there) ^ set(new))
+        raise AdapterError(
+            f"the adapter cannot take the loaded one's place: their LoRAs change different layers ({len(new)} and "
+            f"{len(there)}; one of them alone has {differing[0] if differing else 'none'})",
+            advice="Load it without hotswap.",
+        )
+    _refuse_fused(name, [layer for layer in layers.values() if layer.merged])
+    for path, side, weight in _matrices(layers, name):
+        given, dim = lora[lora_key(component, path, side)], "AB".index(side)
+        fits = given.ndim == weight.ndim and given.shape[dim] <= weight.shape[dim]
+        rest = [size for place, size in enumerate(given.shape) if place != dim]
+        if not fits or rest != [size for place, size in enumerate(weight.shape) if place != dim]:
+            raise AdapterError(
+                f"the adapter cannot take the loaded one's place: its {side} matrix of {path} has the shape "
+                f"{tuple(given.shape)}, the loaded one's {tuple(weight.shape)}",
+                advice="A smaller rank fits into a larger one: load the adapter of the largest rank first.",
+            )
+        if weight.is_meta:
+            raise AdapterError(
+                "the loaded adapter's numbers are elsewhere (sequential offloading), so others cannot take their place",
+                advice="Load it without hotswap, or use another kind of offloading.",
+            )
+
+
+def swap_lora(denoiser: nn.Module, name: str, lora: Mapping[str, Tensor], component: str) -> None:
+    """Put another LoRA's numbers into the matrices of the one that is there, as `check_swap` found that they fit.
+
+    Modules and tensors stay the same objects, so what was compiled stays compiled. A smaller rank leaves zeros.
+    """
+    with torch.no_grad():
+        for path, side, weight in _matrices(_carrying(denoiser, name), name):
+            given = lora[lora_key(component, path, side)]
+            if given.shape != weight.shape:
+                weight.zero_()
+            weight.narrow("AB".index(side), 0, given.shape["AB".index(side)]).copy_(given)
+
+
 @contextmanager
 def without_wrappers(denoiser: nn.Module) -> Iterator[None]:
     """The denoiser with its original layers in their places, for saving: its state dict has the stock keys."""
@@ -181,6 +230,18 @@ class LoraSwitch:
             for layer in [layer for layers in self._layers.values() for layer in layers]:
                 ours = {name: value for name, value in layer.scaling.items() if name in self._names}
                 self._saved[id(layer)] = (layer, layer._active_adapter, layer._disable_adapters, ours)
+
+
+def _carrying(denoiser: nn.Module, name: str) -> dict[str, Any]:
+    """The layers that carry a LoRA, by the name that the stock model knows them by."""
+    layers: dict[str, Any] = dict(tuner_layers(unwrap_compiled(denoiser)))
+    return {path: layer for path, layer in layers.items() if name in layer._get_available_adapters()}
+
+
+def _matrices(layers: Mapping[str, Any], name: str) -> Iterator[tuple[str, str, Tensor]]:
+    for path, layer in layers.items():
+        yield path, "A", layer.lora_A[name].weight
+        yield path, "B", layer.lora_B[name].weight
 
 
 def _listed(active: str | list[str]) -> list[str]:

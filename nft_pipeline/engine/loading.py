@@ -16,7 +16,7 @@ from torch import nn
 from ..adapters.keys import SECOND, component_lora
 from ..errors import AdapterError, FamilyError
 from ..families.registry import FAMILIES, check_pipeline, family_of
-from .injection import inject_lora, remove_lora
+from .injection import check_swap, inject_lora, remove_lora, swap_lora
 from .terms import find_tap
 
 if TYPE_CHECKING:
@@ -61,19 +61,7 @@ def load_into(denoisers: Mapping[str, nn.Module], adapter: Adapter, *, pipe: Any
 
     `pipe` lets diffusers take CPU offloading off and on again around the injection. Raises as `load_adapter`.
     """
-    from ..adapter import check_base
-
-    adapter.check(f'the adapter "{adapter.config.name}"')
-    second = adapter.config.component + SECOND
-    if component_lora(adapter.lora, second) and second not in denoisers:
-        raise AdapterError(
-            f'the adapter "{adapter.config.name}" has a LoRA for {second}, which this pipeline does not have',
-            advice=f"Load the base model it was made for, {adapter.config.base_model.id}.",
-        )
-    for denoiser in denoisers.values():
-        family_of(denoiser)  # raises for what cannot be guided
-        check_base(adapter.config, denoiser, adapter.lora)
-        find_tap(denoiser, adapter)
+    _check(denoisers, adapter)
     loaded = LoadedAdapter(adapter, {}, {})
     try:
         for component, denoiser in denoisers.items():
@@ -91,6 +79,49 @@ def load_into(denoisers: Mapping[str, nn.Module], adapter: Adapter, *, pipe: Any
             stacklevel=4,
         )
     return loaded
+
+
+def swap_adapter(pipe: Any, stock_class: type, loaded: LoadedAdapter, adapter: Adapter) -> LoadedAdapter:
+    """Put an adapter's numbers in the place of a loaded one's. On an error nothing has changed.
+
+    Nothing is injected: modules and tensors of the denoisers stay the same objects, so that compiled ones stay valid.
+
+    Raises:
+        AdapterError: as `load_adapter`, or the two differ in layers or in more than a smaller rank.
+        GuidanceError: as `load_adapter`.
+    """
+    denoisers = find_denoisers(pipe, stock_class, adapter.config.component)
+    _check(denoisers, adapter)
+    parts = [part for part in denoisers if component_lora(adapter.lora, part)]
+    if adapter.old is not None or loaded.old or parts != list(loaded.loras):
+        raise AdapterError(
+            f'the adapter "{adapter.config.name}" cannot take the loaded one\'s place: it has LoRAs for '
+            f"{' and '.join(parts)}, the loaded one for {' and '.join(loaded.loras)}, and neither may have one for "
+            "v_old",
+            advice="Load it without hotswap.",
+        )
+    for part, name in loaded.loras.items():
+        check_swap(denoisers[part], name, adapter.lora, part)
+    for part, name in loaded.loras.items():
+        swap_lora(denoisers[part], name, adapter.lora, part)
+    return LoadedAdapter(adapter, loaded.loras, loaded.old)
+
+
+def _check(denoisers: Mapping[str, nn.Module], adapter: Adapter) -> None:
+    """Raise if an adapter is faulty, or not one for these denoisers."""
+    from ..adapter import check_base
+
+    adapter.check(f'the adapter "{adapter.config.name}"')
+    second = adapter.config.component + SECOND
+    if component_lora(adapter.lora, second) and second not in denoisers:
+        raise AdapterError(
+            f'the adapter "{adapter.config.name}" has a LoRA for {second}, which this pipeline does not have',
+            advice=f"Load the base model it was made for, {adapter.config.base_model.id}.",
+        )
+    for denoiser in denoisers.values():
+        family_of(denoiser)  # raises for what cannot be guided
+        check_base(adapter.config, denoiser, adapter.lora)
+        find_tap(denoiser, adapter)
 
 
 def unload_adapter(pipe: Any, stock_class: type, loaded: LoadedAdapter) -> None:
