@@ -103,16 +103,24 @@ def remove_lora(denoiser: nn.Module, name: str) -> None:
             denoiser.__dict__.pop(attribute, None)
 
 
-def check_swap(denoiser: nn.Module, name: str, lora: Mapping[str, Tensor], component: str) -> None:
-    """Raise AdapterError unless another LoRA's numbers fit into the matrices of the one that is there.
+def swap_plan(
+    denoiser: nn.Module, name: str, lora: Mapping[str, Tensor], component: str
+) -> list[tuple[Tensor, Tensor, int]]:
+    """What `swap_lora` is to do: the matrices that are there, the numbers for each, and the dimension of the rank.
 
     Args:
         denoiser: carries a LoRA of that name.
         name: what `inject_lora` returned.
         lora: diffusers-keyed; of the same layers, and of the same rank or a smaller one.
         component: the first part of its keys.
+
+    Raises:
+        AdapterError: the numbers do not fit into the matrices.
     """
-    layers = _carrying(denoiser, name)
+    layers: dict[str, Any] = {
+        path: layer for path, layer in tuner_layers(unwrap_compiled(denoiser)).items() if hasattr(layer, "lora_A")
+    }
+    layers = {path: layer for path, layer in layers.items() if name in layer.lora_A}
     there, new = sorted(layers), lora_modules(component_lora(lora, component))
     if there != new:
         differing = sorted(set(there) ^ set(new))
@@ -122,34 +130,38 @@ def check_swap(denoiser: nn.Module, name: str, lora: Mapping[str, Tensor], compo
             advice="Load it without hotswap.",
         )
     _refuse_fused(name, [layer for layer in layers.values() if layer.merged])
-    for path, side, weight in _matrices(layers, name):
-        given, dim = lora[lora_key(component, path, side)], "AB".index(side)
-        fits = given.ndim == weight.ndim and given.shape[dim] <= weight.shape[dim]
-        rest = [size for place, size in enumerate(given.shape) if place != dim]
-        if not fits or rest != [size for place, size in enumerate(weight.shape) if place != dim]:
-            raise AdapterError(
-                f"the adapter cannot take the loaded one's place: its {side} matrix of {path} has the shape "
-                f"{tuple(given.shape)}, the loaded one's {tuple(weight.shape)}",
-                advice="A smaller rank fits into a larger one: load the adapter of the largest rank first.",
-            )
-        if weight.is_meta:
-            raise AdapterError(
-                "the loaded adapter's numbers are elsewhere (sequential offloading), so others cannot take their place",
-                advice="Load it without hotswap, or use another kind of offloading.",
-            )
+    plan = []
+    for path, layer in layers.items():
+        for dim, (side, matrices) in enumerate((("A", layer.lora_A), ("B", layer.lora_B))):
+            weight, given = matrices[name].weight, lora[lora_key(component, path, side)]
+            sizes = list(weight.shape)
+            sizes[dim] = min(sizes[dim], given.shape[dim])
+            if list(given.shape) != sizes:
+                raise AdapterError(
+                    f"the adapter cannot take the loaded one's place: its {side} matrix of {path} has the shape "
+                    f"{tuple(given.shape)}, the loaded one's {tuple(weight.shape)}",
+                    advice="A smaller rank fits into a larger one: load the adapter of the largest rank first.",
+                )
+            if weight.is_meta:
+                raise AdapterError(
+                    "the loaded adapter's numbers are elsewhere (sequential offloading), so others cannot take their "
+                    "place",
+                    advice="Load it without hotswap, or use another kind of offloading.",
+                )
+            plan.append((weight, given, dim))
+    return plan
 
 
-def swap_lora(denoiser: nn.Module, name: str, lora: Mapping[str, Tensor], component: str) -> None:
-    """Put another LoRA's numbers into the matrices of the one that is there, as `check_swap` found that they fit.
+def swap_lora(plan: list[tuple[Tensor, Tensor, int]]) -> None:
+    """Put another LoRA's numbers into the matrices of the one that is there.
 
     Modules and tensors stay the same objects, so what was compiled stays compiled. A smaller rank leaves zeros.
     """
     with torch.no_grad():
-        for path, side, weight in _matrices(_carrying(denoiser, name), name):
-            given = lora[lora_key(component, path, side)]
+        for weight, given, dim in plan:
             if given.shape != weight.shape:
                 weight.zero_()
-            weight.narrow("AB".index(side), 0, given.shape["AB".index(side)]).copy_(given)
+            weight.narrow(dim, 0, given.shape[dim]).copy_(given)
 
 
 @contextmanager
@@ -230,18 +242,6 @@ class LoraSwitch:
             for layer in [layer for layers in self._layers.values() for layer in layers]:
                 ours = {name: value for name, value in layer.scaling.items() if name in self._names}
                 self._saved[id(layer)] = (layer, layer._active_adapter, layer._disable_adapters, ours)
-
-
-def _carrying(denoiser: nn.Module, name: str) -> dict[str, Any]:
-    """The layers that carry a LoRA, by the name that the stock model knows them by."""
-    layers: dict[str, Any] = dict(tuner_layers(unwrap_compiled(denoiser)))
-    return {path: layer for path, layer in layers.items() if name in layer._get_available_adapters()}
-
-
-def _matrices(layers: Mapping[str, Any], name: str) -> Iterator[tuple[str, str, Tensor]]:
-    for path, layer in layers.items():
-        yield path, "A", layer.lora_A[name].weight
-        yield path, "B", layer.lora_B[name].weight
 
 
 def _listed(active: str | list[str]) -> list[str]:

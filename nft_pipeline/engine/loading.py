@@ -16,7 +16,7 @@ from torch import nn
 from ..adapters.keys import SECOND, component_lora
 from ..errors import AdapterError, FamilyError
 from ..families.registry import FAMILIES, check_pipeline, family_of
-from .injection import check_swap, inject_lora, remove_lora, swap_lora
+from .injection import inject_lora, remove_lora, swap_lora, swap_plan
 from .terms import find_tap
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def swap_adapter(pipe: Any, stock_class: type, loaded: LoadedAdapter, adapter: A
         GuidanceError: as `load_adapter`.
     """
     denoisers = find_denoisers(pipe, stock_class, adapter.config.component)
-    _check(denoisers, adapter)
+    _check(denoisers, adapter, like=loaded.adapter)
     parts = [part for part in denoisers if component_lora(adapter.lora, part)]
     if adapter.old is not None or loaded.old or parts != list(loaded.loras):
         raise AdapterError(
@@ -100,15 +100,14 @@ def swap_adapter(pipe: Any, stock_class: type, loaded: LoadedAdapter, adapter: A
             "v_old",
             advice="Load it without hotswap.",
         )
-    for part, name in loaded.loras.items():
-        check_swap(denoisers[part], name, adapter.lora, part)
-    for part, name in loaded.loras.items():
-        swap_lora(denoisers[part], name, adapter.lora, part)
+    plans = [swap_plan(denoisers[part], name, adapter.lora, part) for part, name in loaded.loras.items()]
+    for plan in plans:
+        swap_lora(plan)
     return LoadedAdapter(adapter, loaded.loras, loaded.old)
 
 
-def _check(denoisers: Mapping[str, nn.Module], adapter: Adapter) -> None:
-    """Raise if an adapter is faulty, or not one for these denoisers."""
+def _check(denoisers: Mapping[str, nn.Module], adapter: Adapter, like: Adapter | None = None) -> None:
+    """Raise if an adapter is faulty, or not one for these denoisers. They fit one made for the same model as `like`."""
     from ..adapter import check_base
 
     adapter.check(f'the adapter "{adapter.config.name}"')
@@ -120,8 +119,13 @@ def _check(denoisers: Mapping[str, nn.Module], adapter: Adapter) -> None:
         )
     for denoiser in denoisers.values():
         family_of(denoiser)  # raises for what cannot be guided
-        check_base(adapter.config, denoiser, adapter.lora)
+        if like is None or _made_for(adapter) != _made_for(like):
+            check_base(adapter.config, denoiser, adapter.lora)
         find_tap(denoiser, adapter)
+
+
+def _made_for(adapter: Adapter) -> tuple[str, str]:
+    return adapter.config.denoiser, adapter.config.base_model.fingerprint
 
 
 def unload_adapter(pipe: Any, stock_class: type, loaded: LoadedAdapter) -> None:
