@@ -32,6 +32,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import ClassifierFreeGuidance
 from torch import nn
 
+from .dial.tilts import Tilt, tilts_of, tilts_of_rates
 from .engine.engine import NFTEngine
 from .engine.loading import LoadedAdapter, load_into, unload_from
 from .engine.stats import NFTStats
@@ -40,7 +41,6 @@ from .engine.trace import Trace
 from .errors import GuidanceError
 from .families.registry import unwrap_compiled
 from .settings import GuidanceSettings
-from .tilts import Tilt, tilts_of, tilts_of_rates
 
 if TYPE_CHECKING:
     from .adapter import Adapter, AdapterConfig
@@ -346,7 +346,15 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
         if self.nft_rate is None:
             asked = tilts_of({config.name: config}, self.nft_strength, self.nft_beta)
         else:
-            asked = tilts_of_rates({config.name: config}, self.nft_rate, settings, self.nft_strength, self.nft_beta)
+            asked = tilts_of_rates(
+                {config.name: config},
+                self.nft_rate,
+                mode=settings.mode,
+                guidance_scale=settings.guidance_scale,
+                strength=self.nft_strength,
+                beta=self.nft_beta,
+                law=settings.law,
+            )
         return asked[config.name], settings
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -17,11 +17,11 @@ import torch
 from torch import Generator, Tensor
 
 from ..checks import is_whole
+from ..dial.tilts import Tilt
 from ..engine.stats import StatsRecorder
 from ..engine.trace import DraftDone, Trace
 from ..errors import GuidanceError
 from ..search.choice import EarlyChoice, best, draw_seeds, liking
-from ..tilts import Tilt
 from .batch import prompts_and_images
 
 Run = Callable[[Mapping[str, Any], Trace], Any]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..checks import is_number
+from ..dial.tilts import tilts_of, tilts_of_rates
 from ..engine.loading import LoadedAdapter
 from ..engine.stats import StatsRecorder
 from ..engine.trace import Trace
@@ -16,7 +17,6 @@ from ..laws import COMBINATIONS, LAWS
 from ..modes import MODES
 from ..search.choice import EarlyChoice, judges
 from ..settings import GuidanceSettings
-from ..tilts import tilts_of, tilts_of_rates
 from .batch import prompts_and_images
 from .early_choice import refuse_rows_of_several, run_with_choice, steps_of
 from .running import RunningCall
@@ -118,9 +118,11 @@ def run_guided(
     strength, beta, rate = (names.pop(name) for name in ("strength", "beta", "rate"))
     scale = guidance_scale_of(pipe._nft_stock_class, args, kwargs)
     settings = GuidanceSettings.of_call(list(configs.values()), **names, guidance_scale=scale)
-    tilts = (
-        tilts_of(configs, strength, beta) if rate is None else tilts_of_rates(configs, rate, settings, strength, beta)
-    )
+    if rate is None:
+        tilts = tilts_of(configs, strength, beta)
+    else:
+        maps: dict[str, Any] = {"mode": settings.mode, "guidance_scale": settings.guidance_scale}
+        tilts = tilts_of_rates(configs, rate, **maps, strength=strength, beta=beta, law=settings.law)
     batch = prompts_and_images(stock_call, call)
 
     def run(args: tuple[Any, ...], kwargs: Mapping[str, Any], trace: Trace) -> Any:

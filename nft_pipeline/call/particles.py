@@ -17,13 +17,13 @@ import torch
 from torch import Generator, Tensor
 
 from ..checks import is_number, is_whole
+from ..dial.tilts import tilts_of
 from ..engine.stats import StatsRecorder
 from ..engine.trace import Trace
 from ..errors import GuidanceError
 from ..search.choice import SEEDS, draw_seeds, judges
 from ..search.smc import Particles, log_twist, renoised
 from ..settings import GuidanceSettings
-from ..tilts import tilts_of
 from .guided_call import run_recorded
 from .running import RunningCall
 

@@ -11,6 +11,7 @@ import torch
 
 from ..adapters.config import AdapterConfig
 from ..dial.forecast import forecast
+from ..dial.tilts import Tilt, check_signs, for_pictures, tilts_of
 from ..engine.engine import NFTEngine
 from ..engine.loading import LoadedAdapter, find_denoisers
 from ..engine.stats import NFTStats
@@ -18,7 +19,6 @@ from ..engine.terms import Term
 from ..engine.trace import Trace
 from ..families.registry import cfg_switch, family_of
 from ..settings import GuidanceSettings
-from ..tilts import Tilt, check_signs, for_pictures, tilts_of
 
 
 @dataclass

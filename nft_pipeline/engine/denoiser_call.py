@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..dial.tilts import is_off
 from ..families.family import Family
 from ..families.forward_call import Inputs, same_state
 from ..settings import GuidanceSettings
-from ..tilts import is_off
 from .terms import Term
 
 

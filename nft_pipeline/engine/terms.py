@@ -14,11 +14,11 @@ from .. import guidance
 from ..adapters.keys import component_lora
 from ..dial.promise import base_rate
 from ..dial.scale import calibrated_scale
+from ..dial.tilts import Tilt, of_samples
 from ..errors import GuidanceError
 from ..families.forward_call import as_tokens, first_argument
 from ..families.registry import unwrap_compiled
 from ..settings import GuidanceSettings
-from ..tilts import Tilt, of_samples
 
 if TYPE_CHECKING:
     from ..adapter import Adapter, AdapterConfig

@@ -17,8 +17,8 @@ import torch
 from torch import Generator, Tensor
 
 from ..checks import is_whole
+from ..dial.tilts import Tilt, is_off
 from ..errors import GuidanceError
-from ..tilts import Tilt, is_off
 
 SHARE = 7  # the default looks after one step in seven
 SEEDS = 2**32  # seeds of candidates are below it, which every tool takes

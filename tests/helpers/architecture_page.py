@@ -33,7 +33,6 @@ ORDER = (
     "nft_pipeline.guidance",
     "nft_pipeline.dial",
     "nft_pipeline.settings",
-    "nft_pipeline.tilts",
     "nft_pipeline.search",
     "nft_pipeline.engine",
     "nft_pipeline.call",

@@ -14,13 +14,12 @@ from typing import Any
 
 from torch import Tensor
 
-from . import guidance
-from .adapters.config import AdapterConfig
-from .checks import did_you_mean, is_number, listed
-from .dial.promise import tilt_for_rate
-from .errors import GuidanceError
-from .laws import COMBINATIONS
-from .settings import GuidanceSettings
+from .. import guidance
+from ..adapters.config import AdapterConfig
+from ..checks import did_you_mean, is_number, listed
+from ..errors import GuidanceError
+from ..laws import COMBINATIONS
+from .promise import tilt_for_rate
 
 Tilt = float | tuple[float, ...]  # for all samples of a call, or one for each
 
@@ -90,22 +89,29 @@ def tilts_of(configs: Mapping[str, AdapterConfig], strength: Any = None, beta: A
 
 
 def tilts_of_rates(
-    configs: Mapping[str, AdapterConfig], rate: Any, settings: GuidanceSettings, strength: Any = None, beta: Any = None
+    configs: Mapping[str, AdapterConfig],
+    rate: Any,
+    *,
+    mode: str | None,
+    guidance_scale: float | None,
+    strength: Any = None,
+    beta: Any = None,
+    law: str | None = None,
 ) -> dict[str, Tilt]:
     """A tilt for every loaded adapter, from the share of liked pictures that is wanted.
 
     Args:
         configs: of the loaded adapters, by name.
         rate: one number or one for each sample, or a mapping {name: either}; adapters it does not name are at 0.
-        settings: choose the maps.
-        strength, beta: given beside it by mistake.
+        mode, guidance_scale: of the call, by which the maps are chosen.
+        strength, beta, law: given beside it by mistake.
 
     Raises:
-        GuidanceError: as `nft_pipeline.dial.promise.tilt_for_rate`; a strength, a beta or a law was given too; or a
+        GuidanceError: as `tilt_for_rate`; a strength, a beta or a law was given too; or a
             name that is not loaded.
     """
     other = "nft_strength" if strength is not None else "nft_beta" if beta is not None else None
-    other = "nft_law" if other is None and settings.law is not None else other
+    other = "nft_law" if other is None and law is not None else other
     if other is not None:
         raise GuidanceError(
             f"nft_rate={rate} and {other} were both given, but a rate finds the strength itself, through the adapter's "
@@ -116,7 +122,7 @@ def tilts_of_rates(
     tilts: dict[str, Tilt] = {}
     for name, config in configs.items():
         wanted = rate.get(name) if isinstance(rate, Mapping) else rate
-        tilt_for = partial(tilt_for_rate, config, mode=settings.mode, guidance_scale=settings.guidance_scale)
+        tilt_for = partial(tilt_for_rate, config, mode=mode, guidance_scale=guidance_scale)
         tilts[name] = 0.0 if wanted is None else _each("nft_rate", wanted, tilt_for)
     return tilts
 
