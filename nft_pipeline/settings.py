@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from . import guidance
 from .adapters.config import AdapterConfig
 from .checks import did_you_mean, is_number, listed
 from .dial.measured import TiltMap
+from .dial.tilts import check_names
 from .errors import GuidanceError
 from .laws import COMBINATIONS, LAWS
 from .modes import GUIDE, MODES
@@ -117,6 +118,46 @@ class GuidanceSettings:
             guidance_scale,
             combine,
         )
+
+    @classmethod
+    def of_adapters(
+        cls, configs: Mapping[str, AdapterConfig], *, law: Any = None, interval: Any = None, **others: Any
+    ) -> tuple[GuidanceSettings, dict[str, GuidanceSettings]]:
+        """Settings of a call, and each adapter's own, which differ from them in law and interval at most.
+
+        Args:
+            configs: of the adapters in use, by name.
+            law, interval: as `of_call`, or a mapping by name; adapters that it does not name have the default. The
+                call's own interval then reaches from the lowest to the highest level of any adapter.
+            others: the remaining arguments of `of_call`.
+
+        Raises:
+            GuidanceError: as `of_call`; a name that is not loaded; or a mapping for something that is the call's own.
+        """
+        for argument, value in (("nft_law", law), ("nft_interval", interval)):
+            if isinstance(value, Mapping):
+                check_names(argument, value, configs)
+        for name, value in others.items():
+            if isinstance(value, Mapping):
+                raise GuidanceError(
+                    f"nft_{name} is {value!r}, and there is one for all adapters of a call: give it without names. "
+                    "nft_strength, nft_beta, nft_rate, nft_law and nft_interval take a dict."
+                )
+        if isinstance(law, Mapping) and others.get("mode") is None:
+            others = {**others, "mode": "two_pass"}
+        named = {
+            name: {
+                "law": law.get(name) if isinstance(law, Mapping) else law,
+                "interval": interval.get(name) if isinstance(interval, Mapping) else interval,
+            }
+            for name in configs
+        }
+        own = {name: cls.of_call([configs[name]], **{**others, **each}) for name, each in named.items()}
+        hull = (min(each.interval[0] for each in own.values()), max(each.interval[1] for each in own.values()))
+        call = cls.of_call(
+            list(configs.values()), **others, law=None if isinstance(law, Mapping) else law, interval=hull
+        )
+        return call, {name: replace(call, law=each.law, interval=each.interval) for name, each in own.items()}
 
     def multiplier(self, noise_level: Tensor) -> Tensor:
         """The factor of the tilt at each noise level: the schedule inside the interval, 0 outside; fp32."""

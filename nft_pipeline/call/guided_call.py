@@ -26,8 +26,8 @@ GUIDANCE_ARGUMENTS: dict[str, tuple[Any, str]] = {
     "nft_strength": (1.0, "float | Sequence[float] | dict[str, float | Sequence[float]]"),
     "nft_beta": (None, "float | Sequence[float] | dict[str, float | Sequence[float]] | None"),
     "nft_rate": (None, "float | Sequence[float] | dict[str, float | Sequence[float]] | None"),
-    "nft_law": (None, "str | None"),
-    "nft_interval": ((0.0, 1.0), "tuple[float, float]"),
+    "nft_law": (None, "str | dict[str, str] | None"),
+    "nft_interval": ((0.0, 1.0), "tuple[float, float] | dict[str, tuple[float, float]]"),
     "nft_schedule": (None, "Callable[[float], float] | list[tuple[float, float]] | None"),
     "nft_guide": ("both", "str"),
     "nft_cap": (None, "float | None"),
@@ -51,11 +51,11 @@ Args:
     nft_rate (`float`, a list of them, or a `dict` of either, *optional*):
         The share of liked pictures that is wanted, between 0 and 1, given instead of a strength. It goes through the
         adapter's calibration; what the adapter does not reach is refused, with the share that it does.
-    nft_law (`str`, *optional*):
+    nft_law (`str` or `dict[str, str]` by adapter, *optional*):
         How tilt and alpha become the scale s of the push. Left out, it is the adapter's own way: the map that its
         calibration measured, under which a tilt does what it says, or "odds" ("nft" for a policy) where there is none.
 {laws}
-    nft_interval (`tuple[float, float]`, defaults to (0.0, 1.0)):
+    nft_interval (`tuple[float, float]` or a `dict` of them by adapter, defaults to (0.0, 1.0)):
         The noise levels that are guided, where 1 is pure noise. Compositions are decided near 1, fine detail near 0. A
         step outside the interval costs one forward instead of two.
     nft_schedule (`Callable[[float], float]` or `list[tuple[float, float]]`, *optional*):
@@ -117,20 +117,20 @@ def run_guided(
     choice = EarlyChoice.of_call(names.pop("candidates"), names.pop("choose_after"), steps_of(stock_call, call))
     strength, beta, rate = (names.pop(name) for name in ("strength", "beta", "rate"))
     scale = guidance_scale_of(pipe._nft_stock_class, args, kwargs)
-    settings = GuidanceSettings.of_call(list(configs.values()), **names, guidance_scale=scale)
+    settings, own = GuidanceSettings.of_adapters(configs, **names, guidance_scale=scale)
     if rate is None:
         tilts = tilts_of(configs, strength, beta)
     else:
         maps: dict[str, Any] = {"mode": settings.mode, "guidance_scale": settings.guidance_scale}
-        tilts = tilts_of_rates(configs, rate, **maps, strength=strength, beta=beta, law=settings.law)
+        tilts = tilts_of_rates(configs, rate, **maps, strength=strength, beta=beta, law=names["law"])
     batch = prompts_and_images(stock_call, call)
 
     def run(args: tuple[Any, ...], kwargs: Mapping[str, Any], trace: Trace) -> Any:
-        return run_recorded(pipe, loaded, RunningCall(configs, tilts, settings, batch, trace), args, kwargs)
+        return run_recorded(pipe, loaded, RunningCall(configs, tilts, settings, own, batch, trace), args, kwargs)
 
     if choice is None:
         return run(args, kwargs, Trace(StatsRecorder(list(loaded))))
-    tilts = RunningCall(configs, tilts, settings, batch, Trace()).tilts
+    tilts = RunningCall(configs, tilts, settings, own, batch, Trace()).tilts
     with_head = [name for name, entry in loaded.items() if entry.adapter.head is not None]
     refuse_rows_of_several(tilts)
     asked = judges(tilts, with_head)

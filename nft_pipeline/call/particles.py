@@ -94,7 +94,7 @@ def draw_particles(
     trace = Trace(StatsRecorder(list(loaded)), watch=True)
     arguments = {**pipe.call_defaults, **call, "prompt": prompts, _EACH: particles}
     settings = GuidanceSettings.of_call(list(configs.values()))
-    running = RunningCall(configs, dict.fromkeys(tilts, 0.0), settings, None, trace)
+    running = RunningCall(configs, dict.fromkeys(tilts, 0.0), settings, dict.fromkeys(tilts, settings), None, trace)
     with _stepping(pipe.scheduler, flock, trace, [(name, tilts[name]) for name in asked], eta, fresh):
         output = run_recorded(pipe, loaded, running, (), arguments)
     return Drawn(output, flock.ancestors)

@@ -29,6 +29,7 @@ class RunningCall:
         configs: of the loaded adapters, by name.
         tilts: of them, for all pictures or for each.
         settings: of the call.
+        own: of each adapter, by name.
         batch: the prompts, and the pictures drawn of each; None if that is not known.
         trace: keeps the record.
     """
@@ -36,6 +37,7 @@ class RunningCall:
     configs: Mapping[str, AdapterConfig]
     tilts: dict[str, Tilt]
     settings: GuidanceSettings
+    own: Mapping[str, GuidanceSettings]
     batch: tuple[int, int] | None
     trace: Trace
 
@@ -74,6 +76,7 @@ class RunningCall:
                     name=name,
                     old_name=entry.old.get(part),
                     component=part,
+                    own=self.own[name],
                 )
                 for name, entry in loaded.items()
                 if part in entry.loras
@@ -104,7 +107,7 @@ class RunningCall:
         if not bool(stats.alphas.isfinite().any()):
             return stats
         forecasts = [
-            forecast(config, self.settings.map_for(config), alpha, self.tilts[name], stats.noise_level)
+            forecast(config, self.own[name].map_for(config), alpha, self.tilts[name], stats.noise_level)
             for (name, config), alpha in zip(self.configs.items(), stats.alphas, strict=True)
         ]
         return replace(stats, forecasts=torch.stack(forecasts))

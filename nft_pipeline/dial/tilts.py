@@ -69,7 +69,7 @@ def tilts_of(configs: Mapping[str, AdapterConfig], strength: Any = None, beta: A
     """
     for argument, value in (("nft_strength", strength), ("nft_beta", beta)):
         if isinstance(value, Mapping):
-            _check_names(argument, value, configs)
+            check_names(argument, value, configs)
     if isinstance(strength, Mapping) and isinstance(beta, Mapping) and strength.keys() & beta.keys():
         both = sorted(strength.keys() & beta.keys())[0]
         tilt_of(configs[both], strength[both], beta[both])
@@ -118,7 +118,7 @@ def tilts_of_rates(
             "calibration. Give one of them."
         )
     if isinstance(rate, Mapping):
-        _check_names("nft_rate", rate, configs)
+        check_names("nft_rate", rate, configs)
     tilts: dict[str, Tilt] = {}
     for name, config in configs.items():
         wanted = rate.get(name) if isinstance(rate, Mapping) else rate
@@ -207,7 +207,14 @@ def _each(argument: str, value: Any, tilt_for: Callable[[Any], float]) -> Tilt:
     return tuple(tilt_for(one) for one in values)
 
 
-def _check_names(argument: str, named: Mapping[str, Any], configs: Mapping[str, AdapterConfig]) -> None:
+def check_names(argument: str, named: Mapping[str, Any], configs: Mapping[str, AdapterConfig]) -> None:
+    """Raise GuidanceError if a mapping by adapter names one that is not loaded.
+
+    Args:
+        argument: what the person calls it.
+        named: the mapping.
+        configs: of the loaded adapters, by name.
+    """
     for name in named:
         if name not in configs:
             hint = did_you_mean(name, configs, ' Did you mean "{}"?')

@@ -54,6 +54,7 @@ class Term:
         name: what the person calls the adapter.
         old_name: the name the LoRA of v_old was injected under, for an adapter that has one.
         component: the part of the pipeline the denoiser is.
+        own: the adapter's own law and interval; None for those of the call.
     """
 
     def __init__(
@@ -65,12 +66,14 @@ class Term:
         name: str = "default",
         old_name: str | None = None,
         component: str | None = None,
+        own: GuidanceSettings | None = None,
     ) -> None:
         self.adapter, self.lora_name, self.tilt, self.name, self.old_name = adapter, lora_name, tilt, name, old_name
         component = component or adapter.config.component
         self.layers = {lora_name: len(component_lora(adapter.lora, component)) // 2}
         if old_name is not None and adapter.old is not None:
             self.layers[old_name] = len(component_lora(adapter.old, component)) // 2
+        self._own = own
         self._tokens: Tensor | None = None
 
     @property
@@ -130,7 +133,10 @@ class Term:
             noise_level: t, (samples,).
             settings: choose the calibration's map, or the law.
         """
-        return term_scale(self.adapter.config, self.tilt, alpha, factor, noise_level, settings)
+        own = self._own or settings
+        if own.interval != settings.interval:
+            factor = factor * guidance.in_interval(noise_level, own.interval)
+        return term_scale(self.adapter.config, self.tilt, alpha, factor, noise_level, own)
 
 
 def read_alpha(
