@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 from nft_pipeline import modes
+from nft_pipeline.dial.tilts import tilt_of
 from nft_pipeline.errors import GuidanceError
-from nft_pipeline.settings import GuidanceSettings, tilt_of
+from nft_pipeline.settings import GuidanceSettings
 
 from . import host
 from .curve import Points

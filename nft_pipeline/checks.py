@@ -164,6 +164,29 @@ def key_faults(
     return faults
 
 
+def plain_number(value: Any) -> Any:
+    """The Python number in a numpy scalar, a 0-d array or a 0-d tensor; any other value as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, of Python, numpy or torch alike; a bool is none."""
+    value = plain_number(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a number of a whole-number type, of Python, numpy or torch alike; a bool is none."""
+    return is_number(value) and isinstance(plain_number(value), int)
+
+
+def listed(value: Any) -> list[Any] | None:
+    """The values in a list, a tuple, or a 1-d array or tensor; None for anything else."""
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    return value.tolist() if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist") else None
+
+
 def did_you_mean(word: Any, known: Iterable[str], form: str = "; did you mean {!r}?", cutoff: float = 0.6) -> str:
     """A hint at the known name that is nearest to a misspelt one; "" if none is near.
 

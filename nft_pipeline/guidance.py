@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,9 +43,9 @@ def combine(v_old: Tensor, v_lora: Tensor, scale: float | Tensor) -> Tensor:
     Args:
         v_old: base output, shape (B, ...), any prediction type (M9).
         v_lora: output with the LoRA on, same shape.
-        scale: 0 is the base, bit for bit (a Python 0 returns `v_old` itself); 1 is `v_lora`. A number, or a Tensor of
-            shape () or (B,) for one scale per sample. A Tensor's values are not checked: that would stall a GPU each
-            step.
+        scale: 0 is the base and 1 is `v_lora`, both bit for bit (a Python 0 returns `v_old` itself). A number, or a
+            Tensor of shape () or (B,) for one scale per sample. A Tensor's values are not checked: that would stall a
+            GPU each step.
 
     Raises:
         ValueError: shapes differ, a non-floating dtype, a scale of the wrong shape, or a non-finite Python scale.
@@ -62,23 +63,27 @@ def combine_all(v_old: Tensor, v_loras: Sequence[Tensor], scales: Sequence[float
     """
     if all(not isinstance(scale, Tensor) and scale == 0 for scale in scales):
         return v_old
-    return add_push(v_old, total_push(v_old, v_loras, scales), scales)
+    return add_push(v_old, total_push(v_old, v_loras, scales), scales, v_loras)
 
 
-def add_push(v_old: Tensor, push: Tensor, scales: Sequence[float | Tensor]) -> Tensor:
+def add_push(v_old: Tensor, push: Tensor, scales: Sequence[float | Tensor], v_loras: Sequence[Tensor] = ()) -> Tensor:
     """`v_old + push`, cast back to `v_old.dtype`; a sample whose scales are all 0 is v_old, bit for bit.
 
     Args:
         v_old: base output, shape (B, ...).
         push: `total_push`, same shape, float32 or wider.
         scales: those the push was made with; numbers, or Tensors of shape () or (B,).
+        v_loras: the output with each LoRA on, of v_old's shape. If they are given, a sample with one scale of 1 and all
+            others 0 is that output, bit for bit.
     """
-    guided = v_old.to(push.dtype) + push
-    untouched = torch.ones((), dtype=torch.bool, device=v_old.device)
-    for scale in scales:
-        untouched = untouched & (_per_sample("scale", scale, v_old, push.dtype) == 0)
-    # x + 0 (y - x) is not x when x is -0.0 or y is not finite: keep "0 is the base, bit for bit" for each sample too.
-    return torch.where(untouched, v_old, guided.to(v_old.dtype))
+    guided = (v_old.to(push.dtype) + push).to(v_old.dtype)
+    each = [_per_sample("scale", scale, v_old, push.dtype) for scale in scales]
+    working: Any = sum((scale != 0).int() for scale in each)
+    # x + (y - x) rounds, and x + 0 (y - x) is not x when x is -0.0 or y is not finite: keep "0 is the base and 1 is the
+    # LoRA, bit for bit" for each sample too.
+    for scale, v_lora in zip(each, v_loras, strict=False):
+        guided = torch.where((scale == 1) & (working == 1), v_lora.to(v_old.dtype), guided)
+    return torch.where(torch.as_tensor(working == 0, device=v_old.device), v_old, guided)
 
 
 def total_push(v_old: Tensor, v_loras: Sequence[Tensor], scales: Sequence[float | Tensor]) -> Tensor:

@@ -32,6 +32,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import ClassifierFreeGuidance
 from torch import nn
 
+from .dial.tilts import Tilt, tilts_of, tilts_of_rates
 from .engine.engine import NFTEngine
 from .engine.loading import LoadedAdapter, load_into, unload_from
 from .engine.stats import NFTStats
@@ -39,7 +40,7 @@ from .engine.terms import Term
 from .engine.trace import Trace
 from .errors import GuidanceError
 from .families.registry import unwrap_compiled
-from .settings import GuidanceSettings, tilt_of, tilts_of_rates
+from .settings import GuidanceSettings
 
 if TYPE_CHECKING:
     from .adapter import Adapter, AdapterConfig
@@ -339,12 +340,21 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
             "first, or set guider.nft_strength = 0 to sample with classifier-free guidance alone."
         )
 
-    def _settings_for(self, config: AdapterConfig) -> tuple[float, GuidanceSettings]:
+    def _settings_for(self, config: AdapterConfig) -> tuple[Tilt, GuidanceSettings]:
         named = {name.removeprefix("nft_"): getattr(self, name) for name in _SETTINGS}
         settings = GuidanceSettings.of_call([config], **named, guidance_scale=float(self.guidance_scale))
         if self.nft_rate is None:
-            return tilt_of(config, self.nft_strength, self.nft_beta), settings
-        asked = tilts_of_rates({config.name: config}, self.nft_rate, settings, self.nft_strength, self.nft_beta)
+            asked = tilts_of({config.name: config}, self.nft_strength, self.nft_beta)
+        else:
+            asked = tilts_of_rates(
+                {config.name: config},
+                self.nft_rate,
+                mode=settings.mode,
+                guidance_scale=settings.guidance_scale,
+                strength=self.nft_strength,
+                beta=self.nft_beta,
+                law=settings.law,
+            )
         return asked[config.name], settings
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -35,25 +35,28 @@ from .call.call_defaults import (
 from .call.custom_pipeline import ADAPTER_FOLDER, DEFAULT, PIPELINE_FILE, load_beside, render_custom_pipeline
 from .call.guided_call import guided_class, guided_method, refuse_without_adapter, run_guided
 from .call.promised import promised
+from .call.typed import StockPipeline
 from .engine.injection import adapter_names, without_wrappers
-from .engine.loading import LoadedAdapter, find_denoisers, load_adapter, unload_adapter
+from .engine.loading import LoadedAdapter, find_denoisers, load_adapter, swap_adapter, unload_adapter
 from .engine.stats import NFTStats
 from .errors import GuidanceError
 from .files.atomic import atomic_write_bytes
-from .settings import check_signs, tilts_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+    from typing_extensions import Self
 
     from .adapter import Adapter, AdapterConfig
+    from .call.running import RunningCall
+    from .call.typed import Strength
     from .dial.promise import Promise
-    from .engine.engine import NFTEngine
 
-_OWN = ("_nft_stock", "_nft_loaded", "_nft_engines", "nft_stats", "call_defaults")  # attributes stock pipelines lack
+_OWN = ("_nft_stock", "_nft_loaded", "_nft_running", "_nft_stats", "call_defaults")  # attributes stock pipelines lack
+_ACCESS = ("cache_dir", "local_files_only", "token")  # to the Hub, for the base model and the adapter alike
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
-class DiffusionNFTPipeline:
+class DiffusionNFTPipeline(StockPipeline):
     """Makes guided pipelines, and is the base class of all of them. Never instantiated itself.
 
     A subclass of this class and of a pipeline class of diffusers, in this order and without a constructor of its own,
@@ -66,8 +69,8 @@ class DiffusionNFTPipeline:
     # Set on the instance.
     _nft_stock: Any  # the stock pipeline it was made of; None if it was made by its own constructor
     _nft_loaded: dict[str, LoadedAdapter]
-    _nft_engines: list[NFTEngine]
-    nft_stats: NFTStats | None
+    _nft_running: RunningCall | None
+    _nft_stats: NFTStats | None
     call_defaults: dict[str, Any]
     scheduler: Any  # the stock pipeline's
 
@@ -88,17 +91,31 @@ class DiffusionNFTPipeline:
 
     def register_to_config(self, **kwargs: Any) -> None:
         """The stock method. diffusers says by it where it found the model, last of all when it loads one."""
-        super().register_to_config(**kwargs)  # type: ignore[misc]
+        super().register_to_config(**kwargs)
         if "_name_or_path" in kwargs and getattr(self, "_nft_stock", self) is None and not self._nft_loaded:
             load_beside(self)
+
+    def __reduce__(self) -> Any:
+        """Its class is made on the fly and has no name to be found by, so a copy is made anew from the stock class."""
+        if type(self) is not guided_class(self._nft_stock_class, DiffusionNFTPipeline):
+            return super().__reduce_ex__(2)
+        return _empty, (self._nft_stock_class,), {**self.__dict__, "_nft_running": None}
 
     def _nft_begin(self, stock: Any, call_defaults: dict[str, Any]) -> None:
         """The state of a guided pipeline without an adapter."""
         self._nft_stock, self.call_defaults = stock, call_defaults
-        self._nft_loaded, self._nft_engines, self.nft_stats = {}, [], None
+        self._nft_loaded, self._nft_running, self._nft_stats = {}, None, None
 
     @classmethod
-    def from_pretrained(cls, base: str | PathLike[str], nft_adapter: Any = None, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls,
+        base: str | PathLike[str],
+        nft_adapter: Any = None,
+        *,
+        nft_revision: str | None = None,
+        nft_subfolder: str | None = None,
+        **kwargs: Any,
+    ) -> Self:
         """Load a base model and, if given, an adapter.
 
         `call_defaults.json` beside the model's `model_index.json` gives stock arguments for calls that name none, of
@@ -109,7 +126,9 @@ class DiffusionNFTPipeline:
                 `from_single_file` loads.
             nft_adapter: a shipped adapter ("shapes-warm"), a folder, a Hub id, or an `Adapter`; a dict of several by
                 the names they are to have.
-            **kwargs: for diffusers, such as dtype=torch.bfloat16, device_map, variant.
+            nft_revision, nft_subfolder: of the adapter, see `load_nft_adapter`.
+            **kwargs: for diffusers, such as dtype=torch.bfloat16, device_map, variant, and the base model's own
+                revision. Its token, cache_dir and local_files_only are the adapter's too.
 
         Returns:
             A guided pipeline: an instance of the stock pipeline class and of this one.
@@ -133,7 +152,8 @@ class DiffusionNFTPipeline:
         absent = {name: None for name, value in index.items() if value in ([None, None], (None, None))}
         pipe = DiffusionPipeline.from_pretrained(source, **{**absent, **kwargs})
         set_call_defaults(pipe, read_call_defaults(type(pipe), pipe.name_or_path))
-        return cls.from_pipe(pipe, nft_adapter)
+        access = {name: kwargs[name] for name in _ACCESS if name in kwargs}
+        return cls._guided(pipe, nft_adapter, revision=nft_revision, subfolder=nft_subfolder, **access)
 
     @classmethod
     def from_single_file(
@@ -144,7 +164,7 @@ class DiffusionNFTPipeline:
         pipeline_class: type | None = None,
         config: str | PathLike[str] | None = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> Self:
         """Load a base model that is one file, as Illustrious, NoobAI, Pony and other checkpoints are, and an adapter.
 
         The file holds weights alone. Configs and tokenizers come from `config`; without it from the folder beside the
@@ -172,7 +192,7 @@ class DiffusionNFTPipeline:
         return cls.from_pipe(load_single_file(file, pipeline_class, config, **kwargs), nft_adapter)
 
     @classmethod
-    def from_pipe(cls, pipe: DiffusionPipeline | Any, nft_adapter: Any = None) -> Any:
+    def from_pipe(cls, pipe: DiffusionPipeline | Any, nft_adapter: Any = None) -> Self:
         """A guided pipeline over a pipeline that you have. `pipe` keeps working as before; both share all components.
 
         (diffusers' own from_pipe is not used: it casts the shared modules to fp32.) A call takes the defaults that
@@ -193,6 +213,11 @@ class DiffusionNFTPipeline:
                 f"from_pipe got a {type(pipe).__name__}, expected a diffusers pipeline object. To load one by name use "
                 "DiffusionNFTPipeline.from_pretrained."
             )
+        return cls._guided(pipe, nft_adapter)
+
+    @classmethod
+    def _guided(cls, pipe: Any, nft_adapter: Any, **where: Any) -> Self:
+        """As `from_pipe`; `where` is for `load_nft_adapter`."""
         stock: Any = pipe._stock() if isinstance(pipe, DiffusionNFTPipeline) else pipe
         stock_class = plain_class(type(stock))
         guided = copy.copy(stock)
@@ -202,11 +227,21 @@ class DiffusionNFTPipeline:
         try:
             for name, source in named.items():
                 if source is not None:
-                    guided.load_nft_adapter(source, name=name)
+                    guided.load_nft_adapter(source, name=name, **where)
         except BaseException:
             guided.unload_nft_adapter()
             raise
         return guided
+
+    @property
+    def nft_stats(self) -> NFTStats | None:
+        """What happened in the last call, also after an interrupt or an error; in a callback, in the running call so
+        far. None if it was not guided."""
+        return self._nft_stats if self._nft_running is None else self._nft_running.stats()
+
+    @nft_stats.setter
+    def nft_stats(self, stats: NFTStats | None) -> None:
+        self._nft_stats = stats
 
     @property
     def nft_adapters(self) -> dict[str, Adapter]:
@@ -239,6 +274,10 @@ class DiffusionNFTPipeline:
         beta: float | None = None,
         use_old: bool = False,
         without_text_encoder: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+        local_files_only: bool = False,
+        hotswap: bool = False,
     ) -> None:
         """Load an adapter. It replaces a loaded one of the same name. It is checked first; on an error nothing
         changes.
@@ -250,6 +289,9 @@ class DiffusionNFTPipeline:
             revision, subfolder: of a Hub repository.
             kind, beta, use_old, without_text_encoder: for somebody else's checkpoint, see `read_adapter`:
                 kind="policy", beta=1.0.
+            token, cache_dir, local_files_only: of the Hub, see `read_adapter`.
+            hotswap: put its numbers into the loaded adapter of that name, which is quick and leaves a compiled denoiser
+                compiled. The two must have the same layers, and the new one the same rank or a smaller one.
 
         Raises:
             AdapterError: the adapter is faulty, or made for another base model.
@@ -263,10 +305,23 @@ class DiffusionNFTPipeline:
             adapter = source
             refuse_for_own(f'the adapter "{adapter.config.name}"', kind, beta)
         else:
-            theirs: dict[str, Any] = {"kind": kind, "beta": beta, "use_old": use_old}
-            theirs["without_text_encoder"] = without_text_encoder
-            adapter = read_adapter(source, revision=revision, subfolder=subfolder, pipe=self, **theirs)
+            adapter = read_adapter(
+                source,
+                revision=revision,
+                subfolder=subfolder,
+                kind=kind,
+                beta=beta,
+                pipe=self,
+                use_old=use_old,
+                without_text_encoder=without_text_encoder,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
         self._check_company(name, adapter)
+        if hotswap:
+            self._nft_loaded[name] = self._swapped(name, adapter)
+            return
         loaded = load_adapter(self, self._nft_stock_class, adapter)
         replaced = self._nft_loaded.get(name)
         if replaced is not None and not set(replaced.injected()).isdisjoint(loaded.injected()):
@@ -297,7 +352,7 @@ class DiffusionNFTPipeline:
             unload_adapter(self, self._nft_stock_class, self._nft_loaded[each])
             del self._nft_loaded[each]
 
-    def set_nft_strength(self, strength: float | Mapping[str, float]) -> None:
+    def set_nft_strength(self, strength: Strength) -> None:
         """Change the strength of the running call, from its `callback_on_step_end`, for the steps that follow.
 
         Args:
@@ -306,16 +361,12 @@ class DiffusionNFTPipeline:
         Raises:
             GuidanceError: no guided call is running, or a value out of range.
         """
-        if not self._nft_engines:
+        if self._nft_running is None:
             raise GuidanceError(
                 "set_nft_strength changes a call that is running, and none is. Give nft_strength to the call, and use "
                 "this in its callback_on_step_end."
             )
-        tilts = tilts_of({name: adapter.config for name, adapter in self.nft_adapters.items()}, strength)
-        check_signs(self._nft_engines[0].settings.combine, tilts)
-        for engine in self._nft_engines:
-            for term in engine.terms:
-                term.tilt = tilts[term.name]
+        self._nft_running.set_strength(strength)
 
     def promise(
         self,
@@ -392,7 +443,7 @@ class DiffusionNFTPipeline:
         write_call_defaults(folder, self.call_defaults)
         stock = self._as_stock()
         if custom_pipeline:
-            absent = [name for name, part in self.components.items() if part is None]  # type: ignore[attr-defined]
+            absent = [name for name, part in self.components.items() if part is None]
             absent = [name for name in absent if name not in self._nft_stock_class._optional_components]
             source = render_custom_pipeline(self._nft_stock_class, absent=absent)
             atomic_write_bytes(folder / PIPELINE_FILE, source.encode())
@@ -436,6 +487,16 @@ class DiffusionNFTPipeline:
                     "Unload the other one."
                 )
 
+    def _swapped(self, name: str, adapter: Adapter) -> LoadedAdapter:
+        """The loaded adapter of that name with another's numbers in it."""
+        if name not in self._nft_loaded or self._nft_running is not None:
+            reason = "a call is running" if self._nft_running is not None else "none of that name is loaded"
+            raise GuidanceError(
+                f"hotswap puts an adapter in the place of the loaded adapter {name!r}, and {reason}. Load the first "
+                "one without hotswap, and swap between calls."
+            )
+        return swap_adapter(self, self._nft_stock_class, self._nft_loaded[name], adapter)
+
     def _other_loras(self) -> list[str]:
         modules = [module for module in self.__dict__.values() if isinstance(module, torch.nn.Module)]
         ours = {name for loaded in self._nft_loaded.values() for _, name in loaded.injected()}
@@ -460,3 +521,9 @@ def _constructor(stock: Any) -> Any:
         self._nft_begin(None, {})
 
     return __init__
+
+
+def _empty(stock: Any) -> Any:
+    """A guided pipeline over a pipeline class of diffusers, before anything is on it: what pickle and copy fill."""
+    kind: Any = guided_class(stock, DiffusionNFTPipeline)
+    return kind.__new__(kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from . import guidance
 from .adapters.config import AdapterConfig
-from .checks import did_you_mean
+from .checks import did_you_mean, is_number, listed
 from .dial.measured import TiltMap
-from .dial.promise import tilt_for_rate
+from .dial.tilts import check_names
 from .errors import GuidanceError
 from .laws import COMBINATIONS, LAWS
 from .modes import GUIDE, MODES
@@ -119,6 +119,46 @@ class GuidanceSettings:
             combine,
         )
 
+    @classmethod
+    def of_adapters(
+        cls, configs: Mapping[str, AdapterConfig], *, law: Any = None, interval: Any = None, **others: Any
+    ) -> tuple[GuidanceSettings, dict[str, GuidanceSettings]]:
+        """Settings of a call, and each adapter's own, which differ from them in law and interval at most.
+
+        Args:
+            configs: of the adapters in use, by name.
+            law, interval: as `of_call`, or a mapping by name; adapters that it does not name have the default. The
+                call's own interval then reaches from the lowest to the highest level of any adapter.
+            others: the remaining arguments of `of_call`.
+
+        Raises:
+            GuidanceError: as `of_call`; a name that is not loaded; or a mapping for something that is the call's own.
+        """
+        for argument, value in (("nft_law", law), ("nft_interval", interval)):
+            if isinstance(value, Mapping):
+                check_names(argument, value, configs)
+        for name, value in others.items():
+            if isinstance(value, Mapping):
+                raise GuidanceError(
+                    f"nft_{name} is {value!r}, and there is one for all adapters of a call: give it without names. "
+                    "nft_strength, nft_beta, nft_rate, nft_law and nft_interval take a dict."
+                )
+        if isinstance(law, Mapping) and others.get("mode") is None:
+            others = {**others, "mode": "two_pass"}
+        named = {
+            name: {
+                "law": law.get(name) if isinstance(law, Mapping) else law,
+                "interval": interval.get(name) if isinstance(interval, Mapping) else interval,
+            }
+            for name in configs
+        }
+        own = {name: cls.of_call([configs[name]], **{**others, **each}) for name, each in named.items()}
+        hull = (min(each.interval[0] for each in own.values()), max(each.interval[1] for each in own.values()))
+        call = cls.of_call(
+            list(configs.values()), **others, law=None if isinstance(law, Mapping) else law, interval=hull
+        )
+        return call, {name: replace(call, law=each.law, interval=each.interval) for name, each in own.items()}
+
     def multiplier(self, noise_level: Tensor) -> Tensor:
         """The factor of the tilt at each noise level: the schedule inside the interval, 0 outside; fp32."""
         factor = noise_level.new_ones(noise_level.shape)
@@ -150,122 +190,6 @@ def _own_mode(configs: Sequence[AdapterConfig]) -> str:
     return modes.pop() if len(modes) == 1 else "two_pass"
 
 
-def tilt_of(config: AdapterConfig, strength: float | None = None, beta: float | None = None) -> float:
-    """The tilt lambda that a strength or a beta stands for.
-
-    Args:
-        config: the adapter's.
-        strength: 0 is the base, 1 (default) as the author shipped it; any finite number, linear in the tilt.
-        beta: an absolute beta instead of a strength, tilt = 2 / beta.
-
-    Raises:
-        GuidanceError: both were given, or a value out of range.
-    """
-    if strength is not None and beta is not None:
-        raise GuidanceError(
-            f"nft_strength={strength} and nft_beta={beta} were both given, but they set the same thing "
-            f"(beta = {2 / config.tilt:g} is strength 1 here). Give one of them."
-        )
-    if beta is not None:
-        if not is_number(beta) or not math.isfinite(beta) or beta <= 0:
-            raise GuidanceError(
-                f"nft_beta is {beta!r}, expected a finite number above 0 (tilt = 2 / beta). For no guidance or a "
-                "negative one use nft_strength, 0 or below."
-            )
-        return guidance.tilt_from_beta(float(beta))
-    strength = 1.0 if strength is None else strength
-    if not is_number(strength) or not math.isfinite(strength):
-        raise GuidanceError(
-            f"nft_strength is {strength!r}, expected a finite number: 0 is the base model, 1 the adapter as shipped."
-        )
-    return guidance.tilt_from_strength(float(strength), config.tilt)
-
-
-def tilts_of(configs: Mapping[str, AdapterConfig], strength: Any = None, beta: Any = None) -> dict[str, float]:
-    """A tilt for every loaded adapter.
-
-    Args:
-        configs: of the loaded adapters, by name.
-        strength: one number for all of them, or a mapping {name: strength}; adapters it does not name are at 0.
-        beta: the same for beta.
-
-    Raises:
-        GuidanceError: as `tilt_of`; or a name that is not loaded.
-    """
-    for argument, value in (("nft_strength", strength), ("nft_beta", beta)):
-        if isinstance(value, Mapping):
-            _check_names(argument, value, configs)
-    if isinstance(strength, Mapping) and isinstance(beta, Mapping) and strength.keys() & beta.keys():
-        both = sorted(strength.keys() & beta.keys())[0]
-        tilt_of(configs[both], strength[both], beta[both])
-    tilts = {}
-    for name, config in configs.items():
-        own_strength = strength.get(name) if isinstance(strength, Mapping) else strength
-        own_beta = beta.get(name) if isinstance(beta, Mapping) else beta
-        unnamed = own_strength is None and own_beta is None and (strength is not None or beta is not None)
-        tilts[name] = 0.0 if unnamed else tilt_of(config, own_strength, own_beta)
-    return tilts
-
-
-def tilts_of_rates(
-    configs: Mapping[str, AdapterConfig], rate: Any, settings: GuidanceSettings, strength: Any = None, beta: Any = None
-) -> dict[str, float]:
-    """A tilt for every loaded adapter, from the share of liked pictures that is wanted.
-
-    Args:
-        configs: of the loaded adapters, by name.
-        rate: one number, or a mapping {name: rate}; adapters it does not name are at 0.
-        settings: choose the maps.
-        strength, beta: given beside it by mistake.
-
-    Raises:
-        GuidanceError: as `nft_pipeline.dial.promise.tilt_for_rate`; a strength, a beta or a law was given too; or a
-            name that is not loaded.
-    """
-    other = "nft_strength" if strength is not None else "nft_beta" if beta is not None else None
-    other = "nft_law" if other is None and settings.law is not None else other
-    if other is not None:
-        raise GuidanceError(
-            f"nft_rate={rate} and {other} were both given, but a rate finds the strength itself, through the adapter's "
-            "calibration. Give one of them."
-        )
-    if isinstance(rate, Mapping):
-        _check_names("nft_rate", rate, configs)
-    tilts = {}
-    for name, config in configs.items():
-        wanted = rate.get(name) if isinstance(rate, Mapping) else rate
-        if wanted is None:
-            tilts[name] = 0.0
-        else:
-            tilts[name] = tilt_for_rate(config, wanted, mode=settings.mode, guidance_scale=settings.guidance_scale)
-    return tilts
-
-
-def _check_names(argument: str, named: Mapping[str, Any], configs: Mapping[str, AdapterConfig]) -> None:
-    for name in named:
-        if name not in configs:
-            hint = did_you_mean(name, configs, _HINT)
-            raise GuidanceError(
-                f"{argument} names the adapter {name!r}, loaded are {', '.join(map(repr, configs))}.{hint}"
-            )
-
-
-def check_signs(combine: str, tilts: Mapping[str, float]) -> None:
-    """Raise GuidanceError for a combination that has no law at tilts of these signs.
-
-    Args:
-        combine: a name in `nft_pipeline.laws.COMBINATIONS`.
-        tilts: of the loaded adapters, by name.
-    """
-    negative = [name for name, tilt in tilts.items() if tilt < 0]
-    if COMBINATIONS[combine].odds_scale and len(negative) > 1:
-        raise GuidanceError(
-            f'nft_combine="{combine}" takes one negative strength at most, and those of '
-            f"{' and '.join(map(repr, negative))} are negative: several weights below 1 can add up to less than "
-            'nothing. Use nft_combine="all" to avoid each of several things.'
-        )
-
-
 def schedule_value(schedule: Schedule, t: float) -> float:
     """The factor at noise level t in [0, 1].
 
@@ -279,11 +203,6 @@ def schedule_value(schedule: Schedule, t: float) -> float:
         return float(value)
     levels, factors = zip(*schedule, strict=True)
     return float(np.interp(t, levels, factors))
-
-
-def is_number(value: Any) -> bool:
-    """A real number, and not a bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _one_of(name: str, value: Any, known: Iterable[str]) -> str:
@@ -309,7 +228,7 @@ def _check_odds_scale(combine: str, law: str | None, configs: Sequence[AdapterCo
 
 
 def _interval(interval: Any) -> tuple[float, float]:
-    pair = tuple(interval) if isinstance(interval, Sequence) and not isinstance(interval, str) else ()
+    pair = listed(interval) or []
     if len(pair) != 2 or not all(is_number(t) for t in pair) or not 0 <= pair[0] <= pair[1] <= 1:
         raise GuidanceError(
             f"nft_interval is {interval!r}, expected (low, high) with 0 <= low <= high <= 1, in noise level: 1 is pure "

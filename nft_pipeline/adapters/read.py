@@ -59,6 +59,9 @@ def read_adapter(
     pipe: Any = None,
     use_old: bool = False,
     without_text_encoder: bool = False,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
 ) -> Adapter:
     """Read an adapter and check all of it.
 
@@ -75,6 +78,9 @@ def read_adapter(
         use_old: for those checkpoints, whether an adapter called "old" beside it is v_old, or (default) the base model.
         without_text_encoder: for those checkpoints, whether layers of text encoders are left out, with a warning that
             counts them, or (default) refused.
+        token: for the Hub; None is the one that you are logged in with, False is none.
+        cache_dir: where files of the Hub are kept; None is the client's own place.
+        local_files_only: whether to take a Hub id from that place alone and ask no server.
 
     Returns:
         The adapter, on the CPU; tensors in the dtype they were saved in (in somebody else's checkpoint, a B that its
@@ -85,7 +91,8 @@ def read_adapter(
         FamilyError: `pipe` is one that this version cannot guide.
     """
     shown = f'the adapter "{os.fspath(source)}"'
-    folder = locate(source, revision=revision, subfolder=subfolder)
+    access: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    folder = locate(source, revision=revision, subfolder=subfolder, **access)
     for attempt in range(_READ_TRIES):
         if attempt:
             time.sleep(_FIRST_PAUSE * 2 ** (attempt - 1))
@@ -107,10 +114,12 @@ def read_adapter(
     raise AdapterError(f"the adapter {folder} is being written over and over while it is read; try again later")
 
 
-def locate(source: str | os.PathLike[str], *, revision: str | None = None, subfolder: str | None = None) -> Path:
+def locate(
+    source: str | os.PathLike[str], *, revision: str | None = None, subfolder: str | None = None, **access: Any
+) -> Path:
     """The folder of an adapter on this machine, fetched from the Hub if need be; or the file, if it is somebody else's.
 
-    Arguments as for `read_adapter`.
+    Arguments as for `read_adapter`; `access` is its token, cache_dir and local_files_only.
     """
     inner = _inner_folder(subfolder)
     text = os.fspath(source)
@@ -132,7 +141,7 @@ def locate(source: str | os.PathLike[str], *, revision: str | None = None, subfo
             advice=f"Give the folder that holds {CONFIG_FILE}.",
         )
     if is_hub_id(source):
-        return _folder_inside(_fetch(source, revision, inner), inner, None)
+        return _folder_inside(_fetch(source, revision, inner, access), inner, None)
     raise AdapterError(
         f'there is no adapter "{text}"' + did_you_mean(text, ADAPTERS, '; did you mean "{}"?'),
         [
@@ -177,7 +186,7 @@ def _file_alone(file: Path, inner: str, revision: str | None) -> Path:
     return file
 
 
-def _fetch(repo: str, revision: str | None, inner: str) -> Path:
+def _fetch(repo: str, revision: str | None, inner: str, access: Mapping[str, Any]) -> Path:
     """The repository's snapshot in the local Hub cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -190,15 +199,17 @@ def _fetch(repo: str, revision: str | None, inner: str) -> Path:
 
     patterns = [f"{inner}/{pattern}" if inner else pattern for pattern in HUB_PATTERNS]
     what = f'the adapter "{repo}" is no folder here and could not be fetched from the Hub'
-    _refuse_huge(repo, revision, patterns)
+    if not access.get("local_files_only"):
+        _refuse_huge(repo, revision, patterns, access.get("token"))
+    where: dict[str, Any] = {"revision": revision, "allow_patterns": patterns, **access}
     try:
         for _ in range(_FETCH_TRIES - 1):
             try:
-                return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+                return Path(snapshot_download(repo, **where))
             except Exception as error:  # the client tries again to reach the Hub, but not when a file breaks off
                 if not is_network_error(error):
                     raise
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repo, **where))
     except GatedRepoError as error:
         fault = "the repository is gated"
         advice = f"Accept its terms on https://huggingface.co/{repo} and log in with `hf auth login`."
@@ -215,6 +226,8 @@ def _fetch(repo: str, revision: str | None, inner: str) -> Path:
         answer = error.__cause__
         if isinstance(answer, HfHubHTTPError):
             reason = f"the Hub answered with error {answer.response.status_code}"
+        elif access.get("local_files_only"):
+            reason = "local_files_only was given"
         else:
             reason = "the Hub cannot be reached (or HF_HUB_OFFLINE is set)"
         fault = f"{reason} and there is no whole copy in the local cache"
@@ -244,7 +257,7 @@ def is_network_error(error: BaseException) -> bool:
     return False
 
 
-def _refuse_huge(repo: str, revision: str | None, patterns: list[str]) -> None:
+def _refuse_huge(repo: str, revision: str | None, patterns: list[str], token: str | bool | None) -> None:
     """Raise before a download that no adapter needs: a whole model, or a repository made to fill disks.
 
     If the Hub does not answer, nothing is raised here: the download itself then reports it, or takes the cached copy.
@@ -252,7 +265,7 @@ def _refuse_huge(repo: str, revision: str | None, patterns: list[str]) -> None:
     from huggingface_hub import HfApi
 
     try:
-        files = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=30).siblings or []
+        files = HfApi(token=token).model_info(repo, revision=revision, files_metadata=True, timeout=30).siblings or []
     except Exception:  # of the network, of the Hub, of its client: see above
         return
     sizes = {file.rfilename: file.size or 0 for file in files}

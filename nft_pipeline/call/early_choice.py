@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from ..checks import is_whole
+from ..dial.tilts import Tilt
 from ..engine.stats import StatsRecorder
 from ..engine.trace import DraftDone, Trace
 from ..errors import GuidanceError
+from ..families.batch import prompts_and_images
 from ..search.choice import EarlyChoice, best, draw_seeds, liking
-
-# Arguments that say how many pictures a call draws: the first that is given, times how many it draws of each.
-_PROMPTS = ("prompt", "prompt_embeds", "class_labels")
-_TIMES = ("num_images_per_prompt", "num_videos_per_prompt")
 
 Run = Callable[[Mapping[str, Any], Trace], Any]
 
@@ -39,7 +38,16 @@ def steps_of(stock_call: Callable[..., Any], call: Mapping[str, Any]) -> int | N
         if call.get(name) is not None:
             return len(call[name])
     steps = call.get("num_inference_steps", _default(stock_call, "num_inference_steps"))
-    return steps if isinstance(steps, int) else None
+    return int(steps) if is_whole(steps) else None
+
+
+def refuse_rows_of_several(tilts: Mapping[str, Tilt]) -> None:
+    """Raise GuidanceError for several adapters with a tilt for each picture: each picture would have its own judges."""
+    if len(tilts) > 1 and any(isinstance(tilt, tuple) for tilt in tilts.values()):
+        raise GuidanceError(
+            "nft_candidates with several adapters needs strengths that are the same for all pictures: whose alpha "
+            "decides would differ between them. Give one number for each adapter, or one call for each strength."
+        )
 
 
 def run_with_choice(
@@ -49,7 +57,7 @@ def run_with_choice(
     choice: EarlyChoice,
     *,
     names: Sequence[str],
-    tilts: Mapping[str, float],
+    tilts: Mapping[str, Tilt],
     asked: Sequence[str],
 ) -> Any:
     """What the call draws from the best of its candidates; `pipe.nft_stats` then says which seeds were kept.
@@ -60,7 +68,7 @@ def run_with_choice(
         call: the stock call's arguments by name.
         choice: how many candidates, and after which step.
         names: of all adapters, in the order of the record.
-        tilts: of all adapters.
+        tilts: of all adapters, for all pictures or for each.
         asked: the adapters whose alpha decides.
 
     Raises:
@@ -71,7 +79,7 @@ def run_with_choice(
     seeds = draw_seeds(generator, choice.candidates, _count(stock_call, call))
     first = generator[0] if isinstance(generator, Sequence) else generator
     device = "cpu" if first is None else first.device
-    places, signs = [list(names).index(name) for name in asked], [tilts[name] for name in asked]
+    places, wanted = [list(names).index(name) for name in asked], [tilts[name] for name in asked]
     likings, forwards = [], 0
     with _without_bar(pipe):
         for row in seeds:
@@ -86,7 +94,7 @@ def run_with_choice(
                     "nft_candidates was to choose. Give a smaller nft_choose_after, or more steps."
                 )
             stats = trace.recorder.stats()
-            likings.append(liking(stats.alphas[places, -1], signs))
+            likings.append(liking(stats.alphas[places, -1], wanted))
             forwards += stats.forwards
     kept = seeds.gather(0, best(torch.stack(likings))[None])[0]
     try:
@@ -111,14 +119,13 @@ def _count(stock_call: Callable[..., Any], call: Mapping[str, Any]) -> int:
         )
     if isinstance(call.get("generator"), Sequence):
         return len(call["generator"])
-    given = next((call[name] for name in _PROMPTS if call.get(name) is not None), None)
-    if given is None:
+    batch = prompts_and_images(stock_call, call)
+    if batch is None:
         raise GuidanceError(
             "nft_candidates needs to know how many pictures the call draws, and it has neither prompt nor "
             "prompt_embeds. Give generator=[...], one per picture."
         )
-    times = next((call[name] for name in _TIMES if call.get(name) is not None), 1)
-    return times if isinstance(given, str | int) else len(given) * times
+    return batch[0] * batch[1]
 
 
 def _generators(seeds: Tensor, device: Any) -> list[Generator]:

@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
-import torch
-
-from ..adapters.config import AdapterConfig
-from ..dial.forecast import forecast
-from ..engine.engine import NFTEngine
-from ..engine.loading import LoadedAdapter, find_denoisers
-from ..engine.stats import NFTStats, StatsRecorder
-from ..engine.terms import Term
+from ..checks import is_number
+from ..dial.tilts import tilts_of, tilts_of_rates
+from ..engine.loading import LoadedAdapter
+from ..engine.stats import StatsRecorder
 from ..engine.trace import Trace
 from ..errors import GuidanceError
-from ..families.batch import batch_reader
-from ..families.registry import family_of
+from ..families.batch import prompts_and_images
 from ..laws import COMBINATIONS, LAWS
 from ..modes import MODES
 from ..search.choice import EarlyChoice, judges
-from ..settings import GuidanceSettings, check_signs, is_number, tilts_of, tilts_of_rates
-from .early_choice import run_with_choice, steps_of
+from ..settings import GuidanceSettings
+from .early_choice import refuse_rows_of_several, run_with_choice, steps_of
+from .running import RunningCall
 
 # The defaults in the signature. Inside, None means "not given", so that no error is about an argument nobody gave.
 GUIDANCE_ARGUMENTS: dict[str, tuple[Any, str]] = {
-    "nft_strength": (1.0, "float | dict[str, float]"),
-    "nft_beta": (None, "float | dict[str, float] | None"),
-    "nft_rate": (None, "float | dict[str, float] | None"),
-    "nft_law": (None, "str | None"),
-    "nft_interval": ((0.0, 1.0), "tuple[float, float]"),
+    "nft_strength": (1.0, "float | Sequence[float] | dict[str, float | Sequence[float]]"),
+    "nft_beta": (None, "float | Sequence[float] | dict[str, float | Sequence[float]] | None"),
+    "nft_rate": (None, "float | Sequence[float] | dict[str, float | Sequence[float]] | None"),
+    "nft_law": (None, "str | dict[str, str] | None"),
+    "nft_interval": ((0.0, 1.0), "tuple[float, float] | dict[str, tuple[float, float]]"),
     "nft_schedule": (None, "Callable[[float], float] | list[tuple[float, float]] | None"),
     "nft_guide": ("both", "str"),
     "nft_cap": (None, "float | None"),
@@ -46,21 +39,23 @@ GUIDANCE_ARGUMENTS: dict[str, tuple[Any, str]] = {
 _CALL_DOC = """Generate, guided by the reward of the loaded adapter. Takes what {stock} takes, and:
 
 Args:
-    nft_strength (`float` or `dict[str, float]`, defaults to 1.0):
+    nft_strength (`float`, a list of them, or a `dict` of either, defaults to 1.0):
         How far to go: 0 is the base model bit for bit, 1 is the adapter as its author shipped it, 2 is twice its tilt,
         and a negative number seeks what the reward dislikes. It is not a LoRA weight: it scales the difference of two
-        outputs, not weights. Too much looks burnt and uniform; see `nft_stats.push`. With several adapters one number
-        is for all of them; a dict gives numbers by name, and adapters that it leaves out are at 0.
-    nft_beta (`float` or `dict[str, float]`, *optional*):
+        outputs, not weights. Too much looks burnt and uniform; see `nft_stats.push`. A list, an array or a tensor has a
+        number for each picture of the call, or for each prompt: [0, 0.5, 1, 2] draws a strip of strengths in one batch.
+        With several adapters one number is for all of them; a dict gives numbers or lists by name, and adapters that it
+        leaves out are at 0.
+    nft_beta (`float`, a list of them, or a `dict` of either, *optional*):
         DiffusionNFT's beta, given instead of a strength: tilt = 2 / beta. Above 0; smaller is stronger.
-    nft_rate (`float` or `dict[str, float]`, *optional*):
+    nft_rate (`float`, a list of them, or a `dict` of either, *optional*):
         The share of liked pictures that is wanted, between 0 and 1, given instead of a strength. It goes through the
         adapter's calibration; what the adapter does not reach is refused, with the share that it does.
-    nft_law (`str`, *optional*):
+    nft_law (`str` or `dict[str, str]` by adapter, *optional*):
         How tilt and alpha become the scale s of the push. Left out, it is the adapter's own way: the map that its
         calibration measured, under which a tilt does what it says, or "odds" ("nft" for a policy) where there is none.
 {laws}
-    nft_interval (`tuple[float, float]`, defaults to (0.0, 1.0)):
+    nft_interval (`tuple[float, float]` or a `dict` of them by adapter, defaults to (0.0, 1.0)):
         The noise levels that are guided, where 1 is pure noise. Compositions are decided near 1, fine detail near 0. A
         step outside the interval costs one forward instead of two.
     nft_schedule (`Callable[[float], float]` or `list[tuple[float, float]]`, *optional*):
@@ -91,7 +86,8 @@ Raises:
     GuidanceError: one of these is out of range, contradicts another one, or was given without an adapter.
     AdapterError: the adapter's LoRA was unloaded or fused by someone else.
 
-`nft_stats` holds what happened, also after an interrupt or an error. Below, the stock documentation.
+`nft_stats` holds what happened, also after an interrupt or an error, and in a callback what has happened so far. Below,
+the stock documentation.
 
 {doc}"""
 
@@ -103,7 +99,7 @@ def run_guided(
     kwargs: Mapping[str, Any],
     nft: Mapping[str, Any],
 ) -> Any:
-    """The stock call with engines on the pipeline's denoisers; afterwards `pipe.nft_stats` holds what they did.
+    """The stock call with engines on the pipeline's denoisers; then and meanwhile `pipe.nft_stats` is what they did.
 
     Args:
         pipe: the guided pipeline.
@@ -121,72 +117,50 @@ def run_guided(
     choice = EarlyChoice.of_call(names.pop("candidates"), names.pop("choose_after"), steps_of(stock_call, call))
     strength, beta, rate = (names.pop(name) for name in ("strength", "beta", "rate"))
     scale = guidance_scale_of(pipe._nft_stock_class, args, kwargs)
-    settings = GuidanceSettings.of_call(list(configs.values()), **names, guidance_scale=scale)
-    tilts = (
-        tilts_of(configs, strength, beta) if rate is None else tilts_of_rates(configs, rate, settings, strength, beta)
-    )
-    check_signs(settings.combine, tilts)
+    settings, own = GuidanceSettings.of_adapters(configs, **names, guidance_scale=scale)
+    if rate is None:
+        tilts = tilts_of(configs, strength, beta)
+    else:
+        maps: dict[str, Any] = {"mode": settings.mode, "guidance_scale": settings.guidance_scale}
+        tilts = tilts_of_rates(configs, rate, **maps, strength=strength, beta=beta, law=names["law"])
+    batch = prompts_and_images(stock_call, call)
+
+    def run(args: tuple[Any, ...], kwargs: Mapping[str, Any], trace: Trace) -> Any:
+        return run_recorded(pipe, loaded, RunningCall(configs, tilts, settings, own, batch, trace), args, kwargs)
+
     if choice is None:
-        return run_recorded(pipe, loaded, tilts, settings, args, kwargs, Trace(StatsRecorder(list(loaded))))
+        return run(args, kwargs, Trace(StatsRecorder(list(loaded))))
+    tilts = RunningCall(configs, tilts, settings, own, batch, Trace()).tilts
     with_head = [name for name, entry in loaded.items() if entry.adapter.head is not None]
+    refuse_rows_of_several(tilts)
+    asked = judges(tilts, with_head)
     return run_with_choice(
-        pipe,
-        lambda call, trace: run_recorded(pipe, loaded, tilts, settings, (), call, trace),
-        call,
-        choice,
-        names=list(loaded),
-        tilts=tilts,
-        asked=judges(tilts, with_head),
+        pipe, lambda call, trace: run((), call, trace), call, choice, names=list(loaded), tilts=tilts, asked=asked
     )
 
 
 def run_recorded(
     pipe: Any,
     loaded: Mapping[str, LoadedAdapter],
-    tilts: Mapping[str, float],
-    settings: GuidanceSettings,
+    running: RunningCall,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    trace: Trace,
 ) -> Any:
-    """The stock call with engines on, recorded in a trace; afterwards `pipe.nft_stats` is its record.
+    """The stock call with engines on; meanwhile and afterwards `pipe.nft_stats` is its record.
 
     Args:
         pipe, loaded, args, kwargs: as `run_guided`.
-        tilts: of the adapters, by name.
-        settings: of the call.
-        trace: a new one.
+        running: the call, not yet begun.
     """
-    configs = {name: entry.adapter.config for name, entry in loaded.items()}
-    component = next(iter(configs.values())).component
-    engines = []
-    for part, denoiser in find_denoisers(pipe, pipe._nft_stock_class, component).items():
-        terms = [
-            Term(
-                entry.adapter,
-                entry.loras[part],
-                tilts[name],
-                name=name,
-                old_name=entry.old.get(part),
-                component=part,
-            )
-            for name, entry in loaded.items()
-            if part in entry.loras
-        ]
-        if terms:
-            doubled = batch_reader(family_of(denoiser), pipe, args, kwargs)
-            engines.append(NFTEngine(denoiser, terms, settings, scheduler=pipe.scheduler, doubled=doubled, trace=trace))
-    with contextlib.ExitStack() as stack:
-        for engine in engines:
-            stack.enter_context(engine)
+    running.prepare(pipe, loaded, args, kwargs)
+    with running.guided():
         # Not before: a call that is refused because another one is running leaves that one's record alone.
-        pipe._nft_engines = engines
+        pipe._nft_running = running
         try:
             return pipe._nft_stock_class.__call__(pipe, *args, **kwargs)
         finally:
-            pipe._nft_engines = []
-            ended = {term.name: term.tilt for engine in engines for term in engine.terms}
-            pipe.nft_stats = _recorded(trace, configs, ended, settings)
+            pipe._nft_running = None
+            pipe.nft_stats = running.record()
 
 
 def guidance_scale_of(stock_class: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
@@ -204,29 +178,6 @@ def guidance_scale_of(stock_class: Any, args: tuple[Any, ...], kwargs: Mapping[s
     values = [named.get(name, call.parameters[name].default) for name in scales if name in call.parameters]
     numbers = [float(value) for value in values if is_number(value)]
     return next((value for value in numbers if value > 1), numbers[0] if numbers else None)
-
-
-def _recorded(
-    trace: Trace, configs: Mapping[str, AdapterConfig], tilts: Mapping[str, float], settings: GuidanceSettings
-) -> NFTStats | None:
-    """The record of a call, or None with a warning: whatever is wrong with it, the pictures are there."""
-    try:
-        return _with_forecasts(trace.recorder.stats(), configs, tilts, settings)
-    except Exception as error:
-        warnings.warn(f"the record of this call could not be made, so nft_stats is None: {error}", stacklevel=2)
-        return None
-
-
-def _with_forecasts(
-    stats: NFTStats, configs: Mapping[str, AdapterConfig], tilts: Mapping[str, float], settings: GuidanceSettings
-) -> NFTStats:
-    if not stats.steps or not bool(stats.alphas.isfinite().any()):
-        return stats
-    forecasts = [
-        forecast(config, settings.map_for(config), alpha, tilts[name], stats.noise_level)
-        for (name, config), alpha in zip(configs.items(), stats.alphas, strict=True)
-    ]
-    return replace(stats, forecasts=torch.stack(forecasts))
 
 
 @functools.cache

@@ -16,13 +16,16 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from ..checks import is_number, is_whole
+from ..dial.tilts import tilts_of
 from ..engine.stats import StatsRecorder
 from ..engine.trace import Trace
 from ..errors import GuidanceError
 from ..search.choice import SEEDS, draw_seeds, judges
 from ..search.smc import Particles, log_twist, renoised
-from ..settings import GuidanceSettings, is_number, tilts_of
+from ..settings import GuidanceSettings
 from .guided_call import run_recorded
+from .running import RunningCall
 
 _SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 _EACH = "num_images_per_prompt"
@@ -72,12 +75,15 @@ def draw_particles(
     Raises:
         GuidanceError: a value out of range, no head, or a pipeline or scheduler that this cannot be done with.
     """
-    if not isinstance(particles, int) or isinstance(particles, bool) or particles < 2:
+    if not is_whole(particles) or particles < 2:
         raise GuidanceError(f"particles is {particles!r}, expected a whole number of at least 2.")
     if not is_number(eta) or not 0 < eta <= 1:
         raise GuidanceError(f"eta is {eta!r}, expected a number above 0 and at most 1.")
     loaded = pipe._nft_loaded
-    tilts = tilts_of({name: entry.adapter.config for name, entry in loaded.items()}, strength, beta)
+    configs = {name: entry.adapter.config for name, entry in loaded.items()}
+    tilts = {name: tilt for name, tilt in tilts_of(configs, strength, beta).items() if not isinstance(tilt, tuple)}
+    if len(tilts) < len(configs):
+        raise GuidanceError("particles take one strength for all pictures, or one for each adapter in a dict.")
     asked = judges(tilts, [name for name, entry in loaded.items() if entry.adapter.head is not None])
     _check(pipe, call)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -87,9 +93,10 @@ def draw_particles(
     flock = Particles(len(prompts), particles, fresh)
     trace = Trace(StatsRecorder(list(loaded)), watch=True)
     arguments = {**pipe.call_defaults, **call, "prompt": prompts, _EACH: particles}
-    settings = GuidanceSettings.of_call([entry.adapter.config for entry in loaded.values()])
+    settings = GuidanceSettings.of_call(list(configs.values()))
+    running = RunningCall(configs, dict.fromkeys(tilts, 0.0), settings, dict.fromkeys(tilts, settings), None, trace)
     with _stepping(pipe.scheduler, flock, trace, [(name, tilts[name]) for name in asked], eta, fresh):
-        output = run_recorded(pipe, loaded, dict.fromkeys(tilts, 0.0), settings, (), arguments, trace)
+        output = run_recorded(pipe, loaded, running, (), arguments)
     return Drawn(output, flock.ancestors)
 
 

@@ -99,7 +99,7 @@ def _first_alphas(pipe: Any, config: AdapterConfig, prompt: str, seed: int) -> t
 
     @torch.compiler.disable
     def stop_early(module: torch.nn.Module, args: Any) -> None:
-        if any(engine.trace.recorder.steps >= STEPS for engine in pipe._nft_engines):
+        if pipe._nft_running is not None and pipe._nft_running.trace.recorder.steps >= STEPS:
             raise _Enough
 
     denoisers = find_denoisers(pipe, pipe._nft_stock_class, config.component).values()

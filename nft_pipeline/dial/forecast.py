@@ -10,6 +10,7 @@ needs no labels. Torch only.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,23 +24,28 @@ if TYPE_CHECKING:
 
 
 def forecast(
-    config: AdapterConfig, tilt_map: TiltMap | None, alpha: Tensor, tilt: float, noise_level: Tensor
+    config: AdapterConfig,
+    tilt_map: TiltMap | None,
+    alpha: Tensor,
+    tilt: float | Sequence[float],
+    noise_level: Tensor,
 ) -> Tensor:
     """The chance that each picture will be liked.
 
     Args:
         config: the adapter's; the offsets of its dial, if it has one, mend alpha first.
         tilt_map: the map it is drawn by, at whose ends the tilt stops; None for a law.
-        alpha: as the head read it, any shape; NaN stays NaN.
-        tilt: lambda.
+        alpha: as the head read it, any shape, the samples in the last dimension; NaN stays NaN.
+        tilt: lambda, for all samples or for each.
         noise_level: t, of a shape that broadcasts with `alpha`.
 
     Returns:
         Probabilities, of alpha's shape.
     """
-    if tilt_map is not None:
-        tilt = min(max(tilt, tilt_map.lowest), tilt_map.highest)
+    lowest, highest = (-80.0, 80.0) if tilt_map is None else (tilt_map.lowest, tilt_map.highest)
+    each = [tilt] if isinstance(tilt, float | int) else tilt
+    factor = alpha.new_tensor([math.exp(min(max(one, lowest), highest)) for one in each])
     level = noise_level.expand_as(alpha)
     best = alpha if config.dial is None else mended(config.dial, alpha, level)
-    odds = best * math.exp(min(max(tilt, -80.0), 80.0))
+    odds = best * factor
     return torch.where(alpha.isnan(), alpha, odds / (1 - best + odds))

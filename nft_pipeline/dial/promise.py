@@ -13,10 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checks import is_number
 from ..errors import GuidanceError
 from .measured import Dial, TiltMap
 
@@ -112,15 +113,16 @@ def promise(
     Raises:
         GuidanceError: a value out of range, or nothing is known of the base rate.
     """
-    rates = None if rate is None else [float(rate)] if isinstance(rate, int | float) else [float(p) for p in rate]
+    given: Any = [rate] if is_number(rate) else rate
+    rates = None if given is None else [float(p) for p in given]
     if rates is not None and not (rates and all(0 < p < 1 for p in rates)):
         raise GuidanceError(
             f"rate is {rate!r}, expected a number between 0 and 1, or several: the share of liked pictures without "
             "guidance."
         )
-    if not math.isfinite(strength):
+    if not is_number(strength) or not math.isfinite(strength):
         raise GuidanceError(f"strength is {strength!r}, expected a finite number: 0 is the base model.")
-    tilt, dial = strength * config.tilt, config.dial
+    tilt, dial = float(strength) * config.tilt, config.dial
     tilt_map = None if dial is None else dial.map_for(mode, guidance_scale)
     if dial is None or tilt_map is None:
         base, result = _unmeasured(config, rates, tilt)
@@ -198,7 +200,7 @@ def tilt_for_rate(
     Raises:
         GuidanceError: out of range, beyond what the adapter reaches, or the base rate is not known.
     """
-    if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target < 1:
+    if not is_number(target) or not 0 < target < 1:
         raise GuidanceError(f"nft_rate is {target!r}, expected a number between 0 and 1: the share of liked pictures.")
     dial = config.dial
     tilt_map = None if dial is None else dial.map_for(mode, guidance_scale)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..dial.tilts import is_off
 from ..errors import GuidanceError
 from ..families.family import Family
 from ..families.forward_call import Inputs, same_state
@@ -92,11 +93,12 @@ class CallReader:
         if settings.guide == "cond":
             guided, repeats = (slice(0, 0) if second else samples), 1
         factor = settings.multiplier(noise_level)
-        terms = [k for k, term in enumerate(self._terms) if term.tilt != 0]
+        terms = [k for k, term in enumerate(self._terms) if not is_off(term.tilt)]
         call = DenoiserCall(inputs, rows, samples, guided, repeats, noise_level, factor, auxiliary, terms)
         call.way = self._way(call)
-        guided_by_alpha = settings.guide == "cond" or any(self._terms[k].needs_alpha for k in terms)
-        if self._watch or (call.way != "off" and guided_by_alpha):
+        # Alpha, and a tilt for each picture, belong to a sample's rows.
+        by_sample = any(self._terms[k].needs_alpha or isinstance(self._terms[k].tilt, tuple) for k in terms)
+        if self._watch or (call.way != "off" and (settings.guide == "cond" or by_sample)):
             family.check_rows_are_known(rows, second or doubled)
         self._check_kv_cache(call)
         return call

@@ -17,7 +17,7 @@ from ..adapters.keys import SECOND, component_lora
 from ..errors import AdapterError, FamilyError
 from ..families.ranks import refuse_split_weights
 from ..families.registry import FAMILIES, check_pipeline, family_of, unwrap_compiled
-from .injection import inject_lora, remove_lora
+from .injection import inject_lora, remove_lora, swap_lora, swap_plan
 from .terms import find_tap
 
 if TYPE_CHECKING:
@@ -62,20 +62,7 @@ def load_into(denoisers: Mapping[str, nn.Module], adapter: Adapter, *, pipe: Any
 
     `pipe` lets diffusers take CPU offloading off and on again around the injection. Raises as `load_adapter`.
     """
-    from ..adapter import check_base
-
-    adapter.check(f'the adapter "{adapter.config.name}"')
-    second = adapter.config.component + SECOND
-    if component_lora(adapter.lora, second) and second not in denoisers:
-        raise AdapterError(
-            f'the adapter "{adapter.config.name}" has a LoRA for {second}, which this pipeline does not have',
-            advice=f"Load the base model it was made for, {adapter.config.base_model.id}.",
-        )
-    for denoiser in denoisers.values():
-        family_of(denoiser)  # raises for what cannot be guided
-        refuse_split_weights(unwrap_compiled(denoiser))
-        check_base(adapter.config, denoiser, adapter.lora)
-        find_tap(denoiser, adapter)
+    _check(denoisers, adapter)
     loaded = LoadedAdapter(adapter, {}, {})
     try:
         for component, denoiser in denoisers.items():
@@ -93,6 +80,54 @@ def load_into(denoisers: Mapping[str, nn.Module], adapter: Adapter, *, pipe: Any
             stacklevel=4,
         )
     return loaded
+
+
+def swap_adapter(pipe: Any, stock_class: type, loaded: LoadedAdapter, adapter: Adapter) -> LoadedAdapter:
+    """Put an adapter's numbers in the place of a loaded one's. On an error nothing has changed.
+
+    Nothing is injected: modules and tensors of the denoisers stay the same objects, so that compiled ones stay valid.
+
+    Raises:
+        AdapterError: as `load_adapter`, or the two differ in layers or in more than a smaller rank.
+        GuidanceError: as `load_adapter`.
+    """
+    denoisers = find_denoisers(pipe, stock_class, adapter.config.component)
+    _check(denoisers, adapter, like=loaded.adapter)
+    parts = [part for part in denoisers if component_lora(adapter.lora, part)]
+    if adapter.old is not None or loaded.old or parts != list(loaded.loras):
+        raise AdapterError(
+            f'the adapter "{adapter.config.name}" cannot take the loaded one\'s place: it has LoRAs for '
+            f"{' and '.join(parts)}, the loaded one for {' and '.join(loaded.loras)}, and neither may have one for "
+            "v_old",
+            advice="Load it without hotswap.",
+        )
+    plans = [swap_plan(denoisers[part], name, adapter.lora, part) for part, name in loaded.loras.items()]
+    for plan in plans:
+        swap_lora(plan)
+    return LoadedAdapter(adapter, loaded.loras, loaded.old)
+
+
+def _check(denoisers: Mapping[str, nn.Module], adapter: Adapter, like: Adapter | None = None) -> None:
+    """Raise if an adapter is faulty, or not one for these denoisers. They fit one made for the same model as `like`."""
+    from ..adapter import check_base
+
+    adapter.check(f'the adapter "{adapter.config.name}"')
+    second = adapter.config.component + SECOND
+    if component_lora(adapter.lora, second) and second not in denoisers:
+        raise AdapterError(
+            f'the adapter "{adapter.config.name}" has a LoRA for {second}, which this pipeline does not have',
+            advice=f"Load the base model it was made for, {adapter.config.base_model.id}.",
+        )
+    for denoiser in denoisers.values():
+        family_of(denoiser)  # raises for what cannot be guided
+        refuse_split_weights(unwrap_compiled(denoiser))
+        if like is None or _made_for(adapter) != _made_for(like):
+            check_base(adapter.config, denoiser, adapter.lora)
+        find_tap(denoiser, adapter)
+
+
+def _made_for(adapter: Adapter) -> tuple[str, str]:
+    return adapter.config.denoiser, adapter.config.base_model.fingerprint
 
 
 def unload_adapter(pipe: Any, stock_class: type, loaded: LoadedAdapter) -> None:

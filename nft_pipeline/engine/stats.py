@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Any
 
@@ -33,6 +33,8 @@ class NFTStats:
             samples): e^tilt alpha / (1 - alpha + e^tilt alpha) (M12) at the strength that the call ended with, NaN
             where no head was asked. Under the odds law its mean over the samples stays the same over the steps. None if
             it was not worked out.
+        tilts: lambda of each adapter and picture, shape (adapters, samples), as the call ended with it. None if it was
+            not recorded.
         draft_forwards: forwards spent before the call on comparing candidates (nft_candidates); 0 without them.
         seeds: the seed of each sample's noise, int64, shape (samples,), where candidates were compared; None otherwise.
             `generator=[torch.Generator().manual_seed(seed) for seed in seeds.tolist()]` draws them again.
@@ -45,6 +47,7 @@ class NFTStats:
     passes: Tensor
     adapters: tuple[str, ...] = ("default",)
     forecasts: Tensor | None = None
+    tilts: Tensor | None = None
     draft_forwards: int = 0
     seeds: Tensor | None = None
 
@@ -103,6 +106,10 @@ class NFTStats:
 
     __str__ = summary
 
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON has it: the fields by name, Tensors as nested lists, and None for NaN."""
+        return {each.name: _as_json(getattr(self, each.name)) for each in fields(self)}
+
     def plot(self, path: str | PathLike[str] | None = None) -> Any:
         """Alpha, scale and push over the noise level: the mean of the samples, and thin lines for the first 16.
 
@@ -147,6 +154,12 @@ class NFTStats:
                 "and scales[k], k the place in `adapters`."
             )
         return 0
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Tensor | tuple | list):
+        return [_as_json(each) for each in (value.tolist() if isinstance(value, Tensor) else value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: Tensor, width: int) -> str:

@@ -15,6 +15,7 @@ from .. import guidance
 from ..adapters.keys import component_lora
 from ..dial.promise import base_rate
 from ..dial.scale import calibrated_scale
+from ..dial.tilts import Tilt, of_samples
 from ..errors import GuidanceError
 from ..families.forward_call import as_tokens, first_argument
 from ..families.registry import unwrap_compiled
@@ -49,27 +50,31 @@ class Term:
     Args:
         adapter: the adapter; its head moves to the device of the tokens it reads.
         lora_name: the name its LoRA was injected under.
-        tilt: lambda = 2 / beta; 0 is off, negative goes away from the reward. May be changed between forwards.
+        tilt: lambda = 2 / beta, for all samples or for each; 0 is off, negative goes away from the reward. May be
+            changed between forwards.
         name: what the person calls the adapter.
         old_name: the name the LoRA of v_old was injected under, for an adapter that has one.
         component: the part of the pipeline the denoiser is.
+        own: the adapter's own law and interval; None for those of the call.
     """
 
     def __init__(
         self,
         adapter: Adapter,
         lora_name: str,
-        tilt: float,
+        tilt: Tilt,
         *,
         name: str = "default",
         old_name: str | None = None,
         component: str | None = None,
+        own: GuidanceSettings | None = None,
     ) -> None:
         self.adapter, self.lora_name, self.tilt, self.name, self.old_name = adapter, lora_name, tilt, name, old_name
         component = component or adapter.config.component
         self.layers = {lora_name: len(component_lora(adapter.lora, component)) // 2}
         if old_name is not None and adapter.old is not None:
             self.layers[old_name] = len(component_lora(adapter.old, component)) // 2
+        self._own = own
         self._tokens: Tensor | None = None
         self._gather: Callable[[Tensor], Tensor] = lambda tokens: tokens
 
@@ -143,7 +148,10 @@ class Term:
             noise_level: t, (samples,).
             settings: choose the calibration's map, or the law.
         """
-        return term_scale(self.adapter.config, self.tilt, alpha, factor, noise_level, settings)
+        own = self._own or settings
+        if own.interval != settings.interval:
+            factor = factor * guidance.in_interval(noise_level, own.interval)
+        return term_scale(self.adapter.config, self.tilt, alpha, factor, noise_level, own)
 
 
 def read_alpha(
@@ -182,7 +190,7 @@ def read_alpha(
 
 def term_scale(
     config: AdapterConfig,
-    tilt: float,
+    tilt: Tilt,
     alpha: Tensor | None,
     factor: Tensor,
     noise_level: Tensor,
@@ -193,18 +201,23 @@ def term_scale(
 
     Args:
         config: the adapter's.
-        tilt: lambda = 2 / beta.
+        tilt: lambda = 2 / beta, for all samples or for each.
         alpha: probabilities, (samples,), or None.
         factor: what the tilt is multiplied by, (samples,).
         noise_level: t, (samples,).
         settings: choose the map, or the law.
+
+    Raises:
+        GuidanceError: the tilts are not as many as the samples.
     """
     tilt_map = settings.map_for(config)
     if tilt_map is not None and config.dial is not None:
-        return calibrated_scale(config.dial, tilt_map, alpha, tilt * factor, noise_level)
+        return calibrated_scale(config.dial, tilt_map, alpha, of_samples(tilt, factor) * factor, noise_level)
     if alpha is None:
-        return guidance.policy_scale(tilt, config.tilt) * factor
-    return guidance.law_scale(alpha, tilt * factor, settings.law_for(config))
+        each = tilt if isinstance(tilt, tuple) else (tilt,)
+        shares = tuple(guidance.policy_scale(one, config.tilt) for one in each)
+        return of_samples(shares if isinstance(tilt, tuple) else shares[0], factor) * factor
+    return guidance.law_scale(alpha, of_samples(tilt, factor) * factor, settings.law_for(config))
 
 
 def alpha_before(config: AdapterConfig, last: Tensor | None, noise_level: Tensor) -> Tensor:

@@ -79,7 +79,10 @@ class Work:
             # Anew and not `push * factor`: the two differ in the last bit, and the record says which s was used.
             pushes = self._pushes(bases, v_loras, of_rows)
         self.trace.record(call, alphas, scales, relative, passes)
-        guided = [guidance.add_push(base, push, of_rows) for base, push in zip(bases, pushes, strict=True)]
+        guided = [
+            guidance.add_push(base, push, of_rows, [of_term[i] for of_term in v_loras.values()])
+            for i, (base, push) in enumerate(zip(bases, pushes, strict=True))
+        ]
         if call.guided != slice(0, call.rows):
             for i, v_old in enumerate(v_olds):
                 alone, guided[i] = guided[i], v_old.clone()

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..checks import is_whole, plain_number
 from .family import Family
 from .forward_call import Inputs
 from .registry import cfg_switch
@@ -31,10 +32,10 @@ def batch_reader(
         pipe: the pipeline that is being called.
         args, kwargs: of the call.
     """
-    parameters = inspect.signature(getattr(pipe, "_nft_stock_class", type(pipe)).__call__).parameters
-    call = {name: parameter.default for name, parameter in parameters.items()}
-    call |= {**dict(zip(list(parameters)[1:], args, strict=False)), **kwargs}
-    samples, cfg_is_on = samples_of_call(call), cfg_switch(family, pipe, args, kwargs)
+    stock_call = getattr(pipe, "_nft_stock_class", type(pipe)).__call__
+    named = dict(zip(list(inspect.signature(stock_call).parameters)[1:], args, strict=False))
+    asked, cfg_is_on = prompts_and_images(stock_call, {**named, **kwargs}), cfg_switch(family, pipe, args, kwargs)
+    samples = None if asked is None else asked[0] * asked[1]
     says_so = hasattr(pipe, "do_classifier_free_guidance")
 
     def doubled(inputs: Inputs) -> bool | None:
@@ -48,19 +49,22 @@ def batch_reader(
     return doubled
 
 
-def samples_of_call(call: Mapping[str, Any]) -> int | None:
-    """How many samples a pipeline's call asks for: its prompts times its pictures per prompt. None where neither
-    prompts nor, for a pipeline that takes none, pictures or classes are given.
+def prompts_and_images(stock_call: Callable[..., Any], call: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The prompts of a pipeline's call, and the pictures it draws of each. None where neither prompts nor, for a
+    pipeline that takes none, pictures or classes are given.
 
     Args:
-        call: all arguments of the call by name, defaults included.
+        stock_call: the stock pipeline's `__call__`.
+        call: its arguments by name.
     """
-    embeds = [value for name, value in call.items() if name.startswith("prompt_embeds") and _count(value) is not None]
-    others = () if "prompt" in call else ("image_embeds", "class_labels", "image")
-    given = [*embeds, call.get("prompt"), *(call.get(name) for name in others)]
+    whole = {name: parameter.default for name, parameter in inspect.signature(stock_call).parameters.items()} | call
+    embeds = [value for name, value in whole.items() if name.startswith("prompt_embeds") and _count(value) is not None]
+    others = () if "prompt" in whole else ("image_embeds", "class_labels", "image")
+    given = [*embeds, whole.get("prompt"), *(whole.get(name) for name in others)]
     prompts = next((count for count in map(_count, given) if count is not None), None)
-    each = next((value for name, value in call.items() if _PER_PROMPT.fullmatch(name)), None)
-    return None if prompts is None else prompts * (each if isinstance(each, int) else 1)
+    # num_images_per_prompt, num_videos_per_prompt, num_waveforms_per_prompt
+    each = next((value for name, value in whole.items() if _PER_PROMPT.fullmatch(name)), None)
+    return None if prompts is None else (prompts, int(plain_number(each)) if is_whole(each) else 1)
 
 
 def _count(value: Any) -> int | None:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from ..checks import is_whole
+from ..dial.tilts import Tilt, is_off
 from ..errors import GuidanceError
 
 SHARE = 7  # the default looks after one step in seven
@@ -47,7 +49,7 @@ class EarlyChoice:
             GuidanceError: one of them is out of range.
         """
         for name, value in (("nft_candidates", candidates), ("nft_choose_after", after)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if value is not None and (not is_whole(value) or value < 1):
                 raise GuidanceError(f"{name} is {value!r}, expected a whole number of at least 1.")
         if candidates in (None, 1):
             if after is not None:
@@ -60,10 +62,10 @@ class EarlyChoice:
             raise GuidanceError(
                 f"nft_choose_after is {after}, and the call has {steps} steps. Choose after one of the first of them."
             )
-        return cls(candidates, after or max(1, round((steps or SHARE) / SHARE)))
+        return cls(int(candidates), int(after or 0) or max(1, round((steps or SHARE) / SHARE)))
 
 
-def judges(tilts: Mapping[str, float], with_head: Sequence[str]) -> list[str]:
+def judges(tilts: Mapping[str, Tilt], with_head: Sequence[str]) -> list[str]:
     """The adapters by whose alpha candidates are compared: those with a head that are at work.
 
     Where every tilt is 0 no adapter is at work, and all with a head are asked.
@@ -75,7 +77,8 @@ def judges(tilts: Mapping[str, float], with_head: Sequence[str]) -> list[str]:
     Raises:
         GuidanceError: there is none.
     """
-    asked = [name for name in with_head if tilts[name] != 0 or not any(tilts.values())]
+    none_at_work = all(is_off(tilt) for tilt in tilts.values())
+    asked = [name for name in with_head if none_at_work or not is_off(tilts[name])]
     if not asked:
         raise GuidanceError(
             f"noises are chosen by alpha, and no adapter at work has an alpha head: {', '.join(map(repr, tilts))}. A "
@@ -84,17 +87,17 @@ def judges(tilts: Mapping[str, float], with_head: Sequence[str]) -> list[str]:
     return asked
 
 
-def liking(alphas: Tensor, tilts: Sequence[float]) -> Tensor:
+def liking(alphas: Tensor, tilts: Sequence[Tilt]) -> Tensor:
     """How well a noisy state fits what is asked for: the sum of log alpha over the judges, shape (samples,).
 
     A judge with a negative tilt counts with log(1 - alpha): it is to be disliked by that reward.
 
     Args:
         alphas: (judges, samples), in [0, 1].
-        tilts: one per judge; only the sign counts, and 0 is positive.
+        tilts: one per judge, for all samples or for each; only the sign counts, and 0 is positive.
     """
-    signs = alphas.new_tensor([-1.0 if tilt < 0 else 1.0 for tilt in tilts])[:, None]
-    return torch.where(signs > 0, alphas, 1 - alphas).log().sum(0)
+    negative = torch.stack([alphas.new_tensor(tilt).expand(alphas.shape[1]) < 0 for tilt in tilts])
+    return torch.where(negative, 1 - alphas, alphas).log().sum(0)
 
 
 def best(likings: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from tests.benchmarks.random_models import TEXT, build, random_adapter
 from tests.benchmarks.ratios import in_rounds, table
 
 FREE, CFG = {"guidance_scale": 1.0}, {"guidance_scale": 4.0}
+HOTSWAP = 0.1  # of the time that loading takes; what a compiled denoiser then takes to compile again is not counted
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,11 @@ def ways(model: str, device: str, dtype: torch.dtype, size: int, steps: int, bat
     else:
         call |= {"prompt": "a cat", "num_images_per_prompt": batch, "max_sequence_length": 0}
     guided = DiffusionNFTPipeline.from_pipe(pipe, positive)
+    changing = DiffusionNFTPipeline.from_pipe(pipe, positive)
     with_policy = DiffusionNFTPipeline.from_pipe(pipe, policy)
 
     def on(pipeline: Any, **more: Any) -> Callable[[], Any]:
-        return lambda: pipeline(**call, **more)
+        return lambda: pipeline(**{**call, **more})
 
     def by_hand(run: Callable[..., Tensor]) -> Callable[[], Any]:
         def sample() -> Any:
@@ -145,10 +147,19 @@ def ways(model: str, device: str, dtype: torch.dtype, size: int, steps: int, bat
         "policy at strength 1": Way(on(with_policy, **FREE), "stock, LoRA on", 1.03),
         "two models in memory": Way(by_hand(lambda *a, **k: merged.forward(*a, **k)[0]), "plain"),
         "LoRA loaded and unloaded": Way(by_hand(swap), "plain"),
+        "adapter loaded again": Way(lambda: changing.load_nft_adapter(positive), "adapter loaded again"),
+        "adapter swapped": Way(
+            lambda: changing.load_nft_adapter(positive, hotswap=True), "adapter loaded again", HOTSWAP
+        ),
     }
     if model == "flux.1-dev":  # guidance is distilled into it: one forward per step whatever guidance_scale is
         return found
+    four: dict[str, Any] = {"num_images_per_prompt": 4, **FREE}
     found |= {
+        "four pictures, one strength": Way(on(guided, **four), "four pictures, one strength"),
+        "four pictures, four strengths": Way(
+            on(guided, nft_strength=[0.0, 0.5, 1.0, 2.0], **four), "four pictures, one strength", 1.05
+        ),
         "CFG": Way(on(pipe, **CFG), "CFG"),
         "CFG, a second time": Way(on(pipe, **CFG), "CFG"),
         "CFG, guided both": Way(on(guided, **CFG), "CFG", 2.05),

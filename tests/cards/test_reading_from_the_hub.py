@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
 
 from helpers.adapters import assert_same
 from helpers.cards import light_adapter
-from helpers.local_hub import Fault, LocalHub
+from helpers.local_hub import TOKEN, Fault, LocalHub
+from helpers.tiny import tiny_adapter, tiny_pipe
 from nft_pipeline.adapter import AdapterError, read_adapter, write_adapter
 from nft_pipeline.adapters import read as adapter_read
 from nft_pipeline.hub_cards.pull import pull
+from nft_pipeline.pipeline import DiffusionNFTPipeline
 
 REPO = "someone/tiny-red"
 
@@ -87,6 +90,45 @@ def test_what_is_missing_private_or_gated(
         hub.repos[REPO].gated = False
         read_adapter(REPO, revision="v9")
     assert not (tmp_path / "x").exists()
+
+
+def test_by_token_and_cache_folder_and_from_there_alone(
+    hub: LocalHub, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("someone/secret", {f"warm/{path}": data for path, data in files.items()}, private=True)
+    monkeypatch.delenv("HF_TOKEN")
+    where: dict[str, Any] = {"subfolder": "warm", "cache_dir": tmp_path / "kept"}
+    with pytest.raises(AdapterError, match="no such repository, or it is private"):
+        read_adapter("someone/secret", **where)
+    with pytest.raises(AdapterError, match="local_files_only was given and there is no whole copy in the local cache"):
+        read_adapter("someone/secret", **where, token=TOKEN, local_files_only=True)
+    assert_same(read_adapter("someone/secret", **where, token=TOKEN), light_adapter())
+    asked = len(hub.requests)
+    assert_same(read_adapter("someone/secret", **where, local_files_only=True), light_adapter())
+    assert len(hub.requests) == asked, "nobody was asked"
+    assert list((tmp_path / "kept").glob("models--someone--secret"))
+
+
+def test_a_pipeline_and_its_adapter_share_what_is_said_of_the_hub(
+    hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tiny_pipe()
+    pipe.save_pretrained(tmp_path / "base")
+    write_adapter(tmp_path / "adapter", tiny_adapter(pipe.transformer))
+    files = [path for path in (tmp_path / "adapter").rglob("*") if path.is_file()]
+    repo = hub.add("someone/secret", {f"warm/{f.relative_to(tmp_path / 'adapter')}": f.read_bytes() for f in files})
+    repo.private, repo.tags["v1"] = True, repo.refs["main"]
+    monkeypatch.delenv("HF_TOKEN")
+    access: dict[str, Any] = {"token": TOKEN, "cache_dir": tmp_path / "kept"}
+    guided = DiffusionNFTPipeline.from_pretrained(
+        tmp_path / "base", "someone/secret", nft_revision="v1", nft_subfolder="warm", **access
+    )
+    assert guided.nft_config.name == "tiny"
+    guided.load_nft_adapter(
+        "someone/secret", name="again", revision="v1", subfolder="warm", **access, local_files_only=True
+    )
+    assert list(guided.nft_adapters) == ["default", "again"]
+    assert list((tmp_path / "kept").glob("models--someone--secret"))
 
 
 def test_a_copy_that_was_damaged_on_the_way_is_not_taken(

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from helpers.tiny import counted_forwards, random_lora, sample, tiny_adapter, tiny_pipe
 from nft_pipeline import guidance
+from nft_pipeline.dial.tilts import tilts_of
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.guidance import combine_all, relative_push, total_push
 from nft_pipeline.pipeline import DiffusionNFTPipeline
-from nft_pipeline.settings import GuidanceSettings, schedule_value, tilts_of
+from nft_pipeline.settings import GuidanceSettings, schedule_value
 
 CFG: dict[str, Any] = {"guidance_scale": 4.0, "negative_prompt": "a dog"}
 ONE: dict[str, Any] = {"num_inference_steps": 1}

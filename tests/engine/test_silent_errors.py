@@ -17,7 +17,7 @@ from helpers import zoo_odd
 from helpers.tiny import sample, tiny_adapter, tiny_pipe
 from helpers.zoo import CASES, GENERIC, Case, adapter_for
 from nft_pipeline.errors import FamilyError, GuidanceError
-from nft_pipeline.families.batch import samples_of_call
+from nft_pipeline.families.batch import prompts_and_images
 from nft_pipeline.families.forward_call import bind_inputs, call_arguments, output_tensors, replace_output
 from nft_pipeline.pipeline import DiffusionNFTPipeline
 
@@ -74,13 +74,21 @@ def test_three_passes_on_one_t2i_adapter() -> None:
 
 def test_what_a_call_asks_for() -> None:
     embeds = torch.zeros(3, 2, 4)
-    assert samples_of_call({"prompt": "a cat", "num_images_per_prompt": 2}) == 2
-    assert samples_of_call({"prompt": ["a", "b"], "num_videos_per_prompt": None}) == 2
-    assert samples_of_call({"prompt": None, "prompt_embeds": embeds, "num_images_per_prompt": 1}) == 3
-    assert samples_of_call({"prompt": "", "prompt_embeds": [torch.zeros(1)] * 4}) == 4
-    assert samples_of_call({"prompt": None, "image": embeds}) is None, "pictures beside a prompt may be references"
-    assert samples_of_call({"image": embeds}) == 3 and samples_of_call({"image": object()}) == 1
-    assert samples_of_call({"class_labels": [1, 2]}) == 2
+
+    def of_prompts(self, prompt=None, prompt_embeds=None, image=None, num_images_per_prompt=1): ...
+
+    def of_videos(self, prompt=None, num_videos_per_prompt=None): ...
+
+    def of_images(self, image=None, class_labels=None): ...
+
+    assert prompts_and_images(of_prompts, {"prompt": "a cat", "num_images_per_prompt": 2}) == (1, 2)
+    assert prompts_and_images(of_videos, {"prompt": ["a", "b"], "num_videos_per_prompt": None}) == (2, 1)
+    assert prompts_and_images(of_prompts, {"prompt": None, "prompt_embeds": embeds}) == (3, 1)
+    assert prompts_and_images(of_prompts, {"prompt": "", "prompt_embeds": [torch.zeros(1)] * 4}) == (4, 1)
+    assert prompts_and_images(of_prompts, {"image": embeds}) is None, "pictures beside a prompt may be references"
+    assert prompts_and_images(of_images, {"image": embeds}) == (3, 1)
+    assert prompts_and_images(of_images, {"image": object()}) == (1, 1)
+    assert prompts_and_images(of_images, {"class_labels": [1, 2]}) == (2, 1)
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -85,3 +85,8 @@ def load_ordinarily(pipe: Any, lora: dict[str, Tensor], name: str, active: list[
     for layer in denoiser.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.set_adapter(active)
+
+
+def sample_by_name(name: str, pipe: Any, **kwargs: Any) -> Tensor:
+    """As `Case.sample`, for another process, into which a case's functions do not pickle."""
+    return CASES[name].sample(pipe, **kwargs)

@@ -134,7 +134,7 @@ def test_an_environment_that_cannot_be_mended_is_left_as_it_was(environment: tup
 
 def test_the_installed_one_and_those_that_use_it_can_be_imported() -> None:
     if importlib.util.find_spec("torchvision") is None:
-        pytest.skip("torchvision is not installed: pip install -c constraints.txt '.[train]'")
+        pytest.skip("torchvision is not installed: pip install -c constraints.txt '.[image-reward]'")
     done = python(
         "from nft_pipeline.torchvision_repair import watch; watch()\n"
         "import torchvision.transforms.v2; from transformers import CLIPModel; print('fine')"

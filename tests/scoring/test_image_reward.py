@@ -20,7 +20,7 @@ from nft_pipeline.training.rewards.pictures import to_tensor
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ImageReward") is None,
-    reason="image-reward is not installed: pip install -c constraints.txt '.[train]'",
+    reason="image-reward is not installed: pip install -c constraints.txt '.[image-reward]'",
 )
 WIDTH, DEPTH, HEADS = 64, 2, 4  # of the image encoder, ViT-L in the published model
 TEXT_HEADS = 12

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     tilts = [strength * config.tilt for strength in STRENGTHS]
     base = measure_base(guided.unwrap(), work, reward)
     guided.load_nft_adapter(result.adapter)
-    ways = ((CALIBRATED,) if guided.nft_config.dial is not None else ()) + tuple(reversed(LAWS))
+    ways = ((CALIBRATED,) if result.adapter.config.dial is not None else ()) + tuple(reversed(LAWS))
     points = measure_laws(guided, work, reward, base, tilts, ways)
     grid = _grid(guided)
     rivals = measure_lora_weight(guided.unwrap(), result.folder, work, reward, base, WEIGHTS)

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     pipe = DiffusionNFTPipeline.from_pretrained(model, dtype=pick_dtype("auto", device))
     pipe.to(device)
     pipe.load_nft_adapter(args.adapter, **theirs)
-    config = pipe.nft_config
+    config = pipe.nft_adapters["default"].config
     settings = _run_settings(config)
     prompts_name = args.prompts or settings.get("held_out_prompts") or settings.get("prompts")
     if not prompts_name:

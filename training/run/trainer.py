@@ -128,7 +128,7 @@ def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str
     dtype, reason = choose_precision(config.precision, where)
     # Beside a CPU weights are kept in what they compute in; frozen ones need no more.
     is_small = where.type != "cpu" and dtype != torch.float32
-    kept = {"dtype": {"default": dtype, "vae": torch.float32}} if is_small else {}
+    kept: dict[str, Any] = {"dtype": {"default": dtype, "vae": torch.float32}} if is_small else {}
     guided = DiffusionNFTPipeline.from_pretrained(config.base_model, **kept)
     call = {"num_inference_steps": config.pool_steps, "guidance_scale": config.guidance_scale}
     call |= {key: value for key, value in guided.call_defaults.items() if key not in call}

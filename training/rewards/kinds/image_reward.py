@@ -16,7 +16,7 @@ from ..models.model_reward import ModelReward
 from ..models.weights import check_keys, identity, locate_file
 
 REWARDS = {"image_reward": "ImageReward"}
-NEEDS = {"ImageReward": "train"}
+NEEDS = {"ImageReward": "image-reward"}
 _LONGEST = 35  # tokens of the prompt; the model was trained with this length, padding included
 
 
