@@ -57,7 +57,8 @@ def prompts_and_images(stock_call: Callable[..., Any], call: Mapping[str, Any]) 
         stock_call: the stock pipeline's `__call__`.
         call: its arguments by name.
     """
-    whole = {name: parameter.default for name, parameter in inspect.signature(stock_call).parameters.items()} | call
+    defaults = {name: parameter.default for name, parameter in inspect.signature(stock_call).parameters.items()}
+    whole = {**defaults, **call}
     embeds = [value for name, value in whole.items() if name.startswith("prompt_embeds") and _count(value) is not None]
     others = () if "prompt" in whole else ("image_embeds", "class_labels", "image")
     given = [*embeds, whole.get("prompt"), *(whole.get(name) for name in others)]

@@ -127,7 +127,7 @@ class _Calibration:
             rate=rate, rate_error=min(error, 1.0), spread=spread, steps=len(base.levels) or 1, slope=trust.slope,
             offsets=trust.offsets, maps=(identity_map(draws.base.stock_guidance_scale),),
         )  # fmt: skip
-        tries = []
+        tries: list[_Try] = []
         for mode, slope, share in self._candidates(trust):
             one = _Try(self, mode, slope, dial, base, r)
             for other in tries:
