@@ -124,13 +124,14 @@ def guide_model(model: Any, reward: RewardFile, node_id: str | None, **values: A
     way = "by what was measured" if by_map else f"law {plan.settings.law_for(reward.config)}"
     lines.append(f"{way}, tilt {plan.tilt:g}, mode {mode_in_words(plan.settings.mode)}")
     guide = Guide(reward, targets, plan, host.ComfyUI(), tap=tap, node_id=node_id)
-    if guide.host.loaded_twice(model, targets):
+    warnings = guide.warnings(model)
+    if LOADED_TWICE in warnings:
         lines.append(LOADED_TWICE)
         host.warn(LOADED_TWICE)
     promised = guide.promised(plan.tilt, plan.settings)
     if promised:
         lines.append(promised)
-        guide.host.say(node_id, promised)
+    guide.say_before(plan.tilt, plan.settings, warnings)
     return host.attach(model, guide), "\n".join(lines)
 
 

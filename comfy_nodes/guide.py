@@ -43,7 +43,7 @@ from nft_pipeline.settings import GuidanceSettings
 
 from .delta import Listener, Switch, Target, install
 from .dial import promise_line, tilt_of_rate
-from .reward_file import RewardFile
+from .reward_file import UNKNOWN_SCALE, RewardFile, half_strength
 from .run import Conds, Evaluation, Plan, Reading, Run
 
 # The predictions of the lists of prompts with these numbers, under their own names or, with the LoRA on, under others.
@@ -151,14 +151,24 @@ class Guide:
         plan, config, model = self.plan, self.reward.config, guider.inner_model
         settings = plan.settle(lambda share: self.host.level_at(model, share), guidance_scale)
         tilt = tilt_of_rate(config, plan.rate, settings) if plan.rate else plan.tilt
-        warning = LOADED_TWICE if self.host.loaded_twice(guider.model_patcher, self.targets) else ""
-        lines = [line for line in (self.promised(tilt, settings), warning) if line]
-        if lines:
-            self._say("\n".join(lines))
+        warnings = self.warnings(guider.model_patcher)
+        self.say_before(tilt, settings, warnings)
         prompts = guider.conds.get("positive") or next(filter(None, guider.conds.values()), None)
         positive = prompts[0]["uuid"] if prompts else None
         head = self.reward.head
-        return Run(config, head, self.tap, tilt, settings, steps, model, positive, self._say, warning)
+        return Run(config, head, self.tap, tilt, settings, steps, model, positive, self._say, warnings)
+
+    def warnings(self, model: Any) -> list[str]:
+        """What is wrong, or may be, with this adapter on this MODEL."""
+        warnings = [LOADED_TWICE] if self.host.loaded_twice(model, self.targets) else []
+        return [*warnings, UNKNOWN_SCALE] if half_strength(self.reward) else warnings
+
+    def say_before(self, tilt: float, settings: GuidanceSettings, warnings: Sequence[str]) -> None:
+        """Show what is known before the first step."""
+        promised = self.promised(tilt, settings)
+        lines = [*([promised] if promised else []), *warnings]
+        if lines:
+            self._say("\n".join(lines))
 
     def promised(self, tilt: float, settings: GuidanceSettings) -> str:
         """What the tilt will do to the share of liked pictures, in a line; "" where nothing is known."""

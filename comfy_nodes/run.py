@@ -96,7 +96,7 @@ class Run:
         model: the model that is guided; other models of the same guider are not.
         positive: uuid of the first entry of the conditional prompts, None if the guider has none.
         say: shows the live text.
-        warning: what it has to end with, "" for nothing.
+        warnings: lines that it has to end with.
     """
 
     def __init__(
@@ -110,10 +110,10 @@ class Run:
         model: Any,
         positive: Any,
         say: Callable[[str], None],
-        warning: str = "",
+        warnings: Sequence[str] = (),
     ) -> None:
         self.config, self.tap, self.tilt, self.settings, self.steps = config, tap, tilt, settings, steps
-        self.model, self.positive, self.warning = model, positive, warning
+        self.model, self.positive, self.warnings = model, positive, warnings
         self.recorder = StatsRecorder([config.name])
         self.on: float | Tensor | None = None  # the LoRA's scale in the passes of now, (samples,); None is off
         self.tokens: dict[tuple[int, Any], Tensor] | None = None  # by list and uuid; None where nobody listens
@@ -250,7 +250,7 @@ class Run:
             liked = chances(self.config, alpha, tilt, t, self.settings)
         self._chances.append(nan if liked is None else liked)
         lines += [] if liked is None else [forecast_line(liked)]
-        self._say("\n".join([*lines, self.warning] if self.warning else lines))
+        self._say("\n".join([*lines, *self.warnings]))
 
     def stats(self) -> NFTStats:
         """The record as a whole."""

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from helpers import fake_comfyui as fake
-from helpers.comfyui_world import SIGMAS, STEPS, World
+from helpers.comfyui_world import SIGMAS, STEPS, World, random_lora
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.guidance import law_scale
 
@@ -253,3 +254,11 @@ def test_a_lora_loader_behind_the_node_is_noticed_when_sampling_starts(world: Wo
     world.sample(guided)
     assert "WARNING: a LoRA loader has put this adapter's LoRA into the model already" in world.texts[-1]
     assert "step 5/5" in world.texts[-1]
+
+
+def test_a_file_without_a_recorded_scale_is_warned_of_on_the_node(world: World) -> None:
+    save_file(random_lora(1), world.folder / "loras" / "peft.safetensors")
+    guided = world.guided("peft")
+    assert world.texts[-1].startswith("WARNING: no scale is recorded")
+    world.sample(guided)
+    assert "step 5/5" in world.texts[-1] and "come out at half strength" in world.texts[-1]
