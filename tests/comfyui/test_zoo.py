@@ -23,6 +23,13 @@ CHECKOUTS = [Path(path) for path in os.environ.get("COMFYUI_PATH", "").split(os.
 pytestmark = pytest.mark.skipif(not CHECKOUTS, reason="COMFYUI_PATH does not name a checkout of ComfyUI")
 DRIVER = ROOT / "tests" / "helpers" / "comfyui_zoo.py"
 STEPS, CLOSE, SEEN = 6, 1e-4, 1e-2
+# In these the loader's merged weights are rounded, and a LoRA beside the weights is not.
+ROUNDED = {"ModelComputeDtype dtype=fp16": 1e-2, "ModelComputeDtype dtype=bf16": 1e-1}
+
+
+def allowed(name: str) -> float:
+    """How far a graph may be from the loader's."""
+    return next((gap for part, gap in ROUNDED.items() if part in name), CLOSE)
 
 
 def write_files(folder: Path) -> None:
@@ -62,7 +69,7 @@ def graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def test_a_policy_at_strength_1_is_the_lora_loader_in_every_graph(graphs: dict[str, dict[str, Any]]) -> None:
     assert {name: graph["error"] for name, graph in graphs.items() if graph["error"]} == {}
-    assert {name: graph["gap"] for name, graph in graphs.items() if not graph["gap"] < CLOSE} == {}
+    assert {name: graph["gap"] for name, graph in graphs.items() if not graph["gap"] < allowed(name)} == {}
 
 
 def test_strength_0_is_no_node_bit_for_bit_in_every_graph(graphs: dict[str, dict[str, Any]]) -> None:

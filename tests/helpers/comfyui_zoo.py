@@ -7,7 +7,8 @@ ComfyUI has: each of its samplers, each node that gives a GUIDER, each node that
 the guide and after it, and neighbouring pairs of those that change the picture, with the guide between them. A choice
 of few options is tried with each of them. zoo.json says of each graph:
 
-    gap       largest difference between the guided latents at strength 1 and those of the LoRA loader at 1
+    gap       largest difference between the guided latents at strength 1 and those of the LoRA loader at 1, as a share
+              of the largest of these (or of 1, if that is more)
     effect    how far the loader moves the latents; 0 where its graph does not draw
     off       whether the guided latents at strength 0 are those of the graph without a guide, bit for bit
     error     what went wrong with the guide, where the loader's graph draws; "" for nothing
@@ -94,7 +95,7 @@ class Zoo:
             return False
         try:
             entry["effect"] = (loaded - plain).abs().max().item()
-            entry["gap"] = (graph(self.guide) - loaded).abs().max().item()
+            entry["gap"] = ((graph(self.guide) - loaded).abs().max() / loaded.abs().max().clamp(min=1)).item()
             entry["off"] = torch.equal(graph(self.off), plain)
         except Exception as error:
             entry["error"] = f"{type(error).__name__}: {error}"[:400]
@@ -113,8 +114,9 @@ class Zoo:
                 values[name] = None
             elif kind == "CONDITIONING":
                 negative = "neg" in name or "uncond" in name
-                left = "third" if any(value is self.prompts["positive"] for value in values.values()) else "positive"
-                values[name] = self.prompts["negative" if negative else left]
+                taken = any(value is self.prompts["positive"] for value in values.values())
+                other = "third" if taken or "empty" in name else "positive"
+                values[name] = self.prompts["negative" if negative else other]
             elif name not in types.get("required", {}):
                 continue
             elif options:
