@@ -4,7 +4,7 @@
 
 The folder holds base.safetensors, inputs.safetensors and loras/policy.safetensors. The graphs are made from what this
 ComfyUI has: each of its samplers, each node that gives a GUIDER, each node that takes one MODEL and gives one, before
-the guide and after it, and neighbouring pairs of those that change the picture, with the guide between them. A choice
+the guide and after it, and neighbouring pairs of those that change the picture and agree, with the guide between them. A choice
 of few options is tried with each of them. zoo.json says of each graph:
 
     gap       largest difference between the guided latents at strength 1 and those of the LoRA loader at 1, as a share
@@ -30,6 +30,7 @@ import torch
 from comfyui_driver import Driver, allow_torchvision_without_its_binary
 
 CFG = 3.5
+AGREES = 1e-3  # a node that does not agree by itself is not tried in pairs
 OPTIONS = 4  # choices with more options are left at their default
 WIDGETS = {"INT", "FLOAT", "BOOLEAN", "STRING"}
 LEFT_OUT = {"TorchCompileModel": "compiling takes minutes, and test_real.py compiles"}
@@ -123,7 +124,7 @@ class Zoo:
                 values[name] = facts.get("default", options[0])
                 if len(options) <= OPTIONS:
                     choices[name] = [option for option in options if option != values[name]]
-            elif kind in WIDGETS:
+            elif str(kind) in WIDGETS:
                 values[name] = min(facts["default"], CFG) if name.startswith("cfg") else facts.get("default", "")
                 if kind == "BOOLEAN":
                     choices[name] = [not values[name]]
@@ -184,7 +185,8 @@ class Zoo:
             return
         self.compare(f"after {name}", lambda change: self.draw(self.cfg_guider(act(change(self.base)))))
         plain = self.draw(self.cfg_guider(self.base))
-        if not torch.equal(self.draw(self.cfg_guider(act(self.base))), plain):
+        changes = not torch.equal(self.draw(self.cfg_guider(act(self.base))), plain)
+        if changes and self.graphs[f"before {name}"]["gap"] < AGREES:
             self.changing.append((name, act))
 
     @property
