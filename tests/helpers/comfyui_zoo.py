@@ -4,8 +4,8 @@
 
 The folder holds base.safetensors, inputs.safetensors and loras/policy.safetensors. The graphs are made from what this
 ComfyUI has: each of its samplers, each node that gives a GUIDER, each node that takes one MODEL and gives one, before
-the guide and after it, and neighbouring pairs of those that change the picture and agree, with the guide between them. A choice
-of few options is tried with each of them. zoo.json says of each graph:
+the guide and after it, and neighbouring pairs of those that change the picture and agree, with the guide between them.
+A choice of few options is tried with each of them. zoo.json says of each graph:
 
     gap       largest difference between the guided latents at strength 1 and those of the LoRA loader at 1, as a share
               of the largest of these (or of 1, if that is more)
