@@ -13,9 +13,10 @@ from nft_pipeline.settings import GuidanceSettings
 from . import host
 from .curve import Points
 from .dial import mode_in_words, settings_for_rate, tilt_of_rate
-from .guide import Guide, Plan, tap_in_comfyui
+from .guide import LOADED_TWICE, Guide, tap_in_comfyui
 from .match import match_layers
 from .reward_file import RewardFile, describe, needed_base
+from .run import Plan
 
 AUTO = "auto"  # the law and the mode that the adapter's calibration found best
 MODES = {mode.node: name for name, mode in modes.MODES.items() if mode.node is not None}  # "exact", "fast"
@@ -123,17 +124,15 @@ def guide_model(model: Any, reward: RewardFile, node_id: str | None, **values: A
     by_map = plan.settings.map_for(reward.config) is not None
     way = "by what was measured" if by_map else f"law {plan.settings.law_for(reward.config)}"
     lines.append(f"{way}, tilt {plan.tilt:g}, mode {mode_in_words(plan.settings.mode)}")
-    if host.loaded_twice(model, targets):
-        lines.append(
-            "WARNING: a LoRA loader has put this adapter's LoRA into the model already, so the base model contains it. "
-            "Remove that loader: guidance switches the LoRA itself."
-        )
-        host.warn(lines[-1])
     guide = Guide(reward, targets, plan, host.ComfyUI(), tap=tap, node_id=node_id)
+    warnings = guide.warnings(model)
+    if LOADED_TWICE in warnings:
+        lines.append(LOADED_TWICE)
+        host.warn(LOADED_TWICE)
     promised = guide.promised(plan.tilt, plan.settings)
     if promised:
         lines.append(promised)
-        guide.host.say(node_id, promised)
+    guide.say_before(plan.tilt, plan.settings, warnings)
     return host.attach(model, guide), "\n".join(lines)
 
 

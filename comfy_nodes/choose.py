@@ -86,7 +86,7 @@ class Choice:
         likings = []
         for tried in noises:
             with ExitStack() as stack:
-                runs = [stack.enter_context(guide.draft(guider.inner_model, self.after)) for guide in self.guides]
+                runs = [stack.enter_context(guide.draft(guider, self.after)) for guide in self.guides]
                 executor(guider, sigmas[: self.after + 1], extra_args, None, tried.clone(), *args, **kwargs)
                 alphas = torch.stack([run.stats().alphas[0, -1] for run in runs])
             if not bool(alphas.isfinite().all()):

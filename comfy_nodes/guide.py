@@ -1,60 +1,65 @@
 """Reward guidance inside ComfyUI's sampling, apart from ComfyUI: torch only.
 
-    x0 = x0_old + s (x0_lora - x0_old)        added to what classifier-free guidance gave
+    x0 = x0_old + s (x0_lora - x0_old)        for every prediction that is asked of the model
 
 ComfyUI's samplers work on denoised predictions, x0 = x - sigma v for flow models. At one x and sigma x0 is an affine
 map of the network's output, so this is the velocity's formula for every prediction type (M9). In fp32.
 
-A `Guide` gives ComfyUI three functions, which only add to lists that other nodes add to as well:
+The predictions are guided where they are made, before classifier-free guidance or any other node combines them. So the
+guided model is a model: whatever a sampler, a guider or a CFG node does with predictions, it does with guided ones.
+alpha is that of the conditional prompt, and the same s guides every prediction at one x, as in DiffusionNFTPipeline's
+nft_guide. (guide="cond" guides the conditional prompt's alone, which cfg then amplifies.)
 
-    around_sampling   installs the LoRA on the modules for one run of the sampler, takes it out, and keeps the record:
-                      a MODEL is cached between prompts, so nothing of a run may stay in it
-    around_model      keeps the tokens that the alpha head reads in the base pass; in mode "fast" sets the LoRA's scale
-    after_cfg         finds s, runs the model once more with the LoRA on, adds the push
+A `Guide` gives ComfyUI four functions, which only add to lists that other nodes add to as well:
 
-Under classifier-free guidance both predictions are guided, with the conditional one's alpha, and cfg times the push of
-the conditional one plus (1 - cfg) times that of the unconditional one is added: the picture that the guided model would
-give at this cfg. (guide="cond" guides the conditional one alone, which cfg then amplifies.) The same as
-DiffusionNFTPipeline's nft_guide.
+    around_sampling     installs the LoRA on the modules for one run of the sampler, takes it out, and keeps the record:
+                        a MODEL is cached between prompts, so nothing of a run may stay in it
+    around_evaluation   one call of the guider by the sampler: a step of the record
+    around_prediction   finds s and runs the model once more with the LoRA on
+    around_model        keeps the tokens that alpha heads read, and gives each row its LoRA scale
+
+Of several guides the first answers for all. Each push is then measured from the model without any of them, and the
+pushes add up. Only a LoRA that the mode "fast" leaves on is a part of the model that others see.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from nft_pipeline import guidance
-from nft_pipeline.adapters.alpha_head import AlphaHead
 from nft_pipeline.engine.stats import NFTStats, StatsRecorder
-from nft_pipeline.engine.terms import alpha_before, read_alpha, term_scale
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.families.forward_call import as_tokens
 from nft_pipeline.families.registry import FAMILIES
-from nft_pipeline.modes import MODES
 from nft_pipeline.settings import GuidanceSettings
 
 from .delta import Listener, Switch, Target, install
-from .dial import chances, forecast_line, promise_line, tilt_of_rate
-from .reward_file import RewardFile
+from .dial import promise_line, tilt_of_rate
+from .reward_file import UNKNOWN_SCALE, RewardFile, half_strength
+from .run import Conds, Evaluation, Plan, Reading, Run
 
-SECOND_PASS = "nft_second_pass"  # marks, in transformer_options, the forwards that guidance itself asks for
-Conds = Sequence[Mapping[str, Any]]
+# The predictions of the lists of prompts with these numbers, under their own names or, with the LoRA on, under others.
+Predict = Callable[[Sequence[int], "dict[Any, Any] | None"], list[Tensor]]
+
+LOADED_TWICE = (
+    "WARNING: a LoRA loader has put this adapter's LoRA into the model already, so the base model contains it. Remove "
+    "that loader: guidance switches the LoRA itself."
+)
 
 
 class Host(Protocol):
     """What a guide needs of ComfyUI."""
 
-    def predict(self, model: Any, conds: list[Any], x: Tensor, sigma: Tensor, options: Mapping[str, Any]) -> list[Any]:
-        """The denoised prediction for each list of conds."""
+    def guides(self, options: Mapping[str, Any]) -> list[Guide]:
+        """The guides that a prediction with these model options goes through, outermost first."""
 
     def noise_level(self, model: Any, sigma: Tensor) -> Tensor:
         """t in [0, 1] of sigmas."""
@@ -62,62 +67,11 @@ class Host(Protocol):
     def level_at(self, model: Any, percent: float) -> float:
         """t at a share of the sampling: 1 at 0, 0 at 1."""
 
+    def loaded_twice(self, model: Any, targets: Sequence[Target]) -> bool:
+        """Whether a LoRA loader has put this very LoRA into a MODEL."""
+
     def say(self, node_id: str | None, text: str) -> None:
         """Show a line under a node."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a person has set, checked.
-
-    Args:
-        tilt: lambda = 2 / beta, the strength in natural units; 0 is off.
-        settings: law, cap, mode and guided rows; its interval and schedule are set when sampling starts.
-        start, end: share of the sampling where guidance begins and ends, 0 being the first step.
-        curve: points (share of the sampling, factor of the tilt); empty for 1 everywhere.
-        rate: the share of liked pictures that the tilt was found for; 0 if none was asked for. At the CFG of a run it
-            is found again.
-    """
-
-    tilt: float
-    settings: GuidanceSettings
-    start: float = 0.0
-    end: float = 1.0
-    curve: tuple[tuple[float, float], ...] = ()
-    rate: float = 0.0
-
-    @property
-    def partial(self) -> bool:
-        """Whether less is done than the tilt says: not in every step, not at its full size, or with a cap."""
-        return (self.start, self.end) != (0.0, 1.0) or bool(self.curve) or self.settings.cap is not None
-
-    def settle(self, level_at: Callable[[float], float], guidance_scale: float | None = None) -> GuidanceSettings:
-        """The settings in noise levels, for a model whose sampling goes through t = level_at(share), at a CFG."""
-        low, high = level_at(self.end), level_at(self.start)
-        points = {level_at(share): factor for share, factor in self.curve}
-        return replace(
-            self.settings,
-            interval=(low, high),
-            schedule=sorted(points.items()) if points else None,
-            guidance_scale=self.settings.guidance_scale if guidance_scale is None else guidance_scale,
-        )
-
-
-@dataclass
-class _Run:
-    """What lives as long as one run of a sampler."""
-
-    tilt: float
-    settings: GuidanceSettings
-    recorder: StatsRecorder
-    head: AlphaHead | None  # a copy, on the device of the tokens once it is known
-    steps: int
-    tokens: dict[Any, Tensor] = field(default_factory=dict)  # of the base pass, by the conds' uuid
-    names: dict[Any, Any] = field(default_factory=dict)  # uuids of the second pass, by those of the first
-    alpha: Tensor | None = None  # of the step before, for "fast"
-    chances: list[Tensor] = field(default_factory=list)  # of being liked, (samples,) of each step, NaN if not known
-    pushed: bool = False  # any second pass was made
-    moved: bool = False  # and differed from the first
 
 
 class Guide:
@@ -145,47 +99,44 @@ class Guide:
         self.reward, self.targets, self.plan, self.host, self.tap = reward, targets, plan, host, tap
         self.node_id = node_id
         self.stats: NFTStats | None = None
+        self.run: Run | None = None
         self._switch, self._listener = Switch(), Listener()
-        self._run: _Run | None = None
 
     def __deepcopy__(self, memo: Any) -> Guide:
-        # ComfyUI deep-copies a MODEL's options with each clone, and with them the guide behind `after_cfg`: it would no
-        # longer be the one behind the two wrappers, and the LoRA would be held twice.
+        # Other nodes may copy a MODEL's options deeply, and with them the guide behind the wrappers: it would no longer
+        # be the one that is attached, and the LoRA would be held twice.
         return self
 
-    # Around one run of a sampler.
+    # Around one run of the sampler.
 
     def around_sampling(self, executor: Any, guider: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Wraps the sampler: executor(guider, sigmas, ...)."""
         if self.plan.tilt == 0 and not self.plan.rate:
             return executor(guider, sigmas, *args, **kwargs)
-        model = guider.inner_model
-        outer = self._run
+        outer = self.run
         # A guider with two scales of classifier-free guidance has no `cfg`.
-        run = self._run = self._begin(model, len(sigmas) - 1, getattr(guider, "cfg", None))
+        run = self.run = self._begin(guider, len(sigmas) - 1, getattr(guider, "cfg", None))
         try:
-            with self._installed(model):
-                return executor(guider, sigmas, *args, **kwargs)
+            with self._installed(run.model):
+                drawn = executor(guider, sigmas, *args, **kwargs)
+            self._say_what_went_wrong(run)
+            return drawn
         finally:
-            self._run = outer
-            self.stats = _stats(run)
-            if run.pushed and not run.moved:
-                text = f"{self.reward.config.name}: guidance had no effect, the LoRA changed nothing in any step"
-                logging.warning(text)
-                self.host.say(self.node_id, text)
+            self.run = outer
+            self.stats = run.stats()
 
     @contextmanager
-    def draft(self, model: Any, steps: int) -> Iterator[StatsRecorder]:
+    def draft(self, guider: Any, steps: int) -> Iterator[StatsRecorder]:
         """Steps that are tried and thrown away, inside a run of the sampler: with a record of their own, and with alpha
         read at strength 0 too, where nothing else is under way."""
-        outer = self._run
+        outer = self.run
         scale = None if outer is None else outer.settings.guidance_scale
-        run = self._run = self._begin(model, steps, scale)
+        run = self.run = self._begin(guider, steps, scale)
         try:
-            with self._installed(model) if outer is None else nullcontext():
+            with self._installed(run.model) if outer is None else nullcontext():
                 yield run.recorder
         finally:
-            self._run = outer
+            self.run = outer
 
     @contextmanager
     def _installed(self, model: Any) -> Iterator[None]:
@@ -196,21 +147,86 @@ class Guide:
         finally:
             self._switch.scale = self._listener.seen = None
 
-    def _begin(self, model: Any, steps: int, guidance_scale: float | None) -> _Run:
-        plan, config = self.plan, self.reward.config
+    def _begin(self, guider: Any, steps: int, guidance_scale: float | None) -> Run:
+        plan, config, model = self.plan, self.reward.config, guider.inner_model
         settings = plan.settle(lambda share: self.host.level_at(model, share), guidance_scale)
         tilt = tilt_of_rate(config, plan.rate, settings) if plan.rate else plan.tilt
+        warnings = self.warnings(guider.model_patcher)
+        self.say_before(tilt, settings, warnings)
+        prompts = guider.conds.get("positive") or next(filter(None, guider.conds.values()), None)
+        positive = prompts[0]["uuid"] if prompts else None
+        head = self.reward.head
+        return Run(config, head, self.tap, tilt, settings, steps, model, positive, self._say, warnings)
+
+    def warnings(self, model: Any) -> list[str]:
+        """What is wrong, or may be, with this adapter on this MODEL."""
+        warnings = [LOADED_TWICE] if self.host.loaded_twice(model, self.targets) else []
+        return [*warnings, UNKNOWN_SCALE] if half_strength(self.reward) else warnings
+
+    def say_before(self, tilt: float, settings: GuidanceSettings, warnings: Sequence[str]) -> None:
+        """Show what is known before the first step."""
         promised = self.promised(tilt, settings)
-        if promised:
-            self.host.say(self.node_id, promised)
-        return _Run(tilt, settings, StatsRecorder([config.name]), copy.deepcopy(self.reward.head), steps)
+        lines = [*([promised] if promised else []), *warnings]
+        if lines:
+            self._say("\n".join(lines))
 
     def promised(self, tilt: float, settings: GuidanceSettings) -> str:
         """What the tilt will do to the share of liked pictures, in a line; "" where nothing is known."""
         line = promise_line(self.reward.config, tilt, settings)
         return f"guided in every step and without a cap: {line}" if line and self.plan.partial else line
 
-    # Around one forward of the model.
+    def _say(self, text: str) -> None:
+        self.host.say(self.node_id, text)
+
+    def _say_what_went_wrong(self, run: Run) -> None:
+        text = ""
+        if run.steps > 0 and not run.met:
+            text = "guidance did not act: this sampler or guider asks the model for predictions in a way of its own"
+        elif run.compared and not run.moved:
+            text = "guidance had no effect, the LoRA changed nothing in any step"
+        if text:
+            logging.warning("%s: %s", self.reward.config.name, text)
+            self._say(f"{self.reward.config.name}: {text}")
+
+    # Around one call of the guider, one prediction, and one forward of the model.
+
+    def around_evaluation(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """Wraps the guider's answer to the sampler."""
+        if self.run is None:
+            return executor(*args, **kwargs)
+        with _evaluating(self.run):
+            return executor(*args, **kwargs)
+
+    def around_prediction(
+        self,
+        executor: Any,
+        model: Any,
+        conds: Sequence[Conds | None],
+        x: Tensor,
+        sigma: Tensor,
+        options: Mapping[str, Any],
+    ) -> Any:
+        """Wraps the denoised predictions for lists of prompts: executor(model, conds, x, sigma, options)."""
+        guides = [guide for guide in self.host.guides(options) if guide.run is not None and guide.run.model is model]
+        if not guides or guides[0] is not self:
+            return executor(model, conds, x, sigma, options)
+        t = self.host.noise_level(model, sigma.expand(x.shape[0]))
+
+        def predict(lists: Sequence[int], names: dict[Any, Any] | None) -> list[Tensor]:
+            asked = [cond if i in lists else None for i, cond in enumerate(conds)]
+            if names is not None:
+                # Caches of other nodes (EasyCache) go by uuid: the two models must not share an entry.
+                fresh = uuid.uuid4
+                asked = [cond and [{**c, "uuid": names.setdefault(c["uuid"], fresh())} for c in cond] for cond in asked]
+            return list(executor(model, asked, x, sigma, options))
+
+        with ExitStack() as stack:
+            parts = []
+            for guide in guides:
+                assert guide.run is not None
+                stack.enter_context(_evaluating(guide.run, anew=False))
+                parts.append(_Part(guide.run, conds, x, t))
+            return _predictions(parts, predict, conds)
 
     def around_model(
         self,
@@ -224,145 +240,139 @@ class Guide:
         **kwargs: Any,
     ) -> Any:
         """Wraps BaseModel.apply_model: x and t hold one part for each of transformer_options["uuids"]."""
-        run, options = self._run, transformer_options or {}
+        run, options = self.run, transformer_options or {}
         arguments = (x, t, c_concat, c_crossattn, control, options)
-        names = options.get("uuids", [])
         if run is None:
             return executor(*arguments, **kwargs)
-        if MODES[run.settings.mode].one_pass:
-            # In another guide's second pass too: to that one this LoRA is a part of the base model.
-            rows = x.shape[0] // max(1, len(names))
-            scale = self._fast_scale(run, self.host.noise_level(executor.class_obj, t[:rows]))
-            on = scale.repeat(x.shape[0] // len(scale)) if bool(scale.any()) else None
-            with self._switch.at(on):
-                out = executor(*arguments, **kwargs)
-        else:
+        on = run.on
+        if isinstance(on, Tensor):
+            on = on.repeat(x.shape[0] // len(on)) if bool(on.any()) else None
+        with self._switch.at(on):
             out = executor(*arguments, **kwargs)
-        tokens = self._listener.take()
-        if tokens is not None and names and SECOND_PASS not in options:
-            run.tokens.update(zip(names, as_tokens(tokens).chunk(len(names)), strict=True))
+        tokens, names = self._listener.take(), options.get("uuids", [])
+        if tokens is not None and run.tokens is not None and names:
+            keys = zip(options["cond_or_uncond"], names, strict=True)
+            run.tokens.update(zip(keys, as_tokens(tokens).chunk(len(names)), strict=True))
         return out
 
-    def _fast_scale(self, run: _Run, noise_level: Tensor) -> Tensor:
-        """s from the alpha of the step before, or from the adapter's base rate in the first."""
-        factor, alpha = run.settings.multiplier(noise_level), None
-        if self.tap is not None:
-            alpha = alpha_before(self.reward.config, run.alpha, noise_level)
-        return term_scale(self.reward.config, run.tilt, alpha, factor, noise_level, run.settings)
 
-    # After classifier-free guidance.
+@contextmanager
+def _evaluating(run: Run, anew: bool = True) -> Iterator[None]:
+    """An evaluation of a run inside the block, `anew` or the one that is under way."""
+    outer = run.evaluation
+    if outer is not None and not anew:
+        yield
+        return
+    evaluation = run.evaluation = Evaluation()
+    try:
+        yield
+        run.finish(evaluation)
+    finally:
+        run.evaluation = outer
 
-    def after_cfg(self, args: Mapping[str, Any]) -> Tensor:
-        """The guided prediction of a step; a function of ComfyUI's sampler_post_cfg_function list."""
-        run, cond, denoised = self._run, args["cond"], args["denoised"]
-        if run is None or cond is None:  # DualCFGGuider at cfg 1 has no cond
-            return denoised
-        try:
-            noise_level = self.host.noise_level(args["model"], args["sigma"].expand(denoised.shape[0]))
-            return self._step(run, args, noise_level)
-        finally:
-            run.tokens.clear()
 
-    def _step(self, run: _Run, args: Mapping[str, Any], t: Tensor) -> Tensor:
-        settings, denoised = run.settings, args["denoised"]
-        factor = settings.multiplier(t)
-        zero = torch.zeros_like(t)
-        if not bool(factor.any()):
-            self._record(run, t, None, zero, zero, 1.0)
-            return denoised
-        scale = self._fast_scale(run, t) if MODES[settings.mode].one_pass else None
-        alpha = None if self.tap is None else self._alpha(run, args["cond"], t, scale)
-        if scale is not None:
-            run.alpha = alpha
-            self._record(run, t, alpha, scale, torch.full_like(t, math.nan), 1.0)
-            return denoised
-        scale = term_scale(self.reward.config, run.tilt, alpha, factor, t, settings)
-        if not bool(scale.any()):
-            self._record(run, t, alpha, zero, zero, 1.0)
-            return denoised
-        conds, olds, weights = _guided_conds(args, settings.guide)
-        plus = self._second_pass(run, args, conds)
-        run.pushed = True
-        run.moved = run.moved or not all(torch.equal(*pair) for pair in zip(olds, plus, strict=True))
-        pushes = [guidance.total_push(old, [new], [scale]) for old, new in zip(olds, plus, strict=True)]
+class _Part:
+    """What one adapter does in one pass: which lists of prompts it guides, and by which scale."""
+
+    def __init__(self, run: Run, conds: Sequence[Conds | None], x: Tensor, t: Tensor) -> None:
+        self.run, self.conds, self.x, self.t = run, conds, x, t
+        self.lists = run.guided(conds)
+        self.reading = run.reading_at(x)
+        self.alpha: Tensor | None = None
+        self.scale = run.scale_before(t) if self.reading is None else self.reading.scale
+        self.relative: Tensor | None = None
+        run.met = True
+
+    @property
+    def reads(self) -> bool:
+        """Whether it wants the tokens of this pass."""
+        return self.reading is None and self.run.needs_alpha(self.t)
+
+    @property
+    def exact(self) -> bool:
+        """Whether it takes a pass of its own."""
+        return not self.run.one_pass and bool(self.lists) and (self.scale is None or bool(self.scale.any()))
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether what it gives is the LoRA's own prediction: s is 1, and no push is to be measured."""
+        return self.scale is not None and self.run.settings.cap is None and bool((self.scale == 1).all())
+
+    def read(self) -> None:
+        """alpha and s from the pass that has just run."""
+        if self.reading is None:
+            self.alpha, self.scale = self.run.read(self.conds, self.t, self.scale)
+        self.run.tokens = None
+
+    def pushes(self, old: Sequence[Tensor], plus: Sequence[Tensor]) -> dict[int, Tensor]:
+        """What it adds to the prediction of each of its lists."""
+        run, scale = self.run, self.scale
+        assert scale is not None
+        run.compared = True
+        run.moved = run.moved or not all(torch.equal(old[i], plus[i]) for i in self.lists)
+        pushes = {i: guidance.total_push(old[i], [plus[i]], [scale]) for i in self.lists}
+        measured = next((i for i in self.lists if run.is_positive(self.conds[i])), self.lists[0])
         # Denoised predictions: the push in x_0 itself.
-        relative = guidance.relative_push(pushes[0], olds[0], args["input"], t, "sample")
-        if settings.cap is not None:
-            factor = guidance.cap_factor(relative, settings.cap)
-            scale, relative = scale * factor, relative * factor
-            pushes = [push * factor.reshape(-1, *[1] * (push.ndim - 1)) for push in pushes]
-        given = 1 if args["uncond"] is None else 2
-        self._record(run, t, alpha, scale, relative, 1 + len(conds) / given)
-        total = torch.zeros_like(pushes[0])
-        for weight, push in zip(weights, pushes, strict=True):
-            total = total + weight * push
-        return guidance.add_push(denoised, total, [scale])
+        self.relative = guidance.relative_push(pushes[measured], old[measured], self.x, self.t, "sample")
+        if run.settings.cap is None or self.reading is not None:
+            return pushes
+        factor = guidance.cap_factor(self.relative, run.settings.cap)
+        self.scale, self.relative = scale * factor, self.relative * factor
+        return {i: push * factor.reshape(-1, *[1] * (push.ndim - 1)) for i, push in pushes.items()}
 
-    def _second_pass(self, run: _Run, args: Mapping[str, Any], conds: Sequence[Conds]) -> list[Tensor]:
-        """The predictions with the LoRA on."""
-        # Caches of other nodes (EasyCache) go by uuid: the two models must not share an entry.
-        named = [[{**c, "uuid": run.names.setdefault(c["uuid"], uuid.uuid4())} for c in cond] for cond in conds]
-        options = dict(args["model_options"])
-        options["transformer_options"] = {**options.get("transformer_options", {}), SECOND_PASS: True}
-        with self._switch.at(1.0):
-            return self.host.predict(args["model"], named, args["input"], args["sigma"], options)
-
-    def _alpha(self, run: _Run, cond: Conds, t: Tensor, lora_scale: Tensor | None) -> Tensor:
-        """alpha of the pass whose tokens were kept, (samples,); of several prompts at once, such as regional ones,
-        their mean. `lora_scale` is the LoRA's in it, (samples,), None for off."""
-        alphas = []
-        for entry in cond:
-            tokens = run.tokens.get(entry["uuid"])
-            if tokens is None:  # a prompt that is not used at this point of the sampling
-                continue
-            if run.head is None or next(run.head.parameters()).device != tokens.device:
-                run.head = copy.deepcopy(self.reward.head).to(tokens.device)  # type: ignore[union-attr]
-            text = entry["model_conds"].get("c_crossattn")
-            words = None if text is None else text.cond.to(tokens.device).expand(len(t), -1, -1)
-            on = None if lora_scale is None else lora_scale.to(tokens.device)
-            alphas.append(read_alpha(run.head, self.reward.config.name, tokens, t.to(tokens.device), words, on))
-        if not alphas:
-            raise GuidanceError(
-                f"the module {self.tap!r}, which the alpha head of {self.reward.config.name!r} reads, did not run in "
-                "this step, so alpha is unknown. Bypass nodes that skip steps of the model (EasyCache, TeaCache), or "
-                'set kind to "policy", which needs no head.'
-            )
-        return torch.stack(alphas).mean(0).to(t.device)
-
-    def _record(self, run: _Run, t: Tensor, alpha: Tensor | None, scale: Tensor, push: Tensor, cost: float) -> None:
-        nan = torch.full_like(t, math.nan)
-        read = nan if alpha is None else alpha
-        run.recorder.step(t, read[None], scale[None], push, 1 if cost == 1 else 2)
-        line = [f"step {run.recorder.steps}/{run.steps}"]
-        line += [f"alpha {alpha.mean():.2f}"] if alpha is not None else []
-        line += [f"scale {scale.mean():.2f}"]
-        line += [f"push {push.mean():.1%}"] if bool(push.isfinite().all()) else []
-        text = "  ".join([*line, f"cost x{cost:.2g}"])
-        liked = None
-        if alpha is not None:
-            tilt = run.tilt * float(run.settings.multiplier(t).mean())
-            liked = chances(self.reward.config, alpha, tilt, t, run.settings)
-        run.chances.append(nan if liked is None else liked)
-        self.host.say(self.node_id, text if liked is None else f"{text}\n{forecast_line(liked)}")
+    def note(self, extra: bool) -> None:
+        """Add the pass to the evaluation; `extra` if it took one more."""
+        evaluation, scale = self.run.evaluation, self.scale
+        assert evaluation is not None and scale is not None
+        evaluation.predictions += sum(cond is not None for cond in self.conds)
+        evaluation.extra += len(self.lists) if extra else 0
+        if self.reading is None and any(map(self.run.is_positive, self.conds)):
+            unknown = torch.zeros_like(scale) if not bool(scale.any()) else torch.full_like(scale, math.nan)
+            push = unknown if self.relative is None else self.relative
+            evaluation.readings.append(Reading(self.x, self.t, self.alpha, scale, push))
 
 
-def _stats(run: _Run) -> NFTStats:
-    stats = run.recorder.stats()
-    known = any(bool(chance.isfinite().any()) for chance in run.chances)
-    return replace(stats, forecasts=torch.stack(run.chances)[None].float().cpu()) if known else stats
+def _predictions(parts: Sequence[_Part], predict: Predict, conds: Sequence[Conds | None]) -> list[Tensor]:
+    """The guided predictions for lists of prompts, with the parts of all adapters."""
+    lists = [i for i, cond in enumerate(conds) if cond is not None]
+    exact = [part for part in parts if part.exact]
+    with ExitStack() as stack:
+        for part in parts:
+            if part.run.one_pass:
+                stack.enter_context(part.run.lora_at(part.scale))
+        if len(exact) == 1 and exact[0].is_lora and not any(part.reads for part in parts):
+            # The answer is the LoRA's own, so nobody has to know v_old.
+            (whole,) = exact
+            rest = [i for i in lists if i not in whole.lists]
+            results = predict(rest, None) if rest else []
+            with whole.run.lora_at(1.0):
+                plus = predict(whole.lists, whole.run.names)
+            for part in parts:
+                part.note(extra=False)
+            return [plus[i] if i in whole.lists or not rest else results[i] for i in range(len(conds))]
+        for part in parts:
+            part.run.tokens = {} if part.reads else None
+        old = predict(lists, None)
+        for part in parts:
+            part.read()
+        exact = [part for part in parts if part.exact]
+        totals: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for part in exact:
+            with part.run.lora_at(1.0):
+                plus = predict(part.lists, part.run.names)
+            for i, push in part.pushes(old, plus).items():
+                assert part.scale is not None
+                totals.setdefault(i, []).append((push, part.scale))
+        for part in parts:
+            part.note(extra=part in exact)
+    return [_pushed(prediction, totals.get(i, [])) for i, prediction in enumerate(old)]
 
 
-def _guided_conds(args: Mapping[str, Any], guide: str) -> tuple[list[Conds], list[Tensor], list[float]]:
-    """The conds to predict once more, their predictions, and the weight of each in the result of CFG."""
-    cfg, uncond = args["cond_scale"], args["uncond"]
-    conds, olds, weights = [args["cond"]], [args["cond_denoised"]], [float(cfg)]
-    if uncond is None:
-        weights = [1.0]
-    elif guide == "both" and cfg != 1:
-        conds.append(uncond)
-        olds.append(args["uncond_denoised"])
-        weights.append(1.0 - float(cfg))
-    return conds, olds, weights
+def _pushed(old: Tensor, pushes: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    if not pushes:
+        return old
+    total = torch.stack([push for push, _ in pushes]).sum(0)
+    return guidance.add_push(old, total, [scale for _, scale in pushes])
 
 
 def tap_in_comfyui(reward: RewardFile, model: nn.Module) -> str | None:

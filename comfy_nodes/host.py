@@ -17,7 +17,7 @@ import comfy.model_sampling
 import comfy.samplers
 import comfy.sd
 import folder_paths
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrappersMP, get_all_wrappers
 from comfy_api.latest import ComfyExtension as ComfyExtension
 from comfy_api.latest import io as io
 from comfy_api.latest import ui as ui
@@ -36,9 +36,11 @@ _ATTACHMENT = "nft_guide_"
 class ComfyUI:
     """What a `Guide` needs, see `guide.Host`."""
 
-    def predict(self, model: Any, conds: list[Any], x: Tensor, sigma: Tensor, options: Mapping[str, Any]) -> list[Any]:
-        """The denoised prediction for each list of conds."""
-        return list(comfy.samplers.calc_cond_batch(model, conds, x, sigma, options))
+    def guides(self, options: Mapping[str, Any]) -> list[Guide]:
+        """The guides that a prediction with these model options goes through, outermost first."""
+        wrappers = get_all_wrappers(WrappersMP.CALC_COND_BATCH, options, is_model_options=True)
+        owners = [getattr(wrapper, "__self__", None) for wrapper in wrappers]
+        return [owner for owner in owners if isinstance(owner, Guide)]
 
     def noise_level(self, model: Any, sigma: Tensor) -> Tensor:
         """t in [0, 1]: sigma itself for flow models, sigma / (1 + sigma) where x = x_0 + sigma eps."""
@@ -50,6 +52,18 @@ class ComfyUI:
         """t at a share of the sampling, by the model's own schedule: 1 at 0, 0 at 1."""
         sigma = Tensor([float(model.model_sampling.percent_to_sigma(percent))])
         return float(self.noise_level(model, sigma))
+
+    def loaded_twice(self, model: Any, targets: Sequence[Target]) -> bool:
+        """Whether a LoRA loader has put this very LoRA into the MODEL, so that v_old contains it already."""
+        for target in targets:
+            for patch in model.patches.get(f"{target.module}.weight", []):
+                weights: tuple[Any, ...] = getattr(patch[1], "weights", ())
+                down = weights[1] if len(weights) > 1 and isinstance(weights[1], Tensor) else None
+                if down is None or down.numel() != target.a.numel():
+                    continue
+                if bool((down.flatten().cpu().float() == target.a.flatten().cpu().float()).all()):
+                    return True
+        return False
 
     def say(self, node_id: str | None, text: str) -> None:
         """Show a line under a node; without a server nothing is shown."""
@@ -72,8 +86,9 @@ def attach(model: Any, guide: Guide) -> Any:
     """A clone of the MODEL that is guided; the MODEL itself is as before."""
     key = _ATTACHMENT + uuid.uuid4().hex
     guided = model.clone()
-    guided.set_model_sampler_post_cfg_function(guide.after_cfg)
     guided.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, key, guide.around_sampling)
+    guided.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, key, guide.around_evaluation)
+    guided.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, key, guide.around_prediction)
     guided.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, guide.around_model)
     guided.set_attachments(key, guide)
     return guided
@@ -89,19 +104,6 @@ def attach_choice(model: Any, choice: Choice) -> Any:
     chosen = model.clone()
     chosen.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, f"nft_choice_{uuid.uuid4().hex}", choice.around_sampling)
     return chosen
-
-
-def loaded_twice(model: Any, targets: Sequence[Target]) -> bool:
-    """Whether a LoRA loader has put this very LoRA into the MODEL, so that v_old contains it already."""
-    for target in targets:
-        for patch in model.patches.get(f"{target.module}.weight", []):
-            weights: tuple[Any, ...] = getattr(patch[1], "weights", ())
-            down = weights[1] if len(weights) > 1 and isinstance(weights[1], Tensor) else None
-            if down is None or down.numel() != target.a.numel():
-                continue
-            if bool((down.flatten().cpu().float() == target.a.flatten().cpu().float()).all()):
-                return True
-    return False
 
 
 def offer_shipped_adapters() -> None:

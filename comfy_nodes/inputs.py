@@ -133,8 +133,8 @@ def settings() -> list[Any]:
                 "guide",
                 options=list(GUIDE),
                 default="both",
-                tooltip="At CFG above 1. both: guide the positive and the negative prediction, so that CFG does not "
-                "change the strength. cond: the positive one alone, which is cheaper and which CFG amplifies.",
+                tooltip="At CFG above 1. both: guide every prediction, by the alpha of the positive prompt. cond: "
+                "that of the positive prompt alone, which is cheaper and which CFG amplifies.",
             )
         ),
         Schedule.Input(

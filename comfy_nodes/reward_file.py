@@ -24,6 +24,13 @@ from .dial import dial_lines
 KINDS = ("auto", "positive", "policy")
 
 
+UNKNOWN_SCALE = (
+    "WARNING: no scale is recorded. Files from peft, DiffusionNFT's among them, were often trained at scale 2 "
+    "(rank 32, lora_alpha 64) and then come out at half strength here and in any LoRA loader; keep "
+    "adapter_config.json beside adapter_model.safetensors, or ask the author."
+)
+
+
 @dataclass(frozen=True)
 class RewardFile:
     """An adapter as the nodes use it.
@@ -128,6 +135,11 @@ def needed_base(reward: RewardFile) -> str:
     return f"a model with layers such as {next(iter(reward.layers))}"
 
 
+def half_strength(reward: RewardFile) -> bool:
+    """Whether the file may come out at half of what it was trained at, because it records no scale."""
+    return reward.form is not None and not reward.scale_recorded
+
+
 def describe(reward: RewardFile) -> str:
     """What a file is, in a few lines."""
     config = reward.config
@@ -151,12 +163,7 @@ def describe(reward: RewardFile) -> str:
             f"base model: {config.base_model.id}",
             f"LoRA scale alpha / rank: {scales}" + ("" if reward.scale_recorded else ", assumed"),
         ]
-        if not reward.scale_recorded:
-            lines.append(
-                "WARNING: no scale is recorded. Files from peft, DiffusionNFT's among them, were often trained at "
-                "scale 2 (rank 32, lora_alpha 64) and then come out at half strength here and in any LoRA loader; "
-                "keep adapter_config.json beside adapter_model.safetensors, or ask the author."
-            )
+        lines += [UNKNOWN_SCALE] if half_strength(reward) else []
     head = "" if reward.head is None else f"; alpha head {sum(p.numel() for p in reward.head.parameters()):,}"
     lines += dial_lines(config)
     lines.append(f"{len(reward.layers)} LoRA layers, rank {', '.join(map(str, ranks))}, {parameters:,} numbers{head}")

@@ -171,19 +171,21 @@ def test_a_picture_whose_scale_is_0_stays_the_models_own_bit_for_bit(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the LoRA gives for it: 0 times infinity is not 0."""
-    from nft_pipeline.comfy_nodes import guide
+    from nft_pipeline.comfy_nodes import run
 
-    monkeypatch.setattr(guide, "read_alpha", lambda *args: torch.tensor([0.0, 0.5]))
-    second_pass = guide.Guide._second_pass
+    monkeypatch.setattr(run, "read_alpha", lambda *args: torch.tensor([0.0, 0.5]))
+    guided = world.guided()
+    (guide,) = guided.attachments.values()
 
-    def broken_for_the_first(*args: Any) -> list[Tensor]:
-        predictions = second_pass(*args)
-        for prediction in predictions:
-            prediction[0] = torch.inf
+    def broken_for_the_first(executor: Any, *args: Any) -> list[Tensor]:
+        predictions: list[Tensor] = executor(*args)
+        if guide.run.on is not None:
+            for prediction in predictions:
+                prediction[0] = torch.inf
         return predictions
 
-    monkeypatch.setattr(guide.Guide, "_second_pass", broken_for_the_first)
-    found, plain = world.sample(world.guided(), cfg=3.0), world.sample(world.model, cfg=3.0)
+    guided.add_wrapper_with_key("calc_cond_batch", "broken", broken_for_the_first)
+    found, plain = world.sample(guided, cfg=3.0), world.sample(world.model, cfg=3.0)
     assert torch.equal(found[0].view(torch.int32), plain[0].view(torch.int32))
     assert not torch.equal(found[1], plain[1])
 
@@ -223,26 +225,19 @@ def test_nothing_of_a_run_stays(world: World) -> None:
     assert replaced(world.model) == []
     assert torch.equal(world.sample(world.model), plain)
     assert torch.equal(world.sample(guided), first)
-    assert world.model.attachments == {} and world.model.model_options["sampler_post_cfg_function"] == []
+    assert world.model.attachments == {} and world.model.model_options["transformer_options"]["wrappers"] == {}
 
 
 def test_an_error_in_the_middle_leaves_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     guided, plain = world.guided(), world.sample(world.model)
     (guide,) = guided.attachments.values()
     with monkeypatch.context() as patched:
-        patched.setattr(guide.host, "predict", lambda *args: 1 / 0)
+        patched.setattr(guide.host, "noise_level", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             world.sample(guided)
     assert replaced(world.model) == []
     assert torch.equal(world.sample(world.model), plain)
     world.sample(guided)
-
-
-def test_without_a_cond_there_is_nothing_to_guide(world: World) -> None:
-    guided = world.guided()
-    (guide,) = guided.attachments.values()
-    denoised = torch.zeros(1)
-    assert guide.after_cfg({"cond": None, "denoised": denoised}) is denoised
 
 
 def test_alpha_of_several_prompts_is_their_mean(world: World) -> None:
@@ -280,7 +275,7 @@ def test_live_text_says_where_it_is(world: World) -> None:
 def test_a_lora_that_changes_nothing_is_reported(world: World) -> None:
     tensors = {key: torch.zeros_like(t) if ".lora_B." in key else t for key, t in random_lora(1).items()}
     save_file(tensors, world.folder / "loras" / "nothing.safetensors")
-    world.sample(world.guided("nothing"))
+    world.sample(world.guided("nothing", strength=0.5))  # at 1 nothing is compared with the model itself
     assert world.texts[-1] == "nothing: guidance had no effect, the LoRA changed nothing in any step"
 
 

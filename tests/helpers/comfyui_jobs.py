@@ -21,7 +21,10 @@ CFGS = (1.0, 3.5)
 CANDIDATES, CHOSEN_AFTER = 4, 3
 # What the node is set to, and what the pipeline's call is given, for the same picture.
 PARITY: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "positive nft": ("warm", {"strength": 1.5}, {"nft_strength": 1.5}),
+    "positive nft": ("warm", {"strength": 1.5, "law": "nft"}, {"nft_strength": 1.5, "nft_law": "nft"}),
+    "positive nft fast": ("warm", {"law": "nft", "mode": "fast"}, {"nft_law": "nft", "nft_mode": "single"}),
+    "positive odds fast": ("warm", {"law": "odds", "mode": "fast"}, {"nft_law": "odds", "nft_mode": "single"}),
+    "positive auto": ("warm", {"strength": 1.5}, {"nft_strength": 1.5}),
     "positive odds": ("warm", {"strength": 1.5, "law": "odds"}, {"nft_strength": 1.5, "nft_law": "odds"}),
     "positive negative": ("warm", {"strength": -1.0}, {"nft_strength": -1.0}),
     "positive beta": ("warm", {"beta": 0.5}, {"nft_beta": 0.5}),
@@ -140,7 +143,7 @@ def write_files(folder: Path) -> dict[str, torch.Tensor]:
     base = shipped.parent / "shapes"
     shutil.copy(base / "transformer" / "diffusion_pytorch_model.safetensors", folder / "base.safetensors")
     warm = read_adapter("shapes-warm")
-    policy = Adapter(replace(warm.config, kind="policy", name="policy", base_rate=None), warm.lora)
+    policy = Adapter(replace(warm.config, kind="policy", name="policy", base_rate=None, dial=None), warm.lora)
     write_adapter(folder / "policy", policy)
     shutil.copy(shipped / "comfyui" / "shapes-warm.safetensors", loras / "warm.safetensors")
     shutil.copy(folder / "policy" / "comfyui" / "policy.safetensors", loras / "policy.safetensors")

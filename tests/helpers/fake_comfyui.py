@@ -24,6 +24,8 @@ WIDTH, TEXT = 6, 5
 
 class WrappersMP:
     SAMPLER_SAMPLE = "sampler_sample"
+    PREDICT_NOISE = "predict_noise"
+    CALC_COND_BATCH = "calc_cond_batch"
     APPLY_MODEL = "apply_model"
 
 
@@ -40,8 +42,11 @@ class WrapperExecutor:
         return self.wrappers[self.index](self, *args, **kwargs)
 
 
-def wrappers(options: dict[str, Any], kind: str) -> list[Any]:
-    return [wrapper for group in options.get("wrappers", {}).get(kind, {}).values() for wrapper in group]
+def get_all_wrappers(
+    wrapper_type: str, transformer_options: dict[str, Any], is_model_options: bool = False
+) -> list[Any]:
+    options = transformer_options["transformer_options"] if is_model_options else transformer_options
+    return [wrapper for group in options.get("wrappers", {}).get(wrapper_type, {}).values() for wrapper in group]
 
 
 class CONST:
@@ -80,7 +85,7 @@ class BaseModel(nn.Module):
         **kwargs: Any,
     ) -> Any:
         options = transformer_options or {}
-        run = WrapperExecutor(self._apply_model, self, wrappers(options, WrappersMP.APPLY_MODEL))
+        run = WrapperExecutor(self._apply_model, self, get_all_wrappers(WrappersMP.APPLY_MODEL, options))
         return run.execute(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     def _apply_model(self, x: Tensor, t: Tensor, c_concat: Any, text: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
@@ -115,11 +120,19 @@ class ModelPatcher:
 
 
 def calc_cond_batch(model: Any, conds: list[Any], x_in: Tensor, timestep: Tensor, model_options: Any) -> list[Tensor]:
+    found = get_all_wrappers(WrappersMP.CALC_COND_BATCH, model_options, is_model_options=True)
+    return WrapperExecutor(_calc_cond_batch, None, found).execute(model, conds, x_in, timestep, model_options)
+
+
+def _calc_cond_batch(model: Any, conds: list[Any], x_in: Tensor, timestep: Tensor, model_options: Any) -> list[Tensor]:
     """All conds in one batch, last first, as ComfyUI does; several of one list are averaged."""
     entries = [(i, cond) for i, group in enumerate(conds) if group is not None for cond in group][::-1]
     rows = x_in.shape[0]
+    if not entries:
+        return [torch.zeros_like(x_in) for _ in conds]
     text = torch.cat([cond["model_conds"]["c_crossattn"].cond.expand(rows, -1, -1) for _, cond in entries])
-    options = {**model_options["transformer_options"], "uuids": [cond["uuid"] for _, cond in entries]}
+    names = {"uuids": [cond["uuid"] for _, cond in entries], "cond_or_uncond": [i for i, _ in entries]}
+    options = {**model_options["transformer_options"], **names}
     t, x = timestep.repeat(len(entries)), x_in.repeat(len(entries), 1, 1)
     parts = model.apply_model(x, t, c_crossattn=text, transformer_options=options).chunk(len(entries))
     given = [[part for (j, _), part in zip(entries, parts, strict=True) if j == i] for i in range(len(conds))]
@@ -136,32 +149,38 @@ class CFGGuider:
 
     def __init__(self, model_patcher: ModelPatcher) -> None:
         self.model_patcher, self.inner_model, self.cfg = model_patcher, model_patcher.model, 1.0
+        self.conds: dict[str, Any] = {}
 
     def set_conds(self, positive: Any, negative: Any) -> None:
-        self.positive, self.negative = positive, negative
+        self.conds = {"positive": positive, "negative": negative}
 
     def set_cfg(self, cfg: float) -> None:
         self.cfg = cfg
 
     def sample(self, noise: Tensor, sigmas: Tensor) -> Tensor:
         options = self.model_patcher.model_options
-        found = wrappers(options["transformer_options"], WrappersMP.SAMPLER_SAMPLE)
+        found = get_all_wrappers(WrappersMP.SAMPLER_SAMPLE, options, is_model_options=True)
         return WrapperExecutor(self._sample, None, found).execute(self, sigmas, {"seed": 3}, None, noise)
 
     def _sample(self, guider: Any, sigmas: Tensor, extra_args: Any, callback: Any, x: Tensor) -> Tensor:
         for sigma, lower in pairwise(sigmas):
-            x0 = self._denoise(x, sigma.expand(len(x)))
+            x0 = self(x, sigma.expand(len(x)), self.model_patcher.model_options, 3)
             x = x + (x - x0) / sigma * (lower - sigma)
         return x
 
-    def _denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
-        options, negative = self.model_patcher.model_options, None if self.cfg == 1 else self.negative
-        c, u = calc_cond_batch(self.inner_model, [self.positive, negative], x, sigma, options)
+    def __call__(self, *args: Any) -> Tensor:
+        options = self.model_patcher.model_options
+        found = get_all_wrappers(WrappersMP.PREDICT_NOISE, options, is_model_options=True)
+        return WrapperExecutor(self.predict_noise, self, found).execute(*args)
+
+    def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict[str, Any], seed: int | None) -> Tensor:
+        negative = None if self.cfg == 1 else self.conds["negative"]
+        c, u = calc_cond_batch(self.inner_model, [self.conds["positive"], negative], x, timestep, model_options)
         result = u + self.cfg * (c - u)
-        for function in options["sampler_post_cfg_function"]:
-            args = {"denoised": result, "cond": self.positive, "uncond": negative, "cond_scale": self.cfg, "input": x,
-                    "cond_denoised": c, "uncond_denoised": u, "sigma": sigma, "model": self.inner_model,
-                    "model_options": options}  # fmt: skip
+        for function in model_options["sampler_post_cfg_function"]:
+            args = {"denoised": result, "cond": self.conds["positive"], "uncond": negative, "cond_scale": self.cfg,
+                    "input": x, "cond_denoised": c, "uncond_denoised": u, "sigma": timestep, "model": self.inner_model,
+                    "model_options": model_options}  # fmt: skip
             result = function(args)
         return result
 
@@ -303,7 +322,11 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         "comfy.model_base": {"BaseModel": BaseModel},
         "comfy.model_patcher": {"ModelPatcher": ModelPatcher},
         "comfy.samplers": {"calc_cond_batch": calc_cond_batch, "CFGGuider": CFGGuider},
-        "comfy.patcher_extension": {"WrappersMP": WrappersMP, "WrapperExecutor": WrapperExecutor},
+        "comfy.patcher_extension": {
+            "WrappersMP": WrappersMP,
+            "WrapperExecutor": WrapperExecutor,
+            "get_all_wrappers": get_all_wrappers,
+        },
         "comfy.sd": {"load_diffusion_model": load_diffusion_model},
         "comfy_api": {},
         "comfy_api.latest": {"io": io, "ui": ui, "ComfyExtension": type("ComfyExtension", (), {})},
