@@ -7,11 +7,15 @@ there). It does not search tensors and pixels.
 from __future__ import annotations
 
 import getpass
-import json
 import re
 from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
+
+from nft_pipeline.errors import AdapterError
+from nft_pipeline.files.strict import header_texts
+
+from .contents import MAX_PIXELS, png_pixels
 
 _SECRETS = {
     "a Hugging Face token": r"hf_[A-Za-z0-9]{20,}",
@@ -64,16 +68,16 @@ def _accounts() -> set[str]:
 def _texts(path: str, data: bytes) -> Iterator[str]:
     """What a file says in words."""
     if path.endswith(".safetensors"):
-        length = int.from_bytes(data[:8], "little")
         try:
-            header = json.loads(data[8 : 8 + length]).get("__metadata__", {}) if length < len(data) else {}
-        except (ValueError, AttributeError):  # damaged; that is for others to say
+            header = header_texts(data, path)
+        except AdapterError:  # damaged; that is for others to say
             return
-        for key, value in header.items() if isinstance(header, dict) else ():
-            yield f"{key}: {value}"
+        yield from (f"{key}: {value}" for key, value in header.items())
     elif path.endswith(".png"):
         from PIL import Image
 
+        if png_pixels(data) > MAX_PIXELS:  # that is for others to say, too
+            return
         try:
             with Image.open(BytesIO(data), formats=["PNG"]) as picture:
                 picture.load()
