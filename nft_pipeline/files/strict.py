@@ -105,7 +105,9 @@ def read_safetensors(
 def _opened(path: Path, shown: str, max_bytes: int) -> Iterator[tuple[BinaryIO, int]]:
     """The file and its size, both checked."""
     if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait until somebody writes into it
-        raise AdapterError(f"{shown} cannot be read: it is no plain file but a folder, a pipe or a device; put the file itself there")
+        raise AdapterError(
+            f"{shown} cannot be read: it is no plain file but a folder, a pipe or a device; put the file itself there"
+        )
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         if status.st_size > max_bytes:

@@ -32,6 +32,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
 
+from nft_pipeline.files.pictures import as_seen
 from nft_pipeline.torchvision_repair import watch
 
 from ..contract import Reward, RewardError
@@ -148,7 +149,7 @@ def decode(picture: str, number: int, max_pixels: int) -> Image.Image:
                 if file.width * file.height > max_pixels:
                     size = f"{file.width} x {file.height} px"
                     raise Refusal(422, "bad_picture", f"picture {number} is {size}, {max_pixels} pixels is the most")
-                return file.convert("RGB")
+                return as_seen(file)
     except (OSError, SyntaxError, ValueError, binascii.Error, Image.DecompressionBombError) as error:
         raise Refusal(422, "bad_picture", f"picture {number} is no PNG that can be read: {error}") from error
 
