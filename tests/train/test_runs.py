@@ -105,6 +105,19 @@ def test_two_and_two_steps_are_four(whole, run, tmp_path, monkeypatch, at):
         assert (tmp_path / log).read_text() == (out / log).read_text()
 
 
+def test_a_finished_run_says_so_and_starts_no_second_time(whole, run):
+    kind, out, result, _ = whole
+    (out / "adapter" / "README.md").write_text("my own words")
+    before = {path: path.stat().st_mtime_ns for path in (out / "adapter").rglob("*")}
+    again, lines = run(out, KINDS[kind])
+    assert len(lines) == 1 and lines[0].startswith("finished already: the adapter is in ")
+    assert {path: path.stat().st_mtime_ns for path in (out / "adapter").rglob("*")} == before
+    assert again.adapter.config == result.adapter.config and again.folder == result.folder
+    with pytest.raises(CheckpointError, match=r"other settings \(lr "):
+        run(out, KINDS[kind], lr=0.123)
+    assert not list(out.glob("checkpoint*"))
+
+
 def test_the_command_says_how_to_go_on(model, tmp_path, monkeypatch, capsys):
     def asks_to_stop(self, pool):
         os.kill(os.getpid(), signal.SIGINT)
