@@ -221,10 +221,13 @@ def _fetch(repo: str, revision: str | None, inner: str) -> Path:
         advice = "Try again, online, to fetch it once, or give a folder."
         cause = error
     except Exception as error:
-        if not isinstance(error, HfHubHTTPError | OSError) and not is_network_error(error):
+        if is_no_answer(error):
+            fault, advice = NO_ANSWER
+        elif isinstance(error, HfHubHTTPError | OSError) or is_network_error(error):
+            fault = f"the download failed: {str(error) or type(error).__name__}"
+            advice = "Try again; what was fetched is kept."
+        else:
             raise
-        fault = f"the download failed: {str(error) or type(error).__name__}"
-        advice = "Try again; what was fetched is kept."
         cause = error
     raise AdapterError(what, [fault], advice) from cause
 
@@ -242,6 +245,23 @@ def is_network_error(error: BaseException) -> bool:
             return True
         seen = seen.__cause__
     return False
+
+
+# What to say, and what to do, where something other than the Hub has answered.
+NO_ANSWER = (
+    "what answered is not the Hub, or its answer was cut off: it is no JSON, or other JSON than the Hub's",
+    "A network that asks you to log in, or a proxy, answers like that. Open https://huggingface.co in a browser, then "
+    "try again.",
+)
+
+
+def is_no_answer(error: BaseException) -> bool:
+    """Whether the Hub's client stumbled over an answer that the Hub does not give, such as a page of HTML."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return isinstance(error, ValueError | LookupError | TypeError | AttributeError) and not isinstance(
+        error, HfHubHTTPError | OSError
+    )
 
 
 def _refuse_huge(repo: str, revision: str | None, patterns: list[str]) -> None:
