@@ -394,7 +394,7 @@ def test_strangers_get_no_memory_and_no_time(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_body_has_its_time_and_a_request_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     from nft_pipeline.training.rewards.server import gate, serve
 
-    monkeypatch.setattr(gate.Gate.__init__, "__defaults__", (0.5,))
+    monkeypatch.setattr(gate.Gate.__init__, "__defaults__", (2.0,))
     monkeypatch.setattr(serve, "MAX_REQUEST_PIXELS", 5000)
     with served(Slow()) as url:
         slow = _begun(int(url.rpartition(":")[2]), "POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\n{")

@@ -26,10 +26,11 @@ import warnings
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
+from starlette.exceptions import HTTPException
 
 from nft_pipeline.files.pictures import as_seen
 from nft_pipeline.torchvision_repair import watch
