@@ -21,12 +21,14 @@ from nft_pipeline.adapters.names import (
     MAX_PICTURE_BYTES,
 )
 from nft_pipeline.files.atomic import recover
+from nft_pipeline.files.strict import read_beginning
 
 from .card import CARD_FILE
 from .report import REPORT_FILE
 
 MAX_TEXT_BYTES = 1_000_000
 MAX_PICTURES = 200
+MAX_PIXELS = 50_000_000
 HUB_OWN = (".gitattributes", "LICENSE", "LICENSE.md", "LICENSE.txt")  # what the Hub or its site may add
 _SIZES = {
     CONFIG_FILE: MAX_TEXT_BYTES,
@@ -83,9 +85,22 @@ def folder_sizes(folder: Path) -> dict[str, int]:
     return {name: path.stat().st_size for path, name in names.items() if not _is_litter(name)}
 
 
-def read_texts(folder: Path, sizes: Mapping[str, int]) -> dict[str, bytes]:
-    """The contents of the adapter's own files that are not too large."""
-    return {path: (folder / path).read_bytes() for path, size in sizes.items() if size <= (largest(path) or -1)}
+def read_texts(folder: Path, sizes: Mapping[str, int], tensors: bool = True) -> dict[str, bytes]:
+    """The contents of the adapter's own files that are not too large.
+
+    Args:
+        folder: the adapter.
+        sizes: bytes by path, as `folder_sizes` gives them.
+        tensors: False gives safetensors files up to the end of their headers.
+    """
+    wanted = [path for path, size in sizes.items() if size <= (largest(path) or -1)]
+    whole = {path: tensors or not path.endswith(".safetensors") for path in wanted}
+    return {path: (folder / path).read_bytes() if whole[path] else read_beginning(folder / path) for path in wanted}
+
+
+def png_pixels(data: bytes) -> int:
+    """How many pixels a PNG says it has; 0 if it is cut off before that."""
+    return int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big") if len(data) >= 24 else 0
 
 
 def _is_litter(name: str) -> bool:

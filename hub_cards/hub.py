@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from nft_pipeline.adapter import AdapterError
-from nft_pipeline.adapters.read import is_network_error
+from nft_pipeline.adapters.read import NO_ANSWER, is_network_error, is_no_answer
 
 # Answers that may change in a moment. 409 and 412 mean that somebody else, or a request of ours whose answer was lost,
 # has changed the repository: look at it again.
@@ -81,6 +81,8 @@ def explain(error: BaseException, doing: str, repo: str) -> HubError:
     elif is_network_error(error):
         what = f"the connection failed ({type(error).__name__})"
         advice = "Try again; what was uploaded is kept, and nothing is published by halves."
+    elif is_no_answer(error):
+        what, advice = NO_ANSWER
     else:
         what, advice = f"the Hub's client says: {error}", "Try again, or update huggingface_hub."
     return HubError(doing, [what], advice)

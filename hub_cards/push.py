@@ -29,7 +29,7 @@ from .contents import folder_sizes, largest, read_texts
 from .hub import HubError, explain, is_transient, patience
 from .licence import base_licence, card_licence
 from .report import REPORT_FILE, read_report
-from .scan import private_faults
+from .scan import private_faults, texts_of
 from .verify import folder_faults
 
 _COLLECTION_SLUG = re.compile(r"[\w.-]+/[\w.-]+-[0-9a-f]{24}")
@@ -54,6 +54,16 @@ class Package:
         """One line per file, for people to read."""
         width = max(map(len, self.files))
         return "\n".join(f"{path:<{width}}  {len(data):>13,} bytes" for path, data in sorted(self.files.items()))
+
+    def texts(self) -> str:
+        """Every text that would be public, file by file: also those in the headers of tensor files and in pictures."""
+        parts, where = [], dict[str, str]()
+        for path, data in sorted(self.files.items(), key=lambda item: item[0].endswith((".safetensors", ".png"))):
+            lines = list(texts_of(path, data))
+            for text in lines:
+                first = where.setdefault(text.partition(": ")[2] if len(lines) > 1 else text, path)
+                parts.append(f"--- {path}\n{text if first == path else text.partition(': ')[0] + ': as in ' + first}")
+        return "\n\n".join(parts)
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,17 @@ there). It does not search tensors and pixels.
 from __future__ import annotations
 
 import getpass
-import json
 import re
 from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 
-_SECRETS = {
-    "a Hugging Face token": r"hf_[A-Za-z0-9]{20,}",
-    "an API key": r"sk-[A-Za-z0-9_-]{20,}",
-    "a GitHub token": r"gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{20,}",
-    "an AWS key": r"AKIA[0-9A-Z]{16}",
-    "a Slack token": r"xox[abprs]-[A-Za-z0-9-]{10,}",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-}
+from nft_pipeline.errors import AdapterError
+from nft_pipeline.files.private import secrets_in
+from nft_pipeline.files.strict import header_texts
+
+from .contents import MAX_PIXELS, png_pixels
+
 # After a letter, a digit, a dot or another slash it is part of an address or of a relative path.
 _LOCAL_PATH = re.compile(
     r"(?<![\w./])(?:/(?:home|root|Users|mnt|media|tmp|var|opt|srv|scratch|workspace|work|content|kaggle|private|data)/"
@@ -39,10 +36,8 @@ def private_faults(files: Mapping[str, bytes], owner: str | None = None) -> list
     accounts = _accounts() - {owner}
     faults = []
     for path, data in sorted(files.items()):
-        text = "\n".join(_texts(path, data))
-        for what, pattern in _SECRETS.items():
-            if match := re.search(pattern, text):
-                faults.append((path, f"holds {what} ({match.group()[:4]}...)"))
+        text = "\n".join(texts_of(path, data))
+        faults += [(path, f"holds {what} ({secret[:4]}...)") for what, secret in secrets_in(text).items()]
         for found in dict.fromkeys(_LOCAL_PATH.findall(text)):
             faults.append((path, f"holds the local path {found[:120]}"))
         for name in sorted(accounts):
@@ -61,19 +56,19 @@ def _accounts() -> set[str]:
     return {name for name in names if len(name) > 2 and name.lower() not in _COMMON_ACCOUNTS}
 
 
-def _texts(path: str, data: bytes) -> Iterator[str]:
+def texts_of(path: str, data: bytes) -> Iterator[str]:
     """What a file says in words."""
     if path.endswith(".safetensors"):
-        length = int.from_bytes(data[:8], "little")
         try:
-            header = json.loads(data[8 : 8 + length]).get("__metadata__", {}) if length < len(data) else {}
-        except (ValueError, AttributeError):  # damaged; that is for others to say
+            header = header_texts(data, path)
+        except AdapterError:  # damaged; that is for others to say
             return
-        for key, value in header.items() if isinstance(header, dict) else ():
-            yield f"{key}: {value}"
+        yield from (f"{key}: {value}" for key, value in header.items())
     elif path.endswith(".png"):
         from PIL import Image
 
+        if png_pixels(data) > MAX_PIXELS:  # that is for others to say, too
+            return
         try:
             with Image.open(BytesIO(data), formats=["PNG"]) as picture:
                 picture.load()

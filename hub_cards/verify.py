@@ -24,22 +24,24 @@ from nft_pipeline.adapters.names import (
     COMFYUI_FOLDER,
     CONFIG_FILE,
     CONFIG_HEADER_KEY,
-    HASH_HEADER_KEY,
+    HEAD_CONFIG_FILE,
     HEAD_FOLDER,
+    HEAD_PREFIX,
     LORA_FILE,
 )
 from nft_pipeline.adapters.read import is_hub_id, is_network_error, locate
-from nft_pipeline.adapters.write import adapter_files
+from nft_pipeline.adapters.single_file import read_single_file
 from nft_pipeline.families.registry import unwrap_compiled
-from nft_pipeline.files.strict import TensorFile, content_hash, read_safetensors
+from nft_pipeline.files.strict import header_texts
 
 from .card import CARD_FILE
-from .contents import MAX_TEXT_BYTES, folder_sizes, largest, listing_faults, read_texts
+from .contents import MAX_PIXELS, MAX_TEXT_BYTES, folder_sizes, listing_faults, png_pixels, read_texts
 from .hub import explain
 from .report import REPORT_FILE, RunReport
 from .scan import private_faults
 
-# e^20 is half a billion: no reward model is right that often, and no run of ours was measured beyond 8.
+# Of a positive adapter: e^20 is half a billion, and no reward model is right that often. A policy's tilt says how far
+# its training went and moves nothing: strength 1 is the trained model, whatever the tilt.
 MAX_TILT = 20.0
 _AGAIN = "write the adapter again with write_adapter, or download it again"
 
@@ -59,7 +61,9 @@ class Fault:
     advice: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}; {self.advice}"
+        line = f"{self.where}: {self.what}; {self.advice}"
+        line = " ".join(line.split("\n"))
+        return line.encode("utf-8", "backslashreplace").decode()  # a file's name may hold what no terminal can print
 
 
 def verify(
@@ -104,17 +108,27 @@ def folder_faults(
     owner: str | None = None,
 ) -> list[Fault]:
     """The faults of a folder on this machine; if only part was fetched, `sizes` also lists the files left out."""
+    try:
+        return _all_faults(folder, sizes, from_hub, base, card, owner)
+    except OSError as error:  # one file is enough: what cannot be read cannot be judged
+        name = os.path.relpath(str(error.filename), folder) if error.filename else str(folder)
+        return [Fault(name, f"cannot be read: {error.strerror or error}", "mend its permissions, or delete it")]
+
+
+def _all_faults(
+    folder: Path, sizes: Mapping[str, int] | None, from_hub: bool, base: Any, card: bool, owner: str | None
+) -> list[Fault]:
     listed = dict(folder_sizes(folder) if sizes is None else sizes)
     faults = [Fault(*fault) for fault in listing_faults(listed)]
     if not from_hub:
         faults += _link_faults(folder)
-    files = read_texts(folder, folder_sizes(folder))
+    files = read_texts(folder, folder_sizes(folder), tensors=False)
     adapter: Adapter | None = None
     try:
         adapter = read_adapter(folder)
     except AdapterError as error:
         faults += [_read_fault(fault, folder) for fault in error.faults or [error.what]]
-    faults += _header_faults(folder)
+    faults += _header_faults(folder, files)
     if adapter is not None:
         faults += _config_faults(adapter)
         faults += _comfyui_faults(folder, adapter)
@@ -163,40 +177,31 @@ _AGAIN_THERE = "download or write it again"
 
 
 def _link_faults(folder: Path) -> Iterator[Fault]:
-    inside = folder.resolve()
+    inside = Path(os.path.realpath(folder))
     for path in sorted(folder.rglob("*")):
-        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+        # realpath and not resolve, which raises for links that go round in a circle
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
             name = path.relative_to(folder).as_posix()
             yield Fault(name, "is a link to something outside the folder", "put the file itself there, or delete it")
 
 
-def _header_faults(folder: Path) -> Iterator[Fault]:
-    """Are the tensors those that the header was written for? Older files have no hash in the header."""
-    for path in [folder / LORA_FILE, *sorted((folder / COMFYUI_FOLDER).glob("*.safetensors"))]:
-        file = _open(path)
-        if file is None or HASH_HEADER_KEY not in file.header or CONFIG_HEADER_KEY not in file.header:
+def _header_faults(folder: Path, files: Mapping[str, bytes]) -> Iterator[Fault]:
+    """Do the headers hold the config that stands beside them?"""
+    paths = [folder / LORA_FILE, *sorted((folder / COMFYUI_FOLDER).glob("*.safetensors"))]
+    for name in (path.relative_to(folder).as_posix() for path in paths):
+        try:
+            header = header_texts(files.get(name, b""), name)
+        except AdapterError:  # said by those who read its tensors
             continue
-        name, said = path.relative_to(folder).as_posix(), file.header[HASH_HEADER_KEY]
-        if content_hash(path.read_bytes()) != said:
-            yield Fault(name, f"its tensors have another hash than the {said[:12]}... in its header", _AGAIN)
-        config = folder / CONFIG_FILE
-        if config.is_file() and file.header[CONFIG_HEADER_KEY] != config.read_text("utf-8", "replace"):
+        config = files.get(CONFIG_FILE, b"").decode("utf-8", "replace")
+        if config and header.get(CONFIG_HEADER_KEY, config) != config:
             yield Fault(name, f"its header holds another config than {CONFIG_FILE}", _AGAIN)
-
-
-def _open(path: Path) -> TensorFile | None:
-    """None where the file is missing or damaged."""
-    most = largest(f"{COMFYUI_FOLDER}/x.safetensors") or 0
-    try:
-        return read_safetensors(path, path.name, most)
-    except AdapterError:
-        return None
 
 
 def _config_faults(adapter: Adapter) -> Iterator[Fault]:
     config = adapter.config
     settings = "mend it in the run's settings and write the adapter again"
-    if config.tilt * config.strength > MAX_TILT:
+    if config.kind == "positive" and config.tilt * config.strength > MAX_TILT:
         yield Fault(
             CONFIG_FILE,
             f"tilt {config.tilt:g} times the recommended strength {config.strength:g} is "
@@ -227,33 +232,45 @@ def _tap_widths(adapter: Adapter) -> set[int]:
 
 
 def _comfyui_faults(folder: Path, adapter: Adapter) -> Iterator[Fault]:
-    """The one file for ComfyUI holds the same LoRA, head and settings."""
+    """The one file for ComfyUI is one that ComfyUI's nodes can read, and holds the same LoRA, head and settings."""
     wanted = f"{COMFYUI_FOLDER}/{adapter.config.name}.safetensors"
     for path in sorted((folder / COMFYUI_FOLDER).glob("*.safetensors")):
         if path.name != f"{adapter.config.name}.safetensors":
             name = f"{COMFYUI_FOLDER}/{path.name}"
             yield Fault(name, f"is another file than {wanted}, which the config names", "delete it or rename it")
-    file = _open(folder / wanted)
-    if file is None:
-        there = (folder / wanted).is_file()
-        yield Fault(wanted, "is damaged" if there else "is missing, so ComfyUI finds nothing to load", _AGAIN)
+    if not (folder / wanted).is_file():
+        yield Fault(wanted, "is missing, so ComfyUI finds nothing to load", _AGAIN)
         return
-    made = read_bytes(adapter_files(adapter)[wanted])
+    try:
+        single = read_single_file(folder / wanted)
+    except AdapterError as error:
+        yield from (Fault(wanted, fault, _AGAIN) for fault in error.faults or (error.what,))
+        return
+    if single is None:
+        yield Fault(wanted, f"has no {CONFIG_HEADER_KEY} in its header, so ComfyUI's nodes do not know it", _AGAIN)
+        return
+    if (single.head and single.head.config) != (adapter.head and adapter.head.config):
+        yield Fault(wanted, f"its alpha head is built in another way than {HEAD_CONFIG_FILE} says", _AGAIN)
+    there, expected = _numbers(single), _numbers(adapter)
     different = sorted(
-        key
-        for key in file.tensors.keys() | made.keys()
-        if key not in file.tensors or key not in made or not torch.equal(file.tensors[key], made[key])
+        key for key in there.keys() | expected.keys() if not _same_numbers(there.get(key), expected.get(key))
     )
     if different:
         what = f"{len(different)} tensors are not those of {LORA_FILE} and {HEAD_FOLDER}, such as {different[0]}"
         yield Fault(wanted, what, _AGAIN)
 
 
-def read_bytes(data: bytes) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file's content."""
-    import safetensors.torch
+def _numbers(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """Every tensor of an adapter by name."""
+    head = {} if adapter.head is None else adapter.head.state_dict()
+    return {**adapter.lora, **{HEAD_PREFIX + key: tensor for key, tensor in head.items()}}
 
-    return safetensors.torch.load(data)
+
+def _same_numbers(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    """Whether both are there and hold the same numbers, in whatever dtype."""
+    if one is None or other is None or one.shape != other.shape:
+        return False
+    return torch.equal(one, other) if one.dtype == other.dtype else torch.equal(one.double(), other.double())
 
 
 def _base_faults(adapter: Adapter, denoiser: Any) -> Iterator[Fault]:
@@ -287,6 +304,8 @@ def _card_faults(files: Mapping[str, bytes], adapter: Adapter | None, needed: bo
     for path, data in sorted(files.items()):
         if path.endswith(".png") and not data.startswith(b"\x89PNG\r\n\x1a\n"):
             yield Fault(path, "is no PNG, whatever its name says", "save it as PNG, or delete it")
+        elif path.endswith(".png") and (pixels := png_pixels(data)) > MAX_PIXELS:
+            yield Fault(path, f"has {pixels:,} pixels, expected at most {MAX_PIXELS:,}", "make it smaller or delete it")
     again = "render it again with `diffusion-nft card`"
     if CARD_FILE not in files:
         if needed:
@@ -298,15 +317,20 @@ def _card_faults(files: Mapping[str, bytes], adapter: Adapter | None, needed: bo
     if metadata is None:
         yield Fault(CARD_FILE, "has no metadata that can be read between its --- lines", again)
         return
-    if not metadata.get("license") or str(metadata["license"]).lower() == UNKNOWN:
+    licence = metadata.get("license")
+    if not isinstance(licence, str) or licence.lower() in ("", UNKNOWN):
         yield Fault(CARD_FILE, "its metadata has no license", f"{again} --licence ID")
     base, said = adapter.config.base_model.id if adapter is not None else "", metadata.get("base_model")
     if is_hub_id(base) and said != base:
-        yield Fault(CARD_FILE, f"its base_model is {said!r}, the config's {base!r}", again)
-    for entry in metadata.get("widget") or ():
-        url = (entry.get("output") or {}).get("url") if isinstance(entry, Mapping) else None
+        words = repr(said) if isinstance(said, str) else "no text"  # YAML's aliases make gigabytes out of a few lines
+        yield Fault(CARD_FILE, f"its base_model is {words}, the config's {base!r}", again)
+    widget = metadata.get("widget") or []
+    for entry in widget if isinstance(widget, list) else [widget]:
+        output = entry.get("output") if isinstance(entry, Mapping) else None
+        url = output.get("url") if isinstance(output, Mapping) else None
         if not isinstance(url, str) or (url not in files and not url.startswith("https://")):
-            yield Fault(CARD_FILE, f"its gallery names {url!r}, which is no file of this adapter", again)
+            words = repr(url) if isinstance(url, str) else "no text"
+            yield Fault(CARD_FILE, f"its gallery names {words}, which is no file of this adapter", again)
 
 
 def _metadata(card: bytes) -> dict[str, Any] | None:

@@ -18,7 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="the adapter: a folder that `train` or `pull` wrote")
     parser.add_argument("repo", metavar="OWNER/NAME", help="the repository; made if it is not there")
     parser.add_argument(
-        "--dry-run", action="store_true", help="list the files and print the card; nothing is sent. Do this first"
+        "--dry-run",
+        action="store_true",
+        help="list the files and print every text in them, which would be public: the card, and what stands in headers "
+        "and pictures; nothing is sent. Do this first",
     )
     parser.add_argument(
         "--public",
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.dry_run:
         package = make_package(args.folder, args.repo, licence=args.licence)
-        print(f"{len(package.files)} files would go to {args.repo}:\n{package.listing()}\n\n{package.card.text}")
+        print(f"{len(package.files)} files would go to {args.repo}:\n{package.listing()}\n\n{package.texts()}")
         return 0
     pushed = push(
         args.folder,

@@ -9,6 +9,7 @@ library only.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -27,6 +28,8 @@ FORMAT_VERSION = FORMAT.version
 KINDS = ("positive", "policy")
 REWARD_KEYS = ("name", "description", "normaliser")
 MAX_RANK = 4096
+_MAX_DIGITS = 20  # a seed of 64 bits has that many
+_MAX_LEVELS = 64
 REWARD_CHECKS: dict[str, Check] = {"name": text(), "description": text()}
 UNKNOWN = "unknown"  # what the config of somebody else's checkpoint says where the checkpoint says nothing
 
@@ -173,6 +176,9 @@ class AdapterConfig(Part):
 def parse_json(text: str | bytes, source: str) -> dict[str, Any]:
     """A JSON object, strictly: UTF-8, no key twice, no NaN or Infinity, at most 1 MB.
 
+    Nor are there whole numbers of more than 20 digits, fractions beyond what a float holds, halves of characters, or
+    more than 64 levels: JSON allows them, and later something would stumble over them.
+
     Raises:
         AdapterError: naming `source`.
     """
@@ -190,8 +196,24 @@ def parse_json(text: str | bytes, source: str) -> dict[str, Any]:
     def no_constant(constant: str) -> Any:
         raise ValueError(f"it holds the number {constant}, which is not JSON")
 
+    def short(digits: str) -> int:
+        if len(digits) > _MAX_DIGITS:
+            raise ValueError(f"it holds a whole number of {len(digits)} digits, expected at most {_MAX_DIGITS}")
+        return int(digits)
+
+    def finite(digits: str) -> float:
+        value = float(digits)
+        if not math.isfinite(value):
+            raise ValueError(f"it holds the number {digits[:40]}, which is too large")
+        return value
+
     try:
-        parsed = json.loads(text, object_pairs_hook=once, parse_constant=no_constant)
+        parsed = json.loads(
+            text, object_pairs_hook=once, parse_constant=no_constant, parse_int=short, parse_float=finite
+        )
+        if _levels(parsed) > _MAX_LEVELS:
+            raise ValueError(f"its values stand in more than {_MAX_LEVELS} levels of lists and objects")
+        json.dumps(parsed, ensure_ascii=False).encode()  # fails where half of a character stands alone
     except (ValueError, RecursionError) as error:
         raise AdapterError(
             f"{source} is not valid JSON: {error}", advice="Download or write the adapter again."
@@ -199,6 +221,16 @@ def parse_json(text: str | bytes, source: str) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise AdapterError(f"{source} holds a JSON {type(parsed).__name__}, expected an object with named fields")
     return parsed
+
+
+def _levels(value: Any) -> int:
+    """How deep lists and objects are inside one another, counted to one more than is allowed."""
+    levels, layer = 0, [value]
+    while layer and levels <= _MAX_LEVELS:
+        inner = [part for part in layer if isinstance(part, dict | list)]
+        layer = [value for part in inner for value in (part.values() if isinstance(part, dict) else part)]
+        levels += bool(inner)
+    return levels
 
 
 def plain_name(text: str, otherwise: str) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..checks import did_you_mean
 from ..errors import AdapterError
 from ..files.atomic import recover
-from ..files.strict import read_safetensors, tensor_faults
+from ..files.strict import read_plain_file, read_safetensors, tensor_faults
 from ..models import ADAPTERS, shipped_adapter
 from .alpha_head import AlphaHead, AlphaHeadConfig
 from .config import AdapterConfig, parse_json
@@ -29,11 +29,15 @@ from .content import Adapter, head_faults, lora_faults
 from .foreign.files import PICKLES, looks_foreign
 from .names import (
     CONFIG_FILE,
+    CONFIG_HEADER_KEY,
+    HASH_HEADER_KEY,
     HEAD_CONFIG_FILE,
+    HEAD_CONFIG_HEADER_KEY,
     HEAD_FILE,
     HEAD_FOLDER,
     LORA_FILE,
     LORA_METADATA_KEY,
+    MAX_CONFIG_BYTES,
     MAX_HEAD_BYTES,
     MAX_JSON_BYTES,
     MAX_LORA_BYTES,
@@ -83,8 +87,8 @@ def read_adapter(
         local_files_only: whether to take a Hub id from that place alone and ask no server.
 
     Returns:
-        The adapter, on the CPU; tensors in the dtype they were saved in (in somebody else's checkpoint, a B that its
-        scale was baked into is fp32).
+        The adapter, on the CPU; the LoRA in the dtype it was saved in (in somebody else's checkpoint, a B that its
+        scale was baked into is fp32), the head in fp32.
 
     Raises:
         AdapterError: the source cannot be found, or the adapter has faults; all of them are in the one error.
@@ -234,10 +238,13 @@ def _fetch(repo: str, revision: str | None, inner: str, access: Mapping[str, Any
         advice = "Try again, online, to fetch it once, or give a folder."
         cause = error
     except Exception as error:
-        if not isinstance(error, HfHubHTTPError | OSError) and not is_network_error(error):
+        if is_no_answer(error):
+            fault, advice = NO_ANSWER
+        elif isinstance(error, HfHubHTTPError | OSError) or is_network_error(error):
+            fault = f"the download failed: {str(error) or type(error).__name__}"
+            advice = "Try again; what was fetched is kept."
+        else:
             raise
-        fault = f"the download failed: {str(error) or type(error).__name__}"
-        advice = "Try again; what was fetched is kept."
         cause = error
     raise AdapterError(what, [fault], advice) from cause
 
@@ -255,6 +262,23 @@ def is_network_error(error: BaseException) -> bool:
             return True
         seen = seen.__cause__
     return False
+
+
+# What to say, and what to do, where something other than the Hub has answered.
+NO_ANSWER = (
+    "what answered is not the Hub, or its answer was cut off: it is no JSON, or other JSON than the Hub's",
+    "A network that asks you to log in, or a proxy, answers like that. Open https://huggingface.co in a browser, then "
+    "try again.",
+)
+
+
+def is_no_answer(error: BaseException) -> bool:
+    """Whether the Hub's client stumbled over an answer that the Hub does not give, such as a page of HTML."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return isinstance(error, ValueError | LookupError | TypeError | AttributeError) and not isinstance(
+        error, HfHubHTTPError | OSError
+    )
 
 
 def _refuse_huge(repo: str, revision: str | None, patterns: list[str], token: str | bool | None) -> None:
@@ -334,8 +358,15 @@ def _read_folder(folder: Path, shown: str) -> Adapter:
             advice=f"An adapter's folder holds {CONFIG_FILE} and {LORA_FILE}.",
         )
     faults: list[str] = []
-    config = _collect(faults, lambda: AdapterConfig.from_json((folder / CONFIG_FILE).read_bytes()))
-    lora = _collect(faults, lambda: read_safetensors(folder / LORA_FILE, LORA_FILE, MAX_LORA_BYTES))
+    config = _collect(faults, lambda: AdapterConfig.from_json(_text(folder, CONFIG_FILE)))
+    lora = _collect(
+        faults,
+        lambda: read_safetensors(
+            folder / LORA_FILE, LORA_FILE, MAX_LORA_BYTES, HASH_HEADER_KEY, hashed_with=CONFIG_HEADER_KEY
+        ),
+    )
+    if lora is not None and lora.hash_fault:
+        faults.append(f"{LORA_FILE}: {lora.hash_fault}")
     head = _read_head(folder, faults) if (folder / HEAD_FOLDER).exists() else None
     if config is not None and lora is not None:
         found = _scale_faults(lora.header, config) + lora_faults(lora.tensors, config)
@@ -345,6 +376,10 @@ def _read_folder(folder: Path, shown: str) -> Adapter:
     if faults or config is None or lora is None:
         raise AdapterError(f"{where} has faults", faults)
     return Adapter(config, lora.tensors, head)
+
+
+def _text(folder: Path, name: str) -> bytes:
+    return read_plain_file(folder / name, name, MAX_CONFIG_BYTES)
 
 
 def _collect(faults: list[str], read: Any) -> Any:
@@ -388,17 +423,23 @@ def _scale_faults(header: dict[str, str], config: AdapterConfig) -> list[str]:
 def _read_head(folder: Path, faults: list[str]) -> AlphaHead | None:
     """The head; None if it has faults, which are added to the report."""
     found: list[str] = []
-    config = _collect(found, lambda: _head_config(folder / HEAD_CONFIG_FILE))
-    file = _collect(found, lambda: read_safetensors(folder / HEAD_FILE, HEAD_FILE, MAX_HEAD_BYTES))
+    text = _collect(found, lambda: _text(folder, HEAD_CONFIG_FILE))
+    config = None if text is None else _collect(found, lambda: _head_config(text, HEAD_CONFIG_FILE))
+    file = _collect(found, lambda: read_safetensors(folder / HEAD_FILE, HEAD_FILE, MAX_HEAD_BYTES, HASH_HEADER_KEY))
     head = None
     if config is not None and file is not None:
         head = _collect(found, lambda: build_head(config, file.tensors, HEAD_FILE))
+        own = file.header.get(HEAD_CONFIG_HEADER_KEY)  # the first files have neither this nor a hash
+        if own is not None and _collect([], lambda: _head_config(own, HEAD_FILE)) != config:
+            found.append(f"{HEAD_CONFIG_FILE} is another one than in the header of {HEAD_FILE}")
+        if file.hash_fault:
+            found.append(f"{HEAD_FILE}: {file.hash_fault}")
     faults += found
     return None if found else head
 
 
 def build_head(config: AlphaHeadConfig, tensors: Mapping[str, Tensor], shown: str) -> AlphaHead:
-    """The head with these numbers in it, in eval mode and without gradients.
+    """The head with these numbers in it, in fp32, in eval mode and without gradients.
 
     Args:
         config: its sizes.
@@ -423,14 +464,12 @@ def build_head(config: AlphaHeadConfig, tensors: Mapping[str, Tensor], shown: st
         raise AdapterError("the alpha head has faults", faults)
     with torch.random.fork_rng(devices=[]):  # reading must not move the caller's random numbers
         head = AlphaHead(config)
-    head.load_state_dict(tensors, assign=True)
+    head.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, assign=True)
     return head.eval().requires_grad_(False)
 
 
-def _head_config(path: Path) -> AlphaHeadConfig:
-    if not path.is_file():
-        raise AdapterError(f"{HEAD_CONFIG_FILE} is missing")
-    return head_config(parse_json(path.read_bytes(), HEAD_CONFIG_FILE), HEAD_CONFIG_FILE)
+def _head_config(text: str | bytes, shown: str) -> AlphaHeadConfig:
+    return head_config(parse_json(text, shown), shown)
 
 
 def head_config(values: Mapping[str, Any], shown: str) -> AlphaHeadConfig:

@@ -17,7 +17,14 @@ from ..files.strict import TensorFile, read_safetensors
 from .config import AdapterConfig, parse_json
 from .content import Adapter, head_faults, lora_faults
 from .keys import comfyui_to_head, lora_from_comfyui
-from .names import CONFIG_HEADER_KEY, HEAD_CONFIG_HEADER_KEY, HEAD_PREFIX, MAX_HEAD_BYTES, MAX_LORA_BYTES
+from .names import (
+    CONFIG_HEADER_KEY,
+    HASH_HEADER_KEY,
+    HEAD_CONFIG_HEADER_KEY,
+    HEAD_PREFIX,
+    MAX_HEAD_BYTES,
+    MAX_LORA_BYTES,
+)
 from .read import build_head, head_config
 
 
@@ -28,13 +35,15 @@ def read_single_file(path: str | os.PathLike[str]) -> Adapter | None:
         path: the .safetensors file.
 
     Returns:
-        The adapter, on the CPU, tensors in the dtype they were saved in.
+        The adapter, on the CPU; the LoRA in the dtype it was saved in, the head in fp32.
 
     Raises:
         AdapterError: the file is damaged, or the adapter in it has faults; all of them are in the one error.
     """
     path = Path(path)
-    file = read_safetensors(path, path.name, MAX_LORA_BYTES + MAX_HEAD_BYTES)
+    file = read_safetensors(
+        path, path.name, MAX_LORA_BYTES + MAX_HEAD_BYTES, HASH_HEADER_KEY, hashed_with=CONFIG_HEADER_KEY
+    )
     if CONFIG_HEADER_KEY not in file.header:
         return None
     shown = f"the adapter {path.name}"
@@ -45,6 +54,8 @@ def read_single_file(path: str | os.PathLike[str]) -> Adapter | None:
     head_tensors = comfyui_to_head(file.tensors)
     lora, faults = _lora(file, config)
     faults += lora_faults(lora, config)
+    if file.hash_fault:
+        faults.append(file.hash_fault)
     head = None
     if head_tensors or HEAD_CONFIG_HEADER_KEY in file.header:
         text = file.header.get(HEAD_CONFIG_HEADER_KEY, "")

@@ -112,7 +112,8 @@ def adapter_files(adapter: Adapter) -> dict[str, bytes]:
         state = {key: _plain(tensor) for key, tensor in adapter.head.state_dict().items()}
         head_config = _json(adapter.head.config.to_dict())
         files[HEAD_CONFIG_FILE] = head_config.encode()
-        files[HEAD_FILE] = safetensors_bytes(state, {"format": "pt"})
+        head_header = {"format": "pt", HEAD_CONFIG_HEADER_KEY: head_config}
+        files[HEAD_FILE] = safetensors_bytes(state, head_header, HASH_HEADER_KEY)
         single |= head_to_comfyui(state)
         single_header[HEAD_CONFIG_HEADER_KEY] = head_config
     files[f"{COMFYUI_FOLDER}/{config.name}.safetensors"] = safetensors_bytes(single, single_header, HASH_HEADER_KEY)

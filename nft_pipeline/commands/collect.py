@@ -49,6 +49,6 @@ def run(args: argparse.Namespace) -> int:
     written, left_out = collect(
         args.source, args.folder, split=args.split, revision=args.revision, columns=columns, limit=args.limit
     )
-    missing = f"; {left_out} rows without a picture or a prompt left out" if left_out else ""
+    missing = f"; {left_out} rows left out" if left_out else ""
     print(f"{written} pictures in {args.folder}{missing}")
     return 0

@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f'serving needs {package}, which is not installed: pip install "diffusion-nft[serve]"')
     import uvicorn
 
+    from nft_pipeline.training.rewards.server.gate import PromptProtocol
     from nft_pipeline.training.rewards.server.serve import SETTINGS_VARIABLE
 
     general = {"device": pick_device(args.device), **({"batch": args.batch} if args.batch else {})}
@@ -94,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         host=args.host,
         port=args.port,
         workers=args.workers,
+        http=PromptProtocol,
         timeout_graceful_shutdown=30,
         # A worker that loads a large model answers nothing for a while; uvicorn would kill it after 5 s, for ever.
         timeout_worker_healthcheck=600,

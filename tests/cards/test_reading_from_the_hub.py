@@ -15,6 +15,7 @@ from helpers.tiny import tiny_adapter, tiny_pipe
 from nft_pipeline.adapter import AdapterError, read_adapter, write_adapter
 from nft_pipeline.adapters import read as adapter_read
 from nft_pipeline.hub_cards.pull import pull
+from nft_pipeline.hub_cards.verify import verify
 from nft_pipeline.pipeline import DiffusionNFTPipeline
 
 REPO = "someone/tiny-red"
@@ -160,3 +161,20 @@ def test_a_broken_line_is_tried_again_and_one_that_stays_broken_has_its_sentence
         read_adapter(REPO)
     hub.fail(Fault("GET", "/resolve/.*nft_config.json", "reset"))
     assert_same(read_adapter(REPO), light_adapter())
+
+
+@pytest.mark.parametrize("what", ["html", "json", "empty", "cut"])
+@pytest.mark.parametrize("where", [".", "/tree/", "/resolve/", "/api/models/[^/]+/[^/]+(/revision/.*)?$"])
+def test_what_is_not_the_hub_is_named(
+    what: str, where: str, hub: LocalHub, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    """A hotel's page to log in, a proxy, an answer that was cut off: a sentence, or the very adapter."""
+    hub.add(REPO, files)
+    hub.fail(*(Fault(method, where, what, times=None) for method in ("GET", "HEAD")))
+    for ask in (read_adapter, lambda repo: read_adapter(pull(repo, tmp_path / "x")), verify):
+        try:
+            got = ask(REPO)
+        except AdapterError as error:
+            assert len(str(error)) > 40
+        else:
+            assert isinstance(got, list) or got.config == light_adapter().config

@@ -16,7 +16,7 @@ from helpers.local_hub import LocalHub
 from helpers.plants import Plant, in_json, in_tensors
 from nft_pipeline.adapter import AdapterError
 from nft_pipeline.files.atomic import _sibling
-from nft_pipeline.hub_cards.push import make_card, push, write_card
+from nft_pipeline.hub_cards.push import make_card, make_package, push, write_card
 from nft_pipeline.hub_cards.verify import verify
 
 LORA = "pytorch_lora_weights.safetensors"
@@ -58,7 +58,37 @@ def link_outside(folder: Path) -> None:
     os.symlink(folder.parent / "outside.png", folder / "samples" / "link.png")
 
 
+def flipped(name: str) -> Plant:
+    """One bit, near the end of the tensors."""
+
+    def plant(folder: Path) -> None:
+        data = bytearray((folder / name).read_bytes())
+        data[-9] ^= 1
+        (folder / name).write_bytes(data)
+
+    return plant
+
+
+def older_head(folder: Path) -> None:
+    """A head whose own file says neither its hash nor its config, with another number of attention heads."""
+    in_tensors(HEAD, len, diffusion_nft_alpha_head="", **NO_HASH)(folder)
+    in_json("alpha_head/config.json", heads=4)(folder)
+
+
+def pipe_in_place_of(name: str) -> Plant:
+    def plant(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return plant
+
+
+_NINE_TIMES = "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 12))
+BILLION = f"x0: &x0 [lol]\n{_NINE_TIMES}license: *x11\n"
 UNSCALED = json.dumps({"transformer.r": 4, "transformer.lora_alpha": 8})
+NO_HASH = {"modelspec.hash_sha256": ""}
+HUGE_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (50_000).to_bytes(4, "big") * 2 + b"\x08\2\0\0\0" + b"x" * 40
+DEEP = b'{"a":' * 900 + b"1" + b"}" * 900
 PLANTED: dict[str, tuple[Plant, str, str]] = {  # what: (plant, the line's file, what it says)
     "no LoRA": (lambda f: (f / LORA).unlink(), LORA, "is missing"),
     "no config": (lambda f: (f / "nft_config.json").unlink(), "nft_config.json", "has no nft_config.json"),
@@ -85,10 +115,55 @@ PLANTED: dict[str, tuple[Plant, str, str]] = {  # what: (plant, the line's file,
         "belongs to a text encoder",
     ),
     "another LoRA for ComfyUI": (
-        in_tensors(ONE_FILE, lambda t: t[f"{TO_Q}.lora_B.weight"].mul_(2)),
+        in_tensors(ONE_FILE, lambda t: t[f"{TO_Q}.lora_B.weight"].mul_(2), **NO_HASH),
         ONE_FILE,
         "1 tensors are not those of pytorch_lora_weights",
     ),
+    "a bit of the file for ComfyUI flipped": (flipped(ONE_FILE), ONE_FILE, "its tensors have another hash"),
+    "a bit of the LoRA flipped": (flipped(LORA), LORA, "its tensors have another hash"),
+    "a bit of the head flipped": (flipped(HEAD), HEAD, "its tensors have another hash"),
+    "no head config for ComfyUI": (
+        in_tensors(ONE_FILE, len, diffusion_nft_alpha_head=""),
+        ONE_FILE,
+        "diffusion_nft_alpha_head in the header is not valid JSON",
+    ),
+    "no config for ComfyUI": (in_tensors(ONE_FILE, len, diffusion_nft=""), ONE_FILE, "nodes do not know it"),
+    "another head config": (
+        in_json("alpha_head/config.json", heads=4),
+        "alpha_head/config.json",
+        "is another one than in the header of",
+    ),
+    "another head config in older files": (older_head, ONE_FILE, "its alpha head is built in another way"),
+    "a huge picture": (write("samples/0-0.png", HUGE_PNG), "samples/0-0.png", "has 2,500,000,000 pixels"),
+    "JSON of many levels": (write("nft_config.json", DEEP), "nft_config.json", "in more than 64 levels"),
+    "a number of many digits": (
+        in_text("run_report.json", '"seed": 0', '"seed": ' + "9" * 400),
+        "run_report.json",
+        "a whole number of 400 digits",
+    ),
+    "a number beyond floats": (
+        in_text("nft_config.json", '"strength": 1.5', '"strength": 1e999'),
+        "nft_config.json",
+        "it holds the number 1e999, which is too large",
+    ),
+    "half a character": (
+        in_text("nft_config.json", "the object is red", "the object is \\ud800 red"),
+        "nft_config.json",
+        "is not valid JSON",
+    ),
+    "a gallery that is a number": (
+        in_text("README.md", "widget:\n", "widget: 7\nmore:\n"),
+        "README.md",
+        "its gallery names no text",
+    ),
+    "a licence of gigabytes": (
+        in_text("README.md", "license: apache-2.0\n", BILLION),
+        "README.md",
+        "its metadata has no license",
+    ),
+    "a pipe": (pipe_in_place_of(LORA), LORA, "it is no plain file"),
+    "a config that is a pipe": (pipe_in_place_of("alpha_head/config.json"), "alpha_head/config.json", "it is no plain"),
+    "a LoRA of ten gigabytes": (lambda f: os.truncate(f / LORA, 10 * 2**30), LORA, "is truncated or damaged"),
     "another config in a header": (
         in_json("nft_config.json", strength=2.0),
         LORA,
@@ -193,6 +268,26 @@ def test_a_planted_fault_is_found_in_one_line_that_says_what_to_do(what: str, so
     assert found, [str(fault) for fault in verify(folder)]
     line = str(found[0])
     assert "\n" not in line and found[0].advice and len(found[0].advice) > 8 and line.endswith(found[0].advice)
+
+
+@pytest.mark.parametrize("name", ["shapes-follow", "shapes-warm"])
+def test_what_ships_may_be_given_to_others(name: str) -> None:
+    assert verify(name, card=False) == []
+    assert make_package(name, "someone/x", licence="apache-2.0").files
+
+
+def test_the_tilt_of_a_policy_is_no_limit(tmp_path: Path) -> None:
+    """It adds up over the rounds of an online run, and strength 1 is the trained model whatever it is."""
+    folder = shared_adapter(tmp_path / "a", light_adapter("policy", tilt=1000.0, beta=0.002))
+    assert verify(folder, card=False) == []
+
+
+def test_a_name_that_no_terminal_can_print(sound: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(sound, folder)
+    (folder / os.fsdecode(b"odd-\xff.txt")).write_bytes(b"x")
+    (fault,) = verify(folder)
+    assert "is no part of an adapter" in str(fault) and str(fault).encode()
 
 
 def test_all_faults_come_at_once(sound: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from helpers.adapters import assert_same, assert_same_tensors, random_head, tiny
 from nft_pipeline.adapter import Adapter, read_adapter, write_adapter
 from nft_pipeline.adapters.alpha_head import AlphaHeadConfig
 from nft_pipeline.adapters.keys import comfyui_to_head, lora_modules
+from nft_pipeline.adapters.single_file import read_single_file
 
 
 def header_and_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
@@ -172,10 +173,19 @@ def test_what_was_read_does_not_need_the_folder(tmp_path: Path) -> None:
     assert_same(read, made)
 
 
-def test_half_precision_heads_keep_their_dtype(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_heads_of_any_float_dtype_compute_in_fp32(tmp_path: Path, dtype: torch.dtype) -> None:
+    head = random_head().to(dtype)
     made = tiny_adapter(tiny_sd3())
-    made = Adapter(made.config, made.lora, random_head().half())
-    assert_same(read_adapter(write_adapter(tmp_path / "a", made)), made)
+    folder = write_adapter(tmp_path / "a", Adapter(made.config, made.lora, head))
+    expected = random_head().to(dtype).float()
+    tokens, level, text = torch.randn(2, 5, 32), torch.tensor([0.2, 0.9]), torch.randn(2, 3, 24)
+    for read in (read_adapter(folder), read_single_file(folder / "comfyui" / "tiny-red.safetensors")):
+        assert read is not None and read.head is not None
+        assert_same_tensors(read.head.state_dict(), expected.state_dict())
+        assert torch.equal(
+            read.head.alpha(tokens.to(dtype), level, text), expected.alpha(tokens.to(dtype), level, text)
+        )
 
 
 def test_the_same_adapter_is_the_same_files(tmp_path: Path) -> None:

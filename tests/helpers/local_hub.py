@@ -36,6 +36,10 @@ LFS_ENDINGS = (".safetensors", ".png", ".bin", ".pt")
 WHEN = "2026-01-01T00:00:00.000Z"
 
 
+_LOGIN = b"<!doctype html><html><body>Welcome. Room number?</body></html>"
+_PAGES = {"html": _LOGIN, "json": b'{"a": [1]}', "empty": b""}
+
+
 @dataclass
 class Fault:
     """What goes wrong, and when.
@@ -44,7 +48,8 @@ class Fault:
         method: of the request, such as "POST".
         path: a regular expression that is searched in the request's path.
         what: a status code; "reset" (the connection breaks before anything is done), "lost" (it is done, and the
-            connection breaks before the answer); or "silence" (nothing is done and nothing is said).
+            connection breaks before the answer); "silence" (nothing is done and nothing is said); "html" (a page to
+            log in, with 200, as hotels have it), "json" (other JSON), "empty", or "cut" (half of a page).
         times: how often; None for always.
         skip: requests that still succeed first.
         code: the X-Error-Code of the answer.
@@ -197,6 +202,19 @@ class _Handler(BaseHTTPRequestHandler):
                 self.mute = fault is not None
                 self._route(path, parse_qs(urlsplit(self.path).query), body)
         if fault is None:
+            return
+        if fault.what in _PAGES:
+            self.mute = False
+            data = _PAGES[str(fault.what)]
+            headers = {"Content-Type": "application/json" if fault.what == "json" else "text/html", "ETag": '"x"'}
+            self._send(200, data, headers)
+            return
+        if fault.what == "cut":
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            self.wfile.write(_PAGES["html"])
+            self._break()
             return
         if fault.what == "silence":
             self._wait_for_the_client_to_go()

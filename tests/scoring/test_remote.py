@@ -47,10 +47,12 @@ def served(reward: Reward, **settings: Any) -> Iterator[str]:
     """The address of a server in this process."""
     import uvicorn
 
+    from nft_pipeline.training.rewards.server.gate import PromptProtocol
     from nft_pipeline.training.rewards.server.serve import create_app
 
     port = free_port()
-    config = uvicorn.Config(create_app(reward, **settings), host="127.0.0.1", port=port, log_level="error")
+    app = create_app(reward, **settings)
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", http=PromptProtocol)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -343,3 +345,65 @@ def test_a_server_that_should_not_start_says_why(
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     assert main(["reward", "serve", "--reward", "jpeg_size", *arguments]) == 2
     assert phrase in capsys.readouterr().err
+
+
+def _begun(port: int, text: str) -> socket.socket:
+    """A connection on which so much was sent and no more."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connection.sendall(text.encode())
+    return connection
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    connection.settimeout(10)
+    try:
+        while connection.recv(1000):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+    return True
+
+
+def test_strangers_get_no_memory_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """500 connections that never end their header, 40 without the token that send large bodies, all at once."""
+    import resource
+
+    from nft_pipeline.training.rewards.server import gate
+
+    monkeypatch.setattr(gate, "HEADER_SECONDS", 2.0)
+    monkeypatch.setenv(TOKEN_VARIABLE, "right")
+    with served(Slow(), token="right") as url:
+        port = int(url.rpartition(":")[2])
+        assert quick(url)([red(3)], [""]).scores.tolist() == pytest.approx([3 / 255])
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        stalled = [_begun(port, "POST /score HTTP/1.1\r\nHost: x\r\nX-Slow: ") for _ in range(500)]
+        head = "POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 31000000\r\n\r\n"
+        strangers = [_begun(port, head + "x" * 10_000) for _ in range(40)]
+        assert all(connection.recv(12) == b"HTTP/1.1 401" for connection in strangers)
+        assert quick(url)([red(4)], [""]).scores.tolist() == pytest.approx([4 / 255])
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        assert grown < 200_000, f"{grown} kB more"
+        assert all(map(_is_closed, stalled))
+        for connection in (*stalled, *strangers):
+            connection.close()
+        assert requests.get(f"{url}/openapi.json", timeout=30).status_code == 401
+
+
+def test_a_body_has_its_time_and_a_request_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nft_pipeline.training.rewards.server import gate, serve
+
+    monkeypatch.setattr(gate.Gate.__init__, "__defaults__", (2.0,))
+    monkeypatch.setattr(serve, "MAX_REQUEST_PIXELS", 5000)
+    with served(Slow()) as url:
+        slow = _begun(int(url.rpartition(":")[2]), "POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\n{")
+        slow.settimeout(10)
+        assert slow.recv(12) == b"HTTP/1.1 408"
+        slow.close()
+        with pytest.raises(ServerError, match="more than 5000 pixels together"):
+            quick(url)([plain("red", (64, 64))] * 2, ["", ""])
+        answer = requests.post(
+            f"{url}/score", data=b"\xff\xfe{", headers={"Content-Type": "application/json"}, timeout=30
+        )
+        assert answer.status_code in (400, 422) and "error" in answer.json()

@@ -75,7 +75,11 @@ def test_parquet_and_columns_of_other_names(tmp_path, capsys):
     made.to_parquet(tmp_path / "votes.parquet")
     command = ["collect", str(tmp_path / "votes.parquet"), str(tmp_path / "out"), "--prompt", "caption"]
     assert main([*command, "--liked", "good"]) == 0
-    assert "3 pictures in" in (said := capsys.readouterr().out) and "1 rows without a picture or a prompt" in said
+    assert (
+        "3 pictures in" in (said := capsys.readouterr().out)
+        and "row 2: it has no prompt; it is left out" in said
+        and "1 rows left out" in said
+    )
     assert [(line["prompt"], line["liked"]) for line in lines(tmp_path / "out")] == [
         ("x", False),
         ("y", True),
@@ -101,9 +105,9 @@ def test_a_folder_of_pictures_in_their_own_layout(tmp_path):
         ({}, {"split": "test", "source": "nobody/nothing"}, "the dataset nobody/nothing, split 'test', cannot be read"),
         ({}, {"columns": Columns(prompt="words")}, "has no column 'words' for prompt; its columns are image, prompt"),
         ({"score": list("abcd")}, {}, "row 1: score is 'a', expected a number"),
-        ({"liked": [1, 0, 2, 1]}, {}, "row 3: liked is 2, expected true, false, 1 or 0"),
+        ({"liked": [2] * 4}, {}, "row 3: liked is 2, expected true, false, 1 or 0"),
         ({"score": [1] * 4}, {"columns": Columns(score="score", liked="prompt")}, "cannot both be learned from"),
-        ({"prompt": [""] * 4}, {}, "none of the 4 rows of .* has both a picture and a prompt"),
+        ({"prompt": [""] * 4}, {}, "none of the 4 rows of .* can be used:\n  row 1: it has no prompt"),
     ],
 )
 def test_what_cannot_be_collected_is_named_and_leaves_nothing(tmp_path, columns, choice, phrase):
@@ -111,6 +115,41 @@ def test_what_cannot_be_collected_is_named_and_leaves_nothing(tmp_path, columns,
     choice = dict(choice)
     with pytest.raises(DataError, match=phrase):
         collect(choice.pop("source", str(tmp_path / "set")), tmp_path / "out", **choice)
+    assert not (tmp_path / "out").exists()
+
+
+def shard(path, count=4, broken=()):
+    with tarfile.open(path, "w") as tar:
+        for i in range(count):
+            png = io.BytesIO()
+            picture(COLOURS[i % 4]).save(png, "png")
+            content = png.getvalue()[: 40 if i in broken else None]
+            for suffix, data in (("png", content), ("txt", b"a cat")):
+                entry = tarfile.TarInfo(f"{i:03d}.{suffix}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+
+
+def test_bad_rows_are_left_out_with_their_numbers(tmp_path):
+    """Nothing of the others is lost, whatever is wrong with one."""
+    said = []
+    shard(tmp_path / "a.tar", broken=(2,))
+    assert collect(str(tmp_path / "a.tar"), tmp_path / "a", say=said.append) == (3, 1)
+    assert said[0].startswith("row 3: ") and said[0].endswith("it is left out") and "BytesIO" not in said[0]
+    saved(tmp_path / "set", liked=[1, 0, 2, 1], guidance_scale=[1.0, float("nan"), 1.0, float("inf")])
+    assert collect(str(tmp_path / "set"), tmp_path / "b", say=said.append) == (3, 1)
+    assert said[1] == "row 3: liked is 2, expected true, false, 1 or 0; it is left out"
+    assert [line.get("guidance_scale") for line in lines(tmp_path / "b")] == [1.0, None, None]
+
+
+@pytest.mark.parametrize("kept", [0, 700, 5000, -1300])
+def test_a_shard_that_was_cut_off_is_named(tmp_path, kept):
+    shard(tmp_path / "a.tar")
+    data = (tmp_path / "a.tar").read_bytes()
+    whole = data.rstrip(b"\0")
+    (tmp_path / "a.tar").write_bytes(whole[:kept])
+    with pytest.raises(DataError, match=r"a\.tar (is cut off|cannot be read as a tar file)"):
+        collect(str(tmp_path / "*.tar"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

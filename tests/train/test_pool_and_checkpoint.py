@@ -1,6 +1,7 @@
 """Pools and checkpoints come back as they were, and never for another run's settings."""
 
 import dataclasses
+import random
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from nft_pipeline.training.data.pool import (
     sample_pool,
     save_pool,
 )
-from nft_pipeline.training.run.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from nft_pipeline.training.errors import TrainingError
+from nft_pipeline.training.run.checkpoint import CheckpointError, by_step, load_checkpoint, rotate, save_checkpoint
+from nft_pipeline.training.run.run_folder import only_run
 
 
 @pytest.fixture
@@ -78,3 +81,74 @@ def test_a_checkpoint_round_trips_for_its_own_settings_only(tmp_path):
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
         load_checkpoint(path, settings)
+
+
+def test_a_bit_of_a_pool_that_flipped_is_named(pool, tmp_path):
+    path = tmp_path / "pool.safetensors"
+    save_pool(pool, path, "key")
+    chance, whole = random.Random(0), path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for _ in range(60):
+        data = bytearray(whole)
+        data[chance.randrange(start, len(data))] ^= 1 << chance.randrange(8)
+        path.write_bytes(data)
+        with pytest.raises(PoolError, match="Delete it; the run will sample a new one"):
+            load_pool(path, "key")
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_a_thousand_mutated_checkpoints_load_nothing_else(tmp_path, hashed):
+    """Those of the first versions, without a hash, are judged by the checksums of their parts."""
+    path, settings = tmp_path / "checkpoint.pt", {"steps": 10}
+    learner = {"x": torch.randn(3000), "y": [torch.arange(7), {"z": "text"}], "step": 4}
+    save_checkpoint(path, {"settings": settings, "learner": learner})
+    whole = path.read_bytes()
+    if not hashed:
+        torch.save({"settings": settings, "learner": learner}, path)
+        whole = path.read_bytes()
+    chance, loaded = random.Random(1), 0
+    for _ in range(500):
+        data = bytearray(whole)
+        place, act = chance.randrange(len(data)), chance.randrange(4)
+        if act == 0:
+            del data[place:]
+        elif act == 1:
+            data[place : place + 4096] = bytes(len(data[place : place + 4096]))
+        else:
+            data[place] ^= 1 << chance.randrange(8)
+        path.write_bytes(data)
+        try:
+            state = load_checkpoint(path, settings)
+        except CheckpointError as error:
+            assert "cannot be read as a checkpoint" in str(error) or "other settings" in str(error)
+            continue
+        loaded += 1
+        assert torch.equal(state["learner"]["x"], learner["x"]) and state["learner"]["step"] == 4
+        assert torch.equal(state["learner"]["y"][0], learner["y"][0])
+    assert loaded < 100 if hashed else loaded < 250
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
+    path, settings, lines = tmp_path / "checkpoint.pt", {"steps": 10}, []
+    for step in (3, 6, 9):
+        save_checkpoint(path, {"settings": settings, "learner": {"step": step}})
+        rotate(path, step, 1)
+    assert sorted(by_step(path)) == [6, 9]  # two at least
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+    (tmp_path / "checkpoint-000009.pt").write_bytes(data[:200])
+    assert load_checkpoint(path, settings, lines.append)["learner"]["step"] == 6
+    assert len(lines) == 3 and "checkpoint.pt cannot be read" in lines[0]
+    assert lines[2] == "going on from the one before, checkpoint-000006.pt"
+    (tmp_path / "checkpoint-000006.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no sound one beside it"):
+        load_checkpoint(path, settings)
+
+
+def test_a_folder_is_one_runs_at_a_time(tmp_path):
+    with only_run(tmp_path), pytest.raises(TrainingError, match="another process is training in"), only_run(tmp_path):
+        pass
+    with only_run(tmp_path):
+        pass

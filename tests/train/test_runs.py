@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -105,6 +106,19 @@ def test_two_and_two_steps_are_four(whole, run, tmp_path, monkeypatch, at):
         assert (tmp_path / log).read_text() == (out / log).read_text()
 
 
+def test_a_finished_run_says_so_and_starts_no_second_time(whole, run):
+    kind, out, result, _ = whole
+    (out / "adapter" / "README.md").write_text("my own words")
+    before = {path: path.stat().st_mtime_ns for path in (out / "adapter").rglob("*")}
+    again, lines = run(out, KINDS[kind])
+    assert len(lines) == 1 and lines[0].startswith("finished already: the adapter is in ")
+    assert {path: path.stat().st_mtime_ns for path in (out / "adapter").rglob("*")} == before
+    assert again.adapter.config == result.adapter.config and again.folder == result.folder
+    with pytest.raises(CheckpointError, match=r"other settings \(lr "):
+        run(out, KINDS[kind], lr=0.123)
+    assert not list(out.glob("checkpoint*"))
+
+
 def test_the_command_says_how_to_go_on(model, tmp_path, monkeypatch, capsys):
     def asks_to_stop(self, pool):
         os.kill(os.getpid(), signal.SIGINT)
@@ -114,10 +128,11 @@ def test_the_command_says_how_to_go_on(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Learner, "step", asks_to_stop)
     path = tmp_path / "my run.yaml"
     path.write_text(yaml.safe_dump({**KINDS["policy"], "base_model": model}))
-    assert main(["train", str(path), "--out", str(tmp_path / "out"), "--set", "lr=0.1", "--device", "cpu"]) == 130
+    command = ["train", str(path), "--out", str(tmp_path / "out"), "--set", "lr=0.1", "--device", "cpu", "--trust"]
+    assert main(command) == 130
     said = capsys.readouterr().out
     assert "SIGINT: finishing this step, then saving" in said and "stopped at step 1 of 4" in said
-    assert f"To go on: diffusion-nft train '{path}' --set lr=0.1 --out {tmp_path / 'out'}" in said
+    assert f"To go on: diffusion-nft train '{path}' --set lr=0.1 --trust --out {tmp_path / 'out'}" in said
 
 
 def test_a_second_signal_ends_the_run_at_once(run, tmp_path, monkeypatch):
@@ -141,7 +156,9 @@ def test_liked_pictures_in_a_folder_train_a_policy_and_say_the_support_gap(run, 
     adapter = read_adapter(tmp_path / "run" / "adapter")
     assert adapter.config.kind == "policy" and adapter.config.reward["name"] == "the scores in metadata.jsonl"
     monkeypatch.setattr("nft_pipeline.training.data.sources.folder_pool", None)  # the second time nothing is encoded
-    run(tmp_path / "run", settings, data=str(data), made_by_base=True, objective="policy")
+    (tmp_path / "again").mkdir()
+    shutil.copy(tmp_path / "run" / "pool.safetensors", tmp_path / "again")
+    run(tmp_path / "again", settings, data=str(data), made_by_base=True, objective="policy")
     made = {"data": str(data), "made_by_base": True, "held_out_size": 1}
     monkeypatch.undo()
     _, lines = run(tmp_path / "made", settings, **made)

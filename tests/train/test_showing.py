@@ -87,7 +87,7 @@ def test_looking_changes_nothing(shown: Any, model: str, tmp_path: Path) -> None
     assert (out / "losses.jsonl").read_text() == (tmp_path / "losses.jsonl").read_text()
 
 
-@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("at", [1, 2, 3])  # 3 is inside of the second round, after its sweep
 def test_a_run_that_was_stopped_shows_the_same(
     shown: Any, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:

@@ -10,18 +10,20 @@ size nearest to its proportions among those of the run's area, and pictures of o
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from nft_pipeline.files.picture_list import METADATA, Line, PictureListError, read_lines
+from nft_pipeline.files.pictures import read_picture, upright_size
 
 from ..bases.base import TrainBase
 from ..bases.noising import interpolate, velocity
@@ -147,11 +149,8 @@ def load_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
         DataError: it cannot be read as a picture.
     """
     height, width = size
-    try:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as a picture: {error}. Replace it, or delete its line") from error
+    with _named(path):
+        picture = read_picture(path)
     scale = max(height / picture.height, width / picture.width)
     wide, high = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
     left, top = (wide - width) // 2, (high - height) // 2
@@ -182,9 +181,8 @@ def folder_pool(
     area, step = math.prod(base.resolution), 2 * base.pixels_per_latent
     sizes = []
     for picture in folder.pictures:
-        with _opened(picture.path) as opened:
-            width, height = opened.size
-            sizes.append(bucket_size(width, height, area, step))
+        with _named(picture.path):
+            sizes.append(bucket_size(*upright_size(picture.path), area, step))
     known = sorted(set(sizes))
     bucket = torch.tensor([known.index(size) for size in sizes])
     place, buckets = torch.zeros(len(sizes), dtype=torch.int64), []
@@ -203,10 +201,12 @@ def folder_pool(
     return Pool(tuple(buckets), bucket, place, prompt, base.encode_prompts(prompts), r), found
 
 
-def _opened(path: Path) -> Image.Image:
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Within this context what PIL raises becomes a DataError that names the picture."""
     try:
-        return Image.open(path)
-    except (OSError, UnidentifiedImageError) as error:
+        yield
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as a picture: {error}. Replace it, or delete its line") from error
 
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from nft_pipeline.errors import AdapterError
 from nft_pipeline.files.atomic import atomic_write_bytes
+from nft_pipeline.files.strict import header_texts, read_beginning, read_safetensors, safetensors_bytes
 from nft_pipeline.files.versions import VERSION_KEY, Format, VersionError
 
 from ..bases.base import Conditions, TrainBase, rows_of
@@ -32,6 +32,7 @@ from ..settings.choices import Method, Mix
 from .optimality import Optimality, by_prompt, optimality
 
 FORMAT = Format(version=1)
+HASH_KEY = "sha256"  # of the tensors, in the header; the first files have none
 
 
 class PoolError(ValueError):
@@ -208,7 +209,7 @@ def pool_key(made_with: Mapping[str, Any]) -> str:
 def save_pool(pool: Pool, path: Path, key: str) -> None:
     """Write a pool to one safetensors file, whole or not at all."""
     tensors = {name: value.contiguous() for name, value in pool.tensors().items()}
-    atomic_write_bytes(path, save(tensors, metadata={"pool_key": key, VERSION_KEY: str(FORMAT.version)}))
+    atomic_write_bytes(path, safetensors_bytes(tensors, {"pool_key": key, VERSION_KEY: str(FORMAT.version)}, HASH_KEY))
 
 
 def load_pool(path: Path, key: str) -> Pool | None:
@@ -223,15 +224,17 @@ def load_pool(path: Path, key: str) -> Pool | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            FORMAT.migrated({VERSION_KEY: int(header.get(VERSION_KEY, 1))})
-            if not _same_pool(header.get("pool_key", ""), key):
-                return None
-            return Pool.from_tensors({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        header = header_texts(read_beginning(path), path.name)
+        FORMAT.migrated({VERSION_KEY: int(header.get(VERSION_KEY, 1))})
+        if not _same_pool(header.get("pool_key", ""), key):
+            return None
+        file = read_safetensors(path, path.name, path.stat().st_size, HASH_KEY)
+        if file.hash_fault:
+            raise PoolError(f"{path} is damaged: {file.hash_fault}. Delete it; the run will sample a new one")
+        return Pool.from_tensors(file.tensors)
     except VersionError as error:
         raise PoolError(f"{path} cannot be used here: {error}. Or delete it; the run will sample a new one") from error
-    except (SafetensorError, OSError) as error:
+    except (AdapterError, OSError, LookupError, TypeError) as error:
         raise PoolError(
             f"{path} cannot be read as a pool: {error}. Delete it; the run will sample a new one"
         ) from error

@@ -11,9 +11,11 @@ from typing import Any
 from nft_pipeline.adapter import Adapter, AdapterConfig, BaseModel
 from nft_pipeline.dial.measured import Dial
 from nft_pipeline.dial.promise import tilt_at_weight
+from nft_pipeline.files.private import without_secrets
 from nft_pipeline.guidance import accumulated_tilt, beta_from_tilt
 
 from ..data.optimality import TOP_SHARE
+from ..settings.public import public_settings
 from .calibration import Calibration
 from .learner import Learner
 
@@ -93,7 +95,7 @@ def adapter_config(
         "objective": config.kind,
         "pool": {"size": pictures, "mean_reward": round(rate, 4), "source": source},
         "pairs": config.total_steps * config.batch,
-        "settings": config.to_dict(),
+        "settings": public_settings(config.to_dict()),
         "alpha_held_out": [
             {
                 "noise_level": c.noise_level,
@@ -119,7 +121,7 @@ def adapter_config(
         rank=config.rank,
         reward={
             "name": config.reward_name,
-            "description": config.reward_description,
+            "description": without_secrets(config.reward_description),
             "normaliser": _NORMALISERS[config.optimality].format(at=at),
         },
         base_rate=min(max(rate, 1e-4), 1 - 1e-4) if positive else None,

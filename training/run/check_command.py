@@ -21,9 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Try the run out and print all faults in one report."""
+    from ..settings.trust import ask_before_code
     from .check import check
 
-    faults = check(args.run, overrides_of(args), args.out, device=args.device)
+    overrides = overrides_of(args)
+    ask_before_code(args.run, overrides, args.trust)
+    faults = check(args.run, overrides, args.out, device=args.device)
     if not faults:
         print("the run can start")
         return 0

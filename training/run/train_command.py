@@ -71,6 +71,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="override one setting, for example --set steps=1000; may be given several times",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; auto takes CUDA if there is one (default)")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import the code that the YAML file names (module:name) without asking; look at it first if the file is "
+        "from somebody else",
+    )
 
 
 def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -95,15 +101,19 @@ def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     """Train, or go on where a stopped run was."""
     from ..settings.config import TrainConfig
+    from ..settings.trust import ask_before_code
     from .stopping import Stopped
     from .trainer import train
 
-    config = TrainConfig.from_yaml(args.run, overrides_of(args))
+    overrides = overrides_of(args)
+    ask_before_code(args.run, overrides, args.trust)
+    config = TrainConfig.from_yaml(args.run, overrides)
     out = args.out or Path("runs") / config.name
     try:
         train(config, out, device=args.device)
     except Stopped as stop:
         again = ["diffusion-nft", "train", args.run, *(part for item in args.set for part in ("--set", item))]
+        again += ["--trust"] * args.trust
         print(f"{stop}. To go on: {shlex.join([*again, '--out', str(out)])}")
         return 130
     return 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from nft_pipeline import DiffusionNFTPipeline
-from nft_pipeline.adapter import Adapter, BaseModel, fingerprint, write_adapter
+from nft_pipeline.adapter import Adapter, BaseModel, fingerprint, read_adapter, write_adapter
 from nft_pipeline.hub_cards.report import REPORT_FILE, RunReport, Trained
 
 from ..bases.base import TrainBase
@@ -37,7 +38,8 @@ from ..show.live import averaged
 from ..show.observer import Observer
 from ..show.run_report import run_report
 from ..show.watch import choose_strength
-from .checkpoint import CheckpointError, load_checkpoint, rotate, save_checkpoint
+from .checkpoint import CheckpointError, by_step, load_checkpoint, rotate, save_checkpoint
+from .run_folder import ADAPTER, is_finished, mark_finished, only_run
 from .sharding import Sharding, check_sharding
 from .stopping import Stopped, Stopper
 
@@ -65,6 +67,8 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
         say: called with one line per phase.
         device: "auto" is CUDA if there is one, else the CPU.
 
+    A run that is finished is not trained again: its adapter is read and returned, without calibration.
+
     Raises:
         Stopped: a signal asked for it; the same call goes on.
         ConfigError: or RewardError, OptimalityError, PoolError, DataError, CheckpointError, TrainingError,
@@ -75,6 +79,23 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
     if processes.rank() != 0:
         say = _silent
     out.mkdir(parents=True, exist_ok=True)
+    with only_run(out) if processes.rank() == 0 else nullcontext():
+        if is_finished(out, config):
+            folder = out / ADAPTER
+            say(f"finished already: the adapter is in {folder}. To train it again, give another --out, or delete it")
+            report = folder / REPORT_FILE
+            return TrainResult(
+                read_adapter(folder),
+                folder,
+                [],
+                {},
+                RunReport.from_json(report.read_bytes()) if report.is_file() else RunReport(),
+            )
+        return _train(config, out, say, device)
+
+
+def _train(config: TrainConfig, out: Path, say: Say, device: str) -> TrainResult:
+    """Train, or go on, in a folder that is this process's alone."""
     base, reason = load_base(config, device)
     base_identity = BaseModel(id=config.base_model, revision=None, fingerprint=fingerprint(base.denoiser))
     sharding = Sharding(base, say)
@@ -103,11 +124,13 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
             run.observer.close()
             if learner is not None:
                 learner.remove()
-    folder = out / "adapter"
+    folder = out / ADAPTER
     if processes.rank() == 0:
         folder = write_adapter(folder, adapter, found.files)
-        for name in ("checkpoint.pt", "round.safetensors"):
-            (out / name).unlink(missing_ok=True)
+        mark_finished(out, config)
+        kept = by_step(run.path).values() if config.keep_last == 1 else ()  # more of them are there for a person
+        for path in (run.path, out / "round.safetensors", *kept):
+            path.unlink(missing_ok=True)
     say(f"adapter written to {folder}")
     return TrainResult(adapter, folder, calibration, run.seconds, found.report)
 
@@ -235,7 +258,8 @@ class Run:
     def _look_if_due(self, learner: Learner) -> None:
         """An online run's sweep every so many rounds, if it was not made before a stop."""
         every, number = self.config.sweep_every, learner.round_number
-        if every and number and number % every == 0:
+        at_start = learner.step_number == number * self.config.round_steps  # not where a stopped run was in a round
+        if every and number and number % every == 0 and at_start:
             self._look(learner)
 
     def _look(self, learner: Learner, again: bool = False) -> None:
@@ -312,7 +336,7 @@ class Run:
                     self._save(learner)
 
     def _resume(self, learner: Learner) -> None:
-        if state := load_checkpoint(self.path, self.config.to_dict()):
+        if state := load_checkpoint(self.path, self.config.to_dict(), self.say):
             learner.load_state_dict(state["learner"])
             self.seconds_before = state.get("seconds", 0.0)
             self.say(f"resumed at step {learner.step_number}")

@@ -11,7 +11,8 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nft_pipeline.checks import did_you_mean, value_faults
+from nft_pipeline.checks import did_you_mean, shown, value_faults
+from nft_pipeline.files.private import without_secrets
 
 from ..errors import ConfigError
 from .choices import Kind
@@ -22,6 +23,13 @@ from .objective import ObjectiveSettings, objective_faults
 from .run import MachineSettings, RunSettings
 from .sampling import RoundSettings, SamplingSettings
 from .show import ShowSettings
+
+
+def _in_words(value: Any) -> str:
+    """A setting's value as errors show it: options of rewards may be secret, so of a mapping only the names."""
+    if isinstance(value, Mapping):
+        return f"a mapping with {', '.join(without_secrets(str(name)) for name in value) or 'nothing in it'}"
+    return without_secrets(shown(value))
 
 
 # The last base comes first in `fields` and so in settings.yaml: these are the sections from bottom to top.
@@ -52,7 +60,10 @@ class TrainConfig(
     """
 
     def __post_init__(self) -> None:
-        faults = value_faults(vars(self), self.checks) or self.data_faults() + self._faults_between_sections()
+        faults = (
+            value_faults(vars(self), self.checks, show=_in_words)
+            or self.data_faults() + self._faults_between_sections()
+        )
         if faults:
             raise ConfigError(faults)
 
@@ -85,7 +96,7 @@ class TrainConfig(
         ]
         required = {entry.name for entry in fields(cls) if entry.default is entry.default_factory is MISSING}
         faults += [f"{key!r} is missing" for key in sorted(required - set(mapping))]
-        faults += value_faults(mapping, cls.checks)
+        faults += value_faults(mapping, cls.checks, show=_in_words)
         if faults:
             raise ConfigError(faults)
         return cls(**mapping)

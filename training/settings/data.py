@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from nft_pipeline.checks import Check, choice, flag, number, optional
 
 from .choices import METHODS, MIXES, Method, Mix
+from .public import public_reward
 from .section import TEXT, TEXT_OR_EMPTY, Section
 
 
@@ -122,7 +123,8 @@ class DataSettings(Section):
     @property
     def reward_name(self) -> str:
         """For reports: "aesthetic", "aesthetic + 0.5 text", or "aesthetic x text" for a product."""
-        parts = [name if weight == 1 else f"{weight:g} {name}" for name, weight in self.weights.items()]
+        weights = [(public_reward(name), weight) for name, weight in self.weights.items()]
+        parts = [name if weight == 1 else f"{weight:g} {name}" for name, weight in weights]
         return (" x " if self.mix == "product" else " + ").join(parts) or "the scores in metadata.jsonl"
 
     def data_faults(self) -> list[str]:
@@ -133,7 +135,8 @@ class DataSettings(Section):
         if self.data is None and self.prompts is None:
             faults.append("'prompts' is missing: without data the run samples pictures itself")
         if self.reward and self.rewards:
-            faults.append(f"reward is {self.reward!r} and rewards {self.rewards!r}: for several, put all into rewards")
+            names = ", ".join(map(public_reward, self.rewards))
+            faults.append(f"reward is {public_reward(self.reward)!r} and rewards has {names}: put all into rewards")
         if len(self.rewards) > 1 and self.optimality in ("likes", "threshold"):
             faults.append(
                 f"optimality is {self.optimality!r} with {len(self.rewards)} rewards; use group, rank, sigmoid or top"

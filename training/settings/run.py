@@ -96,9 +96,11 @@ class MachineSettings(Section):
     """
 
     keep_last: Annotated[int, whole(1), MAY_CHANGE] = 1
-    """How many checkpoints are kept, by their step; the newest is always checkpoint.pt.
+    """How many checkpoints are kept, by their step; the newest is always checkpoint.pt. While the run goes on two are
+    kept at least: if the newest is damaged, the run goes on from the one before.
 
-    Raise it when you may want to go back to an earlier step by hand. Each checkpoint is as large as the first.
+    Raise it when you may want to go back to an earlier step by hand, also after the run. Each checkpoint is as large
+    as the first.
     """
 
     keep_best: Annotated[bool, flag(), MAY_CHANGE] = False

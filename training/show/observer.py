@@ -40,6 +40,7 @@ from ..learn.learner import Learner
 from ..rewards.find import find_prompts, find_reward
 from ..settings.config import TrainConfig
 from ..settings.data import DataSettings
+from ..settings.public import public_settings
 from .dial_words import DialWords, dial_words
 from .live import LIVE, Interrupted, Live
 from .page import write_page
@@ -128,7 +129,7 @@ class Observer:
         """
         step = learner.step_number
         if self._works:
-            settings = yaml.safe_dump(self.config.to_dict(), sort_keys=False, allow_unicode=True)
+            settings = yaml.safe_dump(public_settings(self.config.to_dict()), sort_keys=False, allow_unicode=True)
             atomic_write_bytes(self.out / "settings.yaml", settings.encode())
             for number, path in self.grids().items():
                 if number > step or step == 0:

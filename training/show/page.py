@@ -20,6 +20,7 @@ from nft_pipeline.hub_cards.report import RunReport
 from ..learn.calibration import Calibration, plot_reliability
 from ..learn.export import without_paths
 from ..settings.config import TrainConfig
+from ..settings.public import public_settings
 from .dial_words import DialWords
 from .run_report import statistics_curves
 from .sweep import Sweep
@@ -85,7 +86,7 @@ def write_page(
         dial=dial,
         plots={name: _data_url(picture, "png") for name, picture in plots.items() if picture is not None},
         grids={step: _grid_url(path) for step, path in _some(grids or {}).items()},
-        settings=yaml.safe_dump(without_paths(config.to_dict()), sort_keys=False, allow_unicode=True),
+        settings=yaml.safe_dump(without_paths(public_settings(config.to_dict())), sort_keys=False, allow_unicode=True),
     )
     return atomic_write_bytes(out / PAGE_FILE, page.encode())
 

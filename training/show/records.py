@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,11 +25,14 @@ import numpy as np
 from PIL import Image
 
 from nft_pipeline.files.atomic import atomic_write_bytes
+from nft_pipeline.files.private import without_secrets
 
 from ..settings.config import TrainConfig
+from ..settings.public import public_settings
 
 TABLES = ("losses", "rounds", "sweeps")
 FLUSH_SECONDS = 10
+_REMOTE = re.compile(r"remote:\S+")  # a served reward's address is nobody else's business
 
 
 class TrackerError(ValueError):
@@ -88,7 +92,7 @@ class Records:
         flat = dict(_flat(entry))
         at = f"strength {entry['strength']:g}/" if "strength" in entry else ""
         numbers = {
-            f"{table}/{at}{name}": float(value)
+            f"{table}/{at}{re.sub(_REMOTE, 'remote', without_secrets(name))}": float(value)
             for name, value in flat.items()
             if isinstance(value, (int, float)) and name not in ("step", "round", "strength")
         }
@@ -174,5 +178,5 @@ def _started(name: str, config: TrainConfig, identity: str) -> Any:
     else:
         tracker = TrackioTracker("diffusion-nft", name=f"{config.name}-{identity}", resume="allow")
     tracker.start()
-    tracker.store_init_configuration(config.to_dict())
+    tracker.store_init_configuration(public_settings(config.to_dict()))
     return tracker

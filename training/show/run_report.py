@@ -11,6 +11,7 @@ from nft_pipeline.hub_cards.report import Alpha, Curve, Point, RunReport, Sample
 from ..devices import processes
 from ..learn.calibration import Calibration
 from ..settings.config import TrainConfig
+from ..settings.public import public_reward
 from .sweep import STATISTICS, Sweep
 from .watch import choose_strength, hacking_verdict
 
@@ -53,7 +54,7 @@ def curve(sweep: Sweep, name: str, trained: bool = False) -> Curve:
         for point in sweep.points
         if (value := point.values[name]).n
     )
-    return Curve(name, trained, points, sweep.prompts, "standard error")
+    return Curve(public_reward(name), trained, points, sweep.prompts, "standard error")
 
 
 def statistics_curves(sweep: Sweep) -> tuple[Curve, ...]:

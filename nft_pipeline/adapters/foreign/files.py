@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import AdapterError
-from ...files.strict import read_safetensors, tensor_faults
+from ...files.strict import read_plain_file, read_safetensors, tensor_faults
 from ..config import parse_json
-from ..names import CONFIG_HEADER_KEY, LORA_FILE, LORA_METADATA_KEY, MAX_LORA_BYTES
+from ..names import CONFIG_HEADER_KEY, LORA_FILE, LORA_METADATA_KEY, MAX_CONFIG_BYTES, MAX_LORA_BYTES
 from .layers import Layer, read_layers, without_text_encoder
 from .peft_scale import config_faults
 
@@ -179,7 +179,9 @@ def read_lora(files: ForeignFiles, *, leave_out_text: bool = False) -> ForeignLo
             advice="Give the adapter's folder (with nft_config.json); it says its kind and beta itself.",
         )
     if files.peft_config is not None:
-        peft_config: Mapping[str, Any] | None = parse_json(files.peft_config.read_bytes(), PEFT_CONFIG)
+        peft_config: Mapping[str, Any] | None = parse_json(
+            read_plain_file(files.peft_config, PEFT_CONFIG, MAX_CONFIG_BYTES), PEFT_CONFIG
+        )
     else:
         peft_config = _metadata(file.header)
     faults = [f"{shown}: {fault}" for fault in tensor_faults(file.tensors)]

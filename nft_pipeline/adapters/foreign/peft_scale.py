@@ -26,6 +26,8 @@ _HARMLESS = {
 # Other ways to begin (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take a part out of the base weights, so the LoRA only fits
 # weights that nobody else has.
 _HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+# What layer names look like as regular expressions: signs of names, ".", "\.", "\d" and "[01]", each perhaps repeated.
+_EXPRESSION = re.compile(r"\^?(?:(?:[\w-]|\\?\.|\\d|\[[\w-]+\])[*+]?)+\$?")
 _REASONS = {
     "use_dora": "it is a DoRA, whose change is no plain B @ A",
     "modules_to_save": "whole modules were trained beside the LoRA",
@@ -52,7 +54,10 @@ def config_faults(config: Mapping[str, Any]) -> list[str]:
         if not isinstance(pattern, Mapping) or not all(_is_size(value) for value in pattern.values()):
             faults.append(f"{field} is {_shown(pattern)}, expected numbers above zero by layer name")
         elif not all(map(_is_expression, pattern)):
-            faults.append(f"{field} is {_shown(pattern)}: its keys are no regular expressions")
+            faults.append(
+                f"{field} is {_shown(pattern)}: its keys are no regular expressions made of layer names and at most "
+                "two of the signs * and +; others may take for ever and are not read"
+            )
     if config.get("bias", "none") != "none":
         faults.append(f'bias is {config["bias"]!r}: biases of the base model were trained, expected "none"')
     start = config.get("init_lora_weights", True)
@@ -89,15 +94,22 @@ def _by_pattern(pattern: Mapping[str, float], module: str, default: float) -> fl
 
 
 def _is_size(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value > 0
+    try:
+        return type(value) in (int, float) and math.isfinite(value) and value > 0
+    except OverflowError:  # a whole number too large for a float
+        return False
 
 
 def _is_expression(text: str) -> bool:
+    """Whether it can be matched in a bounded time: no groups, no alternatives, at most two repetitions."""
+    return len(text) <= 256 and text.count("*") + text.count("+") <= 2 and _compiles(text)
+
+
+def _compiles(text: str) -> bool:
     try:
-        re.compile(text)
-    except re.error:
+        return _EXPRESSION.fullmatch(text) is not None and re.compile(text) is not None
+    except re.error:  # such as the range [z-a]
         return False
-    return True
 
 
 def _shown(value: Any) -> str:

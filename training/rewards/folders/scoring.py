@@ -11,6 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from nft_pipeline.files.picture_list import PictureListError, find_pictures, read_rows, update_rows
+from nft_pipeline.files.pictures import read_picture
 
 from ..contract import RewardError
 from ..mix import RewardMix
@@ -106,8 +107,7 @@ def _batches(
         images: list[Image.Image] = []
         for name in names[i : i + size]:
             try:
-                with Image.open(folder / name) as file:
-                    images.append(file.convert("RGB"))
+                images.append(read_picture(folder / name))
                 good.append(name)
             except (OSError, ValueError, Image.DecompressionBombError) as error:
                 unreadable.append(f"{name}: {error}")

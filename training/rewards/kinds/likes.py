@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from nft_pipeline.files.picture_list import read_rows
+from nft_pipeline.files.pictures import read_picture
 
 from ..contract import Reward, RewardError, RewardInfo, RewardOutput
 from ..pictures import content_hash
@@ -31,8 +32,7 @@ class Likes(Reward):
         self.liked: dict[str, bool] = {}
         for row in read_rows(Path(folder)) if folder is not None else []:
             if isinstance(row.get("liked"), bool):
-                with Image.open(Path(str(folder)) / row["image"]) as picture:
-                    self.liked[content_hash(picture)] = row["liked"]
+                self.liked[content_hash(read_picture(Path(str(folder)) / row["image"]))] = row["liked"]
 
     def score(self, images: list[Image.Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
         """1 for a liked picture, 0 for a disliked one; one without a rating is a RewardError."""

@@ -12,6 +12,8 @@ import torch
 from PIL.Image import Image
 from pydantic import ValidationError
 
+from nft_pipeline.files.private import without_password
+
 from ..contract import Reward, RewardError, RewardOutput
 from ..server.caller import Caller, ServerError
 from ..server.wire import TOKEN_VARIABLE, Card, ScoreAnswer
@@ -48,7 +50,9 @@ class RemoteReward(Reward):
         try:
             card = Card.model_validate(self.caller.get("/info"))
         except ValidationError as error:
-            raise RewardError(f"{url} is no reward server of this version: {error.errors()[0]['msg']}") from error
+            raise RewardError(
+                f"{without_password(url)} is no reward server of this version: {error.errors()[0]['msg']}"
+            ) from error
         self.info = card.info()
         self.per_request, self.max_bytes = min(per_request, card.max_pictures), card.max_bytes
         self.concurrency, self.batch = concurrency, self.per_request * concurrency

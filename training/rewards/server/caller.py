@@ -19,6 +19,8 @@ from typing import Any
 import requests
 from tqdm import tqdm
 
+from nft_pipeline.files.private import without_password
+
 from ..contract import RewardError
 
 _PASSES = {429, 502, 503, 504}
@@ -62,8 +64,11 @@ class Caller:
         say: Callable[[str], None] = tqdm.write,
     ) -> None:
         if not url.startswith(("http://", "https://")):
-            raise RewardError(f"the server's address is {url!r}, expected one that begins with http:// or https://")
+            raise RewardError(
+                f"the server's address is {without_password(url)!r}, expected one that begins with http:// or https://"
+            )
         self.url, self.health, self.timeout, self.retries = url.rstrip("/"), health, timeout, retries
+        self.shown = without_password(self.url)
         self.backoff, self.patience, self.probe_every, self.say = backoff, patience, probe_every, say
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.circuit = threading.Lock()  # held by the one thread that waits for the server while it is away
@@ -117,7 +122,7 @@ class Caller:
             answer, reason, asked = self._try(method, path, payload)
             if answer is not None:
                 self.given_up = None
-                return _content(answer, self.url)
+                return _content(answer, self.shown)
             tries += 1
             if tries <= self.retries:
                 pause = min(self.backoff * 2 ** (tries - 1), _LONGEST_WAIT) * random.uniform(0.75, 1.25)
@@ -150,25 +155,25 @@ class Caller:
                 raise ServerError(self.given_up[1], "gone")
             since = time.monotonic()
             self.say(
-                f"the reward server {self.url} does not answer: {reason}. The run is paused and nothing is lost; "
+                f"the reward server {self.shown} does not answer: {reason}. The run is paused and nothing is lost; "
                 f"looking every {self.probe_every:g} s, for up to {self.patience:g} s. Start the server again to go on"
             )
             while time.monotonic() - since < self.patience:
                 self._sleep(self.probe_every)
                 if self._is_well():
                     self.returns += 1
-                    self.say(f"the reward server {self.url} is back after {time.monotonic() - since:.0f} s")
+                    self.say(f"the reward server {self.shown} is back after {time.monotonic() - since:.0f} s")
                     return
             message = (
-                f"the reward server {self.url} stayed away for {self.patience:g} s ({reason}). Start it again and give "
-                "the same command; what was scored before is kept"
+                f"the reward server {self.shown} stayed away for {self.patience:g} s ({reason}). Start it again and "
+                "give the same command; what was scored before is kept"
             )
             self.given_up = (returns, message)
             raise ServerError(message, "gone")
 
     def _sleep(self, seconds: float) -> None:
         if self.stopped.wait(seconds):
-            raise ServerError(f"waiting for {self.url} was ended", "stopped")
+            raise ServerError(f"waiting for {self.shown} was ended", "stopped")
 
     def _is_well(self) -> bool:
         try:

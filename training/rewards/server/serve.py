@@ -9,8 +9,8 @@ every request in it. The batching we need is `batching.py`.
     GET  /info     the reward's card and the server's limits
     POST /score    see `wire`
 
-Each refusal is {"error": {"type", "message"}}: wrong_token 401, body_too_large 413, bad_request and bad_picture 422,
-overloaded 503 (with Retry-After), reward_failed 500.
+Each refusal is {"error": {"type", "message"}}: wrong_token 401, too_slow 408, body_too_large 413, bad_request and
+bad_picture 422, overloaded 503 (with Retry-After), reward_failed 500.
 """
 
 from __future__ import annotations
@@ -22,27 +22,30 @@ import contextlib
 import io
 import json
 import os
-import secrets
 import warnings
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
+from starlette.exceptions import HTTPException
 
+from nft_pipeline.files.pictures import as_seen
 from nft_pipeline.torchvision_repair import watch
 
 from ..contract import Reward, RewardError
 from ..mix import load_rewards
 from .batching import Batcher, Overloaded
+from .gate import Gate
 from .wire import TOKEN_VARIABLE, Card, Fault, ScoreAnswer, ScoreRequest
 
 SETTINGS_VARIABLE = "DIFFUSION_NFT_REWARD_SERVER"
 MAX_BYTES = 32_000_000  # of a request
 MAX_PICTURES = 64  # in a request
 MAX_PIXELS = 50_000_000  # of a picture
+MAX_REQUEST_PIXELS = 100_000_000  # of all pictures in a request: 0.3 GB decoded
 
 
 class Refusal(Exception):
@@ -81,24 +84,19 @@ def create_app(
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    def admitted(request: Request) -> None:
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if token is not None and not secrets.compare_digest(given.encode(), token.encode()):
-            raise Refusal(401, "wrong_token", f"the token is missing or wrong; set {TOKEN_VARIABLE} to the server's")
-
-    app = FastAPI(title=f"reward {reward.info.name}", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimit, max_bytes=max_bytes)
+    app = FastAPI(title=f"reward {reward.info.name}", lifespan=lifespan, openapi_url=None)
+    app.add_middleware(Gate, answer=_closing, token=token, max_bytes=max_bytes)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
         return {"status": "ok", "waiting": app.state.batcher.queued}
 
-    @app.get("/info", dependencies=[Depends(admitted)])
+    @app.get("/info")
     async def info() -> Response:
         card = Card.of(reward.info, max_pictures, max_bytes)
         return Response(card.model_dump_json(), media_type="application/json")  # JSONResponse refuses infinities
 
-    @app.post("/score", dependencies=[Depends(admitted)])
+    @app.post("/score")
     async def score(request: ScoreRequest) -> ScoreAnswer:
         n = len(request.pictures)
         metadata = request.metadata or [{}] * n
@@ -109,7 +107,7 @@ def create_app(
         if n > max_pictures:
             raise Refusal(422, "bad_request", f"{n} pictures in a request, {max_pictures} is the most")
         # In a thread: while a large picture is decoded, others are answered.
-        images = await asyncio.to_thread(lambda: [decode(p, i, max_pixels) for i, p in enumerate(request.pictures)])
+        images = await asyncio.to_thread(decode_all, request.pictures, max_pixels)
         output = await app.state.batcher.score(images, request.prompts, metadata)
         return ScoreAnswer(scores=output.scores.tolist(), details=output.details)
 
@@ -123,6 +121,10 @@ def create_app(
         place = ".".join(map(str, first["loc"]))
         return _fault(422, "bad_request", f"{place}: {first['msg']}")
 
+    @app.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> JSONResponse:
+        return _fault(error.status_code, "bad_request", str(error.detail))
+
     @app.exception_handler(Overloaded)
     async def overloaded(_: Request, error: Overloaded) -> JSONResponse:
         return _fault(503, "overloaded", str(error), {"Retry-After": "1"})
@@ -134,8 +136,22 @@ def create_app(
     return app
 
 
-def decode(picture: str, number: int, max_pixels: int) -> Image.Image:
-    """A picture of a request.
+def decode_all(pictures: list[str], max_pixels: int) -> list[Image.Image]:
+    """The pictures of a request.
+
+    Raises:
+        Refusal: as `decode`; or together they have more than `MAX_REQUEST_PIXELS` pixels.
+    """
+    images: list[Image.Image] = []
+    left = MAX_REQUEST_PIXELS
+    for number, picture in enumerate(pictures):
+        images.append(decode(picture, number, max_pixels, left))
+        left -= images[-1].width * images[-1].height
+    return images
+
+
+def decode(picture: str, number: int, max_pixels: int, left: int) -> Image.Image:
+    """A picture of a request, of which `left` pixels may still be decoded.
 
     Raises:
         Refusal: it is no base64, no PNG, cut off, or too large.
@@ -148,56 +164,21 @@ def decode(picture: str, number: int, max_pixels: int) -> Image.Image:
                 if file.width * file.height > max_pixels:
                     size = f"{file.width} x {file.height} px"
                     raise Refusal(422, "bad_picture", f"picture {number} is {size}, {max_pixels} pixels is the most")
-                return file.convert("RGB")
+                if file.width * file.height > left:
+                    words = f"the pictures have more than {MAX_REQUEST_PIXELS} pixels together; send fewer at once"
+                    raise Refusal(422, "bad_request", words)
+                return as_seen(file)
     except (OSError, SyntaxError, ValueError, binascii.Error, Image.DecompressionBombError) as error:
         raise Refusal(422, "bad_picture", f"picture {number} is no PNG that can be read: {error}") from error
 
 
-class BodyLimit:
-    """Refuses a request whose body is larger than `max_bytes`, as soon as that is known, whatever its header says."""
-
-    def __init__(self, app: Any, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        said = dict(scope["headers"]).get(b"content-length", b"0")
-        if said.isdigit() and int(said) > self.max_bytes:
-            await self._refuse(scope, receive, send)
-            return
-        body, more = bytearray(), True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self.max_bytes:
-                await self._refuse(scope, receive, send)
-                return
-        whole = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-        async def replay() -> Any:
-            return whole.pop() if whole else await receive()
-
-        await self.app(scope, replay, send)
-
-    async def _refuse(self, scope: Any, receive: Any, send: Any) -> None:
-        # Read on for a while: a client that is cut off while it sends sees a broken connection, not the reason.
-        left = 4 * self.max_bytes
-        while left > 0:
-            message = await receive()
-            left -= len(message.get("body", b""))
-            if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                break
-        words = f"the request is larger than {self.max_bytes} bytes; send fewer or smaller pictures at once"
-        await _fault(413, "body_too_large", words, {"Connection": "close"})(scope, receive, send)
-
-
 def _fault(status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
     return JSONResponse(Fault.of(kind, message).model_dump(), status, headers)
+
+
+def _closing(status: int, kind: str, message: str) -> JSONResponse:
+    """A refusal after which the connection is closed, since what comes next on it was not read."""
+    return _fault(status, kind, message, {"Connection": "close"})
 
 
 def app_from_environment() -> FastAPI:

@@ -1,0 +1,47 @@
+"""What secrets and addresses of people and machines look like in a text, to find them and to leave them out.
+
+This is the second line. The first is that settings are written by an allow-list (training/settings/public.py). Standard
+library only.
+"""
+
+from __future__ import annotations
+
+import re
+
+_NAMED = (
+    r"(?:api[_-]?key|access[_-]?key|auth[_-]?token|access[_-]?token|token|secret|password|passwd|authorization|sig)"
+)
+SECRETS = {
+    "a Hugging Face token": r"hf_[A-Za-z0-9]{20,}",
+    "an API key": r"sk-[A-Za-z0-9_-]{20,}|\bAIza[A-Za-z0-9_-]{30,}|\bsk_(?:live|test)_[A-Za-z0-9]{16,}",
+    "a GitHub token": r"gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{20,}",
+    "an AWS key": r"AKIA[0-9A-Z]{16}",
+    "a Slack token": r"xox[abprs]-[A-Za-z0-9-]{10,}|hooks\.slack\.com/services/[A-Za-z0-9/]+",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a signed token": r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]+",
+    "a password in an address": r"\b[a-z][a-z0-9+.-]*://[^\s/@\"'<>]+@[^\s\"'<>]+",
+    "a signed address": r"[?&](?:sig|signature|x-(?:amz|goog)-[a-z-]+|(?:access_)?token|(?:api_)?key)=[^\s&\"'<>]+",
+    "a secret by its name": rf"(?<![\w-]){_NAMED}[\"']?\s*[:=]\s*[\"']?(?:bearer\s+)?[A-Za-z0-9+/_.~%-]{{8,}}",
+    "an account's key": r"\bbearer\s+[A-Za-z0-9+/_.~-]{16,}|\bAccountKey=[A-Za-z0-9+/=]{20,}",
+    "an e-mail address": r"\b[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}\b",
+    "an address in a private network": r"\b(?:10|192\.168|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2,3}\b",
+}
+_ANY_CASE = ("a signed address", "a secret by its name", "an account's key", "a password in an address")
+_PATTERNS = {what: re.compile(text, re.IGNORECASE if what in _ANY_CASE else 0) for what, text in SECRETS.items()}
+
+
+def secrets_in(text: str) -> dict[str, str]:
+    """What was found first of each kind, by the kind in words."""
+    return {what: match.group() for what, pattern in _PATTERNS.items() if (match := pattern.search(text))}
+
+
+def without_secrets(text: str) -> str:
+    """The text with "(removed)" in the place of everything that looks like a secret."""
+    for pattern in _PATTERNS.values():
+        text = pattern.sub("(removed)", text)
+    return text
+
+
+def without_password(address: str) -> str:
+    """An address as errors may show it: without a user, a password and what follows a question mark."""
+    return re.sub(r"//[^/@]*@", "//", address).partition("?")[0]

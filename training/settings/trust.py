@@ -1,0 +1,49 @@
+"""Settings that run code: a file from somebody else asks before what it names is imported."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from .file import read_settings
+from .public import REMOTE
+
+_REWARDS, _PROMPTS = ("reward", "watch_reward"), ("prompts", "held_out_prompts")
+
+
+def ask_before_code(source: str, overrides: Mapping[str, Any], trust: bool) -> None:
+    """Ask a person at the terminal whether the code that a settings file names may run.
+
+    A preset names none, and what --set names was typed by the person who runs it.
+
+    Args:
+        source: a file or a preset, as `read_settings` takes it.
+        overrides: what --set gives.
+        trust: whether --trust was given; then nothing is asked.
+
+    Raises:
+        ConfigError: no such file; or the person said no, or cannot be asked.
+    """
+    code = code_in({name: value for name, value in read_settings(source).items() if name not in overrides})
+    if trust or not code:
+        return
+    what = f"{source} names code of your own or of somebody else: {', '.join(code)}"
+    if sys.stdin is not None and sys.stdin.isatty():
+        answer = input(f"{what}. Importing it runs it, with all that you may do on this machine. Go on? [y/N] ")
+        if answer.strip().lower() in ("y", "yes"):
+            return
+    raise ConfigError([f"{what}. Importing it runs it; look at it first, then give --trust"])
+
+
+def code_in(settings: Mapping[str, Any]) -> list[str]:
+    """What a run's settings would import, as module:name, in their order and once each."""
+    rewards = settings.get("rewards")
+    names = [settings.get(name) for name in _REWARDS]
+    names += list(rewards) if isinstance(rewards, Mapping) else []
+    found = [name for name in names if isinstance(name, str) and ":" in name and not name.startswith(REMOTE)]
+    lists = [settings.get(name) for name in _PROMPTS]
+    found += [name for name in lists if isinstance(name, str) and ":" in name and not Path(name).is_file()]
+    return list(dict.fromkeys(found))
