@@ -1,4 +1,4 @@
-"""Turns an out-of-memory error into advice: which settings to change, and what each change costs."""
+"""Turns an out-of-memory error into advice: which settings may change in a run that goes on, and which need a new run."""
 
 from __future__ import annotations
 
@@ -9,31 +9,49 @@ import torch
 
 from ..errors import TrainingError
 
-_ADVICE = {
-    "training": (
-        "Lower micro_batch (now {micro_batch}, 0 is the whole batch at once; the result stays the same), then set "
-        "gradient_checkpointing: true, then quantise: nf4, then lower resolution or rank"
+_OTHERS = "Close other programs that use the same memory"
+_ALONE = "That was one at a time. " + _OTHERS
+# What may change in a run that goes on, and what needs another one.
+ADVICE = {
+    "encoding prompts": (f"{_ALONE}; no setting makes the text encoders smaller", ""),
+    "encoding pictures": (_ALONE, "set a lower resolution"),
+    "drawing": (
+        f"{_ALONE}. Pictures that only show or measure can be left out with samples_every: 0, sweep_size: 0 and "
+        "calibration_pictures: 0",
+        "set a lower resolution, or quantise: int8 or nf4",
     ),
-    "sampling": "Lower pool_batch (now {pool_batch}), then resolution",
+    "decoding": (
+        f"{_ALONE}. Pictures that only show or measure can be left out with samples_every: 0, sweep_size: 0 and "
+        "calibration_pictures: 0",
+        "set a lower resolution",
+    ),
+    "reading alpha": (_ALONE, "set a lower resolution, or quantise: int8 or nf4"),
+    "scoring": (f"{_OTHERS}, or serve the reward from another machine with `diffusion-nft serve`", ""),
+    "training": (
+        "Lower micro_batch, where 0 is the whole batch at once and the result stays the same, then set "
+        "gradient_checkpointing: true",
+        "set quantise: int8 or nf4, a lower resolution or a lower rank",
+    ),
 }
 
 
 @contextmanager
-def memory_advice(doing: str, **settings: int) -> Iterator[None]:
+def memory_advice(doing: str) -> Iterator[None]:
     """Turn an allocation failure within into a `TrainingError` that names the keys to change.
 
     Args:
-        doing: "training" or "sampling".
-        settings: present values that the advice mentions.
+        doing: a phase of a run, one of `ADVICE`.
     """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        now, anew = ADVICE[doing]
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TrainingError(
-            f"out of memory while {doing}: {str(error).splitlines()[0] if str(error) else type(error).__name__}. "
-            f"{_ADVICE[doing].format(**settings)}. The same command then goes on from the last checkpoint"
+            f"out of memory while {doing}: {first}. {now}. The same command then goes on from what is there"
+            + (f". In another folder, which begins again: {anew}" if anew else "")
         ) from error
 
 
@@ -41,5 +59,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is a failed allocation, on a GPU or a CPU."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    said = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in said or "not enough memory" in said)
+    words = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in words or "not enough memory" in words)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,8 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
             else:
                 learner, pool, held_out = run.offline(reason)
                 rate, pictures = pool.r.mean().item(), len(pool)
+            run.keep(learner, rate, pictures)
+            run.grid(learner)
             run.calibrate(learner)
             run.look_at_last(learner)
             learner.use_average()
@@ -177,7 +179,6 @@ class Run:
         self.say(f"training {config.steps} steps in {reason}")
         self._optimise(learner, pool, config.steps)
         self.seconds["train"] = time.monotonic() - started
-        self._grid(learner)
         self._save(learner)
         return learner, pool, held_out
 
@@ -189,13 +190,10 @@ class Run:
         """Rounds: sample with `old`, score, a few steps, and `old` follows. Returns last mean r and pictures, too."""
         config = self.config
         assert config.prompts is not None
-        texts = find_prompts(config.prompts)
-        empty = self.base.encode_empty()
-        prompts = Prompts(texts, self.base.encode_prompts(texts), empty)
+        prompts = Prompts(self.base, find_prompts(config.prompts), config)
         rewards = rewards_of(config)
-        self.base.release()
         self.say(Objective.of(config).describe(online=True, rounds=config.rounds))
-        learner = Learner(self.base, prompts.conditions, config)
+        learner = Learner(self.base, prompts.one, config)
         self._resume(learner)
         self.say(f"training {config.rounds} rounds of {config.round_steps} steps in {reason}")
         self.seconds |= {"pool": 0.0, "train": 0.0}
@@ -211,7 +209,6 @@ class Run:
             self.say(f"round {learner.round_number}: tilt {learner.tilt.theta:.3g} (M8, if every round converges)")
             self._save(learner)
             self.seconds["train"] += time.monotonic() - started
-        self._grid(learner)
         return learner, learner.mean_r, self._sampled(learner)
 
     def calibrate(self, learner: Learner) -> None:
@@ -229,7 +226,16 @@ class Run:
         self._stop_if_asked(learner)
         self.seconds["sweep"] = self.seconds.get("sweep", 0.0) + time.monotonic() - started
 
-    def _grid(self, learner: Learner) -> None:
+    def keep(self, learner: Learner, rate: float, pictures: int) -> None:
+        """Write the adapter as it was trained, before anything else can fail; what measures it writes it again."""
+        with averaged(learner):
+            adapter = make_adapter(learner, self.base_identity, rate, pictures)
+        if processes.rank() == 0:
+            folder = write_adapter(self.out / "adapter", adapter)
+            self.say(f"adapter written to {folder}, not yet measured; the same command goes on from here if that fails")
+
+    def grid(self, learner: Learner) -> None:
+        """Draw the sample grid if one is due at this step and not there yet."""
         self.sharding.first(lambda: self.observer.grid(learner))
 
     def _look_if_due(self, learner: Learner) -> None:
@@ -262,20 +268,21 @@ class Run:
         """
         config, number = self.config, learner.round_number
         path, key = self.out / "round.safetensors", pool_key({"settings": config.to_dict(), "round": number})
-        pool = load_pool(path, key)
+        pool, drawn = load_pool(path, key), prompts.of_round(number)
         if pool is not None:
-            return pool
-        with memory_advice("sampling", pool_batch=config.pool_batch):
-            pool, found = sample_round(
-                self.base,
-                learner.roles,
-                prompts,
-                rewards,
-                config,
-                number,
-                stop=lambda: self._stop_if_asked(learner),
-                together=self.sharding.is_split,
-            )
+            # The first versions kept the conditions of all prompts in it.
+            return pool if pool.conditions else replace(pool, conditions=drawn.conditions)
+        pool, found = sample_round(
+            self.base,
+            learner.roles,
+            drawn,
+            prompts.empty,
+            rewards,
+            config,
+            number,
+            stop=lambda: self._stop_if_asked(learner),
+            together=self.sharding.is_split,
+        )
         self.say(f"round {number + 1}: {found.describe()}")
         if number == 0 and (warning := baseline_warning(config, pool.r.mean().item())):
             self.say(warning)
@@ -284,7 +291,7 @@ class Run:
         line = {"round": number + 1, **said, "tilt_old": learner.tilt.old}
         self.observer.records.log("rounds", line, learner.step_number)
         if processes.rank() == 0:
-            save_pool(pool, path, key)
+            save_pool(replace(pool, conditions={}), path, key)  # they are made again from the prompts
         return pool
 
     def _optimise(self, learner: Learner, pool: Pool, until: int, quiet: bool = False) -> None:
@@ -300,8 +307,8 @@ class Run:
         ) as bar:
             while learner.step_number < until:
                 self._stop_if_asked(learner)
-                self._grid(learner)
-                with memory_advice("training", micro_batch=config.micro_batch):
+                self.grid(learner)
+                with memory_advice("training"):
                     losses = learner.step(pool)
                 smooth = {name: 0.95 * smooth.get(name, loss) + 0.05 * loss for name, loss in losses.items()}
                 self.observer.records.log("losses", {"step": learner.step_number, **losses}, learner.step_number)
