@@ -9,10 +9,9 @@ import torch
 import yaml
 from torch import nn
 
-from helpers.tiny_run import ONLINE, SHOWN, SMALL, config, picture_folder, prompts, random_pool, save_tiny, tiny_base
+from helpers.tiny_run import ONLINE, SHOWN, SMALL, config, picture_folder, random_pool, save_tiny, tiny_base
 from nft_pipeline.adapter import read_adapter
 from nft_pipeline.training.data.folder import support_gap
-from nft_pipeline.training.data.pool import Pool
 from nft_pipeline.training.devices.fits import Fits
 from nft_pipeline.training.devices.memory import ADVICE, memory_advice
 from nft_pipeline.training.errors import TrainingError
@@ -127,7 +126,7 @@ def test_one_row_that_does_not_fit_is_said_with_what_may_change():
 
 @pytest.mark.parametrize("doing", ADVICE)
 def test_advice_tells_what_may_change_in_a_run_that_goes_on_from_what_needs_a_new_one(doing):
-    with pytest.raises(TrainingError) as caught, memory_advice(doing):
+    with pytest.raises(TrainingError) as caught, memory_advice(doing, micro_batch=4):
         raise torch.OutOfMemoryError("CUDA out of memory")
     goes_on, _, anew = str(caught.value).partition("In another folder")
     named = {part: set(re.findall(r"[a-z]+_[a-z]+|resolution|quantise|rank", part)) for part in (goes_on, anew)}

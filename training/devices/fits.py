@@ -18,11 +18,14 @@ class Fits:
 
     Args:
         device: of the run.
+
+    Attributes:
+        room: by phase, how many rows at once fit where not all that were asked for did.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._room: dict[str, int] = {}
+        self.room: dict[str, int] = {}
 
     def parts(self, phase: str, rows: Tensor, size: int, act: Callable[[Tensor], T]) -> Iterator[tuple[Tensor, T]]:
         """Call `act` on one part of the rows after another, and yield each part with what `act` returned.
@@ -38,10 +41,10 @@ class Fits:
         """
         place = 0
         while place < len(rows):
-            part = rows[place : place + min(size, self._room.get(phase, size))]
+            part = rows[place : place + min(size, self.room.get(phase, size))]
             result = self._tried(phase, part, act)
             if result is None:  # only now has the failed attempt let go of its tensors
-                self._room[phase] = len(part) // 2
+                self.room[phase] = len(part) // 2
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
                 continue

@@ -1,4 +1,4 @@
-"""Turns an out-of-memory error into advice: which settings may change in a run that goes on, and which need a new run."""
+"""Turns an out-of-memory error into advice: what may change in a run that goes on, and what needs another."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ADVICE = {
     "reading alpha": (_ALONE, "set a lower resolution, or quantise: int8 or nf4"),
     "scoring": (f"{_OTHERS}, or serve the reward from another machine with `diffusion-nft serve`", ""),
     "training": (
-        "Lower micro_batch, where 0 is the whole batch at once and the result stays the same, then set "
+        "Lower micro_batch (now {micro_batch}, 0 is the whole batch at once; the result stays the same), then set "
         "gradient_checkpointing: true",
         "set quantise: int8 or nf4, a lower resolution or a lower rank",
     ),
@@ -36,11 +36,12 @@ ADVICE = {
 
 
 @contextmanager
-def memory_advice(doing: str) -> Iterator[None]:
+def memory_advice(doing: str, **settings: int) -> Iterator[None]:
     """Turn an allocation failure within into a `TrainingError` that names the keys to change.
 
     Args:
         doing: a phase of a run, one of `ADVICE`.
+        settings: present values that the advice mentions: micro_batch while training.
     """
     try:
         yield
@@ -50,7 +51,7 @@ def memory_advice(doing: str) -> Iterator[None]:
         now, anew = ADVICE[doing]
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TrainingError(
-            f"out of memory while {doing}: {first}. {now}. The same command then goes on from what is there"
+            f"out of memory while {doing}: {first}. {now.format(**settings)}. The same command then goes on from what is there"
             + (f". In another folder, which begins again: {anew}" if anew else "")
         ) from error
 

@@ -78,7 +78,9 @@ class Prompts:
         else:
             if number not in self._rounds:
                 following = range(number, min(number + self._ahead, max(number + 1, self._config.rounds)))
-                self._rounds = {each: self._base.encode_prompts(self._named(self._places(each)[0])) for each in following}
+                self._rounds = {
+                    each: self._base.encode_prompts(self._named(self._places(each)[0])) for each in following
+                }
             conditions = self._rounds[number]
         return RoundPrompts(which, self._named(places), conditions)
 

@@ -38,6 +38,7 @@ from ..show.observer import Observer
 from ..show.run_report import run_report
 from ..show.watch import choose_strength
 from .checkpoint import CheckpointError, load_checkpoint, rotate, save_checkpoint
+from .hours import Clock, duration
 from .sharding import Sharding, check_sharding
 from .stopping import Stopped, Stopper
 
@@ -161,14 +162,18 @@ class Run:
         self.base_identity, self.sharding = base_identity, sharding
         self.seconds: dict[str, float] = {}
         self.seconds_before = 0.0  # that the run had taken when it was stopped
-        self.path = out / "checkpoint.pt"
+        self.path, self.clock = out / "checkpoint.pt", Clock(config)
         self.observer = Observer(config, base, base_identity, out, say, lambda: self.stopper.requested)
 
     def offline(self, reason: str) -> tuple[Learner, Pool, Pool | None]:
         """A pool once, then optimiser steps on it."""
         config, started = self.config, time.monotonic()
+        is_there = (self.out / "pool.safetensors").exists()
         self.sharding.first(self._make_pools)
         processes.wait()
+        if config.data is None and not is_there:
+            drawn = config.pool_size + (config.held_out_size if config.kind == "positive" else 0)
+            self.clock.drew(drawn, time.monotonic() - started)
         pool, held_out = offline_pools(self.base, config, self.out, _silent)
         self.base.release(*self.base.encoders, *(() if self.observer.draws else ("vae",)))
         self.seconds["pool"] = time.monotonic() - started
@@ -206,9 +211,13 @@ class Run:
             started = time.monotonic()
             self._optimise(learner, pool, (learner.round_number + 1) * config.round_steps, quiet=True)
             learner.finish_round()
-            self.say(f"round {learner.round_number}: tilt {learner.tilt.theta:.3g} (M8, if every round converges)")
             self._save(learner)
             self.seconds["train"] += time.monotonic() - started
+            left = self.clock.left(learner.step_number, learner.round_number)
+            self.say(
+                f"round {learner.round_number} of {config.rounds}: tilt {learner.tilt.theta:.3g} (M8, if every round "
+                f"converges)" + ("" if left is None else f"; the whole run has about {duration(left)} left")
+            )
         return learner, learner.mean_r, self._sampled(learner)
 
     def calibrate(self, learner: Learner) -> None:
@@ -272,6 +281,7 @@ class Run:
         if pool is not None:
             # The first versions kept the conditions of all prompts in it.
             return pool if pool.conditions else replace(pool, conditions=drawn.conditions)
+        started = time.monotonic()
         pool, found = sample_round(
             self.base,
             learner.roles,
@@ -283,7 +293,8 @@ class Run:
             stop=lambda: self._stop_if_asked(learner),
             together=self.sharding.is_split,
         )
-        self.say(f"round {number + 1}: {found.describe()}")
+        self.clock.drew(len(drawn.which), time.monotonic() - started)
+        self.say(f"round {number + 1} of {config.rounds}: {found.describe()}")
         if number == 0 and (warning := baseline_warning(config, pool.r.mean().item())):
             self.say(warning)
         self.observer.records.forget_after("rounds", number)
@@ -300,7 +311,7 @@ class Run:
         with tqdm(
             total=until,
             initial=learner.step_number,
-            desc="training",
+            desc=f"round {learner.round_number + 1} of {config.rounds}: training" if config.online else "training",
             unit="step",
             disable=processes.rank() != 0,
             leave=not quiet,
@@ -308,12 +319,15 @@ class Run:
             while learner.step_number < until:
                 self._stop_if_asked(learner)
                 self.grid(learner)
-                with memory_advice("training"):
+                started = time.monotonic()
+                with memory_advice("training", micro_batch=config.micro_batch):
                     losses = learner.step(pool)
+                self.clock.stepped(time.monotonic() - started)
                 smooth = {name: 0.95 * smooth.get(name, loss) + 0.05 * loss for name, loss in losses.items()}
                 self.observer.records.log("losses", {"step": learner.step_number, **losses}, learner.step_number)
                 bar.update()
-                bar.set_postfix({name: f"{loss:.4f}" for name, loss in smooth.items()})
+                left = duration(self.clock.left(learner.step_number, learner.round_number + 1) or 0.0)
+                bar.set_postfix({**{name: f"{loss:.4f}" for name, loss in smooth.items()}, "left in all": left})
                 due = config.checkpoint_every and learner.step_number % config.checkpoint_every == 0
                 if due and learner.step_number < until:
                     self._save(learner)
