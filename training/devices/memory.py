@@ -50,10 +50,9 @@ def memory_advice(doing: str, **settings: int) -> Iterator[None]:
             raise
         now, anew = ADVICE[doing]
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TrainingError(
-            f"out of memory while {doing}: {first}. {now.format(**settings)}. The same command then goes on from what is there"
-            + (f". In another folder, which begins again: {anew}" if anew else "")
-        ) from error
+        goes_on = f"{now.format(**settings)}. The same command then goes on from what is there"
+        begins_again = f". In another folder, which begins again: {anew}" if anew else ""
+        raise TrainingError(f"out of memory while {doing}: {first}. {goes_on}{begins_again}") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
