@@ -414,7 +414,8 @@ PAGE = """# Memory of the presets
 Computed by `tests/benchmarks/memory.py` on {day} (torch {torch}, diffusers {diffusers}), **not measured on a GPU**:
 bytes of all tensors alive at the peak, on models of the published sizes without their numbers. LoRA of rank 32 on the
 family's layers. A GPU needs more: a CUDA context (about half a GiB), workspaces, and what an allocator cannot use; the
-presets' own words leave a tenth and a GiB for that. Left out: the alpha head, which is small, and a reward's own model.
+presets' own words leave a tenth and a GiB for that. This is the CPU's autocast; CUDA's runs norms in fp32, which takes
+up to a GiB more. Left out: the alpha head, which is small, and a reward's own model.
 
 GiB by phase; they come one after another, so the largest has to fit. Prompts is the text encoders in bf16 and eight
 prompts that fill all tokens. Pictures is the VAE in fp32 and one picture of a folder. Drawing is `pool_batch` samples

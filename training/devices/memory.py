@@ -26,7 +26,7 @@ ADVICE = {
         "set a lower resolution",
     ),
     "reading alpha": (_ALONE, "set a lower resolution, or quantise: int8 or nf4"),
-    "scoring": (f"{_OTHERS}, or serve the reward from another machine with `diffusion-nft serve`", ""),
+    "scoring": (f"{_OTHERS}, or serve the reward from another machine with `diffusion-nft reward serve`", ""),
     "training": (
         "Lower micro_batch (now {micro_batch}, 0 is the whole batch at once; the result stays the same), then set "
         "gradient_checkpointing: true",
