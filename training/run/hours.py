@@ -85,7 +85,7 @@ class Pace:
     Args:
         prompt, encode, decode, score, read: for one prompt, or one picture: encoded, decoded, scored, read by the head.
         draw: for one picture: what a call takes beside its denoising steps, and a denoising step.
-        show: the same for one pass of a picture that shows the adapter, its decoding included.
+        show: the same for a picture that shows the adapter, in one pass, its decoding included.
         step: for an optimiser step.
     """
 
