@@ -20,6 +20,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,7 +28,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from tqdm import tqdm
 
 from nft_pipeline.families.forward_call import as_rows
-from nft_pipeline.training.bases.base import Conditions, TrainBase
+from nft_pipeline.training.bases.base import PROMPTS_AT_ONCE, Conditions, TrainBase
 from nft_pipeline.training.bases.registry import train_base
 from nft_pipeline.training.demo.report import markdown
 from nft_pipeline.training.devices.precision import autocast
@@ -143,6 +144,49 @@ MODELS = {
 }
 
 
+Encoder = tuple[str, dict[str, Any], int]
+CLIP_L: Encoder = (
+    "CLIPText",
+    {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+    77,
+)
+CLIP_G: Encoder = (
+    "CLIPText",
+    {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20},
+    77,
+)
+T5: dict[str, Any] = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+T5 |= {"feed_forward_proj": "gated-gelu"}
+QWEN3: dict[str, Any] = {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36}
+QWEN3 |= {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
+QWEN25: dict[str, Any] = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
+QWEN25 |= {"num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064}
+MISTRAL: dict[str, Any] = {"hidden_size": 5120, "intermediate_size": 32768, "num_hidden_layers": 40}
+MISTRAL |= {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 131072}
+# By preset: name of the classes in transformers, arguments of the config, tokens. The vision parts stay unused.
+ENCODERS: dict[str, list[Encoder]] = {
+    "sd15": [CLIP_L],
+    "sdxl": [CLIP_L, CLIP_G],
+    "sd35_medium": [CLIP_L, CLIP_G, ("T5", T5, 256)],
+    "flux1_dev": [CLIP_L, ("T5", T5, 512)],
+    "flux2_dev": [("Mistral", MISTRAL, 512)],
+    "flux2_klein_4b": [("Qwen3", QWEN3, 512)],
+    "qwen_image": [("Qwen2", QWEN25, 162)],
+    "z_image": [("Qwen3", QWEN3, 512)],
+    "sana_600m": [("Gemma2", {}, 300)],
+    "wan_1_3b": [("UMT5", {**T5, "vocab_size": 256384}, 512)],
+}
+ENCODER_CLASSES = {
+    "CLIPText": "CLIPTextModel",
+    "T5": "T5EncoderModel",
+    "UMT5": "UMT5EncoderModel",
+    "Qwen3": "Qwen3ForCausalLM",
+    "Qwen2": "Qwen2ForCausalLM",
+    "Mistral": "MistralForCausalLM",
+    "Gemma2": "Gemma2Model",
+}
+
+
 class Alive(TorchDispatchMode):
     """Bytes of the tensors alive: of those given, and of all that are made within. `peak` is the most there were."""
 
@@ -223,13 +267,15 @@ class Bytes:
     """What a run's phases need at their peaks, with the base model's weights in bf16.
 
     Args:
-        encoders: text encoders at work, their weights alone.
+        encoders: text encoders with `PROMPTS_AT_ONCE` prompts at work.
+        pictures: one picture of a folder as it is encoded, by the VAE alone.
         drawing: `pool_batch` samples, or one of them as it is decoded, whichever is more.
         step: an optimiser step, its state included.
         linear: weights of the denoiser's linear layers, and of the largest: what quantising changes.
     """
 
     encoders: int
+    pictures: int
     drawing: int
     step: int
     linear: tuple[int, int]
@@ -238,11 +284,11 @@ class Bytes:
         """With linear layers in 8 or 4 bits; one at a time is made large again to compute with."""
         whole, largest = self.linear
         saved = int(whole - whole / 2 * QUANTISED[how] - largest) if how != "none" else 0
-        return Bytes(self.encoders, self.drawing - saved, self.step - saved, self.linear)
+        return Bytes(self.encoders, self.pictures, self.drawing - saved, self.step - saved, self.linear)
 
     @property
     def most(self) -> int:
-        return max(self.encoders, self.drawing, self.step)
+        return max(self.encoders, self.pictures, self.drawing, self.step)
 
 
 def _forward(base: TrainBase, model: Model, rows: int, then: Callable[[Tensor], object]) -> int:
@@ -269,14 +315,44 @@ def _decoding(base: TrainBase) -> int:
     return alive.peak
 
 
-def bytes_of(model: Model, config: TrainConfig) -> Bytes:
+def _encoding_pictures(base: TrainBase) -> int:
+    """Peak of one picture's encoding in fp32, the VAE's weights included."""
+    vae, (height, width) = base.pipe.vae, base.resolution
+    with FakeTensorMode(), torch.no_grad():
+        without_numbers(vae)
+        picture = torch.empty(1, 3, height, width)
+        with Alive([*vae.parameters(), *vae.buffers(), picture]) as alive:
+            base.encode_vae(picture)
+    return alive.peak
+
+
+def encoding_prompts(encoders: Iterable[Encoder]) -> int:
+    """Peak of `PROMPTS_AT_ONCE` prompts that fill all tokens, all encoders on the device, without their weights."""
+    most = 0
+    for name, arguments, tokens in encoders:
+        config = getattr(transformers, f"{name}Config")(**arguments)
+        with torch.device("meta"):
+            model = getattr(transformers, ENCODER_CLASSES[name])._from_config(config, dtype=torch.bfloat16)
+        model.requires_grad_(False)
+        with FakeTensorMode(), torch.no_grad():
+            without_numbers(model)
+            words = torch.empty(PROMPTS_AT_ONCE, tokens, dtype=torch.int64)
+            held = [*model.parameters(), *model.buffers()]
+            with Alive(held) as alive:
+                weights = alive.now
+                model.eval()(input_ids=words, output_hidden_states=True)
+        most = max(most, alive.peak - weights)
+    return most
+
+
+def bytes_of(model: Model, config: TrainConfig, encoders: Iterable[Encoder]) -> Bytes:
     """What a run with these settings needs; its `quantise` is left to `Bytes.quantised`."""
     base = built(model, config)
     linear = [2 * module.weight.numel() for module in base.denoiser.modules() if type(module) is nn.Linear]
     weights = sum(part.numel() * part.element_size() for part in base.denoiser.parameters())
     with torch.no_grad():
         drawing = _forward(base, model, config.pool_batch, lambda output: None)
-    drawing = max(drawing, weights + _decoding(base))
+    drawing, pictures = max(drawing, weights + _decoding(base)), _encoding_pictures(base)
 
     base = built(model, config)
     roles = LoraRoles(base.denoiser, base.family, config.rank, config.lora_targets, with_old=False)
@@ -286,7 +362,8 @@ def bytes_of(model: Model, config: TrainConfig) -> Bytes:
     # AdamW's two moments and the running average; gradients are made in the step.
     state = 3 * sum(4 * parameter.numel() for parameter in roles.parameters)
     step = _forward(base, model, config.micro_batch, lambda output: output.float().square().mean().backward())
-    return Bytes(int(2e9 * model.encoders), drawing, step + state, (sum(linear), max(linear)))
+    encoding = int(2e9 * model.encoders) + encoding_prompts(encoders)
+    return Bytes(encoding, pictures, drawing, step + state, (sum(linear), max(linear)))
 
 
 def main() -> None:
@@ -296,11 +373,13 @@ def main() -> None:
     rows, others = [], []
     for preset, model in tqdm(MODELS.items(), desc="presets"):
         config = TrainConfig.from_yaml(preset)
-        kinds = {on: bytes_of(model, replace(config, gradient_checkpointing=on)) for on in (False, True)}
+        kinds = {
+            on: bytes_of(model, replace(config, gradient_checkpointing=on), ENCODERS[preset]) for on in (False, True)
+        }
         own = kinds[config.gradient_checkpointing].quantised(config.quantise)
         saving = [config.quantise] if config.quantise != "none" else []
         saving += ["checkpointing"] if config.gradient_checkpointing else []
-        phases = (own.encoders, own.drawing, own.step, own.most)
+        phases = (own.encoders, own.pictures, own.drawing, own.step, own.most)
         rows.append(
             [
                 preset,
@@ -317,7 +396,8 @@ def main() -> None:
         torch=torch.__version__,
         diffusers=diffusers.__version__,
         presets=markdown(
-            ["preset", "pixels", "micro_batch", "saves by", "encoders", "drawing", "a step", "the most"], rows
+            ["preset", "pixels", "micro_batch", "saves by", "prompts", "pictures", "drawing", "a step", "the most"],
+            rows,
         ),
         steps=markdown(
             ["preset", *(f"{how}{', checkpointing' * on}" for how in ("bf16", "int8", "nf4") for on in (False, True))],
@@ -334,11 +414,14 @@ PAGE = """# Memory of the presets
 Computed by `tests/benchmarks/memory.py` on {day} (torch {torch}, diffusers {diffusers}), **not measured on a GPU**:
 bytes of all tensors alive at the peak, on models of the published sizes without their numbers. LoRA of rank 32 on the
 family's layers. A GPU needs more: a CUDA context (about half a GiB), workspaces, and what an allocator cannot use; the
-presets' own words leave a tenth and a GiB for that. Left out: the alpha head, which is small, and a reward's own model.
+presets' own words leave a tenth and a GiB for that. This is the CPU's autocast; CUDA's runs norms in fp32, which takes
+up to a GiB more. Left out: the alpha head, which is small, and a reward's own model.
 
-GiB by phase; they come one after another, so the largest has to fit. Encoders are their weights in bf16. Drawing is
-`pool_batch` samples without classifier-free guidance, or one picture's decoding. A step is `micro_batch` samples at a
-time.
+GiB by phase; they come one after another, so the largest has to fit. Prompts is the text encoders in bf16 and eight
+prompts that fill all tokens. Pictures is the VAE in fp32 and one picture of a folder. Drawing is `pool_batch` samples
+without classifier-free guidance, or one picture's decoding; sweeps, the calibration of the dial and of the alpha head
+take no more. A step is `micro_batch` samples at a time. Where memory runs out in any phase but a step, what is taken at
+once is halved until it fits.
 
 {presets}
 

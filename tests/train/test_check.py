@@ -9,7 +9,7 @@ import yaml
 
 from helpers.tiny_run import ONLINE, SMALL, picture_folder, save_tiny
 from nft_pipeline.cli import main
-from nft_pipeline.training.run import check as check_module
+from nft_pipeline.training.run import trial
 from nft_pipeline.training.run.check import check
 from nft_pipeline.training.run.trainer import train
 from nft_pipeline.training.settings.config import TrainConfig
@@ -109,7 +109,7 @@ def test_memory_that_is_too_small_is_found(faults_of, monkeypatch):
     def too_large(self, pool):
         raise MemoryError("cannot allocate")
 
-    monkeypatch.setattr(check_module.Learner, "step", too_large)
+    monkeypatch.setattr(trial.Learner, "step", too_large)
     (fault,) = faults_of(SMALL)
     assert "out of memory while training" in fault and "micro_batch" in fault
 

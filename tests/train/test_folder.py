@@ -90,9 +90,9 @@ def test_foreign_pictures_have_a_wider_support_gap_than_the_models_own():
     prompt = torch.zeros(48, dtype=torch.int64)
     foreign = Pool.of(5 * torch.randn(own.shape), prompt, conditions, torch.zeros(48))
     same = Pool.of(base.sample(conditions, prompt, seed=1, batch=48), prompt, conditions, torch.zeros(48))
-    assert support_gap(base, same, own, prompt) == pytest.approx(1, abs=0.25)
-    assert support_gap(base, foreign, own, prompt) > 3
-    assert residual(base, same) == residual(base, same)
+    assert support_gap(base, same, own, prompt, 16) == pytest.approx(1, abs=0.25)
+    assert support_gap(base, foreign, own, prompt, 16) > 3
+    assert residual(base, same, 16) == residual(base, same, 16)
 
 
 def test_every_tenth_is_held_out(data):

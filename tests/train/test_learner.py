@@ -188,9 +188,8 @@ def test_the_odds_law_reads_what_old_has_reached():
 def test_the_authors_trainer_compares_all_pictures_of_a_text(authors_trainer, groups):
     paper = {**ONLINE, "eta0": None, "objective": "paper", "authors_trainer": authors_trainer, "round_prompts": 6}
     base, learner, _ = learner_of(**paper)
-    texts = prompts()
-    round_prompts = Prompts(texts, base.encode_prompts(texts))
-    _, scored = sample_round(base, learner.roles, round_prompts, rewards_of(learner.config), learner.config, 0)
+    drawn = Prompts(base, prompts(), learner.config).of_round(0)
+    _, scored = sample_round(base, learner.roles, drawn, None, rewards_of(learner.config), learner.config, 0)
     assert scored.groups == groups
 
 
@@ -322,15 +321,12 @@ def test_a_loss_that_is_not_finite_stops_by_name():
         learner.step(pool)
 
 
-@pytest.mark.parametrize("doing", ["training", "sampling"])
-def test_out_of_memory_names_the_keys_to_change(doing):
-    settings = {"micro_batch": 0} if doing == "training" else {"pool_batch": 64}
+def test_out_of_memory_names_the_keys_to_change():
     for error in (torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("not enough memory: you tried")):
-        with pytest.raises(TrainingError) as caught, memory_advice(doing, **settings):
+        with pytest.raises(TrainingError) as caught, memory_advice("training", micro_batch=0):
             raise error
-        keys = ("micro_batch", "gradient_checkpointing", "rank") if doing == "training" else ("pool_batch (now 64)",)
-        assert all(key in str(caught.value) for key in keys)
-    with pytest.raises(RuntimeError, match="something else"), memory_advice(doing, **settings):
+        assert all(key in str(caught.value) for key in ("micro_batch", "gradient_checkpointing", "rank"))
+    with pytest.raises(RuntimeError, match="something else"), memory_advice("training", micro_batch=0):
         raise RuntimeError("something else")
 
 

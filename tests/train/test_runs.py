@@ -74,7 +74,7 @@ def test_a_run_writes_the_adapter_it_says(whole):
     if kind == "online":
         rounds = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
         assert [entry["round"] for entry in rounds] == [1, 2] and rounds[1]["tilt_old"] == pytest.approx(4 / 3)
-        assert "round 2: tilt 2.22" in said and set(rounds[0]["mean"]) == {"helpers.tiny_run:bright"}
+        assert "round 2 of 2: tilt 2.22" in said and set(rounds[0]["mean"]) == {"helpers.tiny_run:bright"}
     assert any(value.abs().max() > 0 for key, value in adapter.lora.items() if "lora_B" in key)
     assert not (out / "checkpoint.pt").exists() and not (out / "round.safetensors").exists()
     steps = [json.loads(line)["step"] for line in (out / "losses.jsonl").read_text().splitlines()]

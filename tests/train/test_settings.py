@@ -180,11 +180,13 @@ def test_every_preset_of_a_family_says_what_memory_it_needs():
             "preset in docs/measured/memory.md (tests/benchmarks/memory.py writes it), or with 'memory not computed' "
             "and no row"
         )
-    for name, resolution, micro_batch, saved, *_ in rows:
+    for name, resolution, micro_batch, saved, *phases in rows:
         config = TrainConfig.from_yaml(name)
         saving = [config.quantise] * (config.quantise != "none") + ["checkpointing"] * config.gradient_checkpointing
         assert (resolution, micro_batch) == (str(config.resolution), str(config.micro_batch)), name
         assert saved == (", ".join(saving) or "nothing"), name
+        card = int(re.findall(r"for (\d+) GB", families[name])[0])
+        assert 1.1 * max(map(float, phases)) <= card, f"{name} is for {card} GB and needs {phases} GiB, phase by phase"
 
 
 def test_rewards_and_prompts_are_found_by_name_by_function_and_by_file(tmp_path):

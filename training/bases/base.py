@@ -27,13 +27,16 @@ from nft_pipeline.families.family import Family
 from nft_pipeline.families.forward_call import as_rows
 from nft_pipeline.families.registry import family_of
 
+from ..devices.fits import Fits
 from ..devices.placement import Placement
 from ..devices.precision import autocast
 from ..errors import TrainingError
 
 Conditions = dict[str, Tensor]
-# Positions of a latent: 32 pictures of 8 x 8, which fit a CPU's cache (128 took twice as long each), one of 64 x 64.
-DECODED_AT_ONCE = 2048
+# Positions of latents that the VAE takes at once: 32 pictures of 8 x 8, which fit a CPU's cache (128 took twice as long
+# each), one of 64 x 64. The VAE is in fp32, and of 1024 x 1024 pixels one picture takes 3 GiB already.
+VAE_AT_ONCE = 2048
+PROMPTS_AT_ONCE = 8  # of texts that fill all tokens; with 64 a T5 or a Qwen3 takes as much again as its weights
 
 
 def rows_of(conditions: Conditions, index: Tensor | Sequence[int]) -> Conditions:
@@ -77,7 +80,7 @@ class TrainBase(ABC):
         component = "unet" if hasattr(pipe, "unet") else "transformer"
         self.denoiser: nn.Module = getattr(pipe, component)
         self.device = device or next(self.denoiser.parameters()).device
-        self.placement = Placement(self.denoiser, self.device)
+        self.placement, self.fits = Placement(self.denoiser, self.device), Fits(self.device)
         self.family: Family = family_of(self.denoiser)
         self.prediction = self.family.output(pipe.scheduler)
         self.guidance_scale = float(self.call.get("guidance_scale", 1.0))
@@ -132,14 +135,22 @@ class TrainBase(ABC):
     # Prompts and pictures: before the optimiser loop, never inside.
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str], batch: int = 64) -> Conditions:
+    def encode_prompts(self, prompts: Sequence[str], batch: int = PROMPTS_AT_ONCE) -> Conditions:
         """Conditions on the CPU, one row per prompt, as a call without classifier-free guidance makes them.
 
         Texts of different lengths are padded with zeros at their end.
         """
         with self.placement.instead_of_denoiser(*self._encoders()):
-            parts = [self._encode(list(prompts[i : i + batch])) for i in range(0, len(prompts), batch)]
-        return {name: _stacked([part[name].float().cpu() for part in parts]) for name in parts[0]}
+            parts = [
+                part
+                for _, part in self.fits.parts(
+                    "encoding prompts",
+                    torch.arange(len(prompts)),
+                    batch,
+                    lambda rows: _on_cpu(self._encode([prompts[i] for i in rows.tolist()])),
+                )
+            ]
+        return {name: _stacked([part[name] for part in parts]) for name in parts[0]}
 
     @torch.no_grad()
     def encode_empty(self) -> Conditions | None:
@@ -184,22 +195,33 @@ class TrainBase(ABC):
     def encode_pictures(self, pictures: np.ndarray) -> Tensor:
         """uint8 pictures (B, H, W, 3) to scaled latents (B, C, h, w): the mode of the VAE's code."""
         vae = self.pipe.vae
-        with self.placement.visit(vae):
-            x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).to(self.device, vae.dtype)
+
+        def encode(rows: Tensor) -> Tensor:
+            x = torch.from_numpy(np.array(pictures[rows.numpy()])).permute(0, 3, 1, 2).to(self.device, vae.dtype)
             return self.encode_vae(x / 127.5 - 1)
+
+        height, width = (edge // self.pixels_per_latent for edge in pictures.shape[1:3])
+        size = max(1, VAE_AT_ONCE // (height * width or 1))
+        with self.placement.visit(vae):
+            parts = self.fits.parts("encoding pictures", torch.arange(len(pictures)), size, encode)
+            return torch.cat([part for _, part in parts])
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> np.ndarray:
         """Scaled latents (B, C, h, w) to uint8 pictures (B, H, W, 3); of a video its middle frame."""
-        vae, pictures = self.pipe.vae, []
+        vae = self.pipe.vae
         # Not in fp16, in which VAEs overflow: SDXL's famously.
         dtype = torch.float32 if self.dtype == torch.float16 else self.dtype
+
+        def decode(rows: Tensor) -> np.ndarray:
+            x = self.decode_vae(latents[rows].to(self.device, vae.dtype)).float()
+            x = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            return x.permute(0, 2, 3, 1).cpu().numpy()
+
+        size = max(1, VAE_AT_ONCE // latents[0, 0].numel())
         with self.placement.visit(vae), autocast(self.device, dtype):
-            for part in latents.split(max(1, DECODED_AT_ONCE // latents[0, 0].numel())):
-                x = self.decode_vae(part.to(self.device, vae.dtype)).float()
-                x = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-                pictures.append(x.permute(0, 2, 3, 1).cpu().numpy())
-        return np.concatenate(pictures)
+            parts = self.fits.parts("decoding", torch.arange(len(latents)), size, decode)
+            return np.concatenate([part for _, part in parts])
 
     def encode_vae(self, x: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] to scaled latents, fp32: the mode of the VAE's code."""
@@ -235,6 +257,15 @@ class TrainBase(ABC):
             output = as_rows(self.denoiser(**inputs, return_dict=False)[0])
         return self.family.sign * self.unpack(output, x_t)
 
+    @torch.no_grad()
+    def predict_rows(self, x_t: Tensor, t: Tensor, conditions: Conditions, batch: int) -> Tensor:
+        """As `predict`, without gradients, at most `batch` rows at once; on the CPU."""
+
+        def predict(rows: Tensor) -> Tensor:
+            return self.predict(x_t[rows], t[rows], rows_of(conditions, rows)).cpu()
+
+        return torch.cat([part for _, part in self.fits.parts("drawing", torch.arange(len(t)), batch, predict)])
+
     @abstractmethod
     def inputs(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> dict[str, Any]:
         """What the pipeline calls the denoiser's forward with, at x_t and t."""
@@ -259,9 +290,16 @@ class TrainBase(ABC):
         by picture. `empty` are the conditions of the empty prompt, needed with classifier-free guidance.
         """
         noise = torch.randn(self.latent_shape(len(prompt)), generator=torch.Generator().manual_seed(seed))
-        parts = torch.arange(len(prompt)).split(batch)
-        bar = tqdm(parts, desc=label, unit=f"x{batch}", disable=not label)
-        return torch.cat([self.sample_batch(rows_of(conditions, prompt[rows]), noise[rows], empty) for rows in bar])
+
+        def draw(rows: Tensor) -> Tensor:
+            return self.sample_batch(rows_of(conditions, prompt[rows]), noise[rows], empty)
+
+        parts = []
+        with tqdm(total=len(prompt), desc=label, unit="picture", disable=not label) as bar:
+            for rows, part in self.fits.parts("drawing", torch.arange(len(prompt)), batch, draw):
+                parts.append(part)
+                bar.update(len(rows))
+        return torch.cat(parts)
 
     @torch.no_grad()
     def sample_batch(self, conditions: Conditions, noise: Tensor, empty: Conditions | None = None) -> Tensor:
@@ -291,6 +329,10 @@ class TrainBase(ABC):
     def finish(self, output: Tensor, noise: Tensor) -> Tensor:
         """What the pipeline's call gave, with output_type="latent", in the shape of the noise."""
         return self.unpack(output, noise)
+
+
+def _on_cpu(conditions: Conditions) -> Conditions:
+    return {name: value.float().cpu() for name, value in conditions.items()}
 
 
 def _stacked(parts: Sequence[Tensor]) -> Tensor:

@@ -217,7 +217,7 @@ def split(pool: Pool, every: int) -> tuple[Pool, Pool]:
 
 
 @torch.no_grad()
-def residual(base: TrainBase, pool: Pool, levels: Iterable[float] = (0.3, 0.6, 0.9), batch: int = 16) -> float:
+def residual(base: TrainBase, pool: Pool, batch: int, levels: Iterable[float] = (0.3, 0.6, 0.9)) -> float:
     """Mean of |v_old - y|^2 over a pool's samples and noise levels, in velocity: how badly the model predicts them.
 
     Pictures that the model could have drawn itself have the same residual as its own samples. The ratio of the two is
@@ -227,21 +227,22 @@ def residual(base: TrainBase, pool: Pool, levels: Iterable[float] = (0.3, 0.6, 0
     generator, total, count = torch.Generator().manual_seed(RESIDUAL_SEED), 0.0, 0
     low, high = base.noise_range()
     for level in levels:
-        for rows in pool.batches(batch):
+        for rows in pool.batches(16):  # whose noise is drawn together, however many go through the model at once
             x_0 = pool.x_0(rows)
             t = torch.full((len(rows),), low + (high - low) * level)
             x_t, y = interpolate(x_0, torch.randn(x_0.shape, generator=generator), t)
-            output = base.predict(x_t, t, pool.conditions_of(rows)).float().cpu()
+            output = base.predict_rows(x_t, t, pool.conditions_of(rows), batch).float()
             total += float((velocity(base.prediction, output, x_t, t) - y).square().flatten(1).mean(1).sum())
             count += len(rows)
     return total / count
 
 
-def support_gap(base: TrainBase, pool: Pool, own: Tensor, prompt: Tensor) -> float:
+def support_gap(base: TrainBase, pool: Pool, own: Tensor, prompt: Tensor, batch: int) -> float:
     """`residual` of a pool's pictures over that of the base model's own samples.
 
     Args:
         own: latents the base model sampled, (n, C, h, w), for the prompts `prompt` (n,), rows of the pool's conditions.
+        batch: rows of a forward, at most.
     """
     drawn = Pool.of(own.half(), prompt, pool.conditions, torch.zeros(len(own)))
-    return residual(base, pool) / residual(base, drawn)
+    return residual(base, pool, batch) / residual(base, drawn, batch)

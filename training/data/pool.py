@@ -25,6 +25,7 @@ from nft_pipeline.files.strict import header_texts, read_beginning, read_safeten
 from nft_pipeline.files.versions import VERSION_KEY, Format, VersionError
 
 from ..bases.base import Conditions, TrainBase, rows_of
+from ..devices.memory import memory_advice
 from ..rewards.contract import RewardError
 from ..rewards.find import Scorer
 from ..settings import stored
@@ -150,6 +151,7 @@ def sample_pool(
     Raises:
         RewardError, OptimalityError: scores that cannot be used.
     """
+    prompts = prompts[:size]  # no more are drawn
     conditions = base.encode_prompts(prompts)
     prompt = torch.arange(size) % len(prompts)
     latents = base.sample(conditions, prompt, seed=seed, batch=batch, label=f"{label}: sampling", empty=empty)
@@ -167,7 +169,8 @@ def score(reward: Scorer, name: str, pictures: np.ndarray, prompts: Sequence[str
     Raises:
         RewardError: another number of scores than pictures.
     """
-    scores = np.asarray(reward(pictures, prompts), dtype=np.float64)
+    with memory_advice("scoring"):
+        scores = np.asarray(reward(pictures, prompts), dtype=np.float64)
     if scores.shape != (len(pictures),):
         raise RewardError(
             f"reward {name!r} gave scores of shape {scores.shape} for {len(pictures)} pictures, expected "
@@ -244,13 +247,13 @@ def _same_pool(in_file: str, wanted: str) -> bool:
     """Whether two keys stand for the same pool: one out of a file of any version, one of today."""
     if in_file == wanted or not wanted.startswith("{"):
         return in_file == wanted
-    today = json.loads(wanted)
     if not in_file.startswith("{"):
-        return bool(in_file) and in_file == today["hash"]
-    facts = json.loads(in_file)["made_with"]
+        return bool(in_file) and in_file == json.loads(wanted)["hash"]
+    # How many are drawn at once changes a pool by rounding alone.
+    facts, wanted_facts = ({**json.loads(key)["made_with"], "batch": None} for key in (in_file, wanted))
     if "settings" in facts:
         facts["settings"] = stored.that_matter(_digests(stored.default_settings()) | facts["settings"])
-    return facts == today["made_with"]
+    return facts == wanted_facts
 
 
 def _digests(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import torch
 from nft_pipeline.files.picture_list import METADATA
 
 from ..bases.base import TrainBase
-from ..devices.memory import memory_advice
 from ..rewards.find import Scorer, find_prompts, find_reward
 from ..settings.config import TrainConfig
 from ..settings.data import DataSettings
@@ -75,22 +74,20 @@ def _sampled(base: TrainBase, config: TrainConfig, out: Path, say: Say, *, held_
     path, key = out / f"{label.replace(' ', '_')}.safetensors", pool_key({**_settings(base, config), **made})
     pool = load_pool(path, key)
     if pool is None:
-        empty = base.encode_empty()
-        with memory_advice("sampling", pool_batch=config.pool_batch):
-            pool, found = sample_pool(
-                base,
-                prompts,
-                rewards_of(config),
-                config.optimality,
-                size=size,
-                seed=seed,
-                batch=config.pool_batch,
-                weights=config.weights,
-                at=config.optimality_at,
-                mix=config.mix,
-                label=label,
-                empty=empty,
-            )
+        pool, found = sample_pool(
+            base,
+            prompts,
+            rewards_of(config),
+            config.optimality,
+            size=size,
+            seed=seed,
+            batch=config.pool_batch,
+            weights=config.weights,
+            at=config.optimality_at,
+            mix=config.mix,
+            label=label,
+            empty=base.encode_empty(),
+        )
         say(f"{label}, scored: {found.describe()}")
         save_pool(pool, path, key)
     return pool
@@ -106,8 +103,7 @@ def _folder(base: TrainBase, config: TrainConfig, out: Path, say: Say) -> tuple[
     path, key = out / "pool.safetensors", pool_key({**_settings(base, config), "metadata": said, "stamps": stamps})
     pool = load_pool(path, key)
     if pool is None:
-        with memory_advice("sampling", pool_batch=config.pool_batch):
-            pool, found = folder_pool(folder, base, config.optimality, at=config.optimality_at)
+        pool, found = folder_pool(folder, base, config.optimality, at=config.optimality_at)
         say(f"data, scored: {found.describe()}; sizes of picture: {len(pool.buckets)}")
         save_pool(pool, path, key)
     scales = sorted({scale for scale in folder.guidance_scales if scale is not None})
@@ -127,9 +123,8 @@ def _gap(base: TrainBase, pool: Pool, config: TrainConfig) -> str:
     """How far a folder's pictures are from what the base model draws, in words."""
     some = torch.arange(len(pool))[:: max(1, len(pool) // (2 * OWN_SAMPLES))]
     prompt = pool.prompt[some][:OWN_SAMPLES]
-    with memory_advice("sampling", pool_batch=config.pool_batch):
-        own = base.sample(pool.conditions, prompt, seed=config.seed, batch=config.pool_batch, label="support gap")
-        gap = support_gap(base, pool.rows(some), own, prompt)
+    own = base.sample(pool.conditions, prompt, seed=config.seed, batch=config.pool_batch, label="support gap")
+    gap = support_gap(base, pool.rows(some), own, prompt, config.pool_batch)
     meaning = "the base model could have drawn them"
     if gap > WIDE_GAP:
         meaning = (

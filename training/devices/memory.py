@@ -1,4 +1,4 @@
-"""Turns an out-of-memory error into advice: which settings to change, and what each change costs."""
+"""Turns an out-of-memory error into advice: what may change in a run that goes on, and what needs another."""
 
 from __future__ import annotations
 
@@ -9,12 +9,29 @@ import torch
 
 from ..errors import TrainingError
 
-_ADVICE = {
+_OTHERS = "Close other programs that use the same memory"
+_ALONE = "That was one at a time. " + _OTHERS
+# What may change in a run that goes on, and what needs another one.
+ADVICE = {
+    "encoding prompts": (f"{_ALONE}; no setting makes the text encoders smaller", ""),
+    "encoding pictures": (_ALONE, "set a lower resolution"),
+    "drawing": (
+        f"{_ALONE}. Pictures that only show or measure can be left out with samples_every: 0, sweep_size: 0 and "
+        "calibration_pictures: 0",
+        "set a lower resolution, or quantise: int8 or nf4",
+    ),
+    "decoding": (
+        f"{_ALONE}. Pictures that only show or measure can be left out with samples_every: 0, sweep_size: 0 and "
+        "calibration_pictures: 0",
+        "set a lower resolution",
+    ),
+    "reading alpha": (_ALONE, "set a lower resolution, or quantise: int8 or nf4"),
+    "scoring": (f"{_OTHERS}, or serve the reward from another machine with `diffusion-nft reward serve`", ""),
     "training": (
         "Lower micro_batch (now {micro_batch}, 0 is the whole batch at once; the result stays the same), then set "
-        "gradient_checkpointing: true, then quantise: nf4, then lower resolution or rank"
+        "gradient_checkpointing: true",
+        "set quantise: int8 or nf4, a lower resolution or a lower rank",
     ),
-    "sampling": "Lower pool_batch (now {pool_batch}), then resolution",
 }
 
 
@@ -23,23 +40,24 @@ def memory_advice(doing: str, **settings: int) -> Iterator[None]:
     """Turn an allocation failure within into a `TrainingError` that names the keys to change.
 
     Args:
-        doing: "training" or "sampling".
-        settings: present values that the advice mentions.
+        doing: a phase of a run, one of `ADVICE`.
+        settings: present values that the advice mentions: micro_batch while training.
     """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise TrainingError(
-            f"out of memory while {doing}: {str(error).splitlines()[0] if str(error) else type(error).__name__}. "
-            f"{_ADVICE[doing].format(**settings)}. The same command then goes on from the last checkpoint"
-        ) from error
+        now, anew = ADVICE[doing]
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        goes_on = f"{now.format(**settings)}. The same command then goes on from what is there"
+        begins_again = f". In another folder, which begins again: {anew}" if anew else ""
+        raise TrainingError(f"out of memory while {doing}: {first}. {goes_on}{begins_again}") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is a failed allocation, on a GPU or a CPU."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    said = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in said or "not enough memory" in said)
+    words = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in words or "not enough memory" in words)

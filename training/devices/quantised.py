@@ -33,14 +33,14 @@ def _bitsandbytes(setting: str) -> Any:
 
 @torch.no_grad()
 def quantise(denoiser: nn.Module, how: str, dtype: torch.dtype, device: torch.device) -> int:
-    """Quantise the weights of a denoiser's linear layers, one after another on `device`, where they stay.
+    """Quantise the weights of a denoiser's linear layers, one after another on `device`; then they go back home.
 
     Layers the model itself keeps in fp32, convolutions and norms stay as they are.
 
     Args:
         denoiser: without LoRAs.
         how: "nf4", 4 bits in blocks of 64, or "int8", 8 bits with a scale for every output.
-        device: of the run; the rest of the denoiser is not moved.
+        device: of the run; it needs room for one layer.
         dtype: that nf4 layers compute in; int8 ones compute in what they are given.
 
     Returns:
@@ -74,7 +74,8 @@ def _to_nf4(denoiser: nn.Module, layers: dict[str, nn.Linear], dtype: torch.dtyp
         # sizes of layers and computes in bf16 whatever it was asked for.
         small.support_avx512bf16_for_cpu = False
         parent, _, own = name.rpartition(".")
-        setattr(denoiser.get_submodule(parent), own, small.to(device).train(layer.training))
+        home = layer.weight.device
+        setattr(denoiser.get_submodule(parent), own, small.to(device).to(home).train(layer.training))
     denoiser.is_loaded_in_4bit = True  # type: ignore[assignment]  # what peft asks before it wraps such a layer
 
 
@@ -85,7 +86,10 @@ def _to_int8(denoiser: nn.Module, layers: dict[str, nn.Linear], device: torch.de
         raise _missing("quantise: int8", "torchao", error) from error
     # peft says that a LoRA beside such weights cannot be merged into them, which nothing here does.
     warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated without")
-    quantize_(denoiser, Int8WeightOnlyConfig(), filter_fn=lambda _, name: name in layers, device=device)
+    for layer in layers.values():
+        home = layer.weight.device
+        quantize_(layer, Int8WeightOnlyConfig(), device=device)
+        layer.to(home)
 
 
 def make_optimizer(

@@ -106,10 +106,14 @@ class Draws:
         one = self.base.latent_shape(1)
         noise = torch.cat([torch.randn(one, generator=torch.Generator().manual_seed(seed)) for _, seed in rows])
         latents, alphas, levels = [], [], np.zeros(0)
-        for part in torch.arange(len(rows)).split(self.batch):
+
+        def draw(part: Tensor) -> Tensor:
             if self.stop():
                 raise Interrupted("the calibration was interrupted")
-            latents.append(self.base.sample_batch(rows_of(self.conditions, prompt[part]), noise[part], self._empty))
+            return self.base.sample_batch(rows_of(self.conditions, prompt[part]), noise[part], self._empty)
+
+        for part, drawn in self.base.fits.parts("drawing", torch.arange(len(rows)), self.batch, draw):
+            latents.append(drawn)
             stats = self.base.pipe.nft_stats
             levels = stats.noise_level.mean(1).numpy()
             alphas.append(stats.alphas[0].numpy())

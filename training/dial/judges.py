@@ -129,17 +129,20 @@ def read_noised(
     handle = base.denoiser.get_submodule(head.config.tap).register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(first_argument(args, kwargs)), with_kwargs=True
     )
-    alphas = []
+
+    def read(part: torch.Tensor) -> np.ndarray:
+        seen.clear()
+        t = torch.full((len(part),), level)
+        conditions = rows_of(draws.conditions, prompts[part])
+        base.predict(interpolate(latents[part], noise[part], t)[0], t, conditions)
+        tokens = as_tokens(seen[-1])
+        text = None if head.config.text_dim is None else base.text(conditions).to(tokens.device)
+        return head.to(tokens.device).alpha(tokens, t.to(tokens.device), text).cpu().numpy()
+
     try:
-        for part in torch.arange(len(latents)).split(draws.batch):
-            seen.clear()
-            t = torch.full((len(part),), level)
-            conditions = rows_of(draws.conditions, prompts[part])
-            base.predict(interpolate(latents[part], noise[part], t)[0], t, conditions)
-            tokens = as_tokens(seen[-1])
-            text = None if head.config.text_dim is None else base.text(conditions).to(tokens.device)
-            alphas.append(head.to(tokens.device).alpha(tokens, t.to(tokens.device), text).cpu().numpy())
-            draws.forwards += len(part)
+        parts = base.fits.parts("reading alpha", torch.arange(len(latents)), draws.batch, read)
+        alphas = np.concatenate([alpha for _, alpha in parts])
     finally:
         handle.remove()
-    return np.concatenate(alphas).astype(np.float64)
+    draws.forwards += len(latents)
+    return alphas.astype(np.float64)

@@ -170,11 +170,17 @@ class Learner:
 
     @torch.no_grad()
     def alpha(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        """alpha(x_t, c, t) as inference reads it, from the base pass; (B,)."""
+        """alpha(x_t, c, t) as inference reads it, from the base pass, `pool_batch` rows at once; (B,)."""
         self.roles.use("base")
         nothing = torch.empty(len(t))
-        batch = Batch(States(x_t, x_t, x_t, t, nothing), conditions, nothing, nothing, nothing)
-        return torch.sigmoid(self.logit(batch, self.output_and_tokens(batch)[1]))
+        whole = Batch(States(x_t, x_t, x_t, t, nothing), conditions, nothing, nothing, nothing)
+
+        def read(rows: Tensor) -> Tensor:
+            part = whole.take(rows)
+            return torch.sigmoid(self.logit(part, self.output_and_tokens(part)[1]))
+
+        parts = self.base.fits.parts("reading alpha", torch.arange(len(t)), self.config.pool_batch, read)
+        return torch.cat([alpha for _, alpha in parts])
 
     # The step.
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ..bases.base import Conditions, TrainBase, rows_of
@@ -23,14 +24,72 @@ from ..rewards.find import Scorer
 from ..settings.config import TrainConfig
 from .roles import LoraRoles
 
+HELD = 2 * 2**30  # bytes of conditions that an online run keeps in memory
+
 
 @dataclass(frozen=True)
-class Prompts:
-    """All prompts of a run, with their conditions, and those of the empty prompt for classifier-free guidance."""
+class RoundPrompts:
+    """The prompts of one round.
 
-    texts: Sequence[str]
+    Args:
+        which: the place of each picture's prompt in `texts` and `conditions`, (pictures,).
+        texts: each once.
+        conditions: theirs, one row each.
+    """
+
+    which: Tensor
+    texts: list[str]
     conditions: Conditions
-    empty: Conditions | None = None
+
+
+class Prompts:
+    """All prompts of a run. Where their conditions are large, those of a few rounds are held at a time.
+
+    Conditions of up to `HELD` bytes are made once, and the text encoders are then let go. Of more, those of the next
+    rounds are made whenever a round's are missing, each round's on its own, so that a run that goes on makes the same.
+
+    Args:
+        base: with text encoders.
+        texts: the prompts.
+        config: the run's settings.
+
+    Attributes:
+        one: the conditions of one prompt.
+        empty: those of the empty prompt, with classifier-free guidance.
+    """
+
+    def __init__(self, base: TrainBase, texts: Sequence[str], config: TrainConfig) -> None:
+        self._base, self._texts, self._config = base, texts, config
+        self.empty = base.encode_empty()
+        self.one = base.encode_prompts([max(texts, key=len)])
+        size = sum(value.nbytes for value in self.one.values())
+        self._all: Conditions | None = None
+        self._rounds: dict[int, Conditions] = {}
+        self._ahead = max(1, HELD // (size * config.round_prompts))
+        if size * len(texts) <= HELD:
+            self._all = base.encode_prompts(texts)
+            base.release()
+
+    def of_round(self, number: int) -> RoundPrompts:
+        """The prompts of round `number`."""
+        places, which = self._places(number)
+        if self._all is not None:
+            conditions = rows_of(self._all, places)
+        else:
+            if number not in self._rounds:
+                following = range(number, min(number + self._ahead, max(number + 1, self._config.rounds)))
+                self._rounds = {
+                    each: self._base.encode_prompts(self._named(self._places(each)[0])) for each in following
+                }
+            conditions = self._rounds[number]
+        return RoundPrompts(which, self._named(places), conditions)
+
+    def _places(self, number: int) -> tuple[Tensor, Tensor]:
+        places, which = round_prompts(len(self._texts), self._config, number).unique(return_inverse=True)
+        return places, which
+
+    def _named(self, places: Tensor) -> list[str]:
+        return [self._texts[place] for place in places.tolist()]
 
 
 def baseline_warning(config: TrainConfig, mean_r: float | None = None) -> str | None:
@@ -65,7 +124,8 @@ def round_prompts(count: int, config: TrainConfig, number: int) -> torch.Tensor:
 def sample_round(
     base: TrainBase,
     roles: LoraRoles,
-    prompts: Prompts,
+    prompts: RoundPrompts,
+    empty: Conditions | None,
     rewards: Mapping[str, Scorer],
     config: TrainConfig,
     number: int,
@@ -75,6 +135,8 @@ def sample_round(
     """Sample and score round `number` with `old`; samples without a score are left out.
 
     Args:
+        prompts: the round's.
+        empty: conditions of the empty prompt, needed with classifier-free guidance.
         rewards: the rewards by the names that the settings give them.
         stop: called between batches; may raise.
         together: whether all processes have to run equally many forwards, because the base model is split.
@@ -83,7 +145,7 @@ def sample_round(
         RewardError, OptimalityError: the scores are not as many as the pictures, too many are missing, or some are out
             of range.
     """
-    which = round_prompts(len(prompts.texts), config, number)
+    which = prompts.which
     noise_generator = torch.Generator().manual_seed(config.seed * 1_000_003 + 500_009 * (number + 1))
     noise = torch.randn(base.latent_shape(len(which)), generator=noise_generator)
     latents = torch.zeros(noise.shape)
@@ -91,19 +153,29 @@ def sample_round(
     roles.use("old")
     parts = torch.arange(len(which)).split(config.pool_batch)
     asked = []
+
+    def draw(rows: Tensor) -> Tensor:
+        return base.sample_batch(rows_of(prompts.conditions, which[rows]), noise[rows], empty)
+
     with ThreadPoolExecutor(max_workers=1) as judge:
         # A turn is one batch for each process; all of them stop between the same two.
         turns = range(0, len(parts), processes.count())
         for turn in tqdm(
-            turns, desc=f"round {number + 1}: sampling", unit="batch", leave=False, disable=processes.rank() != 0
+            turns,
+            desc=f"round {number + 1} of {config.rounds}: sampling",
+            unit="batch",
+            leave=False,
+            disable=processes.rank() != 0,
         ):
             stop()
             mine = turn + processes.rank()
             if mine >= len(parts) and not together:
                 continue
             rows = parts[min(mine, len(parts) - 1)]
-            conditions = rows_of(prompts.conditions, which[rows])
-            sampled = base.sample_batch(conditions, noise[rows], prompts.empty)
+            if together:  # as many forwards as the others run
+                sampled = draw(rows)
+            else:
+                sampled = torch.cat([part for _, part in base.fits.parts("drawing", rows, len(rows), draw)])
             if mine >= len(parts):  # it ran along with the others, who gather the model's weights from it
                 continue
             latents[rows] = sampled

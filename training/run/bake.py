@@ -183,6 +183,7 @@ def _prompts(settings: TrainConfig, given: bool) -> list[str]:
 
 def _pictures(base: TrainBase, settings: TrainConfig, texts: list[str]) -> Pool:
     """Pictures of the base model, each prompt about equally often. r is 1 for all: none is scored."""
+    texts = texts[: settings.pool_size]  # no more are drawn
     conditions, empty = base.encode_prompts(texts), base.encode_empty()
     base.release()
     prompt = torch.arange(settings.pool_size) % len(texts)

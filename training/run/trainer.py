@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from ..show.observer import Observer
 from ..show.run_report import run_report
 from ..show.watch import choose_strength
 from .checkpoint import CheckpointError, by_step, load_checkpoint, rotate, save_checkpoint
+from .hours import Clock, duration
 from .run_folder import ADAPTER, is_finished, mark_finished, only_run
 from .sharding import Sharding, check_sharding
 from .stopping import Stopped, Stopper
@@ -109,6 +110,8 @@ def _train(config: TrainConfig, out: Path, say: Say, device: str) -> TrainResult
             else:
                 learner, pool, held_out = run.offline(reason)
                 rate, pictures = pool.r.mean().item(), len(pool)
+            run.keep(learner, rate, pictures)
+            run.grid(learner)
             run.calibrate(learner)
             run.look_at_last(learner)
             learner.use_average()
@@ -182,14 +185,18 @@ class Run:
         self.base_identity, self.sharding = base_identity, sharding
         self.seconds: dict[str, float] = {}
         self.seconds_before = 0.0  # that the run had taken when it was stopped
-        self.path = out / "checkpoint.pt"
+        self.path, self.clock = out / "checkpoint.pt", Clock(config)
         self.observer = Observer(config, base, base_identity, out, say, lambda: self.stopper.requested)
 
     def offline(self, reason: str) -> tuple[Learner, Pool, Pool | None]:
         """A pool once, then optimiser steps on it."""
         config, started = self.config, time.monotonic()
+        is_there = (self.out / "pool.safetensors").exists()
         self.sharding.first(self._make_pools)
         processes.wait()
+        if config.data is None and not is_there:
+            drawn = config.pool_size + (config.held_out_size if config.kind == "positive" else 0)
+            self.clock.drew(drawn, time.monotonic() - started)
         pool, held_out = offline_pools(self.base, config, self.out, _silent)
         self.base.release(*self.base.encoders, *(() if self.observer.draws else ("vae",)))
         self.seconds["pool"] = time.monotonic() - started
@@ -200,7 +207,6 @@ class Run:
         self.say(f"training {config.steps} steps in {reason}")
         self._optimise(learner, pool, config.steps)
         self.seconds["train"] = time.monotonic() - started
-        self._grid(learner)
         self._save(learner)
         return learner, pool, held_out
 
@@ -212,13 +218,10 @@ class Run:
         """Rounds: sample with `old`, score, a few steps, and `old` follows. Returns last mean r and pictures, too."""
         config = self.config
         assert config.prompts is not None
-        texts = find_prompts(config.prompts)
-        empty = self.base.encode_empty()
-        prompts = Prompts(texts, self.base.encode_prompts(texts), empty)
+        prompts = Prompts(self.base, find_prompts(config.prompts), config)
         rewards = rewards_of(config)
-        self.base.release()
         self.say(Objective.of(config).describe(online=True, rounds=config.rounds))
-        learner = Learner(self.base, prompts.conditions, config)
+        learner = Learner(self.base, prompts.one, config)
         self._resume(learner)
         self.say(f"training {config.rounds} rounds of {config.round_steps} steps in {reason}")
         self.seconds |= {"pool": 0.0, "train": 0.0}
@@ -231,10 +234,13 @@ class Run:
             started = time.monotonic()
             self._optimise(learner, pool, (learner.round_number + 1) * config.round_steps, quiet=True)
             learner.finish_round()
-            self.say(f"round {learner.round_number}: tilt {learner.tilt.theta:.3g} (M8, if every round converges)")
             self._save(learner)
             self.seconds["train"] += time.monotonic() - started
-        self._grid(learner)
+            left = self.clock.left(learner.step_number, learner.round_number)
+            self.say(
+                f"round {learner.round_number} of {config.rounds}: tilt {learner.tilt.theta:.3g} (M8, if every round "
+                f"converges)" + ("" if left is None else f"; the whole run has about {duration(left)} left")
+            )
         return learner, learner.mean_r, self._sampled(learner)
 
     def calibrate(self, learner: Learner) -> None:
@@ -252,7 +258,16 @@ class Run:
         self._stop_if_asked(learner)
         self.seconds["sweep"] = self.seconds.get("sweep", 0.0) + time.monotonic() - started
 
-    def _grid(self, learner: Learner) -> None:
+    def keep(self, learner: Learner, rate: float, pictures: int) -> None:
+        """Write the adapter as it was trained, before anything else can fail; what measures it writes it again."""
+        with averaged(learner):
+            adapter = make_adapter(learner, self.base_identity, rate, pictures)
+        if processes.rank() == 0:
+            folder = write_adapter(self.out / "adapter", adapter)
+            self.say(f"adapter written to {folder}, not yet measured; the same command goes on from here if that fails")
+
+    def grid(self, learner: Learner) -> None:
+        """Draw the sample grid if one is due at this step and not there yet."""
         self.sharding.first(lambda: self.observer.grid(learner))
 
     def _look_if_due(self, learner: Learner) -> None:
@@ -286,21 +301,24 @@ class Run:
         """
         config, number = self.config, learner.round_number
         path, key = self.out / "round.safetensors", pool_key({"settings": config.to_dict(), "round": number})
-        pool = load_pool(path, key)
+        pool, drawn = load_pool(path, key), prompts.of_round(number)
         if pool is not None:
-            return pool
-        with memory_advice("sampling", pool_batch=config.pool_batch):
-            pool, found = sample_round(
-                self.base,
-                learner.roles,
-                prompts,
-                rewards,
-                config,
-                number,
-                stop=lambda: self._stop_if_asked(learner),
-                together=self.sharding.is_split,
-            )
-        self.say(f"round {number + 1}: {found.describe()}")
+            # The first versions kept the conditions of all prompts in it.
+            return pool if pool.conditions else replace(pool, conditions=drawn.conditions)
+        started = time.monotonic()
+        pool, found = sample_round(
+            self.base,
+            learner.roles,
+            drawn,
+            prompts.empty,
+            rewards,
+            config,
+            number,
+            stop=lambda: self._stop_if_asked(learner),
+            together=self.sharding.is_split,
+        )
+        self.clock.drew(len(drawn.which), time.monotonic() - started)
+        self.say(f"round {number + 1} of {config.rounds}: {found.describe()}")
         if number == 0 and (warning := baseline_warning(config, pool.r.mean().item())):
             self.say(warning)
         self.observer.records.forget_after("rounds", number)
@@ -308,7 +326,7 @@ class Run:
         line = {"round": number + 1, **said, "tilt_old": learner.tilt.old}
         self.observer.records.log("rounds", line, learner.step_number)
         if processes.rank() == 0:
-            save_pool(pool, path, key)
+            save_pool(replace(pool, conditions={}), path, key)  # they are made again from the prompts
         return pool
 
     def _optimise(self, learner: Learner, pool: Pool, until: int, quiet: bool = False) -> None:
@@ -317,20 +335,23 @@ class Run:
         with tqdm(
             total=until,
             initial=learner.step_number,
-            desc="training",
+            desc=f"round {learner.round_number + 1} of {config.rounds}: training" if config.online else "training",
             unit="step",
             disable=processes.rank() != 0,
             leave=not quiet,
         ) as bar:
             while learner.step_number < until:
                 self._stop_if_asked(learner)
-                self._grid(learner)
+                self.grid(learner)
+                started = time.monotonic()
                 with memory_advice("training", micro_batch=config.micro_batch):
                     losses = learner.step(pool)
+                self.clock.stepped(time.monotonic() - started)
                 smooth = {name: 0.95 * smooth.get(name, loss) + 0.05 * loss for name, loss in losses.items()}
                 self.observer.records.log("losses", {"step": learner.step_number, **losses}, learner.step_number)
                 bar.update()
-                bar.set_postfix({name: f"{loss:.4f}" for name, loss in smooth.items()})
+                left = duration(self.clock.left(learner.step_number, learner.round_number + 1) or 0.0)
+                bar.set_postfix({**{name: f"{loss:.4f}" for name, loss in smooth.items()}, "left in all": left})
                 due = config.checkpoint_every and learner.step_number % config.checkpoint_every == 0
                 if due and learner.step_number < until:
                     self._save(learner)

@@ -8,7 +8,7 @@ from typing import Annotated
 from nft_pipeline.checks import Check, number, optional, whole
 
 from .choices import SCHEDULES
-from .section import Section
+from .section import MAY_CHANGE, Section
 
 _DECAY = number(0, below=1)
 _FOLLOWING = Check(
@@ -39,10 +39,12 @@ class SamplingSettings(Section):
     when sampling takes too long, at the price of rougher pictures.
     """
 
-    pool_batch: Annotated[int, whole(1)] = 256
-    """Pictures that are sampled at once.
+    pool_batch: Annotated[int, whole(1), MAY_CHANGE] = 256
+    """Pictures that are sampled, or read by the alpha head, at once. Where memory runs out it is halved until they fit;
+    the result stays the same but for rounding.
 
-    Lower it when memory runs out while sampling. Raise it as far as memory goes for speed.
+    Raise it as far as memory goes for speed. Lower it where a GPU begins to use the computer's memory, which is slow,
+    instead of running out.
     """
 
     held_out_size: Annotated[int, whole(1)] = 768

@@ -72,12 +72,17 @@ class Live:
             prompt = torch.tensor([prompt for prompt, _ in rows])
             one = self.base.latent_shape(1)
             noise = torch.cat([torch.randn(one, generator=torch.Generator().manual_seed(seed)) for _, seed in rows])
-            pictures = []
-            parts = torch.arange(len(rows)).split(self.batch)
-            for part in tqdm(parts, desc=f"{label}, strength {strength:g}", unit="batch", leave=False):
+
+            def one_part(part: Tensor) -> np.ndarray:
                 if self.stop():
                     raise Interrupted(f"{label} was interrupted")
-                pictures.append(self._batch(prompt[part], noise[part]))
+                return self._batch(prompt[part], noise[part])
+
+            pictures = []
+            with tqdm(total=len(rows), desc=f"{label}, strength {strength:g}", unit="picture", leave=False) as bar:
+                for part, drawn in self.base.fits.parts("drawing", torch.arange(len(rows)), self.batch, one_part):
+                    pictures.append(drawn)
+                    bar.update(len(part))
             return np.concatenate(pictures)
 
         with self.guided(learner):

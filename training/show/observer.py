@@ -28,7 +28,6 @@ from ..bases.base import TrainBase, rows_of
 from ..data.folder import read_folder
 from ..data.sources import rewards_of
 from ..devices import processes
-from ..devices.memory import memory_advice
 from ..dial.budget import calibration_pictures
 from ..dial.calibrate import LEAST, Calibrated, Settings, calibrate
 from ..dial.draws import Draws
@@ -184,17 +183,16 @@ class Observer:
         watched = (name, find_reward(name, own_scale=True)) if name else None
         rows = sweep_rows(self._held, config.sweep_size)
         try:
-            with memory_advice("sampling", pool_batch=config.pool_batch):
-                sweep = run_sweep(
-                    self.live,
-                    learner,
-                    rows,
-                    config.sweep_strengths,
-                    rewards_of(config),
-                    config.weights,
-                    watched,
-                    self._words,
-                )
+            sweep = run_sweep(
+                self.live,
+                learner,
+                rows,
+                config.sweep_strengths,
+                rewards_of(config),
+                config.weights,
+                watched,
+                self._words,
+            )
         except Interrupted:
             return None
         verdict = hacking_verdict(sweep)
@@ -232,7 +230,7 @@ class Observer:
         self.say(f"calibrating the dial: {pictures} held-out pictures, judged by {judge_name}")
         texts = [live.texts[row] for row in self._tried]
         conditions = rows_of(live.conditions, list(self._tried))
-        with memory_advice("sampling", pool_batch=config.pool_batch), live.guided(learner):
+        with live.guided(learner):
             draws = Draws(self.base, LIVE, texts, conditions, live.empty, config.pool_batch, live.stop)
             judge = (
                 RewardJudge(texts, rewards, config.weights, config.optimality, config.optimality_at, config.mix)
@@ -322,7 +320,7 @@ class Observer:
     def _samples(self, learner: Learner, strengths: Sequence[float], label: str) -> list[list[Image.Image]]:
         """columns[strength][prompt], each prompt from seed 0."""
         rows = [(row, 0) for row in self._shown]
-        with memory_advice("sampling", pool_batch=self.config.pool_batch), self.live.of(learner) as draw:
+        with self.live.of(learner) as draw:
             return [[Image.fromarray(picture) for picture in draw(rows, s, label)] for s in strengths]
 
 
