@@ -318,8 +318,8 @@ Measured less promised by tilt, mean and standard deviation over tastes, sizes a
 ## Beside LoRA weight at an equal rate
 
 LoRA weight was drawn at {", ".join(f"{weight:g}" for weight in WEIGHTS)} with the same prompts and noises, and between
-two weights it is taken to be straight. An own mode of one weight for all is LoRA weight itself, and what stands apart there
-is chance and that line. Entries are ours less LoRA weight's, over tilts and seeds, with the standard
+two weights it is taken to be straight. An own mode of one weight for all is LoRA weight itself, and what stands apart
+there is chance and that line. Entries are ours less LoRA weight's, over tilts and seeds, with the standard
 error of a bootstrap over prompts; "below" marks those that are worse by more than it. LoRA weight takes one forward per
 step.
 
