@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from nft_pipeline.adapter import AdapterError
-from nft_pipeline.adapters.read import NO_ANSWER, is_network_error, is_no_answer
+from nft_pipeline.adapters.fetch import NO_ANSWER, is_network_error, is_no_answer
 
 # Answers that may change in a moment. 409 and 412 mean that somebody else, or a request of ours whose answer was lost,
 # has changed the repository: look at it again.

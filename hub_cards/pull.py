@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from nft_pipeline.adapter import AdapterError, read_adapter
-from nft_pipeline.adapters.read import is_hub_id, is_network_error, locate
+from nft_pipeline.adapters.fetch import is_network_error
+from nft_pipeline.adapters.read import is_hub_id, locate
 from nft_pipeline.adapters.write import check_replaceable
 from nft_pipeline.files.atomic import atomic_folder, recover
 

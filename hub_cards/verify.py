@@ -20,6 +20,7 @@ import torch
 
 from nft_pipeline.adapter import Adapter, AdapterError, check_base, check_lora_modules, read_adapter
 from nft_pipeline.adapters.config import UNKNOWN
+from nft_pipeline.adapters.fetch import is_network_error
 from nft_pipeline.adapters.names import (
     COMFYUI_FOLDER,
     CONFIG_FILE,
@@ -29,7 +30,7 @@ from nft_pipeline.adapters.names import (
     HEAD_PREFIX,
     LORA_FILE,
 )
-from nft_pipeline.adapters.read import is_hub_id, is_network_error, locate
+from nft_pipeline.adapters.read import is_hub_id, locate
 from nft_pipeline.adapters.single_file import read_single_file
 from nft_pipeline.families.registry import unwrap_compiled
 from nft_pipeline.files.strict import header_texts

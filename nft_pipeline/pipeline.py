@@ -95,10 +95,10 @@ class DiffusionNFTPipeline(StockPipeline):
         if "_name_or_path" in kwargs and getattr(self, "_nft_stock", self) is None and not self._nft_loaded:
             load_beside(self)
 
-    def __reduce__(self) -> Any:
+    def __reduce_ex__(self, protocol: Any) -> Any:
         """Its class is made on the fly and has no name to be found by, so a copy is made anew from the stock class."""
         if type(self) is not guided_class(self._nft_stock_class, DiffusionNFTPipeline):
-            return super().__reduce_ex__(2)
+            return super().__reduce_ex__(protocol)
         return _empty, (self._nft_stock_class,), {**self.__dict__, "_nft_running": None}
 
     def _nft_begin(self, stock: Any, call_defaults: dict[str, Any]) -> None:

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..adapters.fetch import HUB_PATTERNS
 from ..adapters.names import CONFIG_FILE
-from ..adapters.read import HUB_PATTERNS
 from ..errors import AdapterError
 from .call_defaults import CALL_DEFAULTS, read_call_defaults
 

@@ -13,6 +13,7 @@ from helpers.cards import light_adapter
 from helpers.local_hub import TOKEN, Fault, LocalHub
 from helpers.tiny import tiny_adapter, tiny_pipe
 from nft_pipeline.adapter import AdapterError, read_adapter, write_adapter
+from nft_pipeline.adapters import fetch
 from nft_pipeline.adapters import read as adapter_read
 from nft_pipeline.hub_cards.pull import pull
 from nft_pipeline.hub_cards.verify import verify
@@ -44,9 +45,9 @@ def test_what_is_too_large_is_not_fetched(
     hub: LocalHub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(REPO, files)
-    monkeypatch.setattr(adapter_read, "MAX_LORA_BYTES", 500)
-    monkeypatch.setattr(adapter_read, "MAX_HEAD_BYTES", 500)
-    monkeypatch.setattr(adapter_read, "MAX_REPOSITORY_BYTES", 2000)
+    monkeypatch.setattr(fetch, "MAX_LORA_BYTES", 500)
+    monkeypatch.setattr(fetch, "MAX_HEAD_BYTES", 500)
+    monkeypatch.setattr(fetch, "MAX_REPOSITORY_BYTES", 2000)
     with pytest.raises(AdapterError, match="too large for an adapter") as caught:
         read_adapter(REPO)
     text = str(caught.value)

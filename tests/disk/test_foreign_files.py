@@ -115,7 +115,7 @@ def test_a_hub_snapshot_has_the_repositorys_name(
 ) -> None:
     from nft_pipeline.adapters import read as adapter_read
 
-    monkeypatch.setattr(adapter_read, "_fetch", lambda repo, revision, inner: checkpoint / "lora")
+    monkeypatch.setattr(adapter_read, "fetch", lambda repo, revision, inner, access: checkpoint / "lora")
     monkeypatch.chdir(tmp_path)
     adapter = read_adapter("someone/SD3.5M-DiffusionNFT", kind="policy", beta=0.1, pipe=pipe)
     assert adapter.config.name == "SD3.5M-DiffusionNFT"

@@ -24,6 +24,8 @@ every_file = pytest.mark.parametrize("file", FILES)
 every_case = pytest.mark.parametrize("name", CASES)
 # What `Family.output` calls it, by the `prediction_type` of a scheduler. FlowMatch schedulers have none.
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample", "flow_prediction": "flow", None: "flow"}
+# Sana Sprint's pipeline makes what its scheduler takes out of a velocity.
+PREDICTIONS["trigflow"] = "flow"
 LORA_SCALES = ("joint_attention_kwargs", "attention_kwargs", "cross_attention_kwargs")
 
 

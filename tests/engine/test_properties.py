@@ -12,6 +12,7 @@ from helpers.zoo import CASES, GENERIC, SIBLINGS, Case
 ALL = {**CASES, **SIBLINGS, **GENERIC}
 # Stable Video Diffusion's sigmas of 700 enlarge rounding; Kandinsky rounds queries and keys to bf16.
 WIDER = {"StableVideoDiffusionPipeline": 2e-3, "Kandinsky5T2IPipeline": 1e-3}
+FOLDED = "Krea2Pipeline"  # in the layers that fuse its text
 # What is refused, by property, and how it is said.
 REFUSED = {
     "batched": "folds the batch into another dimension",
@@ -27,6 +28,6 @@ def test_the_same_comes_out(name: str, cfg: bool) -> None:
         return
     for what, error in measured(case, cfg=cfg).items():
         if isinstance(error, str):
-            assert name in GENERIC and re.search(REFUSED[what], error), (what, error)
+            assert (name in GENERIC or name == FOLDED) and re.search(REFUSED[what], error), (what, error)
         else:
             assert error < WIDER.get(name, 2e-5), (what, error)

@@ -5,6 +5,8 @@
     alone        a sample in a batch is the same sample in a call of its own
     neighbours   a positive adapter's alpha of a sample is the same whoever is beside it
 
+Of a pipeline whose calls take one sample, the first alone can be measured.
+
 Each is the largest difference as a share of the largest value, or the sentence by which the call is refused.
 """
 
@@ -33,12 +35,18 @@ def measured(case: Case, *, cfg: bool = False) -> dict[str, float | str]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*not among the denoisers")
         policy, positive = (adapter_for(case, pipe, kind=kind, text=listed) for kind in ("policy", "positive"))
+    if case.alone:
+        return {"at 1": _at_1(case, DiffusionNFTPipeline.from_pipe(pipe, policy), cfg)}
     return _of_policy(case, pipe, policy, cfg) | _of_positive(case, pipe, positive, cfg)
+
+
+def _at_1(case: Case, guided: Any, cfg: bool) -> float:
+    return _share(case.sample(guided, cfg=cfg, nft_strength=BELOW_1), case.sample(guided, cfg=cfg))
 
 
 def _of_policy(case: Case, pipe: Any, adapter: Any, cfg: bool) -> dict[str, float | str]:
     guided = DiffusionNFTPipeline.from_pipe(pipe, adapter)
-    at_1 = _share(case.sample(guided, cfg=cfg, nft_strength=BELOW_1), case.sample(guided, cfg=cfg))
+    at_1 = _at_1(case, guided, cfg)
     both = case.sample(guided, [0, 1], cfg=cfg, nft_strength=0.5)
     alone = _share(both[1:], case.sample(guided, [1], cfg=cfg, nft_strength=0.5))
     batched = _or_refused(

@@ -30,7 +30,17 @@ def test_every_built_in_reward_has_a_card_of_its_name_before_it_is_made() -> Non
 
 
 def test_every_refusal_is_on_the_page() -> None:
-    code = (ROOT / "training" / "rewards" / "server" / "serve.py").read_text(encoding="utf-8")
-    kinds = set(re.findall(r"(?:Refusal|_fault)\(\s*\d+, \"(\w+)\"", code))
-    assert kinds == {"wrong_token", "bad_request", "bad_picture", "body_too_large", "overloaded", "reward_failed"}
+    server = ROOT / "training" / "rewards" / "server"
+    code = "".join((server / name).read_text(encoding="utf-8") for name in ("serve.py", "gate.py"))
+    kinds = set(re.findall(r"\(\s*\d{3}, \"(\w+)\"", code))
+    expected = {
+        "bad_request",
+        "bad_picture",
+        "overloaded",
+        "reward_failed",
+        "wrong_token",
+        "too_slow",
+        "body_too_large",
+    }
+    assert kinds == expected
     assert all(f"`{kind}`" in TEXT for kind in kinds | {"gone"})

@@ -90,15 +90,7 @@ def test_the_launcher_of_accelerate_trains_what_one_process_does(how, tmp_path):
     run_file.write_text(yaml.safe_dump(settings))
     train(TrainConfig.from_yaml(run_file), tmp_path / "one", say=lambda line: None, device="cpu")
     command = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCHES[how], "--num_processes", "2"]
-    command += [
-        "--main_process_port",
-        str(two_processes.free_port()),
-        "-m",
-        "nft_pipeline",
-        "train",
-        str(run_file),
-        "--trust",
-    ]
+    command += ["--main_process_port", str(two_processes.free_port()), "-m", "nft_pipeline", "train"]
     run = subprocess.run(
         [*command, str(run_file), "--trust", "--out", str(tmp_path / "two"), "--device", "cpu"],
         capture_output=True,

@@ -47,7 +47,9 @@ def whole(tmp_path_factory):
 def test_a_run_writes_an_adapter_that_guides(whole):
     out, _result, lines = whole
     assert sorted(path.name for path in out.iterdir()) == [
+        ".run.lock",
         "adapter",
+        "finished.json",
         "held_out.safetensors",
         "losses.jsonl",
         "pool.safetensors",
@@ -138,4 +140,4 @@ def test_a_base_model_of_another_family_is_refused_by_name(tmp_path):
     CASES["Lumina2Pipeline"].pipe().save_pretrained(tmp_path / "lumina")
     with pytest.raises(TrainingError, match=r"is a Lumina2Pipeline; the trainer supports .*StableDiffusion3Pipeline, "):
         run(tmp_path / "run", base_model=str(tmp_path / "lumina"))
-    assert list((tmp_path / "run").iterdir()) == []
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".run.lock"]
