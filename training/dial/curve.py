@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .logistic import fit_logistic, sigmoid
 from .luck import even_out
 
 ENOUGH_PROMPTS = 12  # to take errors over prompts; below, over noises
@@ -56,7 +57,7 @@ class RateCurve:
     def rate(self, weight: float | np.ndarray) -> np.ndarray:
         """R at weights of any shape."""
         w = np.asarray(weight, dtype=np.float64)
-        return _sigmoid(_mixture(w, self.mixed) + _features(w / self.unit, self.knots) @ self.coefficients)
+        return sigmoid(_mixture(w, self.mixed) + _features(w / self.unit, self.knots) @ self.coefficients)
 
     def error(self, weight: float | np.ndarray) -> np.ndarray:
         """The standard error of R at weights of any shape."""
@@ -102,7 +103,7 @@ def fit_curve(
     ridges = [np.array([*straight, *[1 / bend] * len(knots)]) for bend in BENDS]
     fits = [(*_fit(x, counts, liked, law, ridge, start), ridge) for ridge in ridges]
     b, bread, _, ridge = max(fits, key=lambda fit: fit[2])
-    scores = x[which] * (r - _sigmoid(law + x @ b)[which])[:, None]
+    scores = x[which] * (r - sigmoid(law + x @ b)[which])[:, None]
     names, place = np.unique(groups, return_inverse=True)
     if len(names) < ENOUGH_PROMPTS:
         names, place = np.unique(np.arange(len(r)) if rows is None else rows, return_inverse=True)
@@ -122,16 +123,7 @@ def _fit(
     x: np.ndarray, counts: np.ndarray, liked: np.ndarray, law: np.ndarray, ridge: np.ndarray, start: float
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """(coefficients, their curvature, the evidence of the ridge), from how many pictures of each weight are liked."""
-    b = np.zeros(x.shape[1])
-    b[0] = start
-    bread = np.eye(len(b))
-    for _ in range(100):
-        p = _sigmoid(law + x @ b)
-        bread = (x * (counts * p * (1 - p))[:, None]).T @ x + np.diag(ridge)
-        step = np.linalg.solve(bread, x.T @ (liked - counts * p) - ridge * b)
-        b = b + step * min(1.0, 2.0 / max(np.abs(step).max(), 1e-12))
-        if np.abs(step).max() < 1e-8:
-            break
+    b, bread = fit_logistic(x, liked, ridge, counts=counts, law=law, start=start)
     logit = law + x @ b
     likelihood = (liked * logit - counts * np.logaddexp(0, logit)).sum() - (ridge * b**2).sum() / 2
     return b, bread, float(likelihood + np.log(ridge).sum() / 2 - np.linalg.slogdet(bread)[1] / 2)
@@ -167,10 +159,6 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     small = np.minimum(np.abs(x[..., None]), np.abs(y))
     large = np.maximum(np.abs(x[..., None]), np.abs(y))
     return np.where(x[..., None] * y > 0, small**2 * (3 * large - small) / 6, 0.0)
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(x, -40, 40)))
 
 
 def rate_between_prompts(r: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .logistic import fit_logistic, sigmoid
+
 _RIDGE = np.array([1e-4, 1e-2, 0.3, 1.0, 0.3, 0.5, 0.3, 0.5])
 _PRIOR = 4.0  # pictures at the mean rate that a prompt's own are put together with
 
@@ -61,25 +63,10 @@ def even_out(weights: np.ndarray, r: np.ndarray, groups: np.ndarray, rows: np.nd
         return np.stack([np.ones_like(w), w, w**2, w**3, prompt, prompt * w, own, own * np.abs(w)], axis=1)
 
     drawn, all_rows, evened = ~base, np.arange(len(liked)), r.copy()
-    b = _logistic(features(weights[drawn], rows[drawn]), r[drawn])
+    b, _ = fit_logistic(features(weights[drawn], rows[drawn]), r[drawn], _RIDGE)
     tried = np.unique(weights[drawn])
-    models = np.stack([_sigmoid(features(np.full(len(liked), weight), all_rows) @ b) for weight in tried])
+    models = np.stack([sigmoid(features(np.full(len(liked), weight), all_rows) @ b) for weight in tried])
     for weight, model in zip(tried, models, strict=True):
         at = weights == weight
         evened[at] += model.mean() - model[rows[at]]
     return Evened(evened, tried, models - models.mean(1, keepdims=True))
-
-
-def _logistic(x: np.ndarray, r: np.ndarray) -> np.ndarray:
-    b = np.zeros(x.shape[1])
-    for _ in range(50):
-        p = _sigmoid(x @ b)
-        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + np.diag(_RIDGE), x.T @ (r - p) - _RIDGE * b)
-        b = b + step * min(1.0, 2.0 / max(np.abs(step).max(), 1e-12))
-        if np.abs(step).max() < 1e-8:
-            break
-    return b
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(x, -40, 40)))
