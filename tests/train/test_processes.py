@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import nft_pipeline.training
 from helpers import split_families, two_processes
+from helpers.forking import free_port
 from helpers.tiny_run import SMALL, save_tiny
 from helpers.whole import CALLS
 from nft_pipeline.training.errors import TrainingError
@@ -90,7 +91,7 @@ def test_the_launcher_of_accelerate_trains_what_one_process_does(how, tmp_path):
     run_file.write_text(yaml.safe_dump(settings))
     train(TrainConfig.from_yaml(run_file), tmp_path / "one", say=lambda line: None, device="cpu")
     command = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCHES[how], "--num_processes", "2"]
-    command += ["--main_process_port", str(two_processes.free_port()), "-m", "nft_pipeline", "train"]
+    command += ["--main_process_port", str(free_port()), "-m", "nft_pipeline", "train"]
     run = subprocess.run(
         [*command, str(run_file), "--trust", "--out", str(tmp_path / "two"), "--device", "cpu"],
         capture_output=True,
