@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import matplotlib.backends.backend_agg  # noqa: F401 - a run imports it at its end; here it is imported once, for all
 import torch
 from safetensors.torch import load_file
 from tqdm import tqdm

@@ -57,7 +57,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 BROKEN_OFF = 3  # steps, one after a checkpoint
 # What runs import on their way, each forked process anew.
-LATE = ("deepspeed", "jinja2", "matplotlib.pyplot", "scipy.interpolate", "torch.distributed.fsdp")
+LATE = ("deepspeed", "jinja2", "matplotlib.backends.backend_agg", "tensorboardX", "torch.distributed.fsdp")
 
 
 class _BreakOff(Exception):

@@ -60,7 +60,7 @@ def test_two_processes_are_one():
         assert values["share"] == pytest.approx(0.5 if two_processes.splitter_of(kind) else 1, abs=0.01), kind
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_fork
 @needs_deepspeed
 def test_every_familys_denoiser_is_split_and_computes_the_same():
@@ -80,7 +80,7 @@ LAUNCHES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "how", [pytest.param(how, marks=needs_deepspeed if "deepspeed" in how else ()) for how in LAUNCHES]
 )
