@@ -1,7 +1,7 @@
 """Trains with one process and with two over gloo. Says how far the weights are apart, whether a run on two that broke
 off and went on ends in the same weights bit for bit, and how much of the base model the first of the two had.
 
-    PYTHONPATH=tests python tests/helpers/two_processes.py
+    PYTHONPATH=tests python tests/helpers/two_processes.py whole|FSDP|DeepSpeed
 
 Processes are forked after everything is imported. Those of one launch train all kinds that are split alike, one after
 the other; runs that broke off go on in processes that know nothing of them.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
@@ -56,17 +57,18 @@ KINDS: dict[str, dict[str, Any]] = {
     "DeepSpeed, online": SPLIT_ONLINE,
 }
 BROKEN_OFF = 3  # steps, one after a checkpoint
-# What runs import on their way, each forked process anew.
-LATE = ("deepspeed", "jinja2", "matplotlib.backends.backend_agg", "tensorboardX", "torch.distributed.fsdp")
+# What runs import on their way, which each forked process would do anew.
+LATE = ("jinja2", "matplotlib.backends.backend_agg", "tensorboardX")
+LATE_IF_SPLIT: dict[Splitter, tuple[str, ...]] = {"FSDP": ("torch.distributed.fsdp",), "DeepSpeed": ("deepspeed",)}
 
 
 class _BreakOff(Exception):
     pass
 
 
-def splitter_of(kind: str) -> Splitter | None:
-    """What splits the base model of runs of this kind."""
-    return next((how for how in SPLIT if kind.startswith(how)), None)
+def kinds_of(how: Splitter | None) -> dict[str, dict[str, Any]]:
+    """The kinds whose base model is split in that way, with their settings; None for those where it stays whole."""
+    return {kind: more for kind, more in KINDS.items() if how == next((each for each in SPLIT if each in kind), None)}
 
 
 def local_size(parameter: torch.nn.Parameter) -> int:
@@ -108,45 +110,41 @@ def _shown(out: Path) -> list[str]:
     return [*sorted(path.name for path in (out / "samples").glob("*")), *values]
 
 
-def train_all(configs: Mapping[str, TrainConfig], folder: Path) -> None:
+def train_all(configs: Mapping[str, TrainConfig], folder: Path, how: Splitter | None) -> None:
     """Every kind with one process in KIND-one, with two in KIND-two, and with two that broke off in KIND-again."""
 
     def alone(rank: int) -> None:
         for kind, config in configs.items():
             run(config, folder / f"{kind}-one", rank)
 
+    def both(rank: int) -> None:
+        for kind, config in configs.items():
+            run(config, folder / f"{kind}-two", rank)
+            run(config, folder / f"{kind}-again", rank, break_off=True)
+
+    def go_on(rank: int) -> None:
+        for kind, config in configs.items():
+            run(config, folder / f"{kind}-again", rank)
+
+    variables = SPLIT[how] if how else None
     together(1, alone)
-    for how in (None, *SPLIT):
-        kinds = [kind for kind in configs if splitter_of(kind) == how]
-
-        def both(rank: int, kinds: list[str] = kinds) -> None:
-            for kind in kinds:
-                run(configs[kind], folder / f"{kind}-two", rank)
-                run(configs[kind], folder / f"{kind}-again", rank, break_off=True)
-
-        def go_on(rank: int, kinds: list[str] = kinds) -> None:
-            for kind in kinds:
-                run(configs[kind], folder / f"{kind}-again", rank)
-
-        together(2, both, SPLIT[how] if how else None)
-        assert not [kind for kind in kinds if (folder / f"{kind}-again" / "adapter").exists()]
-        together(2, go_on, SPLIT[how] if how else None)
+    together(2, both, variables)
+    assert not [kind for kind in configs if (folder / f"{kind}-again" / "adapter").exists()]
+    together(2, go_on, variables)
 
 
-def main() -> None:
+def main(how: Splitter | None) -> None:
     torch.set_num_threads(1)
     os.environ["DS_ACCELERATOR"] = "cpu"
-    for name in LATE:
+    for name in LATE if how is None else (*LATE, *LATE_IF_SPLIT[how]):
         importlib.import_module(name)
     found = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = save_tiny(folder / "model")
-        configs = {
-            kind: TrainConfig.from_mapping({**SMALL, **more, "base_model": model}) for kind, more in KINDS.items()
-        }
-        train_all(configs, folder)
-        for kind in KINDS:
+        small = {**SMALL, "base_model": save_tiny(folder / "model")}
+        configs = {kind: TrainConfig.from_mapping({**small, **more}) for kind, more in kinds_of(how).items()}
+        train_all(configs, folder, how)
+        for kind in configs:
             folders = [folder / f"{kind}-{name}" for name in ("one", "two", "again")]
             one, two, resumed = (load_file(out / "adapter" / "pytorch_lora_weights.safetensors") for out in folders)
             assert one.keys() == two.keys() == resumed.keys()
@@ -162,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(next((how for how in SPLIT if how == sys.argv[1]), None))

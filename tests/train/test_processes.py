@@ -34,10 +34,10 @@ needs_deepspeed = pytest.mark.skipif(
 )
 
 
-def helper(module):
+def helper(module, *arguments):
     """What a helper of two processes prints."""
     run = subprocess.run(
-        [sys.executable, module.__file__],
+        [sys.executable, module.__file__, *arguments],
         capture_output=True,
         text=True,
         timeout=900,
@@ -47,17 +47,23 @@ def helper(module):
     return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
 @needs_fork
-@needs_deepspeed
-def test_two_processes_are_one():
-    found = helper(two_processes)
-    assert set(found) == set(two_processes.KINDS)
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("whole", marks=pytest.mark.slow),
+        pytest.param("FSDP", marks=pytest.mark.long),
+        pytest.param("DeepSpeed", marks=[pytest.mark.long, needs_deepspeed]),
+    ],
+)
+def test_two_processes_are_one(how):
+    found = helper(two_processes, how)
+    assert found.keys() == two_processes.kinds_of(None if how == "whole" else how).keys() and found
     for kind, values in found.items():
         assert values["moved"] > 1e-3, kind
         assert values["apart"] < 0.02 * values["moved"], kind
         assert values["resumed"] and values["shown"], kind
-        assert values["share"] == pytest.approx(0.5 if two_processes.splitter_of(kind) else 1, abs=0.01), kind
+        assert values["share"] == pytest.approx(1 if how == "whole" else 0.5, abs=0.01), kind
 
 
 @pytest.mark.long
