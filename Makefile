@@ -10,11 +10,12 @@ RELEASE_READY := .venv/.release-ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test style pages wheel docs release
+.PHONY: help demo test test-long style pages wheel docs release
 
 help:
 	@echo "make demo    train an adapter on the shipped model and draw it at four strengths, into demo/"
 	@echo "make test    run the tests                (ARGS=\"-k guidance\" is passed on to pytest)"
+	@echo "make test-long  run the tests that make test leaves out: they start many programs anew, or ask the network"
 	@echo "make style   format, lint and type-check  (rewrites what it can, names the rest)"
 	@echo "make pages   write again what docs/ shows of the code: settings, rewards, nodes, families, laws, the map"
 	@echo "make wheel   build the package            (into dist/)"
@@ -31,6 +32,9 @@ demo: $(READY)
 
 test: $(READY)
 	@$(BIN)/python -m pytest -n auto $(ARGS)
+
+test-long: $(READY)
+	@$(BIN)/python -m pytest -n auto -m long $(ARGS)
 
 style: $(READY)
 	@$(BIN)/ruff check --fix .

@@ -40,9 +40,7 @@ def reward_plot(
         A PNG.
     """
     import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     colours = THEMES[theme]
     ordered = sorted(curves, key=lambda curve: not curve.trained)
@@ -53,8 +51,9 @@ def reward_plot(
         **{name: colours["paper"] for name in ("figure.facecolor", "axes.facecolor", "savefig.facecolor")},
         **{"axes.edgecolor": colours["grid"], "grid.color": colours["grid"], "font.size": LETTERS},
     }
-    with plt.rc_context(style):
-        figure, axes = plt.subplots(lines, columns, figsize=(WIDTH_INCHES, 3.0 * lines), squeeze=False)
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(WIDTH_INCHES, 3.0 * lines))
+        axes = figure.subplots(lines, columns, squeeze=False)
         for axis in axes.flat[len(ordered) :]:
             axis.set_visible(False)
         for axis, curve in zip(axes.flat, ordered, strict=False):
@@ -84,7 +83,6 @@ def reward_plot(
         buffer = io.BytesIO()
         # Without the version of matplotlib in it, the same numbers are the same file.
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-        plt.close(figure)
     return buffer.getvalue()
 
 

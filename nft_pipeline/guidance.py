@@ -17,7 +17,8 @@ Symbols, here and everywhere in this package:
 
 The same formulas hold for models that predict noise, x_0 or VP velocity: at one (x_t, t) each of these is the same
 affine map of any other in both branches, so the RAW outputs can be combined. `M1` to `M10` and `M14` below are
-statements of docs/theory.md, each checked against exact sums in tests/maths. DiffusionNFT: arXiv:2509.16117.
+statements of docs/theory.md, each checked against exact sums in tests/maths. What a LoRA is trained on (M5 to M8) is
+in `nft_pipeline.training.learn.maths`. DiffusionNFT: arXiv:2509.16117.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from torch import Tensor
 from .checks import did_you_mean
 from .families.prediction import PREDICTIONS
 from .laws import COMBINATIONS, LAWS, odds_weight
+from .tensors import finite, in_unit, per_sample, positive, same_shape, work_dtype
 
 
 def combine(v_old: Tensor, v_lora: Tensor, scale: float | Tensor) -> Tensor:
@@ -77,7 +79,7 @@ def add_push(v_old: Tensor, push: Tensor, scales: Sequence[float | Tensor], v_lo
             others 0 is that output, bit for bit.
     """
     guided = (v_old.to(push.dtype) + push).to(v_old.dtype)
-    each = [_per_sample("scale", scale, v_old, push.dtype) for scale in scales]
+    each = [per_sample("scale", scale, v_old, push.dtype) for scale in scales]
     working: Any = sum((scale != 0).int() for scale in each)
     # x + (y - x) rounds, and x + 0 (y - x) is not x when x is -0.0 or y is not finite: keep "0 is the base and 1 is the
     # LoRA, bit for bit" for each sample too.
@@ -88,13 +90,13 @@ def add_push(v_old: Tensor, push: Tensor, scales: Sequence[float | Tensor], v_lo
 
 def total_push(v_old: Tensor, v_loras: Sequence[Tensor], scales: Sequence[float | Tensor]) -> Tensor:
     """`sum_k scale_k (v_lora_k - v_old)`, in float32 or wider. Arguments as `combine_all`, at least one adapter."""
-    work = _work_dtype(v_old, *v_loras)
+    work = work_dtype(v_old, *v_loras)
     push = torch.zeros_like(v_old, dtype=work)
     for v_lora, scale in zip(v_loras, scales, strict=True):
-        _same_shape(v_old=v_old, v_lora=v_lora)
+        same_shape(v_old=v_old, v_lora=v_lora)
         if not isinstance(scale, Tensor):
-            scale = _finite("scale", scale, "0 is the base, 1 is the LoRA")
-        push = push + _per_sample("scale", scale, v_old, work) * (v_lora.to(work) - v_old.to(work))
+            scale = finite("scale", scale, "0 is the base, 1 is the LoRA")
+        push = push + per_sample("scale", scale, v_old, work) * (v_lora.to(work) - v_old.to(work))
     return push
 
 
@@ -125,9 +127,9 @@ def relative_push(
     Raises:
         ValueError: shapes differ, or an unknown prediction.
     """
-    _same_shape(push=push, v_old=v_old, x_t=x_t)
-    work = _work_dtype(push, v_old, x_t)
-    level = _per_sample("t", t, v_old, work)
+    same_shape(push=push, v_old=v_old, x_t=x_t)
+    work = work_dtype(push, v_old, x_t)
+    level = per_sample("t", t, v_old, work)
     output, x = sign * v_old.to(work), x_t.to(work)
     if prediction == "sample":
         picture, moved = output, push.to(work)
@@ -171,8 +173,8 @@ def law_scale(alpha: float | Tensor, tilt: float | Tensor, law: str = "nft") -> 
     if law not in list(LAWS):
         raise ValueError(_unknown("law", law, LAWS))
     a = torch.as_tensor(alpha)
-    a = a.to(_work_dtype(a))
-    _in_unit("alpha", a, "it is a probability: pass the head's sigmoid output, not its logits")
+    a = a.to(work_dtype(a))
+    in_unit("alpha", a, "it is a probability: pass the head's sigmoid output, not its logits")
     return LAWS[law].scale(a.clamp(0, 1), torch.as_tensor(tilt, dtype=a.dtype, device=a.device))
 
 
@@ -203,7 +205,7 @@ def combined_scales(scales: Sequence[float | Tensor], combine: str = "all") -> l
     if not scales:
         raise ValueError("combined_scales got no scales. Pass the scale of each adapter, at least one.")
     tensors = [torch.as_tensor(scale) for scale in scales]
-    work = _work_dtype(*tensors)
+    work = work_dtype(*tensors)
     return COMBINATIONS[combine].scales([scale.to(work) for scale in tensors])
 
 
@@ -231,12 +233,12 @@ def product_scales(
         ValueError: an alpha outside [0, 1], a tilt not finite, or states with D = 0: one of the alphas is 1 and its
             tilt very negative, so that nothing allowed passes there.
     """
-    work = _work_dtype(*alphas, alpha_joint)
+    work = work_dtype(*alphas, alpha_joint)
     for alpha in (*alphas, alpha_joint):
-        _in_unit("alpha", alpha, "it is a probability: pass the head's sigmoid output, not its logits")
+        in_unit("alpha", alpha, "it is a probability: pass the head's sigmoid output, not its logits")
     one, two = (alpha.to(work).clamp(0, 1) for alpha in alphas)
     both = torch.minimum(torch.maximum(alpha_joint.to(work), (one + two - 1).clamp(min=0)), torch.minimum(one, two))
-    first, second = (_finite("tilt", tilt, "0 is off") for tilt in tilts)
+    first, second = (finite("tilt", tilt, "0 is off") for tilt in tilts)
     # rho / max(1, e^tilt) and 1 / max(1, e^tilt): every numerator is divided by the same, so that nothing overflows.
     rho_1, rho_2 = (math.copysign(-math.expm1(-abs(tilt)), tilt) for tilt in (first, second))
     unit_1, unit_2 = (math.exp(-max(tilt, 0.0)) for tilt in (first, second))
@@ -264,17 +266,17 @@ def policy_scale(tilt: float, tilt_train: float) -> float:
     Raises:
         ValueError: tilt not finite, or tilt_train not finite and positive.
     """
-    return _finite("tilt", tilt, "0 is the base") / _positive("tilt_train", tilt_train, "2 / beta of the training")
+    return finite("tilt", tilt, "0 is the base") / positive("tilt_train", tilt_train, "2 / beta of the training")
 
 
 def tilt_from_beta(beta: float) -> float:
     """Tilt `2 / beta` (M4). Raises ValueError unless beta is finite and positive."""
-    return 2.0 / _positive("beta", beta, "2 / beta is the tilt; for no guidance use strength 0, not a huge beta")
+    return 2.0 / positive("beta", beta, "2 / beta is the tilt; for no guidance use strength 0, not a huge beta")
 
 
 def beta_from_tilt(tilt: float) -> float:
     """Beta `2 / tilt` (M4). Raises ValueError unless tilt is finite and positive: no beta stands for 0 or below."""
-    return 2.0 / _positive("tilt", tilt, "only a positive tilt has a beta; say tilts of 0 and below as a strength")
+    return 2.0 / positive("tilt", tilt, "only a positive tilt has a beta; say tilts of 0 and below as a strength")
 
 
 def tilt_from_strength(strength: float, recommended_tilt: float) -> float:
@@ -283,8 +285,8 @@ def tilt_from_strength(strength: float, recommended_tilt: float) -> float:
     Raises:
         ValueError: strength not finite, or recommended_tilt not finite and positive.
     """
-    recommended = _positive("recommended_tilt", recommended_tilt, "the adapter's tilt at strength 1")
-    return _finite("strength", strength, "0 is the base, 1 the adapter as shipped") * recommended
+    recommended = positive("recommended_tilt", recommended_tilt, "the adapter's tilt at strength 1")
+    return finite("strength", strength, "0 is the base, 1 the adapter as shipped") * recommended
 
 
 def promised_rate(rate: float, tilt: float) -> float:
@@ -300,7 +302,7 @@ def promised_rate(rate: float, tilt: float) -> float:
         ValueError: rate outside [0, 1] or tilt NaN.
     """
     p = torch.tensor(float(rate), dtype=torch.float64)
-    _in_unit("rate", p, "it is the share of liked pictures without guidance")
+    in_unit("rate", p, "it is the share of liked pictures without guidance")
     liked = p * torch.exp(_tilt_tensor(tilt, p).clamp(max=0))
     total = odds_weight(p, _tilt_tensor(tilt, p))
     return float(liked / total) if float(total) > 0 else float(p)  # none or all are liked: unchanged
@@ -321,7 +323,7 @@ def promised_mean(rewards: Sequence[float] | Tensor, tilt: float) -> float:
     r = torch.as_tensor(rewards).detach().cpu().to(torch.float64)  # on the CPU first: MPS has no float64
     if r.numel() == 0:
         raise ValueError("promised_mean got no rewards. Score at least one unguided sample first.")
-    _in_unit("rewards", r, "map the raw scores to probabilities first")
+    in_unit("rewards", r, "map the raw scores to probabilities first")
     weight = odds_weight(r, _tilt_tensor(tilt, r))
     return float((weight * r).sum() / weight.sum()) if float(weight.sum()) > 0 else float(r.mean())
 
@@ -347,251 +349,15 @@ def in_interval(noise_level: float | Tensor, interval: tuple[float, float]) -> T
             "1 is pure noise; (0, 1) is everywhere."
         )
     t = torch.as_tensor(noise_level)
-    _in_unit("noise_level", t, "divide a scheduler's timestep by its number of training steps (usually 1000)")
+    in_unit("noise_level", t, "divide a scheduler's timestep by its number of training steps (usually 1000)")
     t = t.clamp(0, 1)
     return (t >= low) & (t <= high)
-
-
-def anchor_kappa(eta0: float, eta1: float) -> float:
-    """Weight `kappa = eta1 / eta0` of the pull to v_ref in `||v - target||^2 + kappa ||v - v_ref||^2` (M7).
-
-    Args:
-        eta0: the tilt the anchored training converges to (M8), > 0; infinity means no anchor (kappa = 0).
-        eta1: the tilt added each round, 2 / beta, > 0 and finite.
-
-    Raises:
-        ValueError: either is out of range.
-    """
-    return _positive("eta1", eta1, "2 / beta, the tilt added each round") / _eta0(eta0)
-
-
-def anchor_weight(eta0: float, eta1: float) -> float:
-    """Weight `w = eta0 / (eta0 + eta1) = 1 / (1 + kappa)` of the target in the anchored optimum (M7).
-
-    Args and Raises: those of `anchor_kappa`.
-    """
-    return 1.0 / (1.0 + anchor_kappa(eta0, eta1))
-
-
-def accumulated_tilt(eta1: float, rounds: int, eta0: float | None = None) -> float:
-    """Tilt L_K reached after K online rounds, from `L_0 = 0, L_{k+1} = w (L_k + eta1)` (M8).
-
-    No anchor: `K eta1`, without bound. Anchored: `eta0 (1 - w^K)`, which tends to eta0 whatever eta1 is.
-
-    Args:
-        eta1: tilt added each round, 2 / beta, > 0.
-        rounds: K >= 0.
-        eta0: limit set by the anchor, > 0; None or infinity for no anchor.
-
-    Raises:
-        ValueError: eta1 or eta0 out of range, or rounds negative or no integer.
-    """
-    step = _positive("eta1", eta1, "2 / beta, the tilt added each round")
-    if not isinstance(rounds, int) or rounds < 0:
-        raise ValueError(f"rounds must be a whole number, 0 or more, got {rounds!r}. It counts finished rounds.")
-    if eta0 is None or math.isinf(_eta0(eta0)):
-        return rounds * step
-    return -eta0 * math.expm1(-rounds * math.log1p(step / eta0))
-
-
-def regression_target(
-    v_old: Tensor, y: Tensor, r: Tensor, tilt: float | Tensor, baseline: float | Tensor, refit: float = 0.0
-) -> Tensor:
-    """Target `v_old + (tilt (r - b) + refit)(y - v_old)` whose conditional mean is v_old + tilt Delta (M6).
-
-    b = 1/2 is DiffusionNFT's loss (M5). b = alpha(x_t) is unbiased if EITHER v_old = E[y | x_t] OR alpha is exact, and
-    varies far less at low noise.
-
-    Without refit and with b = alpha, an error of v_old is neither noticed nor corrected: v_old - E[y | x_t] is in the
-    mean of the target as it is, and over the rounds such errors add up. refit corrects that share of it: the mean is
-
-        v_old + tilt Delta + refit (E[y | x_t] - v_old)
-
-    This is the same mean if v_old is right, and with refit 1 it does not depend on v_old.
-
-    Args:
-        v_old, y: old model's velocity and eps - x_0, both (B, ...).
-        r: rewards in [0, 1], (B,).
-        tilt: 2 / beta, finite; or a Tensor of (B,), one tilt per sample, whose values are not checked.
-        baseline: b, a number or (B,), in [0, 1].
-        refit: in [0, 1].
-
-    Returns:
-        The target, float32 or wider; v_old carries no gradient.
-
-    Raises:
-        ValueError: shapes that do not fit, r, baseline or refit outside [0, 1], tilt not finite.
-    """
-    _same_shape(v_old=v_old, y=y)
-    work = _work_dtype(v_old, y)
-    old = v_old.detach().to(work)
-    lam = _per_sample("tilt", tilt if isinstance(tilt, Tensor) else _finite("tilt", tilt, "2 / beta"), old, work)
-    r_, b_ = (_unit_per_sample(name, value, old) for name, value in (("r", r), ("baseline", baseline)))
-    _in_unit("refit", torch.tensor(float(refit)), "0 leaves v_old's own error where it is, 1 takes it out")
-    return old + (lam * (r_ - b_) + refit) * (y.to(work) - old)
-
-
-def anchored_target(target: Tensor, v_ref: Tensor, weight: float) -> Tensor:
-    """Optimum `w target + (1 - w) v_ref` of the anchored step (M7), w = `anchor_weight(eta0, eta1)` in [0, 1].
-
-    Raises:
-        ValueError: shapes differ, or weight outside [0, 1].
-    """
-    _same_shape(target=target, v_ref=v_ref)
-    _in_unit("weight", torch.tensor(float(weight)), "use anchor_weight(eta0, eta1); 1 means no anchor")
-    return weight * target + (1.0 - weight) * v_ref
-
-
-def nft_loss(v_theta: Tensor, v_old: Tensor, y: Tensor, r: Tensor, beta: float) -> Tensor:
-    """DiffusionNFT's two-branch loss in velocity space, the left side of Lemma M5:
-
-        r ||v^+ - y||^2 + (1 - r) ||v^- - y||^2,   v^+- = v_old +- beta (v_theta - v_old)
-
-    and equal, up to a constant and the factor beta^2, to regression on `regression_target(..., 2 / beta, 1 / 2)`.
-
-    Args:
-        v_theta, v_old, y: trained velocity, old velocity (no gradient flows into it), eps - x_0; all (B, ...).
-        r: rewards in [0, 1], (B,).
-        beta: > 0.
-
-    Returns:
-        Loss per sample, (B,): the mean over the other dimensions, float32 or wider.
-
-    Raises:
-        ValueError: shapes that do not fit, r outside [0, 1], beta not finite and positive.
-    """
-    _same_shape(v_theta=v_theta, v_old=v_old, y=y)
-    beta, work = _positive("beta", beta, "2 / beta is the tilt"), _work_dtype(v_theta, v_old, y)
-    v, old, y = v_theta.to(work), v_old.detach().to(work), y.to(work)
-    liked = _unit_per_sample("r", r, v)
-    loss = liked * (old + beta * (v - old) - y) ** 2 + (1 - liked) * (old - beta * (v - old) - y) ** 2
-    return _sample_mean(loss)
-
-
-def paper_loss(
-    v_theta: Tensor,
-    v_old: Tensor,
-    x_t: Tensor,
-    x_0: Tensor,
-    t: Tensor,
-    r: Tensor,
-    beta: float,
-    adv_clip_max: float = 5.0,
-    weight_floor: float = 1e-5,
-) -> Tensor:
-    """DiffusionNFT's loss as its authors train it (arXiv:2509.16117): in x_0 space, each branch self-normalised.
-
-        adv_clip_max (r L^+ / beta + (1 - r) L^- / beta),   L^+- = mean((x0hat^+- - x_0)^2) / m^+-
-        x0hat^+- = x_t - t v^+-,   m^+- = max(mean|x0hat^+- - x_0|, weight_floor) without gradient
-        v^+ = beta v_theta + (1 - beta) v_old,   v^- = (1 + beta) v_old - beta v_theta
-
-    Their trainer adds 0.0001 ||v_theta - v_base||^2 to it, which `nft_pipeline.training` has as a setting.
-
-    With equal m the optimum is M4's, exactly. m is nearly equal where many pictures could have given x_t in many
-    dimensions; where few could, the optimum keeps its direction and misses its size (docs/theory.md has numbers).
-
-    Args:
-        v_theta, v_old: trained and old velocity (no gradient flows into the latter), (B, ...).
-        x_t, x_0: noisy and clean sample, same shape.
-        t: noise level in [0, 1], (B,) or ().
-        r: rewards in [0, 1], (B,); the authors use 0.5 + A / (2 adv_clip_max), A the clipped advantage.
-        beta: > 0; the authors use 1.0 and 0.1.
-        adv_clip_max: their clip of the advantage, > 0. Only a constant factor here.
-        weight_floor: smallest m, > 0.
-
-    Returns:
-        Loss per sample, (B,), float32 or wider.
-
-    Raises:
-        ValueError: shapes that do not fit, r or t outside [0, 1], another argument not finite and positive.
-    """
-    _same_shape(v_theta=v_theta, v_old=v_old, x_t=x_t, x_0=x_0)
-    beta = _positive("beta", beta, "2 / beta is the tilt")
-    factor = _positive("adv_clip_max", adv_clip_max, "the authors use 5")
-    floor = _positive("weight_floor", weight_floor, "the authors use 1e-5")
-    work = _work_dtype(v_theta, v_old, x_t, x_0)
-    v, old, x_t, x_0 = v_theta.to(work), v_old.detach().to(work), x_t.to(work), x_0.to(work)
-    noise, liked = _unit_per_sample("t", t, v), _unit_per_sample("r", r, v).flatten()
-
-    def branch(velocity: Tensor) -> Tensor:
-        error = x_t - noise * velocity - x_0
-        return _sample_mean(error**2) / _sample_mean(error.detach().abs()).clamp(min=floor)
-
-    plus = branch(beta * v + (1 - beta) * old)
-    minus = branch((1 + beta) * old - beta * v)
-    return factor * (liked * plus + (1 - liked) * minus) / beta
 
 
 def _tilt_tensor(tilt: float, like: Tensor) -> Tensor:
     if math.isnan(tilt):
         raise ValueError("tilt is NaN. Pass a number; 0 switches guidance off.")
     return torch.tensor(float(tilt), dtype=like.dtype)
-
-
-def _work_dtype(*tensors: Tensor) -> torch.dtype:
-    """The widest dtype among the tensors, float32 at least."""
-    work = torch.float32
-    for tensor in tensors:
-        work = torch.promote_types(work, tensor.dtype)
-    return work
-
-
-def _sample_mean(x: Tensor) -> Tensor:
-    """Mean over everything but the batch: (B, ...) -> (B,)."""
-    return x.reshape(x.shape[0], -1).mean(dim=1)
-
-
-def _per_sample(name: str, value: float | Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """A number, () or (B,) as a Tensor that broadcasts over (B, ...)."""
-    tensor = torch.as_tensor(value, dtype=dtype, device=like.device)
-    if tensor.ndim == 0:
-        return tensor
-    if tensor.ndim != 1 or like.ndim == 0 or tensor.shape[0] != like.shape[0]:
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)} for a batch of shape {tuple(like.shape)}. Expected a number, "
-            f"shape () or ({like.shape[0] if like.ndim else 1},): one value per sample."
-        )
-    return tensor.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _unit_per_sample(name: str, value: float | Tensor, like: Tensor) -> Tensor:
-    tensor = _per_sample(name, value, like, like.dtype)
-    _in_unit(name, tensor, "it is a probability or a noise level; map other scales first")
-    return tensor
-
-
-def _same_shape(**tensors: Tensor) -> None:
-    if len({tuple(tensor.shape) for tensor in tensors.values()}) > 1:
-        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
-        raise ValueError(f"shapes differ: {shapes}. All must be alike: pass the same batch through both branches.")
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name} has dtype {tensor.dtype}, expected a floating dtype. Convert it with .float().")
-
-
-def _in_unit(name: str, value: Tensor, advice: str) -> None:
-    slack = 1e-6  # a mean of probabilities, or 1000 / 1000 in float32, may miss the edge by rounding
-    wrong = value[~((value >= -slack) & (value <= 1 + slack))]  # NaN fails both comparisons
-    if wrong.numel():
-        raise ValueError(f"{name} must lie in [0, 1], got {float(wrong.flatten()[0]):g}: {advice}.")
-
-
-def _finite(name: str, value: float, meaning: str) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value} ({meaning}).")
-    return float(value)
-
-
-def _positive(name: str, value: float, meaning: str) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a finite number above 0, got {value} ({meaning}).")
-    return float(value)
-
-
-def _eta0(eta0: float) -> float:
-    if not eta0 > 0:
-        raise ValueError(f"eta0 must be above 0, got {eta0}: it is the tilt that anchored training converges to.")
-    return float(eta0)
 
 
 def _unknown(kind: str, value: object, known: Iterable[str]) -> str:

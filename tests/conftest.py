@@ -22,6 +22,8 @@ from nft_pipeline.torchvision_repair import watch
 
 watch()  # before diffusers and transformers, which import torchvision where it is installed
 
+LONG = "takes long: make test-long runs it"
+
 # A job in the background ignores Ctrl-C, and so would the processes that tests start and then interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -38,8 +40,13 @@ def pytest_report_header() -> str:
     return f"threads: {os.environ['OMP_NUM_THREADS']}, HF_HUB_OFFLINE={os.environ['HF_HUB_OFFLINE']}"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is slow comes first. What takes long is skipped unless -m asks for it, and what needs a GPU without one."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    if "long" not in config.getoption("markexpr"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason=LONG))
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if not wanting:
         return
@@ -50,10 +57,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none here"))
 
 
+def _reason(report: pytest.TestReport) -> str:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return reason.removeprefix("Skipped: ") or "NO REASON GIVEN"
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """No silent skips: each one by name, with its reason, and a line that says so when there are none."""
-    skipped = terminalreporter.stats.get("skipped", [])
-    terminalreporter.section(f"skipped tests: {len(skipped) or 'none'}", sep="-")
-    for report in skipped:
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        terminalreporter.line(f"{report.nodeid}: {reason.removeprefix('Skipped: ') or 'NO REASON GIVEN'}")
+    skipped = [(report.nodeid, _reason(report)) for report in terminalreporter.stats.get("skipped", [])]
+    left = [name for name, reason in skipped if reason == LONG]
+    terminalreporter.section(f"left to make test-long: {len(left) or 'none'}", sep="-")
+    for name in left:
+        terminalreporter.line(name)
+    terminalreporter.section(f"skipped tests: {len(skipped) - len(left) or 'none'}", sep="-")
+    for name, reason in skipped:
+        if reason != LONG:
+            terminalreporter.line(f"{name}: {reason}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from nft_pipeline.discovery import modules_of
+from nft_pipeline.files.discovery import modules_of
 
 from .. import host
 

@@ -24,8 +24,8 @@ from typing import Any
 
 from torch import nn
 
-from ..discovery import modules_of
 from ..errors import FamilyError
+from ..files.discovery import modules_of
 from . import known
 from . import noise_level as levels
 from .family import Family

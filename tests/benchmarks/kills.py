@@ -19,10 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import matplotlib.backends.backend_agg  # noqa: F401 - a run imports it at its end; here it is imported once, for all
 import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
+from helpers.forking import fork
 from helpers.tiny_run import ONLINE, SMALL, save_tiny
 from nft_pipeline.training.demo.report import markdown
 from nft_pipeline.training.run.trainer import train
@@ -36,16 +38,12 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def child(config: TrainConfig, out: Path) -> int:
     """A forked process that trains; its id."""
-    number = os.fork()
-    if number == 0:
-        try:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 2)
-            train(config, out, say=lambda line: None, device="cpu")
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return number
+
+    def task() -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        train(config, out, say=lambda line: None, device="cpu")
+
+    return fork(task)
 
 
 def finished(number: int, out: Path | None = None, steps: int = 0, after: float = 0.0) -> bool:

@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from helpers import kill_writer
 
 
@@ -31,6 +33,7 @@ def kill(tmp_path: Path, how: str) -> dict[str, Any]:
     return seen
 
 
+@pytest.mark.long
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     seen = kill(tmp_path, "50")
     assert seen["found the old one"] + seen["found a new one"] == 50

@@ -14,10 +14,10 @@ import pytest
 from helpers.pipelines_page import PAGE
 from helpers.repository import ROOT
 from helpers.zoo import CASES, denoiser_of
-from nft_pipeline.discovery import modules_of
 from nft_pipeline.families import known
 from nft_pipeline.families.family import Family
 from nft_pipeline.families.registry import FAMILIES, draws_videos, family_of
+from nft_pipeline.files.discovery import modules_of
 
 FILES = {module.__name__.rpartition(".")[2]: module for module in modules_of(known)}
 every_file = pytest.mark.parametrize("file", FILES)

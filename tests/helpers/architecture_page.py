@@ -17,10 +17,10 @@ PAGE = ROOT / "docs" / "architecture.md"
 # inside it, or for one module; the longest line that fits a module is the module's.
 ORDER = (
     "nft_pipeline",
-    "nft_pipeline.discovery",
     "nft_pipeline.laws",
     "nft_pipeline.modes",
     "nft_pipeline.checks",
+    "nft_pipeline.tensors",
     "nft_pipeline.errors",
     "nft_pipeline.files",
     "nft_pipeline.torchvision_repair",

@@ -6,10 +6,9 @@ latents and alphas of both processes are apart from each other, and from those o
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import tempfile
-import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from diffusers import ContextParallelConfig, TensorParallelConfig
 
-from helpers.two_processes import free_port
+from helpers.forking import together
 from helpers.zoo import CASES, adapter_for, denoiser_of
 from nft_pipeline.pipeline import DiffusionNFTPipeline
 
@@ -63,28 +62,13 @@ def tensor_parallel() -> str:
     return ""
 
 
-def _in_two_processes(folder: Path) -> None:
-    shared = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "GLOO_SOCKET_IFNAME": "lo"}
-    children = []
-    for rank in range(2):
-        child = os.fork()
-        if child == 0:
-            try:
-                os.environ |= {key: str(value) for key, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
-                torch.distributed.init_process_group("gloo")
-                torch.accelerator.device_count = lambda: 1  # diffusers counts devices, and divides by their number
-                for kind in DRAWN:
-                    draw(kind, folder / f"{kind}-{rank}", 2)
-                (folder / f"refused-{rank}").write_text(tensor_parallel())
-                torch.distributed.destroy_process_group()
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
-        children.append(child)
-    if any(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children):
-        raise SystemExit("one of two processes failed")
+def _draw_all(folder: Path, rank: int) -> None:
+    torch.distributed.init_process_group("gloo")
+    torch.accelerator.device_count = lambda: 1  # diffusers counts devices, and divides by their number
+    for kind in DRAWN:
+        draw(kind, folder / f"{kind}-{rank}", 2)
+    (folder / f"refused-{rank}").write_text(tensor_parallel())
+    torch.distributed.destroy_process_group()
 
 
 def main() -> None:
@@ -92,7 +76,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _in_two_processes(folder)
+        together(2, functools.partial(_draw_all, folder))
         for kind in DRAWN:
             draw(kind, folder / kind, 1)
             alone, first, second = (torch.load(folder / file) for file in (kind, f"{kind}-0", f"{kind}-1"))

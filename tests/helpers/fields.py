@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.mixture import Mixture, solve_ode
-from nft_pipeline.guidance import accumulated_tilt
+from nft_pipeline.training.learn.maths import accumulated_tilt
 from nft_pipeline.training.learn.objective import Objective, States
 
 Field = Callable[[Tensor, float], Tensor]

@@ -12,6 +12,7 @@ Each is the largest difference as a share of the largest value, or the sentence 
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -24,55 +25,51 @@ from nft_pipeline.errors import FamilyError, GuidanceError
 from nft_pipeline.families.registry import listed_family
 from nft_pipeline.pipeline import DiffusionNFTPipeline
 
-PROPERTIES = ("at 1", "batched", "alone", "neighbours")
 BELOW_1 = 1 - 1e-6
 
 
-def measured(case: Case, *, cfg: bool = False) -> dict[str, float | str]:
-    """The properties of a case's pipeline, by name."""
+def measured(case: Case) -> dict[tuple[str, bool], float | str]:
+    """The properties of a case's pipeline, by name and whether it was under classifier-free guidance."""
     pipe = case.pipe()
+    ways = [False, True] if case.cfg([0]) else [False]
     listed = listed_family(denoiser_of(pipe)) is not None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*not among the denoisers")
         policy, positive = (adapter_for(case, pipe, kind=kind, text=listed) for kind in ("policy", "positive"))
+    guided = DiffusionNFTPipeline.from_pipe(pipe, policy)
+    found: dict[tuple[str, bool], float | str] = {("at 1", cfg): _at_1(case, guided, cfg) for cfg in ways}
     if case.alone:
-        return {"at 1": _at_1(case, DiffusionNFTPipeline.from_pipe(pipe, policy), cfg)}
-    return _of_policy(case, pipe, policy, cfg) | _of_positive(case, pipe, positive, cfg)
+        return found
+    for cfg in ways:
+        both = case.sample(guided, [0, 1], cfg=cfg, nft_strength=0.5)
+        found["batched", cfg] = _or_refused(functools.partial(_batched, case, guided, both, cfg))
+        found["alone", cfg] = _share(both[1:], case.sample(guided, [1], cfg=cfg, nft_strength=0.5))
+    guided.unload_nft_adapter()
+    guided = DiffusionNFTPipeline.from_pipe(pipe, positive)
+    for cfg in ways:
+        found["neighbours", cfg] = _or_refused(functools.partial(_neighbours, case, guided, cfg))
+    guided.unload_nft_adapter()
+    return found
 
 
 def _at_1(case: Case, guided: Any, cfg: bool) -> float:
     return _share(case.sample(guided, cfg=cfg, nft_strength=BELOW_1), case.sample(guided, cfg=cfg))
 
 
-def _of_policy(case: Case, pipe: Any, adapter: Any, cfg: bool) -> dict[str, float | str]:
-    guided = DiffusionNFTPipeline.from_pipe(pipe, adapter)
-    at_1 = _at_1(case, guided, cfg)
-    both = case.sample(guided, [0, 1], cfg=cfg, nft_strength=0.5)
-    alone = _share(both[1:], case.sample(guided, [1], cfg=cfg, nft_strength=0.5))
-    batched = _or_refused(
-        lambda: _share(case.sample(guided, [0, 1], cfg=cfg, nft_strength=0.5, nft_mode="batched"), both)
-    )
-    guided.unload_nft_adapter()
-    return {"at 1": at_1, "batched": batched, "alone": alone}
+def _batched(case: Case, guided: Any, both: Tensor, cfg: bool) -> float:
+    return _share(case.sample(guided, [0, 1], cfg=cfg, nft_strength=0.5, nft_mode="batched"), both)
 
 
-def _of_positive(case: Case, pipe: Any, adapter: Any, cfg: bool) -> dict[str, float | str]:
-    guided = DiffusionNFTPipeline.from_pipe(pipe, adapter)
-
+def _neighbours(case: Case, guided: Any, cfg: bool) -> float:
     def beside(other: int) -> Tensor:
         case.sample(guided, [other, 1], cfg=cfg)
         alpha: Tensor = guided.nft_stats.alpha
         assert alpha.shape[1] == 2, "one alpha per sample"
         return alpha
 
-    def neighbours() -> float:
-        one, two = beside(0), beside(2)
-        assert (one[0, 0] - two[0, 0]).abs() > 1e-6, "the neighbours differ"
-        return float((one[:, 1] - two[:, 1]).abs().max())
-
-    error = _or_refused(neighbours)
-    guided.unload_nft_adapter()
-    return {"neighbours": error}
+    one, two = beside(0), beside(2)
+    assert (one[0, 0] - two[0, 0]).abs() > 1e-6, "the neighbours differ"
+    return float((one[:, 1] - two[:, 1]).abs().max())
 
 
 def _or_refused(measure: Callable[[], float]) -> float | str:

@@ -7,14 +7,13 @@ them has after a step, and how far its outputs and a LoRA's gradients are from t
 from __future__ import annotations
 
 import json
-import os
-import traceback
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
-from helpers.two_processes import SPLIT, free_port, local_size
+from helpers.forking import together
+from helpers.two_processes import SPLIT, local_size
 from helpers.whole import CALLS, whole_pipe
 from helpers.zoo import CASES
 from helpers.zoo_case import WIDTH, WORDS, rows
@@ -75,22 +74,17 @@ def measure() -> dict[str, Any]:
     return found
 
 
+def _measure(rank: int) -> None:
+    processes.start()
+    found = measure()
+    distributed.barrier()
+    if rank == 0:
+        print(json.dumps(found), flush=True)
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    shared = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "GLOO_SOCKET_IFNAME": "lo"}
-    other = os.fork()
-    rank = int(other == 0)
-    os.environ |= {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
-    processes.start()
-    try:
-        found = measure()
-        distributed.barrier()
-        if other:
-            print(json.dumps(found), flush=True)
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
+    together(2, _measure)
 
 
 if __name__ == "__main__":

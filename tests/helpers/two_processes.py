@@ -1,25 +1,30 @@
 """Trains with one process and with two over gloo. Says how far the weights are apart, whether a run on two that broke
 off and went on ends in the same weights bit for bit, and how much of the base model the first of the two had.
 
-    PYTHONPATH=tests python tests/helpers/two_processes.py
+    PYTHONPATH=tests python tests/helpers/two_processes.py whole|FSDP|DeepSpeed
 
-Processes are forked after everything is imported, with the variables that accelerate launch and torchrun set.
+Processes are forked after everything is imported. Those of one launch train all kinds that are split alike, one after
+the other; runs that broke off go on in processes that know nothing of them.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-import socket
+import sys
 import tempfile
-import traceback
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
+from helpers.forking import together
 from helpers.tiny_run import ONLINE, SHOWN, SMALL, save_tiny
 from nft_pipeline.training.bases.base import TrainBase
 from nft_pipeline.training.learn.learner import Learner
@@ -52,33 +57,18 @@ KINDS: dict[str, dict[str, Any]] = {
     "DeepSpeed, online": SPLIT_ONLINE,
 }
 BROKEN_OFF = 3  # steps, one after a checkpoint
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+# What runs import on their way, which each forked process would do anew.
+LATE = ("jinja2", "matplotlib.backends.backend_agg", "tensorboardX")
+LATE_IF_SPLIT: dict[Splitter, tuple[str, ...]] = {"FSDP": ("torch.distributed.fsdp",), "DeepSpeed": ("deepspeed",)}
 
 
 class _BreakOff(Exception):
     pass
 
 
-def _break_off() -> None:
-    """From now on a run ends at step `BROKEN_OFF`, in every process and without a word."""
-    step = Learner.step
-
-    def or_not(self: Learner, pool: Any) -> dict[str, float]:
-        if self.step_number == BROKEN_OFF:
-            raise _BreakOff
-        return step(self, pool)
-
-    Learner.step = or_not  # type: ignore[method-assign]
-
-
-def splitter_of(kind: str) -> Splitter | None:
-    """What splits the base model of runs of this kind."""
-    return next((how for how in SPLIT if kind.startswith(how)), None)
+def kinds_of(how: Splitter | None) -> dict[str, dict[str, Any]]:
+    """The kinds whose base model is split in that way, with their settings; None for those where it stays whole."""
+    return {kind: more for kind, more in KINDS.items() if how == next((each for each in SPLIT if each in kind), None)}
 
 
 def local_size(parameter: torch.nn.Parameter) -> int:
@@ -88,45 +78,29 @@ def local_size(parameter: torch.nn.Parameter) -> int:
     return (parameter.to_local() if isinstance(parameter, DTensor) else parameter).numel()
 
 
-def _count_weights(file: Path) -> None:
-    """From now on a learner writes down how many of the base model's numbers its process has."""
-    start = Learner.__init__
+def run(config: TrainConfig, out: Path, rank: int, break_off: bool = False) -> None:
+    """Train in `out`, and write down there how many of the base model's numbers this process has.
+
+    A run that is to break off does so at step `BROKEN_OFF`, in every process and without a word.
+    """
+    start, step = Learner.__init__, Learner.step
 
     def and_count(self: Learner, base: TrainBase, *others: Any) -> None:
-        file.write_text(str(sum(map(local_size, base.denoiser.parameters()))))
+        (out / f"weights-{rank}.txt").write_text(str(sum(map(local_size, base.denoiser.parameters()))))
         start(self, base, *others)
 
-    Learner.__init__ = and_count  # type: ignore[method-assign]
+    def or_not(self: Learner, pool: Any) -> dict[str, float]:
+        if break_off and self.step_number == BROKEN_OFF:
+            raise _BreakOff
+        return step(self, pool)
 
-
-def launch(
-    config: TrainConfig, out: Path, count: int, broken_off: bool = False, how: Splitter | None = None
-) -> dict[str, torch.Tensor]:
-    """Train with `count` processes; the weights they wrote, none if they broke off."""
     out.mkdir(exist_ok=True)
-    shared: dict[str, object] = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    shared |= {"GLOO_SOCKET_IFNAME": "lo", **(SPLIT[how] if how else {})}
-    children = []
-    for rank in range(count):
-        child = os.fork()
-        if child == 0:
-            os.environ |= {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
-            try:
-                _count_weights(out / f"weights-{rank}.txt")
-                if broken_off:
-                    _break_off()
-                train(config, out, say=lambda line: None, device="cpu")
-                os._exit(0)
-            except _BreakOff:
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
-        children.append(child)
-    if any(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children):
-        raise SystemExit(f"{count} processes: a run failed")
-    return {} if broken_off else load_file(out / "adapter" / "pytorch_lora_weights.safetensors")
+    with (
+        patch.object(Learner, "__init__", and_count),
+        patch.object(Learner, "step", or_not),
+        suppress(_BreakOff) if break_off else nullcontext(),
+    ):
+        train(config, out, say=lambda line: None, device="cpu")
 
 
 def _shown(out: Path) -> list[str]:
@@ -136,19 +110,43 @@ def _shown(out: Path) -> list[str]:
     return [*sorted(path.name for path in (out / "samples").glob("*")), *values]
 
 
-def main() -> None:
+def train_all(configs: Mapping[str, TrainConfig], folder: Path, how: Splitter | None) -> None:
+    """Every kind with one process in KIND-one, with two in KIND-two, and with two that broke off in KIND-again."""
+
+    def alone(rank: int) -> None:
+        for kind, config in configs.items():
+            run(config, folder / f"{kind}-one", rank)
+
+    def both(rank: int) -> None:
+        for kind, config in configs.items():
+            run(config, folder / f"{kind}-two", rank)
+            run(config, folder / f"{kind}-again", rank, break_off=True)
+
+    def go_on(rank: int) -> None:
+        for kind, config in configs.items():
+            run(config, folder / f"{kind}-again", rank)
+
+    variables = SPLIT[how] if how else None
+    together(1, alone)
+    together(2, both, variables)
+    assert not [kind for kind in configs if (folder / f"{kind}-again" / "adapter").exists()]
+    together(2, go_on, variables)
+
+
+def main(how: Splitter | None) -> None:
     torch.set_num_threads(1)
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    for name in LATE if how is None else (*LATE, *LATE_IF_SPLIT[how]):
+        importlib.import_module(name)
     found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        model = save_tiny(Path(folder) / "model")
-        for kind, more in KINDS.items():
-            config = TrainConfig.from_mapping({**SMALL, **more, "base_model": model})
-            how, folders = splitter_of(kind), [Path(folder) / f"{kind}-{count}" for count in (1, 2)]
-            one, two = launch(config, folders[0], 1), launch(config, folders[1], 2, how=how)
-            again = Path(folder) / f"{kind}-again"
-            launch(config, again, 2, broken_off=True, how=how)
-            assert not (again / "adapter").exists()
-            resumed = launch(config, again, 2, how=how)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        small = {**SMALL, "base_model": save_tiny(folder / "model")}
+        configs = {kind: TrainConfig.from_mapping({**small, **more}) for kind, more in kinds_of(how).items()}
+        train_all(configs, folder, how)
+        for kind in configs:
+            folders = [folder / f"{kind}-{name}" for name in ("one", "two", "again")]
+            one, two, resumed = (load_file(out / "adapter" / "pytorch_lora_weights.safetensors") for out in folders)
             assert one.keys() == two.keys() == resumed.keys()
             found[kind] = {
                 "apart": max(float((one[key] - two[key]).abs().max()) for key in one),
@@ -162,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(next((how for how in SPLIT if how == sys.argv[1]), None))

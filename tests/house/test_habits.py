@@ -17,7 +17,7 @@ import nft_pipeline
 from helpers.repository import ROOT
 from helpers.try_release import MAX_NODE_PACK_BYTES, node_pack, pack_nodes, versions
 
-TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 in_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not in a git checkout")
 

@@ -19,7 +19,7 @@ OFFLINE = r"NewConnectionError|ConnectTimeout|NameResolutionError|Temporary fail
 PINS_OF_OTHERS = {"fairscale", "image-reward", "timm", "torchvision"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("extra", ["train", "image-reward"])
 def test_what_an_extra_would_install(extra: str, tmp_path: Path) -> None:
     source = tmp_path / "source"

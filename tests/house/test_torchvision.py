@@ -101,6 +101,7 @@ def environment(tmp_path: Path) -> tuple[Path, Inside]:
     return packages, inside
 
 
+@pytest.mark.long
 def test_an_environment_is_mended_for_every_program_and_env_says_what_to_install(
     environment: tuple[Path, Inside],
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers.mixture import Mixture, cloud, ring
-from nft_pipeline.guidance import (
+from nft_pipeline.training.learn.maths import (
     accumulated_tilt,
     anchor_kappa,
     anchor_weight,
@@ -228,3 +228,33 @@ def test_half_precision_inputs_are_worked_on_in_float32():
     assert nft_loss(v, old, y, r, 0.1).dtype == torch.float32
     assert torch.equal(nft_loss(v, old, y, r, 0.1), nft_loss(v.float(), old.float(), y.float(), r, 0.1))
     assert torch.equal(regression_target(old, y, r, 20.0, 0.5), regression_target(old.float(), y.float(), r, 20.0, 0.5))
+
+
+# errors: what happened, the value seen, what was expected
+
+X = torch.zeros(2, 3)
+R = torch.tensor([0.0, 1.0])
+ERRORS = {
+    "eta0": (lambda: anchor_weight(0.0, 1.0), r"eta0 must be above 0, got 0\.0"),
+    "eta0 NaN": (lambda: accumulated_tilt(1.0, 2, math.nan), r"eta0 must be above 0, got nan"),
+    "eta1": (lambda: anchor_kappa(1.0, -1.0), r"eta1 must be a finite number above 0, got -1"),
+    "rounds": (lambda: accumulated_tilt(1.0, -3), r"rounds must be a whole number, 0 or more, got -3"),
+    "rounds type": (lambda: accumulated_tilt(1.0, 2.5), r"rounds must be a whole number, 0 or more, got 2\.5"),
+    "weight": (lambda: anchored_target(X, X, 1.5), r"weight must lie in \[0, 1\], got 1\.5.*anchor_weight"),
+    "target r": (lambda: regression_target(X, X, 2 * R, 1.0, 0.5), r"r must lie in \[0, 1\], got 2"),
+    "target b": (lambda: regression_target(X, X, R, 1.0, -0.1), r"baseline must lie in \[0, 1\], got -0\.1"),
+    "target refit": (lambda: regression_target(X, X, R, 1.0, 0.5, 1.5), r"refit must lie in \[0, 1\], got 1\.5"),
+    "target tilt": (lambda: regression_target(X, X, R, math.inf, 0.5), r"tilt must be a finite number, got inf"),
+    "target batch": (lambda: regression_target(X, X, torch.ones(5), 1.0, 0.5), r"r has shape \(5,\)"),
+    "nft beta": (lambda: nft_loss(X, X, X, R, 0.0), r"beta must be a finite number above 0, got 0"),
+    "nft shapes": (lambda: nft_loss(X, X, X[:, :2], R, 1.0), r"v_theta \(2, 3\), v_old \(2, 3\), y \(2, 2\)"),
+    "paper t": (lambda: paper_loss(X, X, X, X, 1000 * R, R, 1.0), r"t must lie in \[0, 1\], got 1000"),
+    "paper clip": (lambda: paper_loss(X, X, X, X, R, R, 1.0, adv_clip_max=0.0), r"adv_clip_max must be .* above 0"),
+    "paper floor": (lambda: paper_loss(X, X, X, X, R, R, 1.0, weight_floor=0.0), r"weight_floor must be .* above 0"),
+}
+
+
+@pytest.mark.parametrize("call, message", ERRORS.values(), ids=ERRORS.keys())
+def test_errors_name_the_value_and_the_way_out(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -140,7 +140,6 @@ def test_two_hundred_at_once_are_batched_and_each_gets_its_own() -> None:
     assert max(output.details["at_once"]) == Slow.batch  # joined, up to what the reward takes
 
 
-@pytest.mark.slow
 def test_a_kill_in_the_middle_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     port, answered, said = free_port(), [], []
     ask = RemoteReward._ask
@@ -170,7 +169,6 @@ def test_a_kill_in_the_middle_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     assert sum("is back after" in line for line in said) == 1
 
 
-@pytest.mark.slow
 def test_several_workers_answer() -> None:
     port, seen = free_port(), set[int]()
     with command(port, "--workers", "2") as process:

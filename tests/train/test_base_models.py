@@ -8,8 +8,8 @@ from helpers.pipelines_page import PAGE, trainable
 from helpers.tiny import tiny_pipe
 from helpers.zoo import CASES, denoiser_of
 from helpers.zoo_case import WIDTH, WORDS, rows
-from nft_pipeline.discovery import modules_of
 from nft_pipeline.families.forward_call import bind_inputs
+from nft_pipeline.files.discovery import modules_of
 from nft_pipeline.training.bases import known
 from nft_pipeline.training.bases.base import TrainBase, rows_of
 from nft_pipeline.training.bases.noising import interpolate, per_sample, raw_target, velocity, vp_norm

@@ -8,8 +8,9 @@ import torch
 
 from helpers.fields import Rounds, evaluate, grid, minimiser, network, train
 from helpers.mixture import cloud, noise_levels, ring, spread_noise
-from nft_pipeline.guidance import accumulated_tilt, combine, law_scale
+from nft_pipeline.guidance import combine, law_scale
 from nft_pipeline.training.bases.noising import raw_target, velocity
+from nft_pipeline.training.learn.maths import accumulated_tilt
 from nft_pipeline.training.learn.objective import Objective, States, alpha_loss, odds_tilt, policy_loss, positive_loss
 
 TILT = 2.0

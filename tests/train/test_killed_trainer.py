@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "kills.py"
 TREE = [str(SCRIPT.parents[2]), str(SCRIPT.parents[1])]  # this checkout, whichever one is installed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its runs, which this system cannot")
 def test_killed_at_random_moments():
     run = subprocess.run(

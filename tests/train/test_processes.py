@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import nft_pipeline.training
 from helpers import split_families, two_processes
+from helpers.forking import free_port
 from helpers.tiny_run import SMALL, save_tiny
 from helpers.whole import CALLS
 from nft_pipeline.training.errors import TrainingError
@@ -33,10 +34,10 @@ needs_deepspeed = pytest.mark.skipif(
 )
 
 
-def helper(module):
+def helper(module, *arguments):
     """What a helper of two processes prints."""
     run = subprocess.run(
-        [sys.executable, module.__file__],
+        [sys.executable, module.__file__, *arguments],
         capture_output=True,
         text=True,
         timeout=900,
@@ -46,20 +47,26 @@ def helper(module):
     return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
 @needs_fork
-@needs_deepspeed
-def test_two_processes_are_one():
-    found = helper(two_processes)
-    assert set(found) == set(two_processes.KINDS)
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("whole", marks=pytest.mark.slow),
+        pytest.param("FSDP", marks=pytest.mark.long),
+        pytest.param("DeepSpeed", marks=[pytest.mark.long, needs_deepspeed]),
+    ],
+)
+def test_two_processes_are_one(how):
+    found = helper(two_processes, how)
+    assert found.keys() == two_processes.kinds_of(None if how == "whole" else how).keys() and found
     for kind, values in found.items():
         assert values["moved"] > 1e-3, kind
         assert values["apart"] < 0.02 * values["moved"], kind
         assert values["resumed"] and values["shown"], kind
-        assert values["share"] == pytest.approx(0.5 if two_processes.splitter_of(kind) else 1, abs=0.01), kind
+        assert values["share"] == pytest.approx(1 if how == "whole" else 0.5, abs=0.01), kind
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_fork
 @needs_deepspeed
 def test_every_familys_denoiser_is_split_and_computes_the_same():
@@ -79,7 +86,7 @@ LAUNCHES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "how", [pytest.param(how, marks=needs_deepspeed if "deepspeed" in how else ()) for how in LAUNCHES]
 )
@@ -90,7 +97,7 @@ def test_the_launcher_of_accelerate_trains_what_one_process_does(how, tmp_path):
     run_file.write_text(yaml.safe_dump(settings))
     train(TrainConfig.from_yaml(run_file), tmp_path / "one", say=lambda line: None, device="cpu")
     command = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCHES[how], "--num_processes", "2"]
-    command += ["--main_process_port", str(two_processes.free_port()), "-m", "nft_pipeline", "train"]
+    command += ["--main_process_port", str(free_port()), "-m", "nft_pipeline", "train"]
     run = subprocess.run(
         [*command, str(run_file), "--trust", "--out", str(tmp_path / "two"), "--device", "cpu"],
         capture_output=True,

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from helpers.tiny_run import ONLINE, SMALL, picture_folder, save_tiny
 from nft_pipeline.adapter import read_adapter
 from nft_pipeline.cli import main
-from nft_pipeline.guidance import accumulated_tilt
 from nft_pipeline.training.data.optimality import OptimalityError
 from nft_pipeline.training.errors import TrainingError
 from nft_pipeline.training.learn.learner import Learner
+from nft_pipeline.training.learn.maths import accumulated_tilt
 from nft_pipeline.training.run import checkpoint, trainer
 from nft_pipeline.training.run.checkpoint import CheckpointError
 from nft_pipeline.training.run.stopping import Stopped

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nft_pipeline.discovery import modules_of
+from nft_pipeline.files.discovery import modules_of
 
 from ..errors import TrainingError
 from . import known

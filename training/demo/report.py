@@ -62,12 +62,10 @@ def plot_promise(runs: Sequence[Sequence[Point]], rivals: Sequence[Point], path:
         runs: the laws' points of one or more training runs; more than one are drawn with their spread.
         rivals: points of the rivals, of all runs.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2))
+    figure = Figure(figsize=(10.5, 4.2))
+    left, right = figure.subplots(1, 2)
     points = [point for run in runs for point in run]
     base = float(np.mean([point.rate for point in points if point.setting == 0]))
     tilts = np.linspace(min(p.setting for p in points) - 0.2, max(p.setting for p in points) + 0.2, 200)
@@ -111,4 +109,3 @@ def plot_promise(runs: Sequence[Sequence[Point]], rivals: Sequence[Point], path:
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
-    plt.close(figure)

@@ -112,12 +112,10 @@ def calibration_table(results: Sequence[Calibration]) -> str:
 
 def plot_reliability(results: Sequence[Calibration], file: Path | IO[bytes], title: str) -> None:
     """Plot reliability by noise level: mean reward over mean alpha in ten bins. A perfect head is on the diagonal."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(results), figsize=(2.6 * len(results), 2.9), sharey=True, squeeze=False)
+    figure = Figure(figsize=(2.6 * len(results), 2.9))
+    axes = figure.subplots(1, len(results), sharey=True, squeeze=False)
     for axis, c in zip(axes[0], results, strict=True):
         axis.plot([0, 1], [0, 1], color="0.7", linewidth=1)
         axis.plot(*zip(*c.bins, strict=True), marker="o", markersize=4, color="#2f6fde")
@@ -127,4 +125,3 @@ def plot_reliability(results: Sequence[Calibration], file: Path | IO[bytes], tit
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     figure.savefig(file, dpi=130, format="png")
-    plt.close(figure)

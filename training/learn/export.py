@@ -12,12 +12,13 @@ from nft_pipeline.adapter import Adapter, AdapterConfig, BaseModel
 from nft_pipeline.dial.measured import Dial
 from nft_pipeline.dial.promise import tilt_at_weight
 from nft_pipeline.files.private import without_secrets
-from nft_pipeline.guidance import accumulated_tilt, beta_from_tilt
+from nft_pipeline.guidance import beta_from_tilt
 
 from ..data.optimality import TOP_SHARE
 from ..settings.public import public_settings
 from .calibration import Calibration
 from .learner import Learner
+from .maths import accumulated_tilt
 
 _NORMALISERS = {
     "raw": "none, already in [0, 1]",

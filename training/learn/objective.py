@@ -5,11 +5,11 @@
                target = v_old + (tilt (r - b) + refit)(y - v_old)  b: 1/2, the mean of r, or alpha(x_t)
                by the odds law tilt is rho / (1 + rho alpha)       minimised by  M10's v_old + s (v_plus - v_old)
                samples may be weighed as `paper` weighs them        `self_weight`
-    paper      DiffusionNFT's loss as its authors write it         `nft_pipeline.guidance.paper_loss`
+    paper      DiffusionNFT's loss as its authors write it         `paper_loss`
                + 0.0001 |v - v_ref|^2 as their trainer adds it     `AUTHORS_KL`
     head       BCE(alpha, r)                                       minimised by  alpha = E[r | x_t]
 
-These are M1, M2, M6 and M7 of docs/theory.md; the formulas stand in nft_pipeline.guidance. Outputs and targets are the
+These are M1, M2, M6 and M7 of docs/theory.md; the formulas stand in `maths.py`. Outputs and targets are the
 network's own, of any prediction type: these losses are the same affine map of each other in both (M9), and on the raw
 output the noise levels keep the weights the network was trained with. `paper` is written in x_0 and converts.
 """
@@ -24,12 +24,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nft_pipeline.checks import value_faults
-from nft_pipeline.guidance import accumulated_tilt, anchor_kappa, anchor_weight, paper_loss, regression_target
 
 from ..bases.noising import velocity, velocity_gain
 from ..settings.choices import BASELINES, KINDS, STEP_LAWS, Baseline, Kind, StepLaw
 from ..settings.config import TrainConfig
 from ..settings.objective import ObjectiveSettings, objective_faults
+from .maths import accumulated_tilt, anchor_kappa, anchor_weight, paper_loss, regression_target
 
 AUTHORS_KL = 1e-4  # weight of |v - v_ref|^2 in velocity space, to the base model, in the authors' trainer
 

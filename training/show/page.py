@@ -138,15 +138,13 @@ def _curves(
     ]
     if not names:
         return None
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     import numpy as np
+    from matplotlib.figure import Figure
 
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.0 * columns, 2.6 * lines), squeeze=False)
+    figure = Figure(figsize=(4.0 * columns, 2.6 * lines))
+    axes = figure.subplots(lines, columns, squeeze=False)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     for axis, name in zip(axes.flat, names, strict=False):
@@ -165,5 +163,4 @@ def _curves(
     figure.tight_layout()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
     return buffer.getvalue()

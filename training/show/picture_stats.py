@@ -20,7 +20,9 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 def shrunk(pictures: np.ndarray) -> np.ndarray:
     """uint8 (B, H, W, 3) to float (B, h, w, 3) in [0, 1], h and w at most `EDGE`."""
     height, width = pictures.shape[1:3]
-    scale = min(1.0, EDGE / max(height, width))
+    scale = EDGE / max(height, width)
+    if scale >= 1:
+        return pictures / 255.0
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return np.stack([np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BOX)) for p in pictures]) / 255.0
 
