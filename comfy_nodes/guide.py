@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from nft_pipeline import guidance
+from nft_pipeline.dial.tilts import Tilt
 from nft_pipeline.engine.stats import NFTStats, StatsRecorder
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.families.forward_call import as_tokens
@@ -163,14 +164,14 @@ class Guide:
         warnings = [LOADED_TWICE] if self.host.loaded_twice(model, self.targets) else []
         return [*warnings, UNKNOWN_SCALE] if half_strength(self.reward) else warnings
 
-    def say_before(self, tilt: float, settings: GuidanceSettings, warnings: Sequence[str]) -> None:
+    def say_before(self, tilt: Tilt, settings: GuidanceSettings, warnings: Sequence[str]) -> None:
         """Show what is known before the first step."""
         promised = self.promised(tilt, settings)
         lines = [*([promised] if promised else []), *warnings]
         if lines:
             self._say("\n".join(lines))
 
-    def promised(self, tilt: float, settings: GuidanceSettings) -> str:
+    def promised(self, tilt: Tilt, settings: GuidanceSettings) -> str:
         """What the tilt will do to the share of liked pictures, in a line; "" where nothing is known."""
         line = promise_line(self.reward.config, tilt, settings)
         return f"guided in every step and without a cap: {line}" if line and self.plan.partial else line

@@ -9,13 +9,15 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import comfy.lora
 import comfy.model_sampling
+import comfy.sample
 import comfy.samplers
 import comfy.sd
+import comfy.utils
 import folder_paths
 from comfy.patcher_extension import WrappersMP, get_all_wrappers
 from comfy_api.latest import ComfyExtension as ComfyExtension
@@ -147,6 +149,85 @@ def cfg_guider(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     return guider
+
+
+def samplers() -> list[str]:
+    """What KSampler offers."""
+    return list(comfy.samplers.KSampler.SAMPLERS)
+
+
+def schedulers() -> list[str]:
+    """What KSampler offers."""
+    return list(comfy.samplers.KSampler.SCHEDULERS)
+
+
+def latent_of(model: Any, latent: Mapping[str, Any]) -> Tensor:
+    """The tensor of a LATENT as KSampler starts from it; an empty one gets the shape that this model wants."""
+    ratios = {key: latent[key] for key in ("downscale_ratio_spacial", "downscale_ratio_temporal") if key in latent}
+    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], **ratios)
+
+
+def noise_of(latent_image: Tensor, seed: int, latent: Mapping[str, Any]) -> Tensor:
+    """The noise that KSampler draws for this seed."""
+    return comfy.sample.prepare_noise(latent_image, seed, latent.get("batch_index"))
+
+
+def sample(
+    model: Any,
+    noise: Tensor,
+    latent_image: Tensor,
+    positive: Any,
+    negative: Any,
+    *,
+    steps: int,
+    cfg: float,
+    sampler: str,
+    scheduler: str,
+    denoise: float,
+    mask: Tensor | None,
+    seed: int,
+    callback: Callable[..., None],
+) -> Tensor:
+    """What KSampler does, from a noise that is given. callback(step, x0, x, steps) is called after every step."""
+    return comfy.sample.sample(
+        model,
+        noise,
+        steps,
+        cfg,
+        sampler,
+        scheduler,
+        positive,
+        negative,
+        latent_image,
+        denoise=denoise,
+        noise_mask=mask,
+        callback=callback,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+
+
+def progress(total: int) -> Any:
+    """The bar of the node that is running; telling it of progress also ends a job that a person has cancelled."""
+    return comfy.utils.ProgressBar(total)
+
+
+def encode(clip: Any, text: str, like: Any) -> Any:
+    """CONDITIONING of a prompt, with what else another conditioning carries (FluxGuidance, a reference picture)."""
+    more = like[0][1] if like else {}
+    return [[words, {**more, **given}] for words, given in clip.encode_from_tokens_scheduled(clip.tokenize(text))]
+
+
+def decode(vae: Any, samples: Tensor) -> Tensor:
+    """Pictures of latents, (B, H, W, 3); the middle frame of a video."""
+    pictures: Tensor = vae.decode(samples)
+    return pictures if pictures.ndim == 4 else pictures[:, pictures.shape[1] // 2]
+
+
+def findable(schema: Any, *words: str) -> Any:
+    """A node's schema that a search for these words finds, where the frontend has that. (The argument is newer.)"""
+    schema.search_aliases = list(words)
+    return schema
 
 
 def warn(text: str) -> None:
