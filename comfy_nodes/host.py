@@ -30,6 +30,7 @@ from nft_pipeline.models import ADAPTERS, shipped_adapter
 
 from .choose import Choice
 from .delta import Target
+from .files.picture_notes import add_notes
 from .guide import Guide
 
 _ATTACHMENT = "nft_guide_"
@@ -69,9 +70,14 @@ class ComfyUI:
 
     def say(self, node_id: str | None, text: str) -> None:
         """Show a line under a node; without a server nothing is shown."""
-        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        server = _server()
         if server is not None and node_id is not None:
             server.send_progress_text(text, node_id)
+
+
+def _server() -> Any:
+    """ComfyUI's server; None where there is none."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def key_map(model: Any) -> dict[str, Any]:
@@ -112,6 +118,17 @@ def offer_shipped_adapters() -> None:
     """Let the files of the shipped adapters be found beside those in models/loras."""
     for folder in filter(None, map(shipped_adapter, ADAPTERS)):
         folder_paths.add_model_folder_path("loras", str(folder / COMFYUI_FOLDER))
+
+
+def note_in_pictures() -> None:
+    """Have what guides a picture written into its file, see `files.picture_notes`."""
+    server = _server()
+    if server is not None:
+        server.add_on_prompt_handler(_with_notes)
+
+
+def _with_notes(job: dict[str, Any]) -> dict[str, Any]:
+    return add_notes(job, adapter_path)
 
 
 def load_model(path: str) -> Any:

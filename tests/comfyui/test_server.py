@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -200,7 +201,7 @@ def test_pictures_are_what_they_should_be(server: Any) -> None:
     assert not torch.equal(latent(folder, "scheduled"), guided)
 
 
-def picture(folder: Path, name: str, number: int = 1) -> Image.Image:
+def picture(folder: Path, name: str, number: int = 1) -> Any:
     return Image.open(folder / "output" / f"{name}_{number:05}_.png")
 
 
@@ -211,6 +212,17 @@ def test_a_contact_sheet_has_the_pictures_that_ksampler_draws(server: Any) -> No
     for i in range(2):  # of the first prompt at strength 1
         by_hand = np.asarray(picture(folder, "by_hand", i + 1), dtype=int)
         assert abs(cells[2 + i] - by_hand).max() <= 1 < abs(cells[i] - by_hand).max()
+
+
+def test_a_saved_picture_says_what_guided_it(server: Any) -> None:
+    _, folder, _ = server
+    (note,) = json.loads(picture(folder, "by_hand").text["reward_guidance"])
+    adapter = (folder / "models" / "loras" / "shapes-warm.safetensors").read_bytes()
+    assert note["sha256"] == hashlib.sha256(adapter).hexdigest()
+    assert (note["adapter"], note["strength"], note["law"]) == ("shapes-warm.safetensors", 1.0, "auto")
+    (note,) = json.loads(picture(folder, "sheet").text["reward_guidance"])
+    assert note["strengths"] == "0 to 1 by 1"
+    assert "reward_guidance" not in picture(folder, "shapes").text
 
 
 def test_a_line_under_the_node_says_how_far_it_is(server: Any) -> None:

@@ -362,7 +362,11 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
     monkeypatch.setattr(ProgressBar, "told", [])
 
     class PromptServer:
-        instance: Any = types.SimpleNamespace(send_progress_text=lambda text, node_id: texts.append(text))
+        instance: Any = types.SimpleNamespace(
+            send_progress_text=lambda text, node_id: texts.append(text),
+            add_on_prompt_handler=lambda handler: PromptServer.handlers.append(handler),
+        )
+        handlers: ClassVar[list[Any]] = []
 
     io = types.SimpleNamespace(
         Custom=_type,
