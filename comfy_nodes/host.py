@@ -10,6 +10,7 @@ import os
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import comfy.lora
@@ -34,6 +35,7 @@ from .files.picture_notes import add_notes
 from .guide import Guide
 
 _ATTACHMENT = "nft_guide_"
+_REGIONS = "nft_regions"  # in a MODEL's transformer_options: masks by guide
 
 
 class ComfyUI:
@@ -67,6 +69,11 @@ class ComfyUI:
                 if bool((down.flatten().cpu().float() == target.a.flatten().cpu().float()).all()):
                     return True
         return False
+
+    def region(self, options: Mapping[str, Any], guide: Guide) -> Tensor | None:
+        """Where a guide acts under these model options; None is everywhere."""
+        region: Tensor | None = options["transformer_options"].get(_REGIONS, {}).get(guide)
+        return region
 
     def say(self, node_id: str | None, text: str) -> None:
         """Show a line under a node; without a server nothing is shown."""
@@ -107,6 +114,20 @@ def guides_of(model: Any) -> list[Guide]:
     return [guide for key, guide in model.attachments.items() if key.startswith(_ATTACHMENT)]
 
 
+def attach_region(model: Any, guides: Sequence[Guide], mask: Tensor) -> Any:
+    """A clone of the MODEL on which these guides act in the mask alone; the MODEL itself is as before."""
+    limited = model.clone()
+    options = limited.model_options["transformer_options"]
+    options[_REGIONS] = {**options.get(_REGIONS, {}), **dict.fromkeys(guides, mask)}
+    return limited
+
+
+def regions_of(model: Any) -> Mapping[Guide, Tensor]:
+    """The masks on a MODEL, by guide."""
+    regions: Mapping[Guide, Tensor] = model.model_options["transformer_options"].get(_REGIONS, {})
+    return regions
+
+
 def attach_choice(model: Any, choice: Choice) -> Any:
     """A clone of the MODEL whose runs begin with a choice among noises; the MODEL itself is as before."""
     chosen = model.clone()
@@ -144,6 +165,11 @@ def adapter_names() -> list[str]:
 def adapter_path(name: str) -> str:
     """Where such a file is. Raises FileNotFoundError if it is gone."""
     return str(folder_paths.get_full_path_or_raise("loras", name))
+
+
+def loras_folder() -> Path:
+    """The folder models/loras itself."""
+    return Path(folder_paths.get_folder_paths("loras")[0])
 
 
 def file_identity(name: str) -> str:

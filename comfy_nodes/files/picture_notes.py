@@ -1,9 +1,9 @@
 """What guided a picture, for the picture's own file: adapter, its hash, strength, law and the other settings.
 
-ComfyUI's Save Image writes every entry of `extra_pnginfo` into the PNG as text. So an entry is added to each job when it is
-queued, read off its graph; no node has to be connected for it, and nodes whose results are cached are in it too.
+ComfyUI's Save Image writes every entry of `extra_pnginfo` into the PNG as text. So an entry is added to each job when
+it is queued, read off its graph; no node has to be connected for it, and nodes whose results are cached are in it too.
 
-    {"reward_guidance": [{"node": "5", "adapter": "shapes-warm.safetensors", "sha256": "3f2a...", "strength": 1.0, ...}]}
+    {"reward_guidance": [{"node": "5", "adapter": "warm.safetensors", "sha256": "3f2a...", "strength": 1.0, ...}]}
 """
 
 from __future__ import annotations

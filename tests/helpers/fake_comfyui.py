@@ -103,6 +103,8 @@ class ModelPatcher:
         other.patches, other.attachments = dict(self.patches), dict(self.attachments)
         ours = self.model_options["transformer_options"]["wrappers"]
         copied = {kind: {key: list(group) for key, group in groups.items()} for kind, groups in ours.items()}
+        # ComfyUI copies the options deeply.
+        other.model_options["transformer_options"] = copy.deepcopy(self.model_options["transformer_options"])
         other.model_options["transformer_options"]["wrappers"] = copied
         functions = copy.deepcopy(self.model_options["sampler_post_cfg_function"])  # ComfyUI 0.3.64 copies them too
         other.model_options["sampler_post_cfg_function"] = functions
@@ -374,7 +376,10 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         Float=_type("FLOAT", _FloatInput),
         Int=_type("INT", _IntInput),
         String=_type("STRING", _StringInput),
-        **{name: _type(name.upper()) for name in ("Model", "Conditioning", "Latent", "Image", "Guider", "Clip", "Vae")},
+        **{
+            name: _type(name.upper())
+            for name in ("Model", "Conditioning", "Latent", "Image", "Guider", "Clip", "Vae", "Mask")
+        },
         Schema=Schema,
         NodeOutput=NodeOutput,
         ComfyNode=ComfyNode,
@@ -418,6 +423,7 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         "folder_paths": {
             "add_model_folder_path": add_folder,
             "get_filename_list": lambda folder_name: sorted({p.name for place in folders for p in place.glob("*")}),
+            "get_folder_paths": lambda folder_name: [str(place) for place in folders],
             "get_full_path_or_raise": full_path,
             "get_output_directory": lambda: str(folder / "output"),
         },
