@@ -43,7 +43,7 @@ from nft_pipeline.families.forward_call import as_tokens
 from nft_pipeline.families.registry import FAMILIES
 from nft_pipeline.settings import GuidanceSettings
 
-from .delta import Listener, Switch, Target, install
+from .delta import Listener, Switch, Target, Weights, install
 from .dial import promise_line, tilt_of_rate
 from .reward_file import UNKNOWN_SCALE, RewardFile, half_strength
 from .run import Conds, Evaluation, Plan, Reading, Run
@@ -105,6 +105,7 @@ class Guide:
         self.node_id = node_id
         self.stats: NFTStats | None = None
         self.run: Run | None = None
+        self.weights = Weights(targets, reward.head)
         self._switch, self._listener = Switch(), Listener()
 
     def __deepcopy__(self, memo: Any) -> Guide:
@@ -147,7 +148,7 @@ class Guide:
     def _installed(self, model: Any) -> Iterator[None]:
         listeners = {} if self.tap is None else {self.tap: self._listener}
         try:
-            with install(self.targets, model, self._switch, listeners):
+            with install(self.weights.targets(), model, self._switch, listeners):
                 yield
         finally:
             self._switch.scale = self._listener.seen = None
@@ -160,7 +161,7 @@ class Guide:
         self.say_before(tilt, settings, warnings)
         prompts = guider.conds.get("positive") or next(filter(None, guider.conds.values()), None)
         positive = prompts[0]["uuid"] if prompts else None
-        head = self.reward.head
+        head = self.weights.head
         return Run(config, head, self.tap, tilt, settings, steps, model, positive, self._say, warnings)
 
     def warnings(self, model: Any) -> list[str]:

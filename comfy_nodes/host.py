@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.lora
+import comfy.model_patcher
 import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
@@ -106,6 +107,11 @@ def attach(model: Any, guide: Guide) -> Any:
     guided.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, key, guide.around_prediction)
     guided.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, guide.around_model)
     guided.set_attachments(key, guide)
+    if guide.plan.tilt != 0 or guide.plan.rate:
+        # What the adapter takes on the device, for ComfyUI to count, to make room for, and to take off again.
+        guide.weights.matrices_in(model.model.manual_cast_dtype or model.model_dtype())
+        patcher = comfy.model_patcher.ModelPatcher(guide.weights, model.load_device, model.offload_device)
+        guided.set_additional_models(key, [patcher])
     return guided
 
 
