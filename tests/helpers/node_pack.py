@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +87,17 @@ def write_pack(folder: Path, repository: str = "") -> list[Path]:
         shutil.copyfile(path, copy)
     (folder / "pyproject.toml").write_text(own_project(repository), encoding="utf-8")
     (folder / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
-    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    for command in (["init", "-q"], ["add", "-A"]):  # comfy-cli packs what git tracks, and warns where there is no git
+        subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
+    return files
 
 
-def zip_pack(folder: Path, target: Path) -> None:
-    """The folder's files as a zip, as `comfy node pack` makes it."""
+def zip_pack(folder: Path, files: Sequence[Path], target: Path) -> None:
+    """Files of the folder as a zip, as `comfy node pack` makes it."""
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                archive.write(path, path.relative_to(folder))
+        for path in files:
+            archive.write(folder / path, path)
 
 
 def _values(values: dict[str, Any]) -> list[str]:

@@ -75,7 +75,7 @@ def main() -> None:
     repository = sys.argv[1] if len(sys.argv) > 1 else ""
     files = write_pack(DIST / "node_pack" / "diffusion-nft", repository)
     pack = DIST / "node_pack" / f"diffusion-nft-{version}.zip"
-    zip_pack(DIST / "node_pack" / "diffusion-nft", pack)
+    zip_pack(DIST / "node_pack" / "diffusion-nft", files, pack)
     size = pack.stat().st_size
     if size > MAX_NODE_PACK_BYTES:
         sys.exit(f"the node pack has {size} bytes, expected at most {MAX_NODE_PACK_BYTES}; see .comfyignore")

@@ -87,7 +87,7 @@ def test_comfy_cli_reads_validates_and_packs_it_without_a_warning(tmp_path: Path
     comfy = str(shutil.which("comfy", path=environment["PATH"]))
     said = run(comfy, "--skip-prompt", "--no-enable-telemetry", "node", "validate")
     assert "warning" not in said.lower() and "S102" not in said, said
-    run(comfy, "--skip-prompt", "--no-enable-telemetry", "node", "pack")
+    assert "warning" not in run(comfy, "--skip-prompt", "--no-enable-telemetry", "node", "pack").lower()
     with zipfile.ZipFile(pack / "node.zip") as archive:
         assert {"__init__.py", "pyproject.toml", "requirements.txt"} <= set(archive.namelist())
         assert not [name for name in archive.namelist() if name.startswith(("tests/", "training/", "docs/"))]
