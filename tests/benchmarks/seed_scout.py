@@ -42,7 +42,7 @@ def draw(groups: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         rows = [(g, c) for g in range(start, min(start + GROUPS_AT_ONCE, groups)) for c in range(NOISES)]
         texts = [prompts[g % len(prompts)] for g, _ in rows]
         noises = [torch.Generator().manual_seed(SEED + g * NOISES + c) for g, c in rows]
-        # A strength that moves nothing has alpha read, and costs one forward a step.
+        # A strength that moves nothing has alpha read, and costs one forward per step.
         look = {"nft_strength": 1e-9, "nft_law": "nft", "nft_mode": "single"}
         with autocast(torch.device("cpu"), dtype):
             drawn = pipe(prompt=texts, generator=noises, num_inference_steps=STEPS, output_type="np", **look)
