@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from nft_pipeline import modes
@@ -107,7 +109,46 @@ def guide_model(model: Any, reward: RewardFile, node_id: str | None, **values: A
         AdapterError: the adapter is for another base model.
         GuidanceError: as `make_plan`; or nobody knows where to read what its head reads.
     """
-    plan = make_plan(reward, **values)
+    return _attached(model, reward, node_id, make_plan(reward, **values))
+
+
+def guide_each(
+    model: Any, reward: RewardFile, node_id: str | None, strengths: Sequence[float], **values: Any
+) -> Callable[[Sequence[float], int], Any]:
+    """A guided clone of a MODEL for batches whose pictures have strengths of their own.
+
+    Args:
+        model: ComfyUI's MODEL.
+        reward: the adapter.
+        node_id: of the node, for the live text.
+        strengths: all that will be asked for.
+        **values: see `make_plan`, without a strength, a beta or a rate.
+
+    Returns:
+        at(strengths, pictures): the clone, the next run of which has so many pictures at the first of these strengths,
+        then as many at the second, and so on.
+
+    Raises:
+        AdapterError, GuidanceError: as `guide_model`.
+    """
+    plans = {strength: make_plan(reward, strength=strength, **values) for strength in strengths}
+    first = next(iter(plans.values()))
+    guided, _ = _attached(model, reward, node_id, _at([plan.tilt for plan in plans.values()], first))
+    guide = host.guides_of(guided)[-1]
+
+    def at(of_batch: Sequence[float], pictures: int) -> Any:
+        guide.plan = _at([plans[strength].tilt for strength in of_batch for _ in range(pictures)], first)
+        return guided
+
+    return at
+
+
+def _at(tilts: Sequence[Any], plan: Plan) -> Plan:
+    """The plan at these tilts, one for each picture, or at the one that they are."""
+    return replace(plan, tilt=tuple(tilts) if len(set(tilts)) > 1 else tilts[0])
+
+
+def _attached(model: Any, reward: RewardFile, node_id: str | None, plan: Plan) -> tuple[Any, str]:
     loaded = f"a {host.name_of(model)} model"
     targets = match_layers(
         reward.layers,
@@ -123,7 +164,9 @@ def guide_model(model: Any, reward: RewardFile, node_id: str | None, **values: A
         lines.append(f"alpha is read at the input of {tap}")
     by_map = plan.settings.map_for(reward.config) is not None
     way = "by what was measured" if by_map else f"law {plan.settings.law_for(reward.config)}"
-    lines.append(f"{way}, tilt {plan.tilt:g}, mode {mode_in_words(plan.settings.mode)}")
+    each = plan.tilt if isinstance(plan.tilt, tuple) else (plan.tilt,)
+    tilts = ", ".join(f"{tilt:g}" for tilt in dict.fromkeys(each))
+    lines.append(f"{way}, tilt {tilts}, mode {mode_in_words(plan.settings.mode)}")
     guide = Guide(reward, targets, plan, host.ComfyUI(), tap=tap, node_id=node_id)
     warnings = guide.warnings(model)
     if LOADED_TWICE in warnings:

@@ -9,13 +9,17 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import comfy.lora
+import comfy.model_patcher
 import comfy.model_sampling
+import comfy.sample
 import comfy.samplers
 import comfy.sd
+import comfy.utils
 import folder_paths
 from comfy.patcher_extension import WrappersMP, get_all_wrappers
 from comfy_api.latest import ComfyExtension as ComfyExtension
@@ -24,13 +28,16 @@ from comfy_api.latest import ui as ui
 from torch import Tensor
 
 from nft_pipeline.adapters.names import COMFYUI_FOLDER
+from nft_pipeline.dial.tilts import is_off
 from nft_pipeline.models import ADAPTERS, shipped_adapter
 
 from .choose import Choice
 from .delta import Target
+from .files.picture_notes import add_notes
 from .guide import Guide
 
 _ATTACHMENT = "nft_guide_"
+_REGIONS = "nft_regions"  # in a MODEL's transformer_options: masks by guide
 
 
 class ComfyUI:
@@ -65,11 +72,21 @@ class ComfyUI:
                     return True
         return False
 
+    def region(self, options: Mapping[str, Any], guide: Guide) -> Tensor | None:
+        """Where a guide acts under these model options; None is everywhere."""
+        region: Tensor | None = options["transformer_options"].get(_REGIONS, {}).get(guide)
+        return region
+
     def say(self, node_id: str | None, text: str) -> None:
         """Show a line under a node; without a server nothing is shown."""
-        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        server = _server()
         if server is not None and node_id is not None:
             server.send_progress_text(text, node_id)
+
+
+def _server() -> Any:
+    """ComfyUI's server; None where there is none."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def key_map(model: Any) -> dict[str, Any]:
@@ -91,12 +108,31 @@ def attach(model: Any, guide: Guide) -> Any:
     guided.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, key, guide.around_prediction)
     guided.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, guide.around_model)
     guided.set_attachments(key, guide)
+    if not is_off(guide.plan.tilt) or guide.plan.rate:
+        # What the adapter takes on the device, for ComfyUI to count, to make room for, and to take off again.
+        guide.weights.matrices_in(model.model.manual_cast_dtype or model.model_dtype())
+        patcher = comfy.model_patcher.ModelPatcher(guide.weights, model.load_device, model.offload_device)
+        guided.set_additional_models(key, [patcher])
     return guided
 
 
 def guides_of(model: Any) -> list[Guide]:
     """The guides on a MODEL, in the order they were added."""
     return [guide for key, guide in model.attachments.items() if key.startswith(_ATTACHMENT)]
+
+
+def attach_region(model: Any, guides: Sequence[Guide], mask: Tensor) -> Any:
+    """A clone of the MODEL on which these guides act in the mask alone; the MODEL itself is as before."""
+    limited = model.clone()
+    options = limited.model_options["transformer_options"]
+    options[_REGIONS] = {**options.get(_REGIONS, {}), **dict.fromkeys(guides, mask)}
+    return limited
+
+
+def regions_of(model: Any) -> Mapping[Guide, Tensor]:
+    """The masks on a MODEL, by guide."""
+    regions: Mapping[Guide, Tensor] = model.model_options["transformer_options"].get(_REGIONS, {})
+    return regions
 
 
 def attach_choice(model: Any, choice: Choice) -> Any:
@@ -112,6 +148,17 @@ def offer_shipped_adapters() -> None:
         folder_paths.add_model_folder_path("loras", str(folder / COMFYUI_FOLDER))
 
 
+def note_in_pictures() -> None:
+    """Have what guides a picture written into its file, see `files.picture_notes`."""
+    server = _server()
+    if server is not None:
+        server.add_on_prompt_handler(_with_notes)
+
+
+def _with_notes(job: dict[str, Any]) -> dict[str, Any]:
+    return add_notes(job, adapter_path)
+
+
 def load_model(path: str) -> Any:
     """A MODEL from a transformer's file."""
     return comfy.sd.load_diffusion_model(path)
@@ -125,6 +172,11 @@ def adapter_names() -> list[str]:
 def adapter_path(name: str) -> str:
     """Where such a file is. Raises FileNotFoundError if it is gone."""
     return str(folder_paths.get_full_path_or_raise("loras", name))
+
+
+def loras_folder() -> Path:
+    """The folder models/loras itself."""
+    return Path(folder_paths.get_folder_paths("loras")[0])
 
 
 def file_identity(name: str) -> str:
@@ -147,6 +199,85 @@ def cfg_guider(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     return guider
+
+
+def samplers() -> list[str]:
+    """What KSampler offers."""
+    return list(comfy.samplers.KSampler.SAMPLERS)
+
+
+def schedulers() -> list[str]:
+    """What KSampler offers."""
+    return list(comfy.samplers.KSampler.SCHEDULERS)
+
+
+def latent_of(model: Any, latent: Mapping[str, Any]) -> Tensor:
+    """The tensor of a LATENT as KSampler starts from it; an empty one gets the shape that this model wants."""
+    ratios = {key: latent[key] for key in ("downscale_ratio_spacial", "downscale_ratio_temporal") if key in latent}
+    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], **ratios)
+
+
+def noise_of(latent_image: Tensor, seed: int, latent: Mapping[str, Any]) -> Tensor:
+    """The noise that KSampler draws for this seed."""
+    return comfy.sample.prepare_noise(latent_image, seed, latent.get("batch_index"))
+
+
+def sample(
+    model: Any,
+    noise: Tensor,
+    latent_image: Tensor,
+    positive: Any,
+    negative: Any,
+    *,
+    steps: int,
+    cfg: float,
+    sampler: str,
+    scheduler: str,
+    denoise: float,
+    mask: Tensor | None,
+    seed: int,
+    callback: Callable[..., None],
+) -> Tensor:
+    """What KSampler does, from a noise that is given. callback(step, x0, x, steps) is called after every step."""
+    return comfy.sample.sample(
+        model,
+        noise,
+        steps,
+        cfg,
+        sampler,
+        scheduler,
+        positive,
+        negative,
+        latent_image,
+        denoise=denoise,
+        noise_mask=mask,
+        callback=callback,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+
+
+def progress(total: int) -> Any:
+    """The bar of the node that is running; telling it of progress also ends a job that a person has cancelled."""
+    return comfy.utils.ProgressBar(total)
+
+
+def encode(clip: Any, text: str, like: Any) -> Any:
+    """CONDITIONING of a prompt, with what else another conditioning carries (FluxGuidance, a reference picture)."""
+    more = like[0][1] if like else {}
+    return [[words, {**more, **given}] for words, given in clip.encode_from_tokens_scheduled(clip.tokenize(text))]
+
+
+def decode(vae: Any, samples: Tensor) -> Tensor:
+    """Pictures of latents, (B, H, W, 3); the middle frame of a video."""
+    pictures: Tensor = vae.decode(samples)
+    return pictures if pictures.ndim == 4 else pictures[:, pictures.shape[1] // 2]
+
+
+def findable(schema: Any, *words: str) -> Any:
+    """A node's schema that a search for these words finds, where the frontend has that. (The argument is newer.)"""
+    schema.search_aliases = list(words)
+    return schema
 
 
 def warn(text: str) -> None:

@@ -31,6 +31,7 @@ class Extension(host.ComfyExtension):
     """What ComfyUI asks for."""
 
     async def get_node_list(self) -> list[Any]:
-        """All nodes; the adapters that ship are in their lists of files."""
+        """All nodes; the adapters that ship are in their lists of files, and pictures say what guided them."""
         host.offer_shipped_adapters()
+        host.note_in_pictures()
         return NODES

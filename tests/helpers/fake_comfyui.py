@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -69,6 +69,8 @@ class Denoiser(nn.Module):
 
 
 class BaseModel(nn.Module):
+    manual_cast_dtype: Any = None
+
     def __init__(self) -> None:
         super().__init__()
         self.diffusion_model, self.model_sampling, self.calls = Denoiser(), CONST(), 0
@@ -94,15 +96,20 @@ class BaseModel(nn.Module):
 
 
 class ModelPatcher:
-    def __init__(self, model: BaseModel) -> None:
+    def __init__(self, model: Any, load_device: Any = "cpu", offload_device: Any = "cpu") -> None:
         self.model, self.patches, self.attachments = model, {}, {}
+        self.load_device, self.offload_device = load_device, offload_device
+        self.additional_models: dict[str, list[ModelPatcher]] = {}
         self.model_options: dict[str, Any] = {"transformer_options": {"wrappers": {}}, "sampler_post_cfg_function": []}
 
     def clone(self) -> ModelPatcher:
         other = ModelPatcher(self.model)
         other.patches, other.attachments = dict(self.patches), dict(self.attachments)
+        other.additional_models = {key: [one.clone() for one in some] for key, some in self.additional_models.items()}
         ours = self.model_options["transformer_options"]["wrappers"]
         copied = {kind: {key: list(group) for key, group in groups.items()} for kind, groups in ours.items()}
+        # ComfyUI copies the options deeply.
+        other.model_options["transformer_options"] = copy.deepcopy(self.model_options["transformer_options"])
         other.model_options["transformer_options"]["wrappers"] = copied
         functions = copy.deepcopy(self.model_options["sampler_post_cfg_function"])  # ComfyUI 0.3.64 copies them too
         other.model_options["sampler_post_cfg_function"] = functions
@@ -114,6 +121,12 @@ class ModelPatcher:
     def add_wrapper_with_key(self, wrapper_type: str, key: str, wrapper: Any) -> None:
         groups = self.model_options["transformer_options"]["wrappers"].setdefault(wrapper_type, {})
         groups.setdefault(key, []).append(wrapper)
+
+    def model_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def set_additional_models(self, key: str, models: list[ModelPatcher]) -> None:
+        self.additional_models[key] = models
 
     def set_attachments(self, key: str, attachment: Any) -> None:
         self.attachments[key] = attachment
@@ -157,15 +170,17 @@ class CFGGuider:
     def set_cfg(self, cfg: float) -> None:
         self.cfg = cfg
 
-    def sample(self, noise: Tensor, sigmas: Tensor) -> Tensor:
+    def sample(self, noise: Tensor, sigmas: Tensor, callback: Any = None, seed: int = 3) -> Tensor:
         options = self.model_patcher.model_options
         found = get_all_wrappers(WrappersMP.SAMPLER_SAMPLE, options, is_model_options=True)
-        return WrapperExecutor(self._sample, None, found).execute(self, sigmas, {"seed": 3}, None, noise)
+        return WrapperExecutor(self._sample, None, found).execute(self, sigmas, {"seed": seed}, callback, noise)
 
     def _sample(self, guider: Any, sigmas: Tensor, extra_args: Any, callback: Any, x: Tensor) -> Tensor:
-        for sigma, lower in pairwise(sigmas):
+        for i, (sigma, lower) in enumerate(pairwise(sigmas)):
             x0 = self(x, sigma.expand(len(x)), self.model_patcher.model_options, 3)
             x = x + (x - x0) / sigma * (lower - sigma)
+            if callback is not None:
+                callback(i, x0, x, len(sigmas) - 1)
         return x
 
     def __call__(self, *args: Any) -> Tensor:
@@ -189,6 +204,77 @@ def model_lora_keys_unet(model: Any, key_map: dict[str, Any]) -> dict[str, Any]:
     rows = (0, 0, WIDTH), (0, WIDTH, WIDTH)
     names = {f"transformer.block.to_{n}": ("diffusion_model.qkv.weight", r) for n, r in zip("qv", rows, strict=True)}
     return {**key_map, **names, "transformer.proj_out": "diffusion_model.final_layer.weight"}
+
+
+class KSampler:
+    SAMPLERS, SCHEDULERS = ("euler", "euler_ancestral"), ("simple",)
+
+
+def fix_empty_latent_channels(model: ModelPatcher, latent_image: Tensor) -> Tensor:
+    return latent_image
+
+
+def prepare_noise(latent_image: Tensor, seed: int, noise_inds: Any = None) -> Tensor:
+    return torch.randn(latent_image.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def sample(
+    model: ModelPatcher,
+    noise: Tensor,
+    steps: int,
+    cfg: float,
+    sampler_name: str,
+    scheduler: str,
+    positive: Any,
+    negative: Any,
+    latent_image: Tensor,
+    denoise: float = 1.0,
+    noise_mask: Any = None,
+    callback: Any = None,
+    disable_pbar: bool = False,
+    seed: Any = None,
+) -> Tensor:
+    """Euler from the noise; a mask keeps what is outside it, and an ancestral sampler adds noise once, at the end."""
+    guider = CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    drawn = guider.sample(noise, torch.linspace(denoise, 0, steps + 1), callback, seed)
+    if sampler_name == "euler_ancestral":
+        drawn = drawn + torch.randn(drawn.shape, generator=torch.Generator().manual_seed(seed))
+    return drawn if noise_mask is None else drawn * noise_mask + latent_image * (1 - noise_mask)
+
+
+class ProgressBar:
+    """Ends the job like ComfyUI's when `cancelled_at` is reached."""
+
+    told: ClassVar[list[tuple[int, int]]] = []
+    cancelled_at: ClassVar[int | None] = None
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+    def update_absolute(self, value: int) -> None:
+        self.told.append((value, self.total))
+        if value == self.cancelled_at:
+            raise InterruptedError("cancelled")
+
+
+class Clip:
+    """A text's conditioning is that of its length."""
+
+    def tokenize(self, text: str) -> int:
+        return len(text)
+
+    def encode_from_tokens_scheduled(self, tokens: int) -> Any:
+        return [[conditioning(tokens)[0]["model_conds"]["c_crossattn"].cond, {"pooled_output": None}]]
+
+
+class VAE:
+    """Pictures of 8 x 8 pixels from tokens (B, 4, WIDTH)."""
+
+    def decode(self, samples: Tensor) -> Tensor:
+        pixels = samples[:, :2, :].sigmoid().reshape(len(samples), 2, 2, 3)
+        return pixels.repeat_interleave(4, 1).repeat_interleave(4, 2)
 
 
 def load_diffusion_model(unet_path: str) -> ModelPatcher:
@@ -286,9 +372,14 @@ class PreviewText:
 def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
     """Put the fake in the place of ComfyUI for one test; returns the list that live texts are added to."""
     texts: list[str] = []
+    monkeypatch.setattr(ProgressBar, "told", [])
 
     class PromptServer:
-        instance: Any = types.SimpleNamespace(send_progress_text=lambda text, node_id: texts.append(text))
+        instance: Any = types.SimpleNamespace(
+            send_progress_text=lambda text, node_id: texts.append(text),
+            add_on_prompt_handler=lambda handler: PromptServer.handlers.append(handler),
+        )
+        handlers: ClassVar[list[Any]] = []
 
     io = types.SimpleNamespace(
         Custom=_type,
@@ -296,7 +387,10 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         Float=_type("FLOAT", _FloatInput),
         Int=_type("INT", _IntInput),
         String=_type("STRING", _StringInput),
-        **{name: _type(name.upper()) for name in ("Model", "Conditioning", "Latent", "Image", "Guider", "Clip", "Vae")},
+        **{
+            name: _type(name.upper())
+            for name in ("Model", "Conditioning", "Latent", "Image", "Guider", "Clip", "Vae", "Mask")
+        },
         Schema=Schema,
         NodeOutput=NodeOutput,
         ComfyNode=ComfyNode,
@@ -321,7 +415,13 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         "comfy.model_sampling": {"CONST": CONST},
         "comfy.model_base": {"BaseModel": BaseModel},
         "comfy.model_patcher": {"ModelPatcher": ModelPatcher},
-        "comfy.samplers": {"calc_cond_batch": calc_cond_batch, "CFGGuider": CFGGuider},
+        "comfy.sample": {
+            "fix_empty_latent_channels": fix_empty_latent_channels,
+            "prepare_noise": prepare_noise,
+            "sample": sample,
+        },
+        "comfy.samplers": {"calc_cond_batch": calc_cond_batch, "CFGGuider": CFGGuider, "KSampler": KSampler},
+        "comfy.utils": {"ProgressBar": ProgressBar, "PROGRESS_BAR_ENABLED": False},
         "comfy.patcher_extension": {
             "WrappersMP": WrappersMP,
             "WrapperExecutor": WrapperExecutor,
@@ -334,6 +434,7 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         "folder_paths": {
             "add_model_folder_path": add_folder,
             "get_filename_list": lambda folder_name: sorted({p.name for place in folders for p in place.glob("*")}),
+            "get_folder_paths": lambda folder_name: [str(place) for place in folders],
             "get_full_path_or_raise": full_path,
             "get_output_directory": lambda: str(folder / "output"),
         },
@@ -347,7 +448,7 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         if parent:
             setattr(sys.modules[parent], child, module)
     room = "nft_pipeline.comfy_nodes"
-    for name in ("nodes", "host", "build", "inputs"):  # imported anew, on this fake
+    for name in ("nodes", "host", "build", "inputs", "sheet"):  # imported anew, on this fake
         for module_name in [known for known in sys.modules if f"{known}.".startswith(f"{room}.{name}.")]:
             monkeypatch.delitem(sys.modules, module_name)
         monkeypatch.delattr(nft_pipeline.comfy_nodes, name, raising=False)
