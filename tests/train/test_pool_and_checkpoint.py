@@ -56,12 +56,14 @@ def test_sampled_pictures_are_compared_with_those_of_their_prompt():
     assert few.r.tolist() == [0, 1, 0, 1]
 
 
-def test_a_truncated_pool_is_named(pool, tmp_path):
-    path = tmp_path / "pool.safetensors"
+def test_a_truncated_pool_is_named_and_made_again(pool, tmp_path):
+    path, lines = tmp_path / "pool.safetensors", []
     save_pool(pool, path, "key")
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(PoolError, match="cannot be read as a pool"):
-        load_pool(path, "key")
+    whole = path.read_bytes()
+    for data in (b"", whole[:4], whole[:200], whole[:-1]):
+        path.write_bytes(data)
+        assert load_pool(path, "key", lines.append) is None
+        assert str(path) in lines[-1] and "cannot be read as a pool" in lines[-1] and "made again" in lines[-1]
 
 
 @pytest.mark.parametrize("r", [torch.zeros(6), torch.ones(6), torch.full((6,), 0.5)])
@@ -84,7 +86,7 @@ def test_a_checkpoint_round_trips_for_its_own_settings_only(tmp_path):
 
 
 def test_a_bit_of_a_pool_that_flipped_is_named(pool, tmp_path):
-    path = tmp_path / "pool.safetensors"
+    path, lines = tmp_path / "pool.safetensors", []
     save_pool(pool, path, "key")
     chance, whole = random.Random(0), path.read_bytes()
     start = 8 + int.from_bytes(whole[:8], "little")
@@ -92,8 +94,12 @@ def test_a_bit_of_a_pool_that_flipped_is_named(pool, tmp_path):
         data = bytearray(whole)
         data[chance.randrange(start, len(data))] ^= 1 << chance.randrange(8)
         path.write_bytes(data)
-        with pytest.raises(PoolError, match="Delete it; the run will sample a new one"):
-            load_pool(path, "key")
+        assert load_pool(path, "key", lines.append) is None
+        assert "its tensors have another hash than" in lines[-1]
+    assert len(lines) == 60
+    assert whole.count(b"conditions.text") == 2
+    path.write_bytes(whole.replace(b"conditions.text", b"conditions.tuxt", 1))
+    assert load_pool(path, "key", lines.append) is None and "its tensors are " in lines[-1]
 
 
 @pytest.mark.parametrize("hashed", [True, False])

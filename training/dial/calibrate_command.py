@@ -62,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="classifier-free guidance to calibrate at (default: what the adapter was made for). A map for another "
         "scale than before is kept beside the first",
     )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import the code that the adapter names (module:name) without asking; look at it first if the adapter is "
+        "from somebody else",
+    )
     parser.add_argument("--steps", type=int, help="denoising steps (default: what the model sets)")
     parser.add_argument("--batch", type=int, default=32, help="pictures at once (default: 32); less needs less memory")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
@@ -75,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
     from nft_pipeline.sampling import pick_device, pick_dtype
 
     from ..rewards.find import find_prompts
+    from ..settings.public import public_names
+    from ..settings.trust import ask
     from .calibrate import LEAST
     from .measure_adapter import calibrate_adapter
 
@@ -93,6 +101,10 @@ def run(args: argparse.Namespace) -> int:
     pipe.load_nft_adapter(args.adapter, **theirs)
     config = pipe.nft_adapters["default"].config
     settings = _run_settings(config)
+    theirs_too = {} if args.reward else {"reward": config.reward.get("name"), "rewards": settings.get("rewards")}
+    if not args.prompts:
+        theirs_too |= {name: settings.get(name) for name in ("prompts", "held_out_prompts")}
+    ask(f"the adapter {config.name!r}", theirs_too, args.trust)
     prompts_name = args.prompts or settings.get("held_out_prompts") or settings.get("prompts")
     if not prompts_name:
         raise ValueError(f"{config.name!r} does not say which prompts it was measured on; give --prompts")
@@ -108,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     judging = _judging(args, config, settings)
     if not judging.rewards and pipe.nft_adapters["default"].head is None:
         raise ValueError(f"{config.name!r} has no alpha head that could judge; give --reward")
-    who = " + ".join(judging.rewards) or "its own alpha head"
+    who = " + ".join(public_names(judging.rewards).values()) or "its own alpha head"
     print(f"calibrating {config.name}: {args.pictures} pictures, judged by {who}")
     adapter, found = calibrate_adapter(
         pipe, "default", prompts, judging, pictures=args.pictures, seed=args.seed, batch=args.batch, call=call
