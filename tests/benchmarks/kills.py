@@ -199,6 +199,7 @@ def torture(run: Run, kind: str, whole: Path, seconds: float, chance: random.Ran
             code = ended(number, seconds, partial(run.has_done, run.done() + chance.randint(1, 2)))
             if code is None:
                 code = ended(number, chance.uniform(0, 0.2))
+        struck = code is None
         if code is None:
             code = kill(number, chance)
         for name, length in list(waiting.items()):
@@ -207,7 +208,7 @@ def torture(run: Run, kind: str, whole: Path, seconds: float, chance: random.Ran
                 del waiting[name]
         if code == 0:
             break
-        if code not in (-signal.SIGKILL, -signal.SIGINT, 130):
+        if not struck:
             if "There is no sound one beside it. Delete it to start again" not in run.said()[-3000:]:
                 raise SystemExit(f"a run failed by itself with {code}: {run.log}")
             (run.out / "checkpoint.pt").unlink()  # as it says

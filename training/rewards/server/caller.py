@@ -23,7 +23,7 @@ from nft_pipeline.files.private import Secret, without_password
 
 from ..contract import RewardError
 
-_PASSES = {429, 502, 503, 504}
+_PASSES = {408, 429, 502, 503, 504}
 _LONGEST_WAIT = 8.0  # seconds between two tries of one request
 
 
@@ -144,7 +144,7 @@ class Caller:
         if answer.status_code not in _PASSES:
             return answer, "", 0.0
         asked = answer.headers.get("Retry-After", "")
-        return None, f"HTTP {answer.status_code}", min(float(asked), 60.0) if asked.isdigit() else 0.0
+        return None, f"HTTP {answer.status_code}", min(float(asked), 60.0) if asked.isdecimal() else 0.0
 
     def _wait_for_server(self, reason: str, returns: int) -> None:
         with self.circuit:
