@@ -28,6 +28,7 @@ SECRETS = {
     "an address in a private network": r"\b(?:10|192\.168|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2,3}\b",
 }
 _ANY_CASE = ("a signed address", "a secret by its name", "an account's key", "a password in an address")
+_ADDRESSES = ("an e-mail address", "an address in a private network")
 HIDDEN = "(secret)"
 _PATTERNS = {what: re.compile(text, re.IGNORECASE if what in _ANY_CASE else 0) for what, text in SECRETS.items()}
 
@@ -70,10 +71,16 @@ def secrets_in(text: str) -> dict[str, str]:
     return {what: match.group() for what, pattern in _PATTERNS.items() if (match := pattern.search(text))}
 
 
-def without_secrets(text: str) -> str:
-    """The text with "(removed)" in the place of everything that looks like a secret."""
-    for pattern in _PATTERNS.values():
-        text = pattern.sub("(removed)", text)
+def without_secrets(text: str, addresses: bool = True) -> str:
+    """The text with "(removed)" in the place of everything that looks like a secret.
+
+    Args:
+        text: any.
+        addresses: also where it is not a secret but private: e-mail addresses, and addresses in a private network.
+    """
+    for what, pattern in _PATTERNS.items():
+        if addresses or what not in _ADDRESSES:
+            text = pattern.sub("(removed)", text)
     return text
 
 

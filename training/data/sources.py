@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from nft_pipeline.files.picture_list import METADATA
+from nft_pipeline.files.private import without_password
 
 from ..bases.base import TrainBase
 from ..rewards.find import Scorer, find_prompts, find_reward
@@ -71,7 +72,8 @@ def _sampled(base: TrainBase, config: TrainConfig, out: Path, say: Say, *, held_
     size, seed = config.pool_size, config.seed
     if held_out:
         size, seed = config.held_out_size, config.seed + HELD_OUT_SEED
-    made = {"prompts": prompts, "reward": config.weights, "size": size, "seed": seed, "batch": config.pool_batch}
+    weights = {without_password(name): weight for name, weight in config.weights.items()}
+    made = {"prompts": prompts, "reward": weights, "size": size, "seed": seed, "batch": config.pool_batch}
     label = "held out" if held_out else "pool"
     path, key = out / f"{label.replace(' ', '_')}.safetensors", pool_key({**_settings(base, config), **made})
     pool = load_pool(path, key, say)

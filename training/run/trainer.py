@@ -348,8 +348,8 @@ class Run:
             leave=not quiet,
         ) as bar:
             while learner.step_number < until:
-                self._stop_if_asked(learner)
                 self.grid(learner)
+                self._stop_if_asked(learner)  # before the next step, or a grid that was interrupted is never drawn
                 started = time.monotonic()
                 with memory_advice("training", micro_batch=config.micro_batch):
                     losses = learner.step(pool)
