@@ -31,6 +31,7 @@ from nft_pipeline.training.run.check import check
 from nft_pipeline.training.run.stopping import Stopped
 from nft_pipeline.training.settings.config import TrainConfig
 from nft_pipeline.training.show import records
+from nft_pipeline.training.show.observer import Observer
 from nft_pipeline.training.show.records import Records, TrackerError, check_trackers
 
 LORA = "pytorch_lora_weights.safetensors"
@@ -104,14 +105,38 @@ def test_a_run_that_was_stopped_shows_the_same(
     with pytest.raises(Stopped):
         run(model, tmp_path, PLAIN[kind], **MORE[kind])
     monkeypatch.setattr(Learner, "step", real_step)
+    if kind == "online" and at == 2:  # as if it had been killed in the middle of writing a sweep down
+        (tmp_path / "sweeps.jsonl").write_text((out / "sweeps.jsonl").read_text().splitlines()[0] + "\n")
     torch.manual_seed(99)
     run(model, tmp_path, PLAIN[kind], **MORE[kind])
     assert same_weights(out, tmp_path)
+    if kind == "online":
+        assert (tmp_path / "best" / LORA).read_bytes() == (out / "best" / LORA).read_bytes()
     for name in ("losses.jsonl", "sweeps.jsonl", *["rounds.jsonl"] * (kind == "online")):
         assert (tmp_path / name).read_text() == (out / name).read_text(), name
     for number in (0, 2, 4):
         name = f"samples/step-{number:06d}.png"
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_a_grid_that_a_stop_interrupts_is_drawn_afterwards(
+    shown: Any, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, out, _ = shown
+    real = Observer.grid
+
+    def stopped_while_drawing(self: Observer, learner: Any) -> None:
+        if learner.step_number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(self, learner)
+
+    monkeypatch.setattr(Observer, "grid", stopped_while_drawing)
+    with pytest.raises(Stopped, match="stopped at step 2 of 4"):
+        run(model, tmp_path, PLAIN[kind], **MORE[kind])
+    monkeypatch.setattr(Observer, "grid", real)
+    run(model, tmp_path, PLAIN[kind], **MORE[kind])
+    grid = Path("samples") / "step-000002.png"
+    assert (tmp_path / grid).read_bytes() == (out / grid).read_bytes()
 
 
 def test_the_tables_and_tensorboard_say_the_same(shown: Any) -> None:

@@ -30,7 +30,8 @@ def _in_words(value: Any) -> str:
     """A setting's value as errors show it: options of rewards may be secret, so of a mapping only the names."""
     if isinstance(value, Mapping):
         return f"a mapping with {', '.join(without_secrets(str(name)) for name in value) or 'nothing in it'}"
-    return without_secrets(shown(value))
+    hint = " (YAML reads on, off, yes and no as true and false; put a word into quotes)" * isinstance(value, bool)
+    return without_secrets(shown(value)) + hint
 
 
 # The last base comes first in `fields` and so in settings.yaml: these are the sections from bottom to top.
