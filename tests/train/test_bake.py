@@ -24,6 +24,7 @@ from nft_pipeline.training.run.bake import bake, bake_settings
 from nft_pipeline.training.run.trainer import train
 
 CEILING = 4.0
+PROMPTS = "helpers.tiny_run:prompts"
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +46,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def baked(trained: Path) -> Path:
     """The folder that the command writes."""
     out = trained.parent / "out"
-    assert (
-        main(
-            ["export", str(trained), "--baked", "--steps", "3", "--rank", "3", "--prompts", PROMPTS, "--out", str(out)]
-        )
-        == 0
-    )
+    options = ["--steps", "3", "--rank", "3", "--prompts", PROMPTS, "--out", str(out)]
+    assert main(["export", str(trained), "--baked", *options]) == 0
     return out / "tiny-baked"
 
 
