@@ -40,11 +40,11 @@ class Own(Reward):
 
 
 class Telling(Own):
-    """Fails, and tells its key in the error."""
+    """Fails, and tells in the error what it was made with."""
 
     def score(self, images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
         """Raises."""
-        raise ValueError(f"401 for {MADE_WITH[-1]}")
+        raise ValueError(f"401 for { ({**MADE_WITH[-1], 'deep': None}) }")
 
 
 @contextmanager

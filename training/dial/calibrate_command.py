@@ -4,6 +4,7 @@ adapter."""
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +132,7 @@ def run(args: argparse.Namespace) -> int:
 def _judging(args: argparse.Namespace, config: AdapterConfig, settings: dict[str, Any]) -> Judging:
     """Who judges: what --reward names, or the rewards of the run; nobody where there are only likes."""
     from ..rewards.find import find_reward
+    from ..settings.public import LEFT_OUT
     from .measure_adapter import Judging
 
     watch = find_reward(args.watch) if args.watch else None
@@ -138,15 +140,15 @@ def _judging(args: argparse.Namespace, config: AdapterConfig, settings: dict[str
         rewards = {} if args.reward == "alpha" else {args.reward: find_reward(args.reward)}
         return Judging(rewards, {}, watch=watch)
     name = config.reward.get("name", "")
-    options: dict[str, dict[str, Any]] = settings.get("rewards") or ({} if name in NOBODY else {name: {}})
+    recorded = settings.get("rewards")
+    entries = dict(recorded) if isinstance(recorded, Mapping) and recorded else {} if name in NOBODY else {name: 1.0}
     method: Method = settings.get("optimality", "raw")
-    weights = {one: float(more.get("weight", 1.0)) for one, more in options.items()}
-    rewards = {
-        one: find_reward(
-            one, own_scale=method != "raw", **{key: value for key, value in more.items() if key != "weight"}
-        )
-        for one, more in options.items()
-    }
+    rewards, weights = {}, {}
+    for one, entry in entries.items():
+        options = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
+        weights[one] = float(options.pop("weight", 1.0))
+        known = {key: value for key, value in options.items() if value != LEFT_OUT}
+        rewards[one] = find_reward(one, own_scale=method != "raw", **known)
     return Judging(rewards, weights, method, settings.get("optimality_at"), watch, settings.get("mix", "mean"))
 
 
