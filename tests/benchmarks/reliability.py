@@ -53,14 +53,14 @@ def main() -> int:
     options = f"--mutants {args.mutants} --checkpoints {args.checkpoints} --kills {args.kills} --seed {args.seed}"
     text = f"""# What damage and accidents end in
 
-Made by `tests/benchmarks/reliability.py` on {date.today().isoformat()} ({platform.machine()} CPU, one thread,
-{platform.system()}, torch {torch.__version__}):
+Made by `tests/benchmarks/reliability.py` on {date.today().isoformat()} ({platform.machine()} CPU, one thread, torch
+{torch.__version__}):
 
     PYTHONPATH=tests python tests/benchmarks/reliability.py {options}
 
 ## Adapters
 
-{len(adapters)} copies of a small adapter, each with one thing changed at random: bits flipped, bytes zeroed, files cut
+{len(adapters):,} copies of a small adapter, each with one thing changed at random: bits flipped, bytes zeroed, files cut
 short or made huge, JSON replaced, values planted, tensors and headers forged, pipes, links and folders in the place of
 files, cards, pictures and configs of other tools. Each copy was given to three readers, which had 20 seconds each.
 
@@ -71,8 +71,8 @@ another tool has no hash, and nothing says what its numbers should be. The last 
 
 ## Checkpoints
 
-{args.checkpoints} copies each of a checkpoint, with the one before beside it: cut short, zeros or noise over up to 4
-kB, a part twice, bits flipped.
+{args.checkpoints:,} copies each of a checkpoint, with the one before beside it: cut short, zeros or noise over up to
+4 kB, a part twice, bits flipped.
 
 {markdown(["checkpoint", *OUTCOMES], rows)}
 
