@@ -60,9 +60,9 @@ Made by `tests/benchmarks/reliability.py` on {date.today().isoformat()} ({platfo
 
 ## Adapters
 
-{len(adapters):,} copies of a small adapter, each with one thing changed at random: bits flipped, bytes zeroed, files cut
-short or made huge, JSON replaced, values planted, tensors and headers forged, pipes, links and folders in the place of
-files, cards, pictures and configs of other tools. Each copy was given to three readers, which had 20 seconds each.
+{len(adapters):,} copies of a small adapter, each with one thing changed at random: bits flipped, bytes zeroed, files
+cut short or made huge, JSON replaced, values planted, tensors and headers forged, pipes, links and folders in the place
+of files, cards, pictures and configs of other tools. Each copy was given to three readers, which had 20 seconds each.
 
 {mutants.table(adapters)}
 

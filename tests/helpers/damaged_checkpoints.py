@@ -1,7 +1,7 @@
 """Checkpoints that something happened to: what loading makes of a damaged copy, over and over, by seed.
 
-Beside every damaged checkpoint stands the one before it. Loading has to end in the same numbers, in those of the one
-before with a line that names the damaged file, or in an error that names it. Other numbers are a failure.
+Beside every damaged checkpoint stands the one before it. Loading has to end in the same numbers; in those of the other
+checkpoint, after saying which file is damaged; or in an error that names it. Other numbers are a failure.
 """
 
 from __future__ import annotations
