@@ -153,7 +153,7 @@ def test_the_command_refuses_what_it_cannot_do_before_it_draws(
     folder = offline[0] / "adapter"
     before = (folder / "nft_config.json").read_bytes()
     for adapter, more, words in (
-        (folder, ["--prompts", "helpers.tiny_run:promts"], "promts"),
+        (folder, ["--prompts", "helpers.tiny_run:promts", "--trust"], "promts"),
         (folder, ["--reward", "helpers.tiny_run:brigth"], "brigth"),
         (folder, [], "names code of your own or of somebody else: helpers.tiny_run:bright. Importing it runs it"),
         (folder, ["--pictures", "100"], "--pictures is 100, expected 240 or more"),

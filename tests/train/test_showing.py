@@ -88,23 +88,31 @@ def test_looking_changes_nothing(shown: Any, model: str, tmp_path: Path) -> None
     assert (out / "losses.jsonl").read_text() == (tmp_path / "losses.jsonl").read_text()
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])  # 3 is inside of the second round, after its sweep
+# 2 is while the grid of that step is drawn; 3 is inside of the second round, after its sweep.
+@pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_run_that_was_stopped_shows_the_same(
     shown: Any, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     kind, out, _ = shown
-    real_step = Learner.step
+    real_step, real_grid = Learner.step, Observer.grid
 
     def asks_to_stop(self: Learner, pool: Any) -> dict[str, float]:
         losses = real_step(self, pool)
-        if self.step_number == at:
+        if self.step_number == at != 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return losses
 
+    def asks_while_drawing(self: Observer, learner: Learner) -> None:
+        if learner.step_number == at == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real_grid(self, learner)
+
     monkeypatch.setattr(Learner, "step", asks_to_stop)
-    with pytest.raises(Stopped):
+    monkeypatch.setattr(Observer, "grid", asks_while_drawing)
+    with pytest.raises(Stopped, match=f"stopped at step {at} of 4"):
         run(model, tmp_path, PLAIN[kind], **MORE[kind])
     monkeypatch.setattr(Learner, "step", real_step)
+    monkeypatch.setattr(Observer, "grid", real_grid)
     if kind == "online" and at == 2:  # as if it had been killed in the middle of writing a sweep down
         (tmp_path / "sweeps.jsonl").write_text((out / "sweeps.jsonl").read_text().splitlines()[0] + "\n")
     torch.manual_seed(99)
@@ -117,26 +125,6 @@ def test_a_run_that_was_stopped_shows_the_same(
     for number in (0, 2, 4):
         name = f"samples/step-{number:06d}.png"
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
-
-
-def test_a_grid_that_a_stop_interrupts_is_drawn_afterwards(
-    shown: Any, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kind, out, _ = shown
-    real = Observer.grid
-
-    def stopped_while_drawing(self: Observer, learner: Any) -> None:
-        if learner.step_number == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        real(self, learner)
-
-    monkeypatch.setattr(Observer, "grid", stopped_while_drawing)
-    with pytest.raises(Stopped, match="stopped at step 2 of 4"):
-        run(model, tmp_path, PLAIN[kind], **MORE[kind])
-    monkeypatch.setattr(Observer, "grid", real)
-    run(model, tmp_path, PLAIN[kind], **MORE[kind])
-    grid = Path("samples") / "step-000002.png"
-    assert (tmp_path / grid).read_bytes() == (out / grid).read_bytes()
 
 
 def test_the_tables_and_tensorboard_say_the_same(shown: Any) -> None:
