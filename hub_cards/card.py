@@ -144,13 +144,18 @@ def _template() -> Any:
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
-    environment.filters |= {"one_line": _one_line, "cell": _cell, "literal": json.dumps}
+    environment.filters |= {"one_line": _one_line, "cell": _cell, "literal": _literal}
     return environment.from_string((Path(__file__).parent / "card.md.jinja").read_text(encoding="utf-8"))
+
+
+def _literal(text: str) -> str:
+    """The text as Python and JSON both read it; what no file or terminal takes becomes a question mark in a box."""
+    return re.sub(r"[\ud800-\udfff\u2028\u2029\x7f-\x9f]", "\ufffd", json.dumps(text, ensure_ascii=False))
 
 
 def _one_line(text: Any) -> str:
     """The text in one line, changed so that it starts no heading, list, HTML or table."""
-    return re.sub(r"([<>`*_\[\]#|])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"([\\<>`*_\[\]#|&~])", r"\\\1", " ".join(str(text).split()))
 
 
 def _cell(text: Any) -> str:

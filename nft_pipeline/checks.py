@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import json
 import math
 import re
@@ -201,6 +202,23 @@ def did_you_mean(word: Any, known: Iterable[str], form: str = "; did you mean {!
 
 
 def shown(value: Any) -> str:
-    """A value as errors show it: its repr, cut to 80 characters."""
-    words = repr(value)
+    """A value as errors show it: its repr, cut to 80 characters. No more is made of it: YAML's aliases can stand for
+    more than fits into memory."""
+    words = _beginning(value, 3)
     return words if len(words) <= SHOWN else words[: SHOWN - 3] + "..."
+
+
+def _beginning(value: Any, deeper: int) -> str:
+    """The repr of a value up to what `shown` cuts off, so many lists or mappings deep."""
+    some = SHOWN // 2  # more than are shown: each takes three characters at least
+    if isinstance(value, str | bytes):
+        return repr(value[:SHOWN])
+    if not isinstance(value, list | tuple | dict) or not value:
+        return repr(value)
+    if deeper == 0:
+        return "..."
+    if isinstance(value, dict):
+        pairs = list(itertools.islice(value.items(), some))
+        return "{" + ", ".join(f"{_beginning(name, 0)}: {_beginning(of, deeper - 1)}" for name, of in pairs) + "}"
+    parts = ", ".join(_beginning(entry, deeper - 1) for entry in value[:some])
+    return f"[{parts}]" if isinstance(value, list) else f"({parts}{',' * (len(value) == 1)})"

@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 from . import torchvision_repair
 from .checks import did_you_mean
+from .files.private import without_secrets
 
 PROG = "diffusion-nft"
 
@@ -183,7 +184,8 @@ def _version() -> str:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"{PROG}: {message}", file=sys.stderr)
+    # Errors are pasted into bug reports.
+    print(f"{PROG}: {without_secrets(message, addresses=False)}", file=sys.stderr)
     return code
 
 

@@ -40,7 +40,7 @@ from .engine.terms import Term
 from .engine.trace import Trace
 from .errors import GuidanceError
 from .families.registry import unwrap_compiled
-from .settings import GuidanceSettings
+from .settings import GuidanceSettings, warn_of_weights
 
 if TYPE_CHECKING:
     from .adapter import Adapter, AdapterConfig
@@ -355,6 +355,7 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
                 beta=self.nft_beta,
                 law=settings.law,
             )
+        warn_of_weights({config.name: config}, asked, {config.name: settings})
         return asked[config.name], settings
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:

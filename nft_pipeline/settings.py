@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,11 +15,12 @@ from . import guidance
 from .adapters.config import AdapterConfig
 from .checks import did_you_mean, is_number, listed
 from .dial.measured import TiltMap
-from .dial.tilts import check_names
+from .dial.tilts import Tilt, check_names
 from .errors import GuidanceError
 from .laws import COMBINATIONS, LAWS
 from .modes import GUIDE, MODES
 
+LARGEST_WEIGHT = 100.0  # of a LoRA, before a call warns; above it somebody mistook one number for another
 _HINT = ' Did you mean "{}"?'
 
 Schedule = Callable[[float], float] | Sequence[tuple[float, float]]
@@ -183,6 +185,31 @@ def own_law(config: AdapterConfig) -> str:
     """The law of an adapter's kind: "odds", which is exact where alpha and the LoRA are, for those with an alpha head;
     for policies, whose alpha is inside their weights, "nft"."""
     return "odds" if config.kind in LAWS["odds"].kinds else "nft"
+
+
+def warn_of_weights(
+    configs: Mapping[str, AdapterConfig], tilts: Mapping[str, Tilt], own: Mapping[str, GuidanceSettings]
+) -> None:
+    """Warn of a tilt that could put a LoRA in at more than LARGEST_WEIGHT times its weight; no picture survives that.
+
+    The odds law and a calibration's map stop by themselves where an adapter's reach ends.
+
+    Args:
+        configs: of the adapters in use, by name.
+        tilts: of them, for all pictures or for each.
+        own: each adapter's settings.
+    """
+    for name, config in configs.items():
+        tilt, settings = tilts[name], own[name]
+        largest = max((abs(value) for value in tilt), default=0.0) if isinstance(tilt, tuple) else abs(tilt)
+        weight = largest if config.kind == "positive" else largest / config.tilt
+        if weight > LARGEST_WEIGHT and settings.map_for(config) is None and settings.law_for(config) == "nft":
+            warnings.warn(
+                f'the tilt of {config.name!r} is {largest:g}, which under nft_law="nft" puts its LoRA in at up to '
+                f"{weight:g} times its weight; pictures burn far below {LARGEST_WEIGHT:g}. Strengths of -2 to 4 are "
+                "usual (nft_strength), and so is a beta of 2 divided by the adapter's tilt (nft_beta)",
+                stacklevel=2,
+            )
 
 
 def _own_mode(configs: Sequence[AdapterConfig]) -> str:

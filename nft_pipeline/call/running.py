@@ -20,7 +20,7 @@ from ..engine.terms import Term
 from ..engine.trace import Trace
 from ..families.batch import batch_reader
 from ..families.registry import family_of
-from ..settings import GuidanceSettings
+from ..settings import GuidanceSettings, warn_of_weights
 
 
 @dataclass
@@ -55,6 +55,7 @@ class RunningCall:
         """
         tilts = dict(tilts) if self.batch is None else for_pictures(tilts, *self.batch)
         check_signs(self.settings.combine, tilts)
+        warn_of_weights(self.configs, tilts, self.own)
         self.tilts = tilts
         for engine in self._engines:
             for term in engine.terms:

@@ -193,7 +193,7 @@ def find_pictures(folder: Path) -> list[str]:
     """Every picture in the folder and below it, relative paths with forward slashes, sorted; hidden ones left out.
 
     Raises:
-        PictureListError: there is no such folder, or no picture in it.
+        PictureListError: there is no such folder, no picture in it, or one whose name is not UTF-8.
     """
     if not folder.is_dir():
         raise PictureListError(f"{folder} is not a folder; expected one with pictures")
@@ -206,4 +206,19 @@ def find_pictures(folder: Path) -> list[str]:
     )
     if not pictures:
         raise PictureListError(f"{folder} has no pictures; expected files ending in {', '.join(sorted(PICTURES))}")
+    odd = [name for name in pictures if not _is_utf8(name)]
+    if odd:
+        names = ", ".join(name.encode("utf-8", "backslashreplace").decode() for name in odd[:SHOWN_FAULTS])
+        raise PictureListError(
+            f"{folder} has {len(odd)} pictures whose names are not UTF-8, which {METADATA} cannot hold: {names}. "
+            "Rename them"
+        )
     return pictures
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,12 +1,13 @@
-"""What secrets and addresses of people and machines look like in a text, to find them and to leave them out.
+"""Secrets: the type of a value that is one, and what secrets and private addresses look like in a text.
 
-This is the second line. The first is that settings are written by an allow-list (training/settings/public.py). Standard
-library only.
+The looks are the second line, to find what is left. The first is that secrets are of the type `Secret`, and that
+settings are written by an allow-list (training/settings/public.py). Standard library only.
 """
 
 from __future__ import annotations
 
 import re
+from hmac import compare_digest
 
 _NAMED = (
     r"(?:api[_-]?key|access[_-]?key|auth[_-]?token|access[_-]?token|token|secret|password|passwd|authorization|sig)"
@@ -27,7 +28,42 @@ SECRETS = {
     "an address in a private network": r"\b(?:10|192\.168|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2,3}\b",
 }
 _ANY_CASE = ("a signed address", "a secret by its name", "an account's key", "a password in an address")
+_ADDRESSES = ("an e-mail address", "an address in a private network")
+HIDDEN = "(secret)"
 _PATTERNS = {what: re.compile(text, re.IGNORECASE if what in _ANY_CASE else 0) for what, text in SECRETS.items()}
+
+
+class Secret:
+    """A text that shows itself to those who ask for it and to nobody else: printed, formatted or written it is HIDDEN.
+
+    Args:
+        text: the secret; another `Secret` is taken over.
+    """
+
+    __slots__ = ("_reveal",)
+
+    def __init__(self, text: str | Secret) -> None:
+        value = text.reveal() if isinstance(text, Secret) else text
+        self._reveal = lambda: value  # not an attribute, which vars() and debuggers would show
+
+    def reveal(self) -> str:
+        """The secret itself, to be used and not to be kept."""
+        return self._reveal()
+
+    def __repr__(self) -> str:
+        return HIDDEN
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and compare_digest(self.reveal().encode(), other.reveal().encode())
+
+    def __hash__(self) -> int:
+        return hash(HIDDEN)
+
+    def __reduce__(self) -> str:
+        raise TypeError("a secret is not written into files; reveal() gives it to what needs it")
+
+    def __deepcopy__(self, memo: object) -> Secret:
+        return self
 
 
 def secrets_in(text: str) -> dict[str, str]:
@@ -35,10 +71,16 @@ def secrets_in(text: str) -> dict[str, str]:
     return {what: match.group() for what, pattern in _PATTERNS.items() if (match := pattern.search(text))}
 
 
-def without_secrets(text: str) -> str:
-    """The text with "(removed)" in the place of everything that looks like a secret."""
-    for pattern in _PATTERNS.values():
-        text = pattern.sub("(removed)", text)
+def without_secrets(text: str, addresses: bool = True) -> str:
+    """The text with "(removed)" in the place of everything that looks like a secret.
+
+    Args:
+        text: any.
+        addresses: also where it is not a secret but private: e-mail addresses, and addresses in a private network.
+    """
+    for what, pattern in _PATTERNS.items():
+        if addresses or what not in _ADDRESSES:
+            text = pattern.sub("(removed)", text)
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import io
 import json
@@ -114,6 +115,29 @@ def test_texts_of_others_cannot_break_out_of_their_place() -> None:
     assert "<script>" not in body and "\n# Heading" not in body and "[a](http" not in body
     (line,) = [line for line in body.splitlines() if line.startswith("| reward | x")]
     assert line.count("|") - line.count(r"\|") == 3
+
+
+def test_what_markdown_takes_for_html_is_text() -> None:
+    licence = Licence("other", "x | <img src=http://y> [a](http://b)", None)
+    evil = r"\<img src=http://x> \[a](http://b) &lt;img&gt; ~~x~~"
+    config = AdapterConfig.from_dict(
+        config_values(kind="positive", reward={"name": evil, "description": evil, "normaliser": None})
+    )
+    text = render_card(config, RunReport(), {}, repo_id=REPO, licence=licence).text
+    marks = re.findall(r"(\\*)(<img|\[a|&lt;|~)", text.split("---\n", 2)[2])
+    assert len(marks) > 12 and all(len(backslashes) % 2 for backslashes, _ in marks)
+
+
+@pytest.mark.parametrize("prompt", ["a \U0001f98a fox", 'say "hi" \\ \n```\n', "a\u2028b\x85c"])
+def test_the_snippet_runs_whatever_the_prompt_is(prompt: str) -> None:
+    report = full_report()
+    report = replace(report, samples=tuple(replace(sample, prompt=prompt) for sample in report.samples))
+    text = card(report).text
+    text.encode()
+    snippet = next(block for block in re.findall(r"```python\n(.*?)```\n", text, re.S) if "nft_strength" in block)
+    call = next(node for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Call) and node.args)
+    values = [node.value for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Constant)]
+    assert re.sub(r"[\u2028\x85]", "\ufffd", prompt) in values and call
 
 
 @pytest.mark.parametrize(("base", "shown"), [("shapes", "shapes (ships with"), ("./mine", "./mine (not on the Hub)")])

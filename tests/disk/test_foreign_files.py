@@ -311,6 +311,10 @@ PEFT_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "alpha of text": ({"lora_alpha": "64"}, "lora_alpha is '64'"),
     "patterns of text": ({"alpha_pattern": {"to_q": "8"}}, "alpha_pattern is {'to_q': '8'}"),
     "a pattern that is none": ({"rank_pattern": {"(": 8}}, "its keys are no regular expressions"),
+    "a pattern that matches for ever": ({"alpha_pattern": {"(.*)*x": 8}}, "its keys are no regular expressions"),
+    "a flag in the middle": ({"rank_pattern": {"(?i)to_q": 8}}, "its keys are no regular expressions"),
+    "a range backwards": ({"rank_pattern": {"[z-a]": 8}}, "its keys are no regular expressions"),
+    "a number beyond floats": ({"alpha_pattern": {"to_q": 10**400}}, "it holds a whole number of 401 digits"),
     "another rank": ({"r": 32}, f"{Q} is of rank 4, its config says r = 32"),
     "another rank by pattern": ({"rank_pattern": {"to_q": 8}}, f"{Q} is of rank 4, its config says r = 8"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import warnings
 from typing import Any
 
 import pytest
@@ -30,6 +31,30 @@ def guided_pipe(kind: str = "positive", **adapter: Any) -> Any:
 
 def policy(pipe: Any, seed: int) -> Any:
     return tiny_adapter(pipe.transformer, kind="policy", seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "call", "weight"),
+    [
+        ("positive", {"nft_law": "nft", "nft_beta": 2e-6}, "1e\\+06"),
+        ("policy", {"nft_strength": 1000.0}, "1000"),
+        ("policy", {"nft_strength": [1.0, -500.0]}, "500"),
+    ],
+)
+def test_a_dial_turned_a_thousandfold_is_warned_of(kind: str, call: dict[str, Any], weight: str) -> None:
+    pipe = guided_pipe(kind)
+    with pytest.warns(
+        UserWarning, match=rf"puts its LoRA in at up to {weight} times its weight; pictures burn far below"
+    ):
+        sample(pipe, **call, **ONE, **({"prompt": ["a", "b"]} if isinstance(call.get("nft_strength"), list) else {}))
+
+
+@pytest.mark.parametrize("call", [{"nft_strength": 20.0}, {"nft_law": "odds", "nft_strength": 1000.0}])
+def test_a_dial_turned_far_is_ones_own_business(call: dict[str, Any]) -> None:
+    pipe = guided_pipe("positive")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        sample(pipe, **call, **ONE)
 
 
 # --- a schedule over noise level ---

@@ -20,7 +20,8 @@ import signal
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from nft_pipeline.adapter import Adapter, AdapterError, read_adapter
 from nft_pipeline.adapters.single_file import read_single_file
 from nft_pipeline.files.strict import safetensors_bytes
 from nft_pipeline.hub_cards.verify import Fault, folder_faults
+from nft_pipeline.training.demo.report import markdown
 
 from .cards import light_adapter, shared_adapter
 
@@ -44,6 +46,11 @@ PLANTED: tuple[Any, ...] = (
     *(float("nan"), float("inf"), [1, 2, 3], "policy", "positive", "(.*)*x", 65537, 10**400),
 )
 TEXTS = (b"", b"{", b"[]", b"null", b'{"a":' * 900 + b"1" + b"}" * 900, b'{"a": 1e999}', b"\xff\xfe{", b"[" * 9000)
+READERS = {"API": "`read_adapter`", "ComfyUI": "the reader of the single file for ComfyUI", "verify": "`verify`"}
+HEAD = [
+    *("reader", "named error or faults", "same numbers, or no fault", "other numbers, legal"),
+    *("a file of another tool", "other exception, memory error, hang"),
+]
 CARDS = (
     "widget: 7",
     "widget: [5]",
@@ -57,6 +64,15 @@ CARDS = (
 
 class TooSlow(Exception):
     """A reader took longer than LIMIT seconds."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """What became of one: its number, the kind of change, and each reader's result, see `judge`."""
+
+    number: int
+    kind: str
+    results: dict[str, str]
 
 
 def mutate(folder: Path, chance: random.Random) -> str:
@@ -306,25 +322,70 @@ def _kind_of_load(adapter: Adapter | None, sound: Adapter, faults: list[Fault]) 
     return "legal" if not against else f"failure: loaded other numbers, which verify refuses: {against[0]}"[:300]
 
 
-def run(count: int, seed: int) -> tuple[Counter[tuple[str, str]], list[str]]:
-    """Judge `count` mutants; returns how often each reader came to each result, and the failures in words."""
-    table: Counter[tuple[str, str]] = Counter()
-    failures: list[str] = []
+def judged(which: Iterable[int], seed: int) -> Iterator[Mutant]:
+    """Judge mutants by their numbers, one after the other."""
     sound = light_adapter()
     with tempfile.TemporaryDirectory() as work, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         original = shared_adapter(Path(work) / "sound", sound)
-        for number in range(count):
+        for number in which:
             chance = random.Random(f"{seed} {number}")
             folder = Path(work) / "mutant"
             shutil.copytree(original, folder)
             kind = mutate(folder, chance)
-            for reader, result in judge(folder, sound).items():
-                table[reader, result.partition(":")[0]] += 1
-                if result.startswith("failure"):
-                    failures.append(f"mutant {number} of seed {seed}, {kind}, {reader}: {result}")
+            yield Mutant(number, kind, judge(folder, sound))
             shutil.rmtree(folder)
-    return table, failures
+
+
+def failures(mutants: Iterable[Mutant]) -> list[str]:
+    """Each reader's failure in words."""
+    return [
+        f"mutant {mutant.number}, {mutant.kind}, {reader}: {result}"
+        for mutant in mutants
+        for reader, result in mutant.results.items()
+        if result.startswith("failure")
+    ]
+
+
+def table(mutants: Sequence[Mutant]) -> str:
+    """How often each reader came to each result, in Markdown."""
+    counts = Counter(
+        (reader, result.partition(":")[0]) for mutant in mutants for reader, result in mutant.results.items()
+    )
+    rows = []
+    for reader, name in READERS.items():
+        refused = counts[reader, "named"] + counts[reader, "faults"]
+        same = counts[reader, "same"] + counts[reader, "no fault"]
+        legal, others = counts[reader, "legal"], counts[reader, "not ours"]
+        failed = counts[reader, "failure"] + counts["process", "failure"]
+        rows.append([name, *(str(count) for count in (refused, same, legal, others, failed))])
+    return markdown(HEAD, rows)
+
+
+def all_judged(count: int, seed: int, record: Path) -> list[Mutant]:
+    """Judge `count` mutants in processes of their own, and note each in `record`, from where a later call goes on.
+
+    A mutant that ends its process is a failure, too.
+    """
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.touch()
+    while True:
+        mutants = [Mutant(**json.loads(line)) for line in record.read_text("utf-8").splitlines()]
+        if len(mutants) >= count:
+            return mutants
+        child = os.fork()
+        if child == 0:
+            with record.open("a", encoding="utf-8") as file:
+                for mutant in judged(range(len(mutants), count), seed):
+                    file.write(json.dumps(asdict(mutant)) + "\n")
+                    file.flush()
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code != 0:
+            number = len(record.read_text("utf-8").splitlines())
+            dead = Mutant(number, "", {"process": f"failure: it ended with {code}"})
+            with record.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(dead)) + "\n")
 
 
 def main() -> int:
@@ -332,12 +393,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=5000, help="how many mutants (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the mutants (default: %(default)s)")
+    parser.add_argument(
+        "--record", type=Path, default=Path("runs/mutants.jsonl"), help="where each is noted, to go on from there"
+    )
     args = parser.parse_args()
-    table, failures = run(args.count, args.seed)
-    for (reader, result), times in sorted(table.items()):
-        print(f"{reader:<8} {result:<10} {times}")
-    print("\n".join(failures) or "no failure")
-    return 1 if failures else 0
+    mutants = all_judged(args.count, args.seed, args.record)
+    print(table(mutants))
+    print("\n".join(failures(mutants)) or "no failure")
+    return 1 if failures(mutants) else 0
 
 
 if __name__ == "__main__":

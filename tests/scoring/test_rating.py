@@ -85,6 +85,8 @@ def test_it_serves_the_pictures_and_nothing_else(folder: Path, address: tuple[st
         ("/rate", [], {}, 400, "expected an object with image and liked"),
         ("/rate", b"{", {}, 400, "Expecting property name"),
         ("/rate", b"x" * 20_000, {}, 413, "that is no rating: too large"),
+        ("/rate", b"{}", {"Content-Length": "\u00b2"}, 413, "that is no rating: too large, or of no length"),
+        ("/rate", b"[" * 4900, {}, 400, "nested too deeply"),
         ("/other", {}, {}, 404, "there is nothing at /other"),
         ("/rate", {"image": "00.png", "liked": True}, {"Host": "evil.example"}, 403, "not another name"),
     ],

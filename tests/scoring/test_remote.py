@@ -190,6 +190,24 @@ def test_a_server_that_stays_away_is_an_error_with_a_name() -> None:
     assert caught.value.kind == "gone"
 
 
+@pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
+def test_what_passes_is_asked_again(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(Darkness()) as url:
+        remote = quick(url)
+        real, asked = requests.request, []
+
+        def busy(*arguments: Any, **options: Any) -> requests.Response:
+            asked.append(arguments)
+            if len(asked) > 2:
+                return real(*arguments, **options)
+            answer = requests.Response()
+            answer.status_code, answer.headers["Retry-After"] = status, "\u00b2"  # a digit to some, and no number
+            return answer
+
+        monkeypatch.setattr(requests, "request", busy)
+        assert remote([red(1)], [""]).scores.shape == (1,) and len(asked) == 3
+
+
 def test_an_interrupt_does_not_wait_for_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     with served(Slow()) as url:
         remote = quick(url, retries=0, per_request=1, concurrency=4)

@@ -24,6 +24,7 @@ from nft_pipeline.training.run.bake import bake, bake_settings
 from nft_pipeline.training.run.trainer import train
 
 CEILING = 4.0
+PROMPTS = "helpers.tiny_run:prompts"
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def baked(trained: Path) -> Path:
     """The folder that the command writes."""
     out = trained.parent / "out"
-    assert main(["export", str(trained), "--baked", "--steps", "3", "--rank", "3", "--out", str(out)]) == 0
+    options = ["--steps", "3", "--rank", "3", "--prompts", PROMPTS, "--out", str(out)]
+    assert main(["export", str(trained), "--baked", *options]) == 0
     return out / "tiny-baked"
 
 
@@ -187,6 +189,8 @@ def test_prompts_are_asked_for_where_none_are_known(trained: Path) -> None:
     with pytest.raises(TrainingError, match=r"does not say on which prompts.*Give --prompts"):
         bake_settings(unknown, None, 1, None, 0)
     assert bake_settings(unknown, "mine.txt", 1, None, 0).prompts == "mine.txt"
+    with pytest.raises(RewardError, match=r"tiny_run:prompts is code that the adapter names.*Give --prompts"):
+        bake(adapter, trained.parent / "never")
     gone = {**adapter.config.training, "settings": {**adapter.config.training["settings"], "prompts": "gone.txt"}}
     elsewhere = dataclasses.replace(adapter, config=dataclasses.replace(adapter.config, training=gone))
     with pytest.raises(RewardError, match=r"that are not here.*Give --prompts"):
@@ -206,7 +210,7 @@ def test_a_stopped_or_refused_baking_leaves_nothing_behind(
 
     monkeypatch.setattr(Baker, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        bake(read_adapter(trained), tmp_path / "new", steps=1)
+        bake(read_adapter(trained), tmp_path / "new", steps=1, prompts=PROMPTS)
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 

@@ -135,7 +135,7 @@ def test_the_command_keeps_what_stands_beside_the_adapter(
     offline: tuple[Path, Adapter, str], model: str, tmp_path: Path
 ) -> None:
     copy = tmp_path / "adapter"
-    assert calibrate(offline[0] / "adapter", model, "--out", str(copy)) in (0, 1)
+    assert calibrate(offline[0] / "adapter", model, "--trust", "--out", str(copy)) in (0, 1)
     (copy / "README.md").write_text("a card")
     (copy / "samples").mkdir(exist_ok=True)
     (copy / "samples" / "one.txt").write_text("a sample")
@@ -153,8 +153,9 @@ def test_the_command_refuses_what_it_cannot_do_before_it_draws(
     folder = offline[0] / "adapter"
     before = (folder / "nft_config.json").read_bytes()
     for adapter, more, words in (
-        (folder, ["--prompts", "helpers.tiny_run:promts"], "promts"),
+        (folder, ["--prompts", "helpers.tiny_run:promts", "--trust"], "promts"),
         (folder, ["--reward", "helpers.tiny_run:brigth"], "brigth"),
+        (folder, [], "names code of your own or of somebody else: helpers.tiny_run:bright. Importing it runs it"),
         (folder, ["--pictures", "100"], "--pictures is 100, expected 240 or more"),
         ("shapes-warm", [], "there is no place to write to; give --out"),
     ):

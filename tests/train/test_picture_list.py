@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,15 @@ def test_a_byte_order_mark_and_the_line_ends_of_windows_are_read(tmp_path: Path)
     (folder / METADATA).write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*lines, ""]).encode())
     assert [row["prompt"] for row in read_rows(folder)] == ["a", "b"]
     assert [picture.prompt for picture in read_folder(folder).pictures] == ["a", "b"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' file names are always Unicode")
+def test_a_picture_whose_name_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "pictures", ["a", "b"])
+    (folder / "1.png").rename(folder / os.fsdecode(b"odd-\xff.png"))
+    for use in (find_pictures, Ratings, lambda folder: score_folder(folder, load_rewards({"sharpness": 1.0}))):
+        with pytest.raises(PictureListError, match=r"1 pictures whose names are not UTF-8.*: odd-\\udcff\.png"):
+            use(folder)
 
 
 @pytest.mark.parametrize(

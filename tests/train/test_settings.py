@@ -102,6 +102,23 @@ def test_a_bad_value_is_named(change, phrase):
     assert phrase in str(caught.value)
 
 
+def test_a_word_that_yaml_reads_as_true_or_false_is_explained(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("preset: shapes_warm\nname: off\n")
+    with pytest.raises(ConfigError, match=r"name is False .YAML reads on, off, yes and no.*put a word into quotes"):
+        TrainConfig.from_yaml(path)
+
+
+def test_aliases_that_stand_for_billions_of_values_make_a_short_error(tmp_path):
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)]
+    path = tmp_path / "run.yaml"
+    path.write_text("\n".join([*lines, "preset: shapes_warm", "lr: *i", "sample_prompts: *i", ""]))
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.from_yaml(path)
+    assert "lr is [[[..., ..., " in str(caught.value) and len(str(caught.value)) < 3000
+
+
 def test_yaml_files_that_cannot_be_used(tmp_path):
     with pytest.raises(ConfigError, match=r"neither a file nor a preset; presets: flux1_dev, .*, large_model, "):
         TrainConfig.from_yaml(tmp_path / "nothing.yaml")

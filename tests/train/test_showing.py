@@ -31,6 +31,7 @@ from nft_pipeline.training.run.check import check
 from nft_pipeline.training.run.stopping import Stopped
 from nft_pipeline.training.settings.config import TrainConfig
 from nft_pipeline.training.show import records
+from nft_pipeline.training.show.observer import Observer
 from nft_pipeline.training.show.records import Records, TrackerError, check_trackers
 
 LORA = "pytorch_lora_weights.safetensors"
@@ -87,26 +88,38 @@ def test_looking_changes_nothing(shown: Any, model: str, tmp_path: Path) -> None
     assert (out / "losses.jsonl").read_text() == (tmp_path / "losses.jsonl").read_text()
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])  # 3 is inside of the second round, after its sweep
+# 2 is while the grid of that step is drawn; 3 is inside of the second round, after its sweep.
+@pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_run_that_was_stopped_shows_the_same(
     shown: Any, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     kind, out, _ = shown
-    real_step = Learner.step
+    real_step, real_grid = Learner.step, Observer.grid
 
     def asks_to_stop(self: Learner, pool: Any) -> dict[str, float]:
         losses = real_step(self, pool)
-        if self.step_number == at:
+        if self.step_number == at != 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return losses
 
+    def asks_while_drawing(self: Observer, learner: Learner) -> None:
+        if learner.step_number == at == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real_grid(self, learner)
+
     monkeypatch.setattr(Learner, "step", asks_to_stop)
-    with pytest.raises(Stopped):
+    monkeypatch.setattr(Observer, "grid", asks_while_drawing)
+    with pytest.raises(Stopped, match=f"stopped at step {at} of 4"):
         run(model, tmp_path, PLAIN[kind], **MORE[kind])
     monkeypatch.setattr(Learner, "step", real_step)
+    monkeypatch.setattr(Observer, "grid", real_grid)
+    if kind == "online" and at == 2:  # as if it had been killed in the middle of writing a sweep down
+        (tmp_path / "sweeps.jsonl").write_text((out / "sweeps.jsonl").read_text().splitlines()[0] + "\n")
     torch.manual_seed(99)
     run(model, tmp_path, PLAIN[kind], **MORE[kind])
     assert same_weights(out, tmp_path)
+    if kind == "online":
+        assert (tmp_path / "best" / LORA).read_bytes() == (out / "best" / LORA).read_bytes()
     for name in ("losses.jsonl", "sweeps.jsonl", *["rounds.jsonl"] * (kind == "online")):
         assert (tmp_path / name).read_text() == (out / name).read_text(), name
     for number in (0, 2, 4):

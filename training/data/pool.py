@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from .optimality import Optimality, by_prompt, optimality
 
 FORMAT = Format(version=1)
 HASH_KEY = "sha256"  # of the tensors, in the header; the first files have none
+NAMES_KEY = "tensors"  # what they are called, which the hash does not cover
 
 
 class PoolError(ValueError):
@@ -212,17 +213,24 @@ def pool_key(made_with: Mapping[str, Any]) -> str:
 def save_pool(pool: Pool, path: Path, key: str) -> None:
     """Write a pool to one safetensors file, whole or not at all."""
     tensors = {name: value.contiguous() for name, value in pool.tensors().items()}
-    atomic_write_bytes(path, safetensors_bytes(tensors, {"pool_key": key, VERSION_KEY: str(FORMAT.version)}, HASH_KEY))
+    header = {"pool_key": key, NAMES_KEY: " ".join(sorted(tensors)), VERSION_KEY: str(FORMAT.version)}
+    atomic_write_bytes(path, safetensors_bytes(tensors, header, HASH_KEY))
 
 
-def load_pool(path: Path, key: str) -> Pool | None:
-    """The pool in `path` if it was made with the same settings; None if there is none or it belongs to others.
+def load_pool(path: Path, key: str, say: Callable[[str], None] = lambda line: None) -> Pool | None:
+    """The pool in `path` if it was made with the same settings; None if there is none to use: it is to be made then.
 
-    Settings that the file lacks count as their defaults: its version did not have them yet. The first files hold 16 hex
-    digits in place of the settings, which are compared with those that the same settings gave then.
+    There is none to use if the file is missing, belongs to other settings, or is damaged. Settings that the file lacks
+    count as their defaults: its version did not have them yet. The first files hold 16 hex digits in place of the
+    settings, which are compared with those that the same settings gave then.
+
+    Args:
+        path: the pool's file.
+        key: what `pool_key` makes of the settings.
+        say: called with a line that names a damaged file and what is wrong with it.
 
     Raises:
-        PoolError: the file is damaged, or of a newer version.
+        PoolError: the file is of a newer version.
     """
     if not path.is_file():
         return None
@@ -233,14 +241,15 @@ def load_pool(path: Path, key: str) -> Pool | None:
             return None
         file = read_safetensors(path, path.name, path.stat().st_size, HASH_KEY)
         if file.hash_fault:
-            raise PoolError(f"{path} is damaged: {file.hash_fault}. Delete it; the run will sample a new one")
+            raise AdapterError(file.hash_fault)
+        if header.get(NAMES_KEY, names := " ".join(sorted(file.tensors))) != names:
+            raise AdapterError(f"its tensors are {names}, expected {header[NAMES_KEY]}")
         return Pool.from_tensors(file.tensors)
     except VersionError as error:
         raise PoolError(f"{path} cannot be used here: {error}. Or delete it; the run will sample a new one") from error
-    except (AdapterError, OSError, LookupError, TypeError) as error:
-        raise PoolError(
-            f"{path} cannot be read as a pool: {error}. Delete it; the run will sample a new one"
-        ) from error
+    except (AdapterError, OSError, LookupError, TypeError, ValueError, RecursionError) as error:
+        say(f"warning: {path} cannot be read as a pool: {error}. It is made again")
+        return None
 
 
 def _same_pool(in_file: str, wanted: str) -> bool:

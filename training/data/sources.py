@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from nft_pipeline.files.picture_list import METADATA
+from nft_pipeline.files.private import without_password
 
 from ..bases.base import TrainBase
 from ..rewards.find import Scorer, find_prompts, find_reward
 from ..settings.config import TrainConfig
 from ..settings.data import DataSettings
+from ..settings.public import public_names
 from .folder import folder_pool, read_folder, split, support_gap
 from .pool import Pool, check_pool, load_pool, pool_key, sample_pool, save_pool
 
@@ -30,9 +32,10 @@ Say = Callable[[str], None]
 
 
 def rewards_of(config: DataSettings) -> dict[str, Scorer]:
-    """The run's rewards by name: r by each one's card with optimality "raw", else scores for it to normalise."""
-    own_scale, options = config.optimality != "raw", config.reward_options
-    return {name: find_reward(name, own_scale=own_scale, **options.get(name, {})) for name in config.weights}
+    """The run's rewards by their public names: r by each one's card with optimality "raw", else scores for it to
+    normalise."""
+    own_scale, options, shown = config.optimality != "raw", config.reward_options, public_names(config.weights)
+    return {shown[name]: find_reward(name, own_scale=own_scale, **options.get(name, {})) for name in config.weights}
 
 
 def offline_pools(base: TrainBase, config: TrainConfig, out: Path, say: Say) -> tuple[Pool, Pool | None]:
@@ -69,10 +72,11 @@ def _sampled(base: TrainBase, config: TrainConfig, out: Path, say: Say, *, held_
     size, seed = config.pool_size, config.seed
     if held_out:
         size, seed = config.held_out_size, config.seed + HELD_OUT_SEED
-    made = {"prompts": prompts, "reward": config.weights, "size": size, "seed": seed, "batch": config.pool_batch}
+    weights = {without_password(name): weight for name, weight in config.weights.items()}
+    made = {"prompts": prompts, "reward": weights, "size": size, "seed": seed, "batch": config.pool_batch}
     label = "held out" if held_out else "pool"
     path, key = out / f"{label.replace(' ', '_')}.safetensors", pool_key({**_settings(base, config), **made})
-    pool = load_pool(path, key)
+    pool = load_pool(path, key, say)
     if pool is None:
         pool, found = sample_pool(
             base,
@@ -82,7 +86,7 @@ def _sampled(base: TrainBase, config: TrainConfig, out: Path, say: Say, *, held_
             size=size,
             seed=seed,
             batch=config.pool_batch,
-            weights=config.weights,
+            weights=config.public_weights,
             at=config.optimality_at,
             mix=config.mix,
             label=label,
@@ -101,7 +105,7 @@ def _folder(base: TrainBase, config: TrainConfig, out: Path, say: Say) -> tuple[
     said = hashlib.sha256((Path(config.data) / METADATA).read_bytes()).hexdigest()
     stamps = [[p.path.stat().st_size, p.path.stat().st_mtime_ns] for p in folder.pictures]
     path, key = out / "pool.safetensors", pool_key({**_settings(base, config), "metadata": said, "stamps": stamps})
-    pool = load_pool(path, key)
+    pool = load_pool(path, key, say)
     if pool is None:
         pool, found = folder_pool(folder, base, config.optimality, at=config.optimality_at)
         say(f"data, scored: {found.describe()}; sizes of picture: {len(pool.buckets)}")

@@ -4,6 +4,7 @@ adapter."""
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="classifier-free guidance to calibrate at (default: what the adapter was made for). A map for another "
         "scale than before is kept beside the first",
     )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import the code that the adapter names (module:name) without asking; look at it first if the adapter is "
+        "from somebody else",
+    )
     parser.add_argument("--steps", type=int, help="denoising steps (default: what the model sets)")
     parser.add_argument("--batch", type=int, default=32, help="pictures at once (default: 32); less needs less memory")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
@@ -75,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     from nft_pipeline.sampling import pick_device, pick_dtype
 
     from ..rewards.find import find_prompts
+    from ..settings.public import public_names
+    from ..settings.trust import ask
     from .calibrate import LEAST
     from .measure_adapter import calibrate_adapter
 
@@ -93,6 +102,10 @@ def run(args: argparse.Namespace) -> int:
     pipe.load_nft_adapter(args.adapter, **theirs)
     config = pipe.nft_adapters["default"].config
     settings = _run_settings(config)
+    theirs_too = {} if args.reward else {"reward": config.reward.get("name"), "rewards": settings.get("rewards")}
+    if not args.prompts:
+        theirs_too |= {name: settings.get(name) for name in ("prompts", "held_out_prompts")}
+    ask(f"the adapter {config.name!r}", theirs_too, args.trust)
     prompts_name = args.prompts or settings.get("held_out_prompts") or settings.get("prompts")
     if not prompts_name:
         raise ValueError(f"{config.name!r} does not say which prompts it was measured on; give --prompts")
@@ -108,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     judging = _judging(args, config, settings)
     if not judging.rewards and pipe.nft_adapters["default"].head is None:
         raise ValueError(f"{config.name!r} has no alpha head that could judge; give --reward")
-    who = " + ".join(judging.rewards) or "its own alpha head"
+    who = " + ".join(public_names(judging.rewards).values()) or "its own alpha head"
     print(f"calibrating {config.name}: {args.pictures} pictures, judged by {who}")
     adapter, found = calibrate_adapter(
         pipe, "default", prompts, judging, pictures=args.pictures, seed=args.seed, batch=args.batch, call=call
@@ -119,6 +132,7 @@ def run(args: argparse.Namespace) -> int:
 def _judging(args: argparse.Namespace, config: AdapterConfig, settings: dict[str, Any]) -> Judging:
     """Who judges: what --reward names, or the rewards of the run; nobody where there are only likes."""
     from ..rewards.find import find_reward
+    from ..settings.public import LEFT_OUT
     from .measure_adapter import Judging
 
     watch = find_reward(args.watch) if args.watch else None
@@ -126,15 +140,15 @@ def _judging(args: argparse.Namespace, config: AdapterConfig, settings: dict[str
         rewards = {} if args.reward == "alpha" else {args.reward: find_reward(args.reward)}
         return Judging(rewards, {}, watch=watch)
     name = config.reward.get("name", "")
-    options: dict[str, dict[str, Any]] = settings.get("rewards") or ({} if name in NOBODY else {name: {}})
+    recorded = settings.get("rewards")
+    entries = dict(recorded) if isinstance(recorded, Mapping) and recorded else {} if name in NOBODY else {name: 1.0}
     method: Method = settings.get("optimality", "raw")
-    weights = {one: float(more.get("weight", 1.0)) for one, more in options.items()}
-    rewards = {
-        one: find_reward(
-            one, own_scale=method != "raw", **{key: value for key, value in more.items() if key != "weight"}
-        )
-        for one, more in options.items()
-    }
+    rewards, weights = {}, {}
+    for one, entry in entries.items():
+        options = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
+        weights[one] = float(options.pop("weight", 1.0))
+        known = {key: value for key, value in options.items() if value != LEFT_OUT}
+        rewards[one] = find_reward(one, own_scale=method != "raw", **known)
     return Judging(rewards, weights, method, settings.get("optimality_at"), watch, settings.get("mix", "mean"))
 
 

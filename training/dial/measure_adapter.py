@@ -17,6 +17,7 @@ from ..bases.registry import train_base
 from ..devices.precision import choose_precision
 from ..rewards.find import Scorer
 from ..settings.choices import Method, Mix
+from ..settings.public import public_names
 from .calibrate import Calibrated, Settings, calibrate
 from .draws import Draws
 from .judges import AlphaJudge, RewardJudge
@@ -77,7 +78,7 @@ def calibrate_adapter(
     draws = draws_of(pipe, name, prompts, batch, call, stop)
     if judging.rewards:
         judge: Any = RewardJudge(draws.texts, judging.rewards, judging.weights, judging.method, judging.at, judging.mix)
-        judged_by, judge_name = "reward", ", ".join(judging.rewards)
+        judged_by, judge_name = "reward", ", ".join(public_names(judging.rewards).values())
     else:
         judge, judged_by, judge_name = AlphaJudge(draws), "alpha", "the alpha head, at low noise"
     watch = None if judging.watch is None else RewardJudge(draws.texts, {"watched": judging.watch}, {})

@@ -195,7 +195,7 @@ def sample_round(
     found = optimality(
         table,
         config.optimality,
-        weights=config.weights,
+        weights=config.public_weights,
         groups=groups,
         at=config.optimality_at,
         sum_first=config.authors_trainer,

@@ -30,6 +30,7 @@ from ..rewards.contract import RewardError
 from ..rewards.find import find_prompts
 from ..settings import stored
 from ..settings.config import TrainConfig
+from ..settings.trust import code_in
 from .trainer import load_base
 
 STEPS = 384
@@ -174,6 +175,8 @@ def baked_config(adapter: Adapter, settings: TrainConfig, ceiling: float, losses
 def _prompts(settings: TrainConfig, given: bool) -> list[str]:
     assert settings.prompts is not None
     try:
+        if not given and (code := code_in({"prompts": settings.prompts})):
+            raise RewardError(f"{code[0]} is code that the adapter names, and importing it runs it")
         return find_prompts(settings.prompts)
     except RewardError as error:
         if given:

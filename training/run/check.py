@@ -25,6 +25,7 @@ from ..learn.online import baseline_warning
 from ..rewards.find import find_prompts, find_reward
 from ..settings.config import TrainConfig
 from ..settings.file import read_settings
+from ..settings.public import public_reward
 from ..show.observer import held_out
 from ..show.records import check_trackers
 from .checkpoint import load_checkpoint
@@ -76,9 +77,9 @@ def check(
     options = config.reward_options if config is not None else {}
     names = [mapping.get("reward"), *(mapping.get("rewards") or {})]
     for name in [name for name in names if isinstance(name, str) and name]:
-        stage(f"reward {name}", partial(find_reward, name, **options.get(name, {})))
+        stage(f"reward {public_reward(name)}", partial(find_reward, name, **options.get(name, {})))
     if isinstance(mapping.get("watch_reward"), str) and mapping["watch_reward"]:
-        stage(f"reward {mapping['watch_reward']}", partial(find_reward, mapping["watch_reward"]))
+        stage(f"reward {public_reward(mapping['watch_reward'])}", partial(find_reward, mapping["watch_reward"]))
     for key in ("prompts", "held_out_prompts"):
         if isinstance(mapping.get(key), str):
             stage(key, partial(find_prompts, mapping[key]))

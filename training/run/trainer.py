@@ -1,6 +1,7 @@
 """A training run from settings to adapter: pictures -> scores -> objective -> checkpoint -> adapter.
 
 The same call resumes: a pool and a checkpoint found in the run's folder are used if they belong to the same settings.
+A damaged checkpoint gives way to the one before, and a damaged pool is made again.
 """
 
 from __future__ import annotations
@@ -278,16 +279,22 @@ class Run:
             self._look(learner)
 
     def _look(self, learner: Learner, again: bool = False) -> None:
-        """A sweep, and the adapter as it is now kept beside if it is the best so far."""
+        """A sweep, and the adapter as it is now kept beside if it is the best so far.
+
+        The sweep is written down last, so that a run that was killed in between makes both again.
+        """
         sweep = self.sharding.first(lambda: self.observer.look(learner, again))
         self._stop_if_asked(learner)
-        if sweep is not None and self.config.keep_best and self.observer.is_best(sweep):
+        if sweep is None:
+            return
+        if self.config.keep_best and self.observer.is_best(sweep, learner.step_number):
             with averaged(learner):
                 pictures, strength = self._sampled(learner), choose_strength(sweep).strength
                 best = make_adapter(learner, self.base_identity, learner.mean_r, pictures, (), strength, sweep.shift)
             report = run_report(self.config, Trained(), (), sweep)
             write_adapter(self.out / "best", best, {REPORT_FILE: report.to_json().encode()})
             self.say(f"best so far, written to {self.out / 'best'}")
+        self.observer.record(sweep, learner.step_number)
 
     def _sampled(self, learner: Learner) -> int:
         """Pictures that an online run has sampled."""
@@ -301,7 +308,7 @@ class Run:
         """
         config, number = self.config, learner.round_number
         path, key = self.out / "round.safetensors", pool_key({"settings": config.to_dict(), "round": number})
-        pool, drawn = load_pool(path, key), prompts.of_round(number)
+        pool, drawn = load_pool(path, key, self.say), prompts.of_round(number)
         if pool is not None:
             # The first versions kept the conditions of all prompts in it.
             return pool if pool.conditions else replace(pool, conditions=drawn.conditions)
@@ -341,8 +348,8 @@ class Run:
             leave=not quiet,
         ) as bar:
             while learner.step_number < until:
-                self._stop_if_asked(learner)
                 self.grid(learner)
+                self._stop_if_asked(learner)  # before the next step, or a grid that was interrupted is never drawn
                 started = time.monotonic()
                 with memory_advice("training", micro_batch=config.micro_batch):
                     losses = learner.step(pool)

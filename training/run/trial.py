@@ -110,7 +110,8 @@ class Trial:
             observer.begin(learner)
             with self._steps(min(2, config.pool_steps)):
                 observer.grid(learner)
-                observer.look(learner)
+                if sweep := observer.look(learner):
+                    observer.record(sweep, learner.step_number)
             if observer.draws:
                 places = [(place % len(observer.live.texts), place) for place in range(rows or 4)]
 
@@ -134,7 +135,12 @@ class Trial:
             return
         groups = prompt.numpy() if config.online else None
         optimality(
-            scores, config.optimality, weights=config.weights, groups=groups, at=config.optimality_at, mix=config.mix
+            scores,
+            config.optimality,
+            weights=config.public_weights,
+            groups=groups,
+            at=config.optimality_at,
+            mix=config.mix,
         )
         others = np.ascontiguousarray(pictures[:, :, ::-1])  # scores of the same pictures may be remembered
         again = timed(lambda: [score(reward, name, others, texts) for name, reward in rewards.items()])

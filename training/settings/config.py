@@ -20,6 +20,7 @@ from .data import DataSettings
 from .file import read_settings
 from .learning import AdapterSettings, OptimiserSettings
 from .objective import ObjectiveSettings, objective_faults
+from .public import public_reward, with_secrets, without_secret_options
 from .run import MachineSettings, RunSettings
 from .sampling import RoundSettings, SamplingSettings
 from .show import ShowSettings
@@ -29,7 +30,8 @@ def _in_words(value: Any) -> str:
     """A setting's value as errors show it: options of rewards may be secret, so of a mapping only the names."""
     if isinstance(value, Mapping):
         return f"a mapping with {', '.join(without_secrets(str(name)) for name in value) or 'nothing in it'}"
-    return without_secrets(shown(value))
+    hint = " (YAML reads on, off, yes and no as true and false; put a word into quotes)" * isinstance(value, bool)
+    return without_secrets(shown(value)) + hint
 
 
 # The last base comes first in `fields` and so in settings.yaml: these are the sections from bottom to top.
@@ -66,6 +68,7 @@ class TrainConfig(
         )
         if faults:
             raise ConfigError(faults)
+        object.__setattr__(self, "rewards", with_secrets(self.rewards))
 
     @property
     def kind(self) -> Kind:
@@ -81,8 +84,8 @@ class TrainConfig(
         return self.rounds * self.round_steps if self.online else self.steps
 
     def to_dict(self) -> dict[str, Any]:
-        """Every setting by name, flat, as `from_mapping` takes it."""
-        return asdict(self)
+        """Every setting by name, flat, as `from_mapping` takes it; of secrets only that there is one."""
+        return without_secret_options(asdict(self))
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> TrainConfig:
@@ -126,7 +129,9 @@ class TrainConfig(
         if self.online and self.kind == "positive":
             faults.append("objective is 'positive' and rounds above 0: online runs train 'policy' or 'paper'")
         if self.watch_reward and self.watch_reward in (self.reward, *self.rewards):
-            faults.append(f"watch_reward is {self.watch_reward!r}, which is trained on; watch one that is not")
+            faults.append(
+                f"watch_reward is {public_reward(self.watch_reward)!r}, which is trained on; watch one that is not"
+            )
         if self.keep_best and not (self.online and self.sweep_every and self.sweep_size and 1 in self.sweep_strengths):
             faults.append(
                 "keep_best is true, which needs an online run with sweeps to compare: rounds, sweep_every and "

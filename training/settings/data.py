@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from nft_pipeline.checks import Check, choice, flag, number, optional
 
 from .choices import METHODS, MIXES, Method, Mix
-from .public import public_reward
+from .public import public_names, public_reward, revealed
 from .section import TEXT, TEXT_OR_EMPTY, Section
 
 
@@ -116,15 +116,20 @@ class DataSettings(Section):
         return {self.reward: 1.0} if self.reward else weights
 
     @property
+    def public_weights(self) -> dict[str, float]:
+        """`weights` by the names that may stand in records and reports."""
+        shown = public_names(self.weights)
+        return {shown[name]: weight for name, weight in self.weights.items()}
+
+    @property
     def reward_options(self) -> dict[str, dict[str, Any]]:
-        """What each of `rewards` is made with, by name."""
-        return {name: _entry(value)[1] for name, value in self.rewards.items()}
+        """What each of `rewards` is made with, by name, secrets among it."""
+        return {name: revealed(_entry(value)[1]) for name, value in self.rewards.items()}
 
     @property
     def reward_name(self) -> str:
         """For reports: "aesthetic", "aesthetic + 0.5 text", or "aesthetic x text" for a product."""
-        weights = [(public_reward(name), weight) for name, weight in self.weights.items()]
-        parts = [name if weight == 1 else f"{weight:g} {name}" for name, weight in weights]
+        parts = [name if weight == 1 else f"{weight:g} {name}" for name, weight in self.public_weights.items()]
         return (" x " if self.mix == "product" else " + ").join(parts) or "the scores in metadata.jsonl"
 
     def data_faults(self) -> list[str]:
@@ -158,7 +163,7 @@ class DataSettings(Section):
         if len(self.rewards) < 2:
             faults.append(f"mix is 'product' with {len(self.weights)} of `rewards`: it needs two or more to multiply")
         if any(weight != 1 for weight in self.weights.values()):
-            faults.append(f"mix is 'product' with the weights {self.weights}: a product has none, set each to 1")
+            faults.append(f"mix is 'product' with the weights {self.public_weights}: a product has none, set each to 1")
         if self.optimality == "group":
             faults.append(
                 "mix is 'product' with optimality 'group', whose r stays near 1/2 for all pictures; use raw, rank or "

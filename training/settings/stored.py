@@ -11,6 +11,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from .config import TrainConfig
+from .public import with_secrets, without_secret_options
 
 _FIRST = """
 adaptive_noise base_model baseline batch checkpoint_every data ema eta0 gradient_checkpointing group_size guidance_scale
@@ -37,5 +38,8 @@ def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def that_matter(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide where a run arrives: all but `TrainConfig.may_change`."""
-    return {name: value for name, value in settings.items() if name not in TrainConfig.may_change}
+    """The settings that decide where a run arrives: all but `TrainConfig.may_change`, and no secrets."""
+    matter = {name: value for name, value in settings.items() if name not in TrainConfig.may_change}
+    if isinstance(rewards := matter.get("rewards"), Mapping):  # files of earlier versions hold secrets as they are
+        matter["rewards"] = without_secret_options(with_secrets(rewards))
+    return matter

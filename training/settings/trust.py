@@ -1,4 +1,4 @@
-"""Settings that run code: a file from somebody else asks before what it names is imported."""
+"""Settings that run code: what a file or an adapter from somebody else names is asked about before it is imported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ def ask_before_code(source: str, overrides: Mapping[str, Any], trust: bool) -> N
     Raises:
         ConfigError: no such file; or the person said no, or cannot be asked.
     """
-    code = code_in({name: value for name, value in read_settings(source).items() if name not in overrides})
+    ask(source, {name: value for name, value in read_settings(source).items() if name not in overrides}, trust)
+
+
+def ask(source: str, settings: Mapping[str, Any], trust: bool) -> None:
+    """Ask whether the code that settings name may run; arguments and errors as `ask_before_code`."""
+    code = code_in(settings)
     if trust or not code:
         return
     what = f"{source} names code of your own or of somebody else: {', '.join(code)}"

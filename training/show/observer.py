@@ -39,7 +39,7 @@ from ..learn.learner import Learner
 from ..rewards.find import find_prompts, find_reward
 from ..settings.config import TrainConfig
 from ..settings.data import DataSettings
-from ..settings.public import public_settings
+from ..settings.public import public_reward, public_settings
 from .dial_words import DialWords, dial_words
 from .live import LIVE, Interrupted, Live
 from .page import write_page
@@ -166,10 +166,10 @@ class Observer:
         self.records.picture("samples", picture, step)
 
     def look(self, learner: Learner, again: bool = False) -> Sweep | None:
-        """Sweep over the held-out prompts, and say and record what was found.
+        """Sweep over the held-out prompts; `record` writes it down.
 
         Args:
-            again: also if the records have a sweep of this step.
+            again: also if the records have a whole sweep of this step.
 
         Returns:
             The sweep; None if none is wanted, or the run was asked to stop.
@@ -177,10 +177,11 @@ class Observer:
         config, step = self.config, learner.step_number
         if not (self._works and config.sweep_size):
             return None
-        if not again and any(row["step"] == step for row in self.records.rows("sweeps")):
+        lines = sum(row["step"] == step for row in self.records.rows("sweeps"))
+        if not again and lines >= len(config.sweep_strengths):  # a kill may have left some of them
             return None
         name = config.watch_reward
-        watched = (name, find_reward(name, own_scale=True)) if name else None
+        watched = (public_reward(name), find_reward(name, own_scale=True)) if name else None
         rows = sweep_rows(self._held, config.sweep_size)
         try:
             sweep = run_sweep(
@@ -189,24 +190,27 @@ class Observer:
                 rows,
                 config.sweep_strengths,
                 rewards_of(config),
-                config.weights,
+                config.public_weights,
                 watched,
                 self._words,
             )
         except Interrupted:
             return None
+        self.sweep = sweep
+        return sweep
+
+    def record(self, sweep: Sweep, step: int) -> None:
+        """Say and write down what a sweep at a step found. A run that goes on takes it for done from then on."""
         verdict = hacking_verdict(sweep)
         self.records.forget_after("sweeps", step - 1)
         for point, line in zip(sweep.points, sweep.lines(), strict=True):
             said = {} if verdict is None else {"trusted": is_trusted(sweep, point), "verdict": verdict.verdict}
             self.records.log("sweeps", {"step": step, **line, **said}, step)
-        self.sweep = sweep
         if sweep.goal is not None and verdict is not None:
             values = ", ".join(f"{p.values[sweep.goal].mean:.3f} at {p.strength:g}" for p in sweep.points)
             self.say(f"held out, step {step}: {sweep.goal} {values}")
             warning = "" if verdict.verdict == "none seen" else "warning: "
             self.say(f"{warning}reward hacking: {verdict.verdict}; {verdict.reason}")
-        return sweep
 
     def calibrate(self, learner: Learner) -> Calibrated | None:
         """Find out what each setting of the dial does; from then on everything is drawn by what was found.
@@ -233,7 +237,7 @@ class Observer:
         with live.guided(learner):
             draws = Draws(self.base, LIVE, texts, conditions, live.empty, config.pool_batch, live.stop)
             judge = (
-                RewardJudge(texts, rewards, config.weights, config.optimality, config.optimality_at, config.mix)
+                RewardJudge(texts, rewards, config.public_weights, config.optimality, config.optimality_at, config.mix)
                 if rewards
                 else AlphaJudge(draws)
             )
@@ -251,13 +255,14 @@ class Observer:
             self.say(f"strength {strength:g}: {promise(self._dialled, strength)}")
         return result
 
-    def is_best(self, sweep: Sweep) -> bool:
-        """Whether no earlier sweep that trusts strength 1 has a higher held-out reward at strength 1 than this one."""
+    def is_best(self, sweep: Sweep, step: int) -> bool:
+        """Whether no sweep before this step that trusts strength 1 has a higher held-out reward there than this one."""
         point = next((point for point in sweep.points if point.strength == 1), None)
         if sweep.goal is None or point is None or not is_trusted(sweep, point):
             return False
-        rows = [row for row in self.records.rows("sweeps") if row["strength"] == 1 and row.get("trusted")]
-        return point.values[sweep.goal].mean >= max((row[sweep.goal] for row in rows), default=-np.inf)
+        earlier = [row for row in self.records.rows("sweeps") if row["step"] < step]
+        rows = [row for row in earlier if row["strength"] == 1 and row.get("trusted")]
+        return point.values[sweep.goal].mean >= max((row.get(sweep.goal, -np.inf) for row in rows), default=-np.inf)
 
     def draw_for_card(self, learner: Learner) -> None:
         """Draw the pictures that go with the adapter, unless the run was asked to stop."""

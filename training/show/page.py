@@ -75,18 +75,19 @@ def write_page(
         buffer = io.BytesIO()
         plot_reliability(calibration, buffer, "alpha on held-out samples")
         plots["Alpha calibration"] = buffer.getvalue()
+    settings = without_paths(public_settings(config.to_dict()))
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     template = environment.from_string((Path(__file__).parent / "page.html.jinja").read_text(encoding="utf-8"))
     page = template.render(
         config=config,
-        base_model=without_paths(config.base_model),
         report=report,
         strength=strength,
         why=why,
         dial=dial,
         plots={name: _data_url(picture, "png") for name, picture in plots.items() if picture is not None},
         grids={step: _grid_url(path) for step, path in _some(grids or {}).items()},
-        settings=yaml.safe_dump(without_paths(public_settings(config.to_dict())), sort_keys=False, allow_unicode=True),
+        settings=settings,
+        settings_text=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
     )
     return atomic_write_bytes(out / PAGE_FILE, page.encode())
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +31,6 @@ from ..settings.public import public_settings
 
 TABLES = ("losses", "rounds", "sweeps")
 FLUSH_SECONDS = 10
-_REMOTE = re.compile(r"remote:\S+")  # a served reward's address is nobody else's business
 
 
 class TrackerError(ValueError):
@@ -92,7 +90,7 @@ class Records:
         flat = dict(_flat(entry))
         at = f"strength {entry['strength']:g}/" if "strength" in entry else ""
         numbers = {
-            f"{table}/{at}{re.sub(_REMOTE, 'remote', without_secrets(name))}": float(value)
+            f"{table}/{at}{without_secrets(name)}": float(value)
             for name, value in flat.items()
             if isinstance(value, (int, float)) and name not in ("step", "round", "strength")
         }

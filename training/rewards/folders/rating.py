@@ -129,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._is_for_us():
             return
         length = self.headers.get("Content-Length", "")
-        if not length.isdigit() or int(length) > _LARGEST_REQUEST:
+        if not length.isdecimal() or int(length) > _LARGEST_REQUEST:
             self.close_connection = True
             self._json(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": "that is no rating: too large, or of no length"})
             return
@@ -148,6 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json(HTTPStatus.OK, {"image": self.ratings.undo()})
             else:
                 self._json(HTTPStatus.NOT_FOUND, {"error": f"there is nothing at {self.path}"})
+        except RecursionError:
+            self._json(HTTPStatus.BAD_REQUEST, {"error": "that is no rating: its JSON is nested too deeply"})
         except ValueError as error:  # RatingError, PictureListError, no JSON
             self._json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
         except OSError as error:

@@ -12,7 +12,7 @@ import torch
 from PIL.Image import Image
 from pydantic import ValidationError
 
-from nft_pipeline.files.private import without_password
+from nft_pipeline.files.private import Secret, without_password
 
 from ..contract import Reward, RewardError, RewardOutput
 from ..server.caller import Caller, ServerError
@@ -38,7 +38,7 @@ class RemoteReward(Reward):
     def __init__(
         self,
         url: str,
-        token: str | None = None,
+        token: str | Secret | None = None,
         per_request: int = 8,
         concurrency: int = 4,
         timeout: float = 120.0,
@@ -91,10 +91,10 @@ class RemoteReward(Reward):
         try:
             answer = ScoreAnswer.model_validate(self.caller.post("/score", request))
         except ValidationError as error:
-            raise ServerError(f"{self.caller.url} gave no scores: {error.errors()[0]['msg']}", "no_scores") from error
+            raise ServerError(f"{self.caller.shown} gave no scores: {error.errors()[0]['msg']}", "no_scores") from error
         if len(answer.scores) != len(request["pictures"]):
             raise ServerError(
-                f"{self.caller.url} gave {len(answer.scores)} scores for {len(request['pictures'])} pictures",
+                f"{self.caller.shown} gave {len(answer.scores)} scores for {len(request['pictures'])} pictures",
                 "no_scores",
             )
         return answer

@@ -19,11 +19,11 @@ from typing import Any
 import requests
 from tqdm import tqdm
 
-from nft_pipeline.files.private import without_password
+from nft_pipeline.files.private import Secret, without_password
 
 from ..contract import RewardError
 
-_PASSES = {429, 502, 503, 504}
+_PASSES = {408, 429, 502, 503, 504}
 _LONGEST_WAIT = 8.0  # seconds between two tries of one request
 
 
@@ -53,7 +53,7 @@ class Caller:
     def __init__(
         self,
         url: str,
-        token: str | None = None,
+        token: str | Secret | None = None,
         *,
         health: str = "/health",
         timeout: float = 120.0,
@@ -70,7 +70,7 @@ class Caller:
         self.url, self.health, self.timeout, self.retries = url.rstrip("/"), health, timeout, retries
         self.shown = without_password(self.url)
         self.backoff, self.patience, self.probe_every, self.say = backoff, patience, probe_every, say
-        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.token = Secret(token) if token else None
         self.circuit = threading.Lock()  # held by the one thread that waits for the server while it is away
         self.returns = 0  # how often it came back; a thread that failed before that simply tries again
         self.given_up: tuple[int, str] | None = None
@@ -135,7 +135,7 @@ class Caller:
         """An answer that is final; or none, why, and the seconds the server asks for."""
         try:
             answer = requests.request(
-                method, self.url + path, json=payload, headers=self.headers, timeout=(10.0, self.timeout)
+                method, self.url + path, json=payload, headers=self._headers(), timeout=(10.0, self.timeout)
             )
         except requests.Timeout:
             return None, f"no answer within {self.timeout:g} s", 0.0
@@ -144,7 +144,7 @@ class Caller:
         if answer.status_code not in _PASSES:
             return answer, "", 0.0
         asked = answer.headers.get("Retry-After", "")
-        return None, f"HTTP {answer.status_code}", min(float(asked), 60.0) if asked.isdigit() else 0.0
+        return None, f"HTTP {answer.status_code}", min(float(asked), 60.0) if asked.isdecimal() else 0.0
 
     def _wait_for_server(self, reason: str, returns: int) -> None:
         with self.circuit:
@@ -175,9 +175,12 @@ class Caller:
         if self.stopped.wait(seconds):
             raise ServerError(f"waiting for {self.shown} was ended", "stopped")
 
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token.reveal()}"} if self.token else {}
+
     def _is_well(self) -> bool:
         try:
-            return requests.get(self.url + self.health, headers=self.headers, timeout=10.0).status_code == 200
+            return requests.get(self.url + self.health, headers=self._headers(), timeout=10.0).status_code == 200
         except requests.RequestException:
             return False
 
