@@ -34,7 +34,7 @@ def launch(page: gr.Blocks, **options: Any) -> str:
     Raises:
         OSError: the port is taken.
     """
-    theme = gr.themes.Base(primary_hue="orange", **_FONTS)  # type: ignore[arg-type]
+    theme = gr.themes.Base(primary_hue="orange", **_FONTS)
     css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     looks: dict[str, Any] = {"theme": theme, "css": css, "footer_links": [], "ssr_mode": False, "quiet": True}
     _, local, shared = page.queue(default_concurrency_limit=None).launch(prevent_thread_lock=True, **looks, **options)
@@ -106,7 +106,7 @@ class _Page:
             strength.input(**draw, trigger_mode="always_last")
             for event in (page.load, strength.release, prompt.submit, prompt.blur, seed.submit, seed.blur):
                 event(**draw, trigger_mode="multiple")
-            another.click(lambda at: (int(at) + 1) % SEEDS, [seed], [seed], **quiet).then(**draw)
+            another.click(lambda at: (int(at or 0) + 1) % SEEDS, [seed], [seed], **quiet).then(**draw)
             for button, text in zip(examples, prompts, strict=False):
                 button.click(lambda text=text: text, None, [prompt], **quiet).then(**draw)
             chosen = adapter.input(self.choose, [adapter, strength], [strength, about], **quiet)
@@ -139,7 +139,7 @@ class _Page:
         session = request.session_hash
         wish = Wish(adapter, prompt.strip(), int(seed or 0) % SEEDS, round(strength, 3))
         if not wish.prompt:
-            yield gr.skip(), gr.skip(), words.fault(ValueError("Type a prompt: what to draw, in words.")), gr.skip()
+            yield gr.skip(), gr.skip(), words.ASK, gr.skip()
             return
         self.wanted[session] = wish
         try:
@@ -168,15 +168,17 @@ class _Page:
         def rate(shown: Wish | None, mine: str | None) -> tuple[Any, ...]:
             if shown is None:
                 return "There is no picture yet.", mine, gr.skip()
-            folder = self.likes or Path(mine or Path(tempfile.mkdtemp()) / "likes")
             try:
-                said = keep(folder, self.studio, shown, liked)
+                if self.likes is None:
+                    mine = mine or tempfile.mkdtemp(prefix="diffusion-nft-likes-")
+                folder = self.likes or Path(mine or "", "likes")
+                judged = keep(folder, self.studio, shown, liked)
                 file = gr.skip() if self.likes else gr.DownloadButton(value=str(as_zip(folder)), visible=True)
             except (ValueError, OSError) as error:
                 return f"Not kept: {error}", mine, gr.skip()
             verdict = "Liked" if liked else "Disliked"
             place = f" in {self.likes}" if self.likes else ""
-            return f"{verdict}, seed {shown.seed} at strength {shown.strength:g}. {said}{place}.", str(folder), file
+            return f"{verdict}: seed {shown.seed} at strength {shown.strength:g}. {judged}{place}.", mine, file
 
         return rate
 
@@ -193,7 +195,7 @@ def enlarged(picture: Image.Image) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.LANCZOS)
 
 
-def _remove(folder: str | None) -> None:
-    """A visitor's own likes, when the visitor has been gone for an hour."""
-    if folder is not None:
-        shutil.rmtree(Path(folder).parent, ignore_errors=True)
+def _remove(mine: str | None) -> None:
+    """A visitor's own likes, when the visitor has been gone for an hour. None where likes go to a folder of the host."""
+    if mine is not None:
+        shutil.rmtree(mine, ignore_errors=True)

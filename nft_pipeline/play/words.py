@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .studio import Drawn, View
 
 WIDE, HIGH, EDGE = 240, 72, 4  # of the curve, in its own units
+ASK = '<div class="numbers"><p class="says">Type a prompt: what to draw, in words.</p></div>'
 
 
 def numbers(view: View) -> str:
