@@ -76,12 +76,12 @@ class _Page:
         with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
             about = gr.HTML(self.about(names[0]))
             prompt = gr.Textbox(prompts[0] if prompts else "", label="Prompt", lines=1, max_lines=3, elem_id="prompt")
-            with gr.Row(visible=len(prompts) > 1):
+            with gr.Row(visible=len(prompts) > 1, elem_classes="examples"):
                 examples = [gr.Button(text, size="sm", min_width=80) for text in prompts[:MOST_EXAMPLES]]
             with gr.Row():
                 adapter = gr.Dropdown(names, value=names[0], label="Adapter", visible=len(names) > 1, min_width=200)
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS - 1, min_width=120)
-                another = gr.Button("Another seed", min_width=120)
+                another = gr.Button("Another seed", min_width=120, scale=0, elem_id="another")
             strength = gr.Slider(**self.slider(names[0]), label="Strength", elem_id="strength")
             with gr.Row():
                 looks: dict[str, Any] = {"interactive": False, "buttons": [], "format": "png", "min_width": 260}
@@ -89,8 +89,8 @@ class _Page:
                 after = gr.Image(label="At this strength", elem_id="after", **looks)
             numbers = gr.HTML(elem_id="numbers")
             with gr.Row():
-                like = gr.Button("👍 Like", elem_id="like", min_width=120)
-                dislike = gr.Button("👎 Dislike", elem_id="dislike", min_width=120)
+                like = gr.Button("Like", elem_id="like", min_width=120)
+                dislike = gr.Button("Dislike", elem_id="dislike", min_width=120)
             kept = gr.Markdown(self.kept(), elem_id="kept", elem_classes="kept")
             download = gr.DownloadButton("Download your likes", visible=False, size="sm")
             shown, mine = gr.State(None), gr.State(None, delete_callback=_remove)
@@ -196,6 +196,6 @@ def enlarged(picture: Image.Image) -> Image.Image:
 
 
 def _remove(mine: str | None) -> None:
-    """A visitor's own likes, when the visitor has been gone for an hour. None where likes go to a folder of the host."""
+    """A visitor's own likes, an hour after the visitor has left; None where likes go to a folder of the host."""
     if mine is not None:
         shutil.rmtree(mine, ignore_errors=True)

@@ -98,7 +98,7 @@ def test_without_samples_it_begins_with_the_base_models_examples(tmp_path: Path,
 
 
 def test_the_extra_takes_the_gradio_of_the_space() -> None:
-    (line,) = re.findall(r'^    "(gradio[^"]*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    (line,) = re.findall(r'^    "(gradio>=[^"]*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert Requirement(line).specifier.contains(GRADIO)
 
 

@@ -121,6 +121,26 @@ def outside(url: str) -> bool:
 
 
 @needs_gradio
+def test_in_a_space_each_visitor_has_likes_of_their_own(tmp_path: Path) -> None:
+    from nft_pipeline.play.page import _Page, _remove
+    from nft_pipeline.play.studio import Studio, Wish
+
+    studio = Studio.open("shapes", ["shapes-warm"], device="cpu", stock={"num_inference_steps": 2})
+    like, wish = _Page(studio, None).rater(True), Wish("shapes-warm", "two squares", 0, 1.0)
+    assert like(None, None)[:2] == ("There is no picture yet.", None)
+    _, mine, file = like(wish, None)
+    words, again, _ = like(Wish("shapes-warm", "two squares", 1, 1.0), mine)
+    assert again == mine and words.endswith("2 liked, 0 disliked.") and Path(file.value["path"]).suffix == ".zip"
+    assert like(wish, None)[1] != mine
+    _remove(mine)
+    assert not Path(mine).exists()
+    words, mine, _ = _Page(studio, tmp_path / "likes").rater(False)(wish, None)
+    assert mine is None and words.endswith(f"0 liked, 1 disliked in {tmp_path / 'likes'}.")
+    _remove(mine)
+    assert len(read_rows(tmp_path / "likes")) == 1
+
+
+@needs_gradio
 @pytest.mark.slow
 def test_a_port_that_is_taken_is_said_in_words(tmp_path: Path) -> None:
     with socket.socket() as taken:

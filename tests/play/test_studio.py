@@ -6,7 +6,7 @@ import itertools
 import json
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,13 +29,15 @@ WISH = Wish("shapes-warm", "two squares", 3, 1.0)
 
 @pytest.fixture(scope="module")
 def loaded() -> Studio:
-    return Studio.open("shapes", shipped_adapters_of("shapes"), device="cpu", stock={"num_inference_steps": 3})
+    return Studio.open("shapes", shipped_adapters_of("shapes"), device="cpu", stock={"num_inference_steps": 2})
 
 
 @pytest.fixture
-def studio(loaded: Studio) -> Iterator[Studio]:
-    """The shipped model in three steps, with nothing drawn yet."""
-    yield Studio(loaded.pipe, loaded.adapters, stock=loaded.stock)
+def studio(loaded: Studio) -> Studio:
+    """The shipped model in two steps, with nothing drawn yet."""
+    fresh = Studio(loaded.pipe, loaded.adapters, stock=loaded.stock)
+    fresh._rates = loaded._rates  # a prompt's base rate takes a second to read
+    return fresh
 
 
 def last(studio: Studio, wish: Wish) -> View:
@@ -52,11 +54,11 @@ def forwards_of(studio: Studio) -> list[None]:
 def test_strengths_share_a_noise_and_each_takes_one_forward_a_step(studio: Studio) -> None:
     counted = forwards_of(studio)
     pictures = [studio.draw(replace(WISH, strength=strength)).picture for strength in (0.0, 0.5, 1.0, 2.0)]
-    assert len(counted) == 4 * 3  # the shipped adapter's own mode is single
+    assert len(counted) == 4 * 2  # the shipped adapter's own mode is single
     arrays = [np.asarray(picture).astype(int) for picture in pictures]
     assert all((a != b).any() for a, b in itertools.pairwise(arrays))
     noise = torch.Generator("cpu").manual_seed(3)
-    base = studio.pipe(prompt="two squares", generator=noise, nft_strength=0.0, num_inference_steps=3).images[0]
+    base = studio.pipe(prompt="two squares", generator=noise, nft_strength=0.0, num_inference_steps=2).images[0]
     assert abs(np.asarray(base).astype(int) - arrays[0]).max() <= 1
 
 
@@ -92,8 +94,8 @@ def test_the_adapter_is_changed_with_the_wish(studio: Studio) -> None:
 
 def test_what_is_not_wanted_any_more_stops_in_the_middle_of_a_picture(studio: Studio) -> None:
     counted = forwards_of(studio)
-    views = list(studio.follow(WISH, lambda: len(counted) < 5))
-    assert len(counted) <= 6 and not views[-1].done and views[-1].after is None
+    views = list(studio.follow(WISH, lambda: len(counted) < 3))
+    assert len(counted) <= 4 and not views[-1].done and views[-1].after is None
     assert last(studio, WISH).done  # and nothing is left behind
 
 
@@ -123,8 +125,8 @@ def test_one_picture_at_a_time(studio: Studio) -> None:
 
 
 def test_an_error_reaches_whoever_follows(studio: Studio) -> None:
-    studio.stock["num_inference_steps"] = 0
-    with pytest.raises(Exception, match="num_inference_steps"):
+    studio.stock["height"] = 63
+    with pytest.raises(ValueError, match="divisible"):
         last(studio, WISH)
 
 
@@ -152,9 +154,9 @@ def test_looking_before_each_forward_ends_with_the_context(studio: Studio) -> No
     looks: list[None] = []
     with before_each_forward(studio.pipe, lambda: looks.append(None)):
         studio.draw(WISH)
-    assert len(looks) == 3
+    assert len(looks) == 2
     studio.draw(replace(WISH, seed=9))
-    assert len(looks) == 3
+    assert len(looks) == 2
 
 
 def test_likes_are_a_folder_that_training_takes(studio: Studio, tmp_path: Path) -> None:
@@ -196,10 +198,10 @@ def test_the_words_of_a_picture(studio: Studio) -> None:
     assert end.after is not None and end.after.stats is not None
     chance = f"{end.after.stats.forecast[-1].item():.0%}".replace("%", " %")
     assert f"This picture will be liked with {chance}." in text and "The one at strength 0:" in text
-    assert "liked becomes" in text and "3 forwards" in text and "alpha 0." in text
+    assert "liked becomes" in text and "2 forwards" in text and "alpha 0." in text
     assert text.count("<polyline") == 2
     running = words.numbers(View(WISH, before=end.before, running=end.after.stats))
-    assert "Drawing: 3 steps so far." in running and chance in running
+    assert "Drawing: 2 steps so far." in running and chance in running
     assert "Drawing." in words.numbers(View(WISH))
 
 
