@@ -81,7 +81,7 @@ class _Page:
             with gr.Row():
                 adapter = gr.Dropdown(names, value=names[0], label="Adapter", visible=len(names) > 1, min_width=200)
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS - 1, min_width=120)
-                another = gr.Button("Another seed", min_width=120, scale=0, elem_id="another")
+                another = gr.Button("Another seed", size="md", min_width=130, scale=0, elem_id="another")
             strength = gr.Slider(**self.slider(names[0]), label="Strength", elem_id="strength")
             with gr.Row():
                 looks: dict[str, Any] = {"interactive": False, "buttons": [], "format": "png", "min_width": 260}
@@ -91,15 +91,15 @@ class _Page:
             with gr.Row():
                 like = gr.Button("Like", elem_id="like", min_width=120)
                 dislike = gr.Button("Dislike", elem_id="dislike", min_width=120)
-            kept = gr.Markdown(self.kept(), elem_id="kept", elem_classes="kept")
+            told = gr.Markdown(self.about_likes(), elem_id="kept", elem_classes="kept")
             download = gr.DownloadButton("Download your likes", visible=False, size="sm")
-            shown, mine = gr.State(None), gr.State(None, delete_callback=_remove)
+            on_page, own_folder = gr.State(None), gr.State(None, delete_callback=_remove)
 
             quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
             draw: dict[str, Any] = {
                 "fn": self.redraw,
                 "inputs": [adapter, prompt, seed, strength],
-                "outputs": [before, after, numbers, shown],
+                "outputs": [before, after, numbers, on_page],
                 **quiet,
             }
             # While the slider moves, one picture after the other; when it is let go, the last one at once.
@@ -112,7 +112,7 @@ class _Page:
             chosen = adapter.input(self.choose, [adapter, strength], [strength, about], **quiet)
             chosen.then(**draw)
             for button, liked in ((like, True), (dislike, False)):
-                button.click(self.rater(liked), [shown, mine], [kept, mine, download], **quiet)
+                button.click(self.rater(liked), [on_page, own_folder], [told, own_folder, download], **quiet)
             page.unload(self.leave)
         return page
 
@@ -144,41 +144,41 @@ class _Page:
         self.wanted[session] = wish
         try:
             for view in self.studio.follow(wish, lambda: self.wanted.get(session) == wish):
-                yield self.shown(view)
+                yield self.values(view)
         except Exception as error:
             traceback.print_exc()
             yield gr.skip(), gr.skip(), words.fault(error), gr.skip()
         yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
 
-    def shown(self, view: View) -> tuple[Any, ...]:
-        """The values of `before`, `after`, `numbers` and `shown`."""
+    def values(self, view: View) -> tuple[Any, ...]:
+        """What the pictures, the numbers and the wish on the page become."""
         before = gr.skip() if view.before is None else enlarged(view.before.picture)
         if view.after is None:
             return before, gr.skip(), words.numbers(view), gr.skip()
         at = f"Strength {view.wish.strength:g}"
         return before, gr.Image(enlarged(view.after.picture), label=at), words.numbers(view), view.wish
 
-    def kept(self) -> str:
+    def about_likes(self) -> str:
         """What is said of likes before there are any."""
         return "" if self.likes is None else f"Likes go to {self.likes}, which training takes. {count(self.likes)}."
 
     def rater(self, liked: bool) -> Any:
         """What a click on a button does."""
 
-        def rate(shown: Wish | None, mine: str | None) -> tuple[Any, ...]:
-            if shown is None:
-                return "There is no picture yet.", mine, gr.skip()
+        def rate(wish: Wish | None, own: str | None) -> tuple[Any, ...]:
+            if wish is None:
+                return "There is no picture yet.", own, gr.skip()
             try:
                 if self.likes is None:
-                    mine = mine or tempfile.mkdtemp(prefix="diffusion-nft-likes-")
-                folder = self.likes or Path(mine or "", "likes")
-                judged = keep(folder, self.studio, shown, liked)
+                    own = own or tempfile.mkdtemp(prefix="diffusion-nft-likes-")
+                folder = self.likes or Path(own or "", "likes")
+                judged = keep(folder, self.studio, wish, liked)
                 file = gr.skip() if self.likes else gr.DownloadButton(value=str(as_zip(folder)), visible=True)
             except (ValueError, OSError) as error:
-                return f"Not kept: {error}", mine, gr.skip()
+                return f"Not kept: {error}", own, gr.skip()
             verdict = "Liked" if liked else "Disliked"
             place = f" in {self.likes}" if self.likes else ""
-            return f"{verdict}: seed {shown.seed} at strength {shown.strength:g}. {judged}{place}.", mine, file
+            return f"{verdict}: seed {wish.seed} at strength {wish.strength:g}. {judged}{place}.", own, file
 
         return rate
 
@@ -195,7 +195,7 @@ def enlarged(picture: Image.Image) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.LANCZOS)
 
 
-def _remove(mine: str | None) -> None:
+def _remove(own: str | None) -> None:
     """A visitor's own likes, an hour after the visitor has left; None where likes go to a folder of the host."""
-    if mine is not None:
-        shutil.rmtree(mine, ignore_errors=True)
+    if own is not None:
+        shutil.rmtree(own, ignore_errors=True)

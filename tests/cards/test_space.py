@@ -39,9 +39,9 @@ def test_the_dry_run_shows_the_spaces_files_and_sends_nothing(
     adapter: Path, hub: LocalHub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["push", str(adapter), REPO, "--space", "--dry-run"]) == 0
-    shown = capsys.readouterr().out
-    assert f"3 files would go to the Space {REPO}" in shown
-    assert "sdk: gradio" in shown and "--- app.py" in shown and "diffusion-nft[play]==" in shown
+    printed = capsys.readouterr().out
+    assert f"3 files would go to the Space {REPO}" in printed
+    assert "sdk: gradio" in printed and "--- app.py" in printed and "diffusion-nft[play]==" in printed
     assert not hub.repos
 
 
@@ -82,11 +82,11 @@ def test_its_files_say_what_the_hub_and_the_page_need(adapter: Path, hub: LocalH
     assert facts["sdk"] == "gradio" and facts["sdk_version"] == GRADIO and facts["app_file"] == "app.py"
     assert facts["license"] == "apache-2.0" and REPO in facts["models"]
     (call,) = [node for node in ast.walk(ast.parse(files["app.py"])) if isinstance(node, ast.Call)]
-    said = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     config = json.loads((adapter / "nft_config.json").read_text())
     report = json.loads((adapter / "run_report.json").read_text())
-    assert said["model"] == config["base_model"]["id"] and said["adapters"] == [REPO]
-    assert said["prompts"] and set(said["prompts"]) <= {sample["prompt"] for sample in report["samples"]}
+    assert options["model"] == config["base_model"]["id"] and options["adapters"] == [REPO]
+    assert options["prompts"] and set(options["prompts"]) <= {sample["prompt"] for sample in report["samples"]}
     assert files["requirements.txt"].decode().strip() == f"diffusion-nft[play]=={__version__}"
 
 
