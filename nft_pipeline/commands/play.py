@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from .guided import (
     stock_arguments,
 )
 
+HERE = "127.0.0.1"
 HELP = """\
 Open a page with a prompt, a seed and a strength slider that redraws as it moves, the base model's picture beside the
 guided one, and the chance that the picture will be liked. Pictures that you like and dislike there are kept in a folder
@@ -82,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     adapters = args.adapter or shipped_adapters_of(args.model)
     if not adapters:
         raise ValueError(f"no shipped adapter is for the model {args.model!r}; give one with --adapter")
+    if args.port is not None:
+        _refuse_taken(args.port)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
     from ..play.likes import count
     from ..play.page import build, launch
@@ -98,14 +102,8 @@ def run(args: argparse.Namespace) -> int:
         stock=stock_arguments(args),
     )
     page = build(studio, args.prompts or example_prompts(args.model), args.likes)
-    try:
-        address = launch(
-            page, server_name="127.0.0.1", server_port=args.port, share=args.share, inbrowser=not args.no_browser
-        )
-    except OSError as error:
-        if args.port is None:
-            raise
-        raise OSError(f"port {args.port} cannot be had; give another --port, or none for a free one") from error
+    where = {"server_name": HERE, "server_port": args.port}
+    address = launch(page, **where, share=args.share, inbrowser=not args.no_browser)
     print(f"Play at {address} (Ctrl-C ends it); likes go to {args.likes}", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         while True:
@@ -113,3 +111,13 @@ def run(args: argparse.Namespace) -> int:
     page.close(verbose=False)
     print(count(args.likes))
     return 0
+
+
+def _refuse_taken(port: int) -> None:
+    """Raise OSError for a port that cannot be had, before the model is loaded."""
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((HERE, port))
+        except (OSError, OverflowError) as error:
+            raise OSError(f"port {port} cannot be had; give another --port, or none for a free one") from error

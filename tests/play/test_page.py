@@ -41,6 +41,16 @@ def test_a_model_without_adapters_asks_for_one(capsys: pytest.CaptureFixture[str
     assert "no shipped adapter is for the model 'someone/else'; give one with --adapter" in capsys.readouterr().err
 
 
+def test_a_port_that_is_taken_is_said_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert main(["play", "--port", port]) == 2
+    assert f"port {port} cannot be had; give another --port" in capsys.readouterr().err
+    assert main(["play", "--port", "70000"]) == 2
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The address of a page whose likes go to tmp_path/likes."""
@@ -134,15 +144,3 @@ def test_in_a_space_each_visitor_has_likes_of_their_own(tmp_path: Path) -> None:
     assert mine is None and words.endswith(f"0 liked, 1 disliked in {tmp_path / 'likes'}.")
     _remove(mine)
     assert len(read_rows(tmp_path / "likes")) == 1
-
-
-@needs_gradio
-@pytest.mark.slow
-def test_a_port_that_is_taken_is_said_in_words(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        command = [sys.executable, "-m", "nft_pipeline", "play", "--no-browser", "--device", "cpu", "--port", port]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and f"port {port} cannot be had; give another --port" in done.stderr
