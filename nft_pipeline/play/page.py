@@ -14,7 +14,7 @@ from PIL import Image
 
 from . import words
 from .likes import as_zip, count, keep
-from .studio import Studio, View, Wish
+from .studio import Drawn, Studio, View, Wish
 
 BIG = 512  # pixels to which smaller pictures are enlarged
 MOST_EXAMPLES = 6
@@ -68,7 +68,8 @@ def build(studio: Studio, prompts: Sequence[str], likes: Path | None = None) -> 
 class _Page:
     def __init__(self, studio: Studio, likes: Path | None) -> None:
         self.studio, self.likes = studio, likes
-        self.wanted: dict[str | None, Wish] = {}  # by session, while it is being drawn
+        self.wanted: dict[str | None, Wish] = {}  # by session
+        self.sent: dict[str | None, list[Drawn | None]] = {}  # by session: the pictures that its page has
 
     def blocks(self, prompts: Sequence[str]) -> gr.Blocks:
         """Components first, then what happens when."""
@@ -144,19 +145,24 @@ class _Page:
         self.wanted[session] = wish
         try:
             for view in self.studio.follow(wish, lambda: self.wanted.get(session) == wish):
-                yield self.values(view)
+                yield self.values(view, self.sent.setdefault(session, [None, None]))
         except Exception as error:
             traceback.print_exc()
             yield gr.skip(), gr.skip(), words.fault(error), gr.skip()
         yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
 
-    def values(self, view: View) -> tuple[Any, ...]:
-        """What the pictures, the numbers and the wish on the page become."""
-        before = gr.skip() if view.before is None else enlarged(view.before.picture)
-        if view.after is None:
-            return before, gr.skip(), words.numbers(view), gr.skip()
-        at = f"Strength {view.wish.strength:g}"
-        return before, gr.Image(enlarged(view.after.picture), label=at), words.numbers(view), view.wish
+    def values(self, view: View, sent: list[Drawn | None]) -> tuple[Any, ...]:
+        """What the pictures, the numbers and the wish on the page become.
+
+        A picture goes out once: gradio writes its file anew each time, and a browser that is reading it gets half.
+        """
+        before, after = gr.skip(), gr.skip()
+        if view.before is not None and view.before is not sent[0]:
+            sent[0], before = view.before, enlarged(view.before.picture)
+        if view.after is not None and view.after is not sent[1]:
+            sent[1] = view.after
+            after = gr.Image(enlarged(view.after.picture), label=f"Strength {view.wish.strength:g}")
+        return before, after, words.numbers(view), gr.skip() if view.after is None else view.wish
 
     def about_likes(self) -> str:
         """What is said of likes before there are any."""
@@ -185,6 +191,7 @@ class _Page:
     def leave(self, request: gr.Request) -> None:
         """Somebody has closed the page."""
         self.wanted.pop(request.session_hash, None)
+        self.sent.pop(request.session_hash, None)
 
 
 def enlarged(picture: Image.Image) -> Image.Image:

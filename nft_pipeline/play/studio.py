@@ -192,7 +192,7 @@ class Studio:
         """A picture, drawn or kept from before.
 
         Args:
-            wish: what to draw. At strength 0 it takes one forward a step, at which an alpha head is read too.
+            wish: what to draw. At strength 0 it takes one forward per step, at which an alpha head is read too.
             look: called before every forward; what it raises ends the drawing.
 
         Raises:
