@@ -8,8 +8,6 @@ the graph that made the picture. A picture is called by its content, so rating i
 
 from __future__ import annotations
 
-import hashlib
-import io
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,8 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from nft_pipeline.errors import GuidanceError
-from nft_pipeline.files.atomic import atomic_write_bytes
-from nft_pipeline.files.picture_list import PictureListError, changing_rows
+from nft_pipeline.files.picture_list import PictureListError, add_pictures
 
 VERDICTS = ("like", "dislike", "score")
 Graph = Mapping[str, Any]
@@ -53,22 +50,13 @@ def rate_images(folder: Path, images: Tensor, verdict: str, score: float, facts:
             "it into the prompt input."
         )
     thought: dict[str, Any] = {"score": float(score)} if verdict == "score" else {"liked": verdict == "like"}
-    names = []
+    pixels = [(image.detach().cpu().float().clamp(0, 1) * 255).round().numpy().astype(np.uint8) for image in images]
     try:
-        with changing_rows(folder) as rows:
-            for image in images:
-                pixels = (image.detach().cpu().float().clamp(0, 1) * 255).round().numpy().astype(np.uint8)
-                name = hashlib.sha256(pixels.tobytes()).hexdigest()[:24] + ".png"
-                file = io.BytesIO()
-                Image.fromarray(pixels).save(file, "PNG")
-                atomic_write_bytes(folder / name, file.getvalue())
-                rows[name] = {"image": name, "prompt": facts["prompt"], **thought, **facts}
-                names.append(name)
+        return add_pictures(folder, map(Image.fromarray, pixels), {"prompt": facts["prompt"], **thought, **facts})
     except PictureListError as error:
         raise GuidanceError(
             f"{error}\nNothing was written. Mend or move the file, or choose another folder."
         ) from error
-    return names
 
 
 def rating_folder(output: str, folder: str) -> Path:

@@ -2,6 +2,8 @@
 
     push("runs/ocr/adapter", "someone/sd35m-nft-ocr")
 
+With `space=True` the page of `diffusion-nft play` goes up as a Space of the same name afterwards, by the same means.
+
 A commit names its parent, so the Hub refuses a second one that was made from the same state. When an answer gets lost,
 the next try looks at what is in the repository; if everything is there, it is done. Large files are uploaded before the
 commit and are invisible until it names them, so a push that is cut off anywhere leaves the old state or the new one.
@@ -14,8 +16,9 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,10 @@ from nft_pipeline.adapters.read import is_hub_id, locate
 from .card import Card, render_card
 from .contents import folder_sizes, largest, read_texts
 from .hub import HubError, explain, is_transient, patience
-from .licence import base_licence, card_licence
-from .report import REPORT_FILE, read_report
+from .licence import Licence, base_licence, card_licence
+from .report import REPORT_FILE, RunReport, read_report
 from .scan import private_faults, texts_of
+from .space import space_files
 from .verify import folder_faults
 
 _COLLECTION_SLUG = re.compile(r"[\w.-]+/[\w.-]+-[0-9a-f]{24}")
@@ -44,11 +48,13 @@ class Package:
         repo_id: the repository.
         files: contents by path.
         card: the card among them.
+        repo_type: what the Hub calls this kind of repository, "model" or "space".
     """
 
     repo_id: str
     files: Mapping[str, bytes]
     card: Card
+    repo_type: str = "model"
 
     def listing(self) -> str:
         """One line per file, for people to read."""
@@ -68,12 +74,14 @@ class Package:
 
 @dataclass(frozen=True)
 class Pushed:
-    """The result: the commit, the repository's address, whether it is private, and the pull request if there is one."""
+    """The result: the commit, the repository's address, whether it is private, and the pull request and the Space if
+    there is one."""
 
     commit: str
     url: str
     private: bool
     pull_request: str | None = None
+    space: str | None = None
 
 
 def make_card(folder: str | os.PathLike[str], repo_id: str, *, licence: str | None = None) -> Card:
@@ -87,6 +95,20 @@ def make_card(folder: str | os.PathLike[str], repo_id: str, *, licence: str | No
     Raises:
         AdapterError: no adapter there, a faulty run_report.json, or a licence nobody knows.
     """
+    config, report, files, licence_of_it = _facts(folder, licence)
+    return render_card(
+        config,
+        report,
+        {path: data for path, data in files.items() if path.startswith("samples/")},
+        repo_id=repo_id,
+        licence=licence_of_it,
+    )
+
+
+def _facts(
+    folder: str | os.PathLike[str], licence: str | None
+) -> tuple[AdapterConfig, RunReport, dict[str, bytes], Licence]:
+    """What an adapter's folder says of it, its own files, and its licence; arguments and errors as `make_card`."""
     where = locate(folder)
     files = read_texts(where, folder_sizes(where))
     if CONFIG_FILE not in files:
@@ -100,13 +122,7 @@ def make_card(folder: str | os.PathLike[str], repo_id: str, *, licence: str | No
         )
     base = config.base_model
     known = base_licence(base.id, base.revision) if licence is None else None
-    return render_card(
-        config,
-        report,
-        {path: data for path, data in files.items() if path.startswith("samples/")},
-        repo_id=repo_id,
-        licence=card_licence(base.id, config.licence, licence, known),
-    )
+    return config, report, files, card_licence(base.id, config.licence, licence, known)
 
 
 def make_package(folder: str | os.PathLike[str], repo_id: str, *, licence: str | None = None) -> Package:
@@ -131,6 +147,20 @@ def make_package(folder: str | os.PathLike[str], repo_id: str, *, licence: str |
     return Package(repo_id, files, card)
 
 
+def make_space(folder: str | os.PathLike[str], repo_id: str, *, licence: str | None = None) -> Package:
+    """Everything that a Space beside the adapter would be; the arguments are those of `make_card`.
+
+    Raises:
+        AdapterError: a Space cannot draw with this adapter, or its files would tell too much.
+    """
+    config, report, _, licence_of_it = _facts(folder, licence)
+    card, files = space_files(config, report, repo_id=repo_id, licence=licence_of_it)
+    faults = [f"{path}: {what}" for path, what in private_faults(files, repo_id.partition("/")[0])]
+    if faults:
+        raise AdapterError(f"{folder} was not pushed; its Space would tell too much", faults)
+    return Package(repo_id, files, card, "space")
+
+
 def push(
     folder: str | os.PathLike[str],
     repo_id: str,
@@ -142,6 +172,7 @@ def push(
     create_pr: bool = False,
     collection: str | None = None,
     message: str | None = None,
+    space: bool = False,
     token: str | None = None,
     tries: int = _TRIES,
     pause: float = 1.0,
@@ -160,6 +191,8 @@ def push(
             is found again, not doubled.
         collection: a collection's slug, or the title of one of the owner's; made if it is not there.
         message: the commit's, default "Upload <name> with diffusion-nft".
+        space: also put up a Space of the same name, in which people play with the adapter in main; a new one is as
+            private as the adapter's repository.
         token: default the one you are logged in with.
         tries: how often to try, in all, where the connection or the Hub fails.
         pause: seconds before the second try, doubled from try to try.
@@ -174,29 +207,51 @@ def push(
     """
     if create_pr and (revision not in (None, "main") or tag):
         raise AdapterError("a pull request goes to main and cannot be tagged; leave out revision and tag")
+    if space and (create_pr or revision not in (None, "main")):
+        raise AdapterError("a Space plays with the adapter in main; leave out the pull request and the revision")
     package = make_package(folder, repo_id, licence=licence)
+    app = make_space(folder, repo_id, licence=licence) if space else None
     name = AdapterConfig.from_json(package.files[CONFIG_FILE]).name
     message = message or f"Upload {name} with diffusion-nft"
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
+
+    def send() -> Pushed:
+        pushed = _publish(api, package, private, revision or "main", create_pr, message)
+        if tag:
+            _tag(api, repo_id, tag, pushed.commit)
+        if collection:
+            _collect(api, repo_id, collection, pushed.private)
+        return pushed
+
+    patient = partial(_patiently, repo=repo_id, tries=tries, pause=pause, timeout=timeout)
+    pushed: Pushed = patient(send, doing=f"the adapter was not pushed to {repo_id}")
+    if app is None:
+        return pushed
+    up: Pushed = patient(
+        lambda: _publish(api, app, pushed.private, "main", False, message),
+        doing=f"the adapter is in {repo_id}, but its Space was not put up",
+    )
+    return replace(pushed, space=up.url)
+
+
+def _patiently(
+    work: Callable[[], Pushed], *, doing: str, repo: str, tries: int, pause: float, timeout: float
+) -> Pushed:
+    """Do it, again where the connection or the Hub fails; arguments as `push`, and `doing` for `explain`."""
     for attempt in range(tries):
         if attempt:
             time.sleep(pause * 2 ** (attempt - 1))
         try:
             with patience(timeout):
-                pushed = _publish(api, package, private, revision or "main", create_pr, message)
-                if tag:
-                    _tag(api, repo_id, tag, pushed.commit)
-                if collection:
-                    _collect(api, repo_id, collection, pushed.private)
-            return pushed
+                return work()
         except HubError:
             raise
         except Exception as error:
             if attempt + 1 < tries and is_transient(error):
                 continue
-            raise explain(error, f"the adapter was not pushed to {repo_id}", repo_id) from error
+            raise explain(error, doing, repo) from error
     raise ValueError(f"tries is {tries}, expected at least 1")
 
 
@@ -204,14 +259,14 @@ def _publish(api: Any, package: Package, private: bool, revision: str, create_pr
     """One try: look at what is in the repository, and commit what differs."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    repo = package.repo_id
-    api.create_repo(repo, private=private, exist_ok=True)
+    repo, kind = package.repo_id, package.repo_type
+    sdk = {"space_sdk": "gradio"} if kind == "space" else {}
+    api.create_repo(repo, repo_type=kind, private=private, exist_ok=True, **sdk)
     if revision != "main":
         api.create_branch(repo, branch=revision, exist_ok=True)
-    info = api.repo_info(repo, revision=revision)
-    held = _held(api, repo, info.sha)
-    changed, stale = _difference(package.files, held)
-    url = f"{api.endpoint}/{repo}"
+    info = api.repo_info(repo, repo_type=kind, revision=revision)
+    changed, stale = _difference(package, _held(api, package, info.sha))
+    url = f"{api.endpoint}/{'spaces/' if kind == 'space' else ''}{repo}"
     if not changed and not stale:
         return Pushed(info.sha, url, bool(info.private))
     if create_pr and (found := _open_request(api, package, message)):
@@ -221,6 +276,7 @@ def _publish(api: Any, package: Package, private: bool, revision: str, create_pr
     done = api.create_commit(
         repo,
         operations,
+        repo_type=kind,
         commit_message=message,
         revision=revision,
         parent_commit=info.sha,
@@ -229,19 +285,22 @@ def _publish(api: Any, package: Package, private: bool, revision: str, create_pr
     return Pushed(done.oid, url, bool(info.private), done.pr_url)
 
 
-def _held(api: Any, repo: str, revision: str) -> dict[str, str]:
-    """What a revision holds: sha256 of files in LFS, git's own id of the others, by path."""
+def _held(api: Any, package: Package, revision: str) -> dict[str, str]:
+    """What a revision of the repository holds: sha256 of files in LFS, git's own id of the others, by path."""
     from huggingface_hub.hf_api import RepoFile
 
-    entries = api.list_repo_tree(repo, recursive=True, revision=revision)
+    where = {"repo_type": package.repo_type, "revision": revision}
+    entries = api.list_repo_tree(package.repo_id, recursive=True, **where)
     files = [entry for entry in entries if isinstance(entry, RepoFile)]
     return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
 
 
-def _difference(files: Mapping[str, bytes], held: Mapping[str, str]) -> tuple[list[str], list[str]]:
+def _difference(package: Package, held: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Files to add or change, and files of an adapter that was there before and is no more."""
-    changed = [path for path, data in sorted(files.items()) if held.get(path) not in file_ids(data)]
-    return changed, sorted(path for path in held if largest(path) is not None and path not in files)
+    changed = [path for path, data in sorted(package.files.items()) if held.get(path) not in file_ids(data)]
+    if package.repo_type != "model":
+        return changed, []
+    return changed, sorted(path for path in held if largest(path) is not None and path not in package.files)
 
 
 def file_ids(data: bytes) -> tuple[str, str]:
@@ -255,7 +314,7 @@ def _open_request(api: Any, package: Package, title: str) -> tuple[str, str] | N
     for request in found:
         if request.title == title and request.is_pull_request:
             ref = f"refs/pr/{request.num}"
-            if _difference(package.files, _held(api, package.repo_id, ref)) == ([], []):
+            if _difference(package, _held(api, package, ref)) == ([], []):
                 return api.repo_info(package.repo_id, revision=ref).sha, request.url
     return None
 

@@ -43,6 +43,7 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "demo": Command("nft_pipeline.training.demo.demo_command", "train a small adapter before your eyes and measure it"),
     "sample": Command("nft_pipeline.commands.sample", "draw prompts at several strengths into one labelled picture"),
+    "play": Command("nft_pipeline.commands.play", "move the dial on a local page and like what it draws"),
     "info": Command("nft_pipeline.commands.info", "say what an adapter is: kind, base model, tilt, reward, licence"),
     "card": Command("nft_pipeline.hub_cards.commands.card", "write an adapter's card from its own numbers"),
     "push": Command("nft_pipeline.hub_cards.commands.push", "put an adapter with its card on the Hub"),
@@ -64,7 +65,11 @@ COMMANDS: dict[str, Command] = {
 }
 
 # Import names of what the extras bring, and of what a plain installation brings.
-_EXTRAS = {"train": {"datasets", "filelock", "matplotlib", "requests", "scipy", "yaml"}, "hub": {"jinja2"}}
+_EXTRAS = {
+    "train": {"datasets", "filelock", "matplotlib", "requests", "scipy", "yaml"},
+    "hub": {"jinja2"},
+    "play": {"gradio"},
+}
 _CORE = {
     "PIL",
     "accelerate",

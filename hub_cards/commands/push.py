@@ -52,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TITLE",
         help="add the repository to a collection, by its title or slug (default: none); it is made if it is not there",
     )
+    parser.add_argument(
+        "--space",
+        action="store_true",
+        help="also put up a Space of the same name, the page of `play` with this adapter (default: no). It is as "
+        "private as the repository, and reads a private adapter with the token in its secret HF_TOKEN",
+    )
     parser.add_argument("--message", metavar="TEXT", help="commit message (default: Upload NAME with diffusion-nft)")
     parser.add_argument(
         "--timeout",
@@ -65,11 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Push, or say what would be pushed."""
-    from ..push import make_package, push
+    from ..push import make_package, make_space, push
 
     if args.dry_run:
         package = make_package(args.folder, args.repo, licence=args.licence)
         print(f"{len(package.files)} files would go to {args.repo}:\n{package.listing()}\n\n{package.texts()}")
+        if args.space:
+            app = make_space(args.folder, args.repo, licence=args.licence)
+            print(f"\n{len(app.files)} files would go to the Space {args.repo}:\n{app.listing()}\n\n{app.texts()}")
         return 0
     pushed = push(
         args.folder,
@@ -81,8 +90,11 @@ def run(args: argparse.Namespace) -> int:
         create_pr=args.pr,
         collection=args.collection,
         message=args.message,
+        space=args.space,
         timeout=args.timeout,
     )
     print(f"{pushed.pull_request or pushed.url} at {pushed.commit}")
     print("only you and its members can see it" if pushed.private else "everybody can see it")
+    if pushed.space is not None:
+        print(f"the page to play with is {pushed.space}; the Hub builds it for some minutes")
     return 0

@@ -16,10 +16,9 @@ import torch
 from ..adapters.config import AdapterConfig
 from ..dial.promise import Promise, promise
 from ..dial.scale import BARELY, mended
-from ..engine.loading import find_denoisers
 from ..errors import GuidanceError
-from ..families.registry import unwrap_compiled
 from ..settings import GuidanceSettings
+from .forwards import before_each_forward
 from .guided_call import guidance_scale_of
 
 NOISES = 16  # for all prompts together, and at least AT_ONCE for each
@@ -97,27 +96,23 @@ def _first_alphas(pipe: Any, config: AdapterConfig, prompt: str, seed: int) -> t
     """alpha and noise level of `AT_ONCE` pictures after `STEPS` steps, each (samples,)."""
     stats, bar = pipe.nft_stats, getattr(pipe, "_progress_bar_config", {})
 
-    @torch.compiler.disable
-    def stop_early(module: torch.nn.Module, args: Any) -> None:
+    def stop_early() -> None:
         if pipe._nft_running is not None and pipe._nft_running.trace.recorder.steps >= STEPS:
             raise _Enough
 
-    denoisers = find_denoisers(pipe, pipe._nft_stock_class, config.component).values()
-    hooks = [unwrap_compiled(denoiser).register_forward_pre_hook(stop_early) for denoiser in denoisers]
     pipe._progress_bar_config = {**bar, "disable": True}
     try:
-        pipe(
-            prompt=[prompt] * AT_ONCE,
-            generator=[torch.Generator("cpu").manual_seed(seed + place) for place in range(AT_ONCE)],
-            output_type="latent",
-            nft_strength=BARELY / config.tilt,
-            nft_mode="two_pass",
-        )
+        with before_each_forward(pipe, stop_early):
+            pipe(
+                prompt=[prompt] * AT_ONCE,
+                generator=[torch.Generator("cpu").manual_seed(seed + place) for place in range(AT_ONCE)],
+                output_type="latent",
+                nft_strength=BARELY / config.tilt,
+                nft_mode="two_pass",
+            )
     except _Enough:
         pass
     finally:
-        for hook in hooks:
-            hook.remove()
         pipe._progress_bar_config = bar
         first, pipe.nft_stats = pipe.nft_stats, stats
     return first.alpha[:STEPS][-1], first.noise_level[:STEPS][-1]

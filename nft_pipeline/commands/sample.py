@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING
 
 from ..grid import CELL, SMALL, labelled_grid, scale_for
 from ..laws import COMBINATIONS, LAWS, combinations_explained, laws_explained
-from ..modes import GUIDE, MODES
+from ..modes import GUIDE
 from .columns import Columns, liked
+from .guided import (
+    add_cfg_argument,
+    add_cost_arguments,
+    add_foreign_arguments,
+    add_mode_argument,
+    add_model_argument,
+    foreign,
+    stock_arguments,
+)
 
 if TYPE_CHECKING:
     from ..engine.stats import NFTStats
@@ -34,13 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "prompts", nargs="+", metavar="PROMPT", help="one or more prompts, each in quotes, before options"
     )
-    what.add_argument(
-        "--model",
-        default="shapes",
-        metavar="NAME",
-        help="base model: the shipped 'shapes', a diffusers folder, a Hub id or a checkpoint in one file (default: "
-        "%(default)s). It must be the one the adapter was trained on",
-    )
+    add_model_argument(what)
     what.add_argument(
         "--adapter",
         default="shapes-warm",
@@ -56,31 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one more adapter to guide by, at the same strength; give it once for each (default: none). --combine "
         "says what they mean together",
     )
-    what.add_argument(
-        "--kind",
-        choices=("policy", "positive"),
-        help="only for a LoRA that another tool made, which does not say it itself: policy if the LoRA is the trained "
-        "model, as in every DiffusionNFT checkpoint (default: what the adapter says)",
-    )
-    what.add_argument(
-        "--beta",
-        type=float,
-        metavar="BETA",
-        help="only with --kind: the beta of its training, 1 or 0.1 in the official DiffusionNFT configs (default: what "
-        "the adapter says). It names the tilt of strength 1 and changes no picture",
-    )
-    what.add_argument(
-        "--use-old",
-        action="store_true",
-        help="only with --kind: take the adapter called old beside the checkpoint as v_old (default: the base model). "
-        "Give it to see what the last round of training did and not what all of them did",
-    )
-    what.add_argument(
-        "--without-text-encoder",
-        action="store_true",
-        help="only with --kind: leave out the LoRA's layers of text encoders, which kohya trains by default and which "
-        "cannot be dialled (default: such a file is refused)",
-    )
+    add_foreign_arguments(what)
     what.add_argument(
         "--seeds",
         type=int,
@@ -128,12 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "guidance away from fine texture and saves the second forward of the steps below it; HIGH 0.8 leaves the "
         "layout to the base model",
     )
-    how.add_argument(
-        "--mode",
-        choices=MODES,
-        help="how the forwards are spent (default: what the adapter's calibration found best, else two_pass). "
-        + " ".join(f"{name}: {mode.help}." for name, mode in MODES.items()),
-    )
+    add_mode_argument(how)
     how.add_argument(
         "--combine",
         choices=COMBINATIONS,
@@ -170,23 +144,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the largest fraction by which a step may move the predicted picture (default: no limit). Give 0.3 or so "
         "when single steps burn; the table below the grid shows the largest push",
     )
-    how.add_argument(
-        "--cfg",
-        type=float,
-        metavar="SCALE",
-        help="classifier-free guidance scale of the base pipeline, 1 is off (default: what the model sets, 1 for "
-        "shapes). It doubles the cost of a step; begin with the scale `diffusion-nft info` gives for the adapter. "
-        "FLUX.1 and Qwen-Image take it as the guidance they were distilled with, which costs nothing",
-    )
+    add_cfg_argument(how)
 
     cost = parser.add_argument_group("cost")
-    cost.add_argument(
-        "--steps",
-        type=int,
-        metavar="N",
-        help="denoising steps, at least 1 (default: what the model sets, 14 for shapes). Fewer is faster and rougher; "
-        "raise it if strong guidance leaves artefacts",
-    )
     cost.add_argument(
         "--batch",
         type=int,
@@ -194,19 +154,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="pictures drawn at once, at least 1 (default: %(default)s). Reduce to 4, 2, 1 if you run out of memory",
     )
-    cost.add_argument(
-        "--device",
-        default="auto",
-        metavar="NAME",
-        help="cpu, cuda, cuda:1, mps (default: auto, a GPU if there is one). Give cpu if the GPU is busy",
-    )
-    cost.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="number format of the weights (default: auto, bfloat16 on GPUs that have it, else float32). Take "
-        "float32 to compare numbers between machines",
-    )
+    add_cost_arguments(cost)
 
     out = parser.add_argument_group("output")
     out.add_argument(
@@ -240,13 +188,11 @@ def run(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     dtype = pick_dtype(args.dtype, device)
     pipe = DiffusionNFTPipeline.from_pretrained(args.model, dtype=dtype)
-    theirs = {"use_old": args.use_old, "without_text_encoder": args.without_text_encoder}
-    pipe.load_nft_adapter(args.adapter, kind=args.kind, beta=args.beta, **theirs)
+    pipe.load_nft_adapter(args.adapter, **foreign(args))
     for number, name in enumerate(args.also, start=1):
         pipe.load_nft_adapter(name, name=f"also_{number}")
     pipe = pipe.to(device)
-    stock = {"guidance_scale": args.cfg, "num_inference_steps": args.steps}
-    stock = {name: value for name, value in stock.items() if value is not None}
+    stock = stock_arguments(args)
     plan = Columns.of(pipe, args, stock)
     rows = [(prompt, seed) for prompt in args.prompts for seed in args.seeds]
     print(f"{len(rows)} rows x {len(plan.strengths)} strengths on {device}, {str(dtype).removeprefix('torch.')}")

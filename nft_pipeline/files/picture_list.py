@@ -6,8 +6,8 @@
 `image` is relative to the folder, with forward slashes. `score` is a finite number, `liked` true or false; `seed`,
 `guidance_scale`, `model` and anything else a line has is kept as it is.
 
-The commands `score`, `rate` and `collect` and ComfyUI's node Rate Images write it; they and the trainer read it. All of
-them do so by this module, so that what one of them writes is what the others read. There are two readers:
+The commands `score`, `rate`, `collect` and `play` and ComfyUI's node Rate Images write it; they and the trainer read
+it. All of them do so by this module, so that what one of them writes is what the others read. There are two readers:
 
 - `read_lines` checks each line by itself. The trainer uses it, adds checks of its own, and changes nothing.
 - `read_rows` also refuses a picture that comes twice or lies outside the folder. All others use it, because they find
@@ -21,15 +21,20 @@ Lines end at newline characters and nowhere else: a prompt may hold a character 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checks import Check, flag, number, shown, text, value_faults
 from .atomic import atomic_write_bytes
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 METADATA = "metadata.jsonl"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -187,6 +192,35 @@ def update_rows(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> None:
         for image, change in changes.items():
             row = {"image": image, **rows.get(image, {}), **change}
             rows[image] = {key: value for key, value in row.items() if value is not None}
+
+
+def add_pictures(folder: Path, pictures: Iterable[Image], facts: Mapping[str, Any]) -> list[str]:
+    """Save pictures as PNG files, each with a line of these facts.
+
+    A file is called by the picture's content, so adding a picture again replaces its line.
+
+    Args:
+        folder: made when missing.
+        pictures: they are saved as 8-bit RGB.
+        facts: what the lines hold beside `image`, such as prompt, liked and seed.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        PictureListError, ValueError, OSError: as `changing_rows`; the list is as it was.
+    """
+    names = []
+    with changing_rows(folder) as rows:
+        for picture in pictures:
+            picture = picture.convert("RGB")
+            name = hashlib.sha256(picture.tobytes()).hexdigest()[:24] + ".png"
+            file = io.BytesIO()
+            picture.save(file, "PNG")
+            atomic_write_bytes(folder / name, file.getvalue())
+            rows[name] = {"image": name, **facts}
+            names.append(name)
+    return names
 
 
 def find_pictures(folder: Path) -> list[str]:

@@ -40,6 +40,7 @@ ORDER = (
     "nft_pipeline.guider",
     "nft_pipeline.comfy_nodes",
     "nft_pipeline.sampling",
+    "nft_pipeline.play",
     "nft_pipeline.hub_cards",
     "nft_pipeline.training",
     "nft_pipeline.training.settings",

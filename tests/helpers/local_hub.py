@@ -100,7 +100,7 @@ class LocalHub:
 
     Attributes:
         endpoint: its address, for HF_ENDPOINT.
-        repos: `Repository` by "owner/name".
+        repos: `Repository` by "owner/name"; Spaces by "spaces/owner/name".
         collections: titles and items by slug.
         requests: (method, path) of every request so far.
     """
@@ -330,6 +330,8 @@ class _Handler(BaseHTTPRequestHandler):
     def create(self, *, body: bytes, **_: Any) -> None:
         said = json.loads(body)
         name = f"{said.get('organization') or USER}/{said['name']}"
+        if said.get("type") == "space":
+            name = f"spaces/{name}"
         url = f"{self.hub.endpoint}/{name}"
         if name in self.hub.repos:
             return self._json({"error": "You already created this repo", "url": url}, 409)
@@ -496,9 +498,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, data, headers)
 
 
-_NAME = r"([^/]+/[^/]+)"
+_NAME = r"((?:spaces/)?[^/]+/[^/]+)"
 _REVISION = r"(refs/pr/\d+|[^/]+)"
-_MODEL = rf"/api/models/{_NAME}"
+_MODEL = rf"/api/(?:models/|(?=spaces/)){_NAME}"
 _ROUTES: list[tuple[str, Any]] = [
     (r"/api/whoami-v2", _Handler.whoami),
     (r"/api/validate-yaml", _Handler.validate_yaml),

@@ -31,8 +31,20 @@ from ..settings.choices import Method
 from .optimality import Optimality, by_prompt, optimality
 from .pool import Pool
 
-# `diffusion-nft score` and `rate` and ComfyUI's Rate Images write the last three, which training does not read.
-KEYS = {"image", "prompt", "score", "liked", "seed", "guidance_scale", "model", "scores", "reward"}
+# `diffusion-nft score`, `rate` and `play` and ComfyUI's Rate Images write the last five, which training does not read.
+KEYS = {
+    "image",
+    "prompt",
+    "score",
+    "liked",
+    "seed",
+    "guidance_scale",
+    "model",
+    "scores",
+    "reward",
+    "adapter",
+    "strength",
+}
 SHOWN_FAULTS = 20
 RESIDUAL_SEED = 770_003
 

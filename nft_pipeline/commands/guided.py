@@ -1,0 +1,105 @@
+"""Options that commands which draw share: the base model, somebody else's LoRA, the mode, guidance scale and cost."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..modes import MODES
+
+
+def add_model_argument(group: argparse._ActionsContainer) -> None:
+    """--model."""
+    group.add_argument(
+        "--model",
+        default="shapes",
+        metavar="NAME",
+        help="base model: the shipped 'shapes', a diffusers folder, a Hub id or a checkpoint in one file (default: "
+        "%(default)s). It must be the one the adapter was trained on",
+    )
+
+
+def add_foreign_arguments(group: argparse._ActionsContainer) -> None:
+    """What a LoRA of another tool does not say about itself."""
+    group.add_argument(
+        "--kind",
+        choices=("policy", "positive"),
+        help="only for a LoRA that another tool made, which does not say it itself: policy if the LoRA is the trained "
+        "model, as in every DiffusionNFT checkpoint (default: what the adapter says)",
+    )
+    group.add_argument(
+        "--beta",
+        type=float,
+        metavar="BETA",
+        help="only with --kind: the beta of its training, 1 or 0.1 in the official DiffusionNFT configs (default: what "
+        "the adapter says). It names the tilt of strength 1 and changes no picture",
+    )
+    group.add_argument(
+        "--use-old",
+        action="store_true",
+        help="only with --kind: take the adapter called old beside the checkpoint as v_old (default: the base model). "
+        "Give it to see what the last round of training did and not what all of them did",
+    )
+    group.add_argument(
+        "--without-text-encoder",
+        action="store_true",
+        help="only with --kind: leave out the LoRA's layers of text encoders, which kohya trains by default and which "
+        "cannot be dialled (default: such a file is refused)",
+    )
+
+
+def add_mode_argument(group: argparse._ActionsContainer) -> None:
+    """--mode."""
+    group.add_argument(
+        "--mode",
+        choices=MODES,
+        help="how the forwards are spent (default: what the adapter's calibration found best, else two_pass). "
+        + " ".join(f"{name}: {mode.help}." for name, mode in MODES.items()),
+    )
+
+
+def add_cfg_argument(group: argparse._ActionsContainer) -> None:
+    """--cfg."""
+    group.add_argument(
+        "--cfg",
+        type=float,
+        metavar="SCALE",
+        help="classifier-free guidance scale of the base pipeline, 1 is off (default: what the model sets, 1 for "
+        "shapes). It doubles the cost of a step; begin with the scale `diffusion-nft info` gives for the adapter. "
+        "FLUX.1 and Qwen-Image take it as the guidance they were distilled with, which costs nothing",
+    )
+
+
+def add_cost_arguments(group: argparse._ActionsContainer) -> None:
+    """--steps, --device and --dtype."""
+    group.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="denoising steps, at least 1 (default: what the model sets, 14 for shapes). Fewer is faster and rougher; "
+        "raise it if strong guidance leaves artefacts",
+    )
+    group.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1, mps (default: auto, a GPU if there is one). Give cpu if the GPU is busy",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="number format of the weights (default: auto, bfloat16 on GPUs that have it, else float32). Take "
+        "float32 to compare numbers between machines",
+    )
+
+
+def foreign(args: argparse.Namespace) -> dict[str, Any]:
+    """What was said about a LoRA of another tool, as arguments of `load_nft_adapter`."""
+    return {name: getattr(args, name) for name in ("kind", "beta", "use_old", "without_text_encoder")}
+
+
+def stock_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """What was said of the stock call, --cfg and --steps, by the names of its arguments."""
+    stock = {"guidance_scale": args.cfg, "num_inference_steps": args.steps}
+    return {name: value for name, value in stock.items() if value is not None}
