@@ -11,9 +11,10 @@ from nft_pipeline.errors import GuidanceError
 from nft_pipeline.settings import GuidanceSettings
 
 from . import host
+from .cautions import LOADED_TWICE
 from .curve import Points
 from .dial import mode_in_words, settings_for_rate, tilt_of_rate
-from .guide import LOADED_TWICE, Guide, tap_in_comfyui
+from .guide import Guide, tap_in_comfyui
 from .match import match_layers
 from .reward_file import RewardFile, describe, needed_base
 from .run import Plan
@@ -125,15 +126,16 @@ def guide_model(model: Any, reward: RewardFile, node_id: str | None, **values: A
     way = "by what was measured" if by_map else f"law {plan.settings.law_for(reward.config)}"
     lines.append(f"{way}, tilt {plan.tilt:g}, mode {mode_in_words(plan.settings.mode)}")
     guide = Guide(reward, targets, plan, host.ComfyUI(), tap=tap, node_id=node_id)
-    warnings = guide.warnings(model)
-    if LOADED_TWICE in warnings:
-        lines.append(LOADED_TWICE)
-        host.warn(LOADED_TWICE)
+    guided = host.attach(model, guide)
+    cautions = guide.cautions(guided)
+    if LOADED_TWICE in cautions:
+        lines.append(LOADED_TWICE.text)
+        host.warn(LOADED_TWICE.text)
     promised = guide.promised(plan.tilt, plan.settings)
     if promised:
         lines.append(promised)
-    guide.say_before(plan.tilt, plan.settings, warnings)
-    return host.attach(model, guide), "\n".join(lines)
+    guide.say_before(plan.tilt, plan.settings, cautions)
+    return guided, "\n".join(lines)
 
 
 def parse_strengths(text: str) -> list[float]:

@@ -26,11 +26,13 @@ from torch import Tensor
 from nft_pipeline.adapters.names import COMFYUI_FOLDER
 from nft_pipeline.models import ADAPTERS, shipped_adapter
 
+from .cautions import Caution
 from .choose import Choice
 from .delta import Target
 from .guide import Guide
 
 _ATTACHMENT = "nft_guide_"
+MARKED = "diffusion-nft.cautions"  # the message that brings a node's badges to the page
 
 
 class ComfyUI:
@@ -65,11 +67,24 @@ class ComfyUI:
                     return True
         return False
 
+    def guides_on(self, model: Any) -> list[Guide]:
+        """The guides on a MODEL, in the order they were added."""
+        return guides_of(model)
+
     def say(self, node_id: str | None, text: str) -> None:
         """Show a line under a node; without a server nothing is shown."""
-        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-        if server is not None and node_id is not None:
-            server.send_progress_text(text, node_id)
+        if (page := server()) is not None and node_id is not None:
+            page.send_progress_text(text, node_id)
+
+    def mark(self, node_id: str | None, cautions: Sequence[Caution]) -> None:
+        """Show these as badges on a node, in the place of those it has (web/badges.js)."""
+        if (page := server()) is not None and node_id is not None:
+            page.send_sync(MARKED, {"node": node_id, "cautions": [caution._asdict() for caution in cautions]})
+
+
+def server() -> Any | None:
+    """ComfyUI's PromptServer; None where nodes are run without one."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def key_map(model: Any) -> dict[str, Any]:

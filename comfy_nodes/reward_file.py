@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nft_pipeline.adapters.alpha_head import AlphaHead
@@ -19,16 +19,10 @@ from nft_pipeline.adapters.single_file import read_single_file
 from nft_pipeline.dial.measured import Dial
 from nft_pipeline.errors import AdapterError
 
+from .cautions import UNKNOWN_SCALE, Caution, text_left_out
 from .dial import dial_lines
 
 KINDS = ("auto", "positive", "policy")
-
-
-UNKNOWN_SCALE = (
-    "WARNING: no scale is recorded. Files from peft, DiffusionNFT's among them, were often trained at scale 2 "
-    "(rank 32, lora_alpha 64) and then come out at half strength here and in any LoRA loader; keep "
-    "adapter_config.json beside adapter_model.safetensors, or ask the author."
-)
 
 
 @dataclass(frozen=True)
@@ -42,6 +36,7 @@ class RewardFile:
         form: None for our own adapters, else what the file is, for people.
         scales: every factor by which the LoRA's tool multiplies B A; (1,) for our own files.
         scale_recorded: whether the file records the factor; if not, 1 was assumed.
+        left_out: how many layers of each text encoder are in the file and not used.
     """
 
     config: AdapterConfig
@@ -50,6 +45,7 @@ class RewardFile:
     form: str | None = None
     scales: tuple[float, ...] = (1.0,)
     scale_recorded: bool = True
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_reward_file(path: str | os.PathLike[str], kind: str = "auto") -> RewardFile:
@@ -135,9 +131,11 @@ def needed_base(reward: RewardFile) -> str:
     return f"a model with layers such as {next(iter(reward.layers))}"
 
 
-def half_strength(reward: RewardFile) -> bool:
-    """Whether the file may come out at half of what it was trained at, because it records no scale."""
-    return reward.form is not None and not reward.scale_recorded
+def cautions_of_file(reward: RewardFile) -> list[Caution]:
+    """What may be wrong with a file, whatever the model."""
+    # A file that records no scale may come out at half of what it was trained at.
+    cautions = [UNKNOWN_SCALE] if reward.form is not None and not reward.scale_recorded else []
+    return [*cautions, text_left_out(reward.left_out)] if reward.left_out else cautions
 
 
 def describe(reward: RewardFile) -> str:
@@ -163,7 +161,7 @@ def describe(reward: RewardFile) -> str:
             f"base model: {config.base_model.id}",
             f"LoRA scale alpha / rank: {scales}" + ("" if reward.scale_recorded else ", assumed"),
         ]
-        lines += [UNKNOWN_SCALE] if half_strength(reward) else []
+        lines += [caution.text for caution in cautions_of_file(reward)]
     head = "" if reward.head is None else f"; alpha head {sum(p.numel() for p in reward.head.parameters()):,}"
     lines += dial_lines(config)
     lines.append(f"{len(reward.layers)} LoRA layers, rank {', '.join(map(str, ranks))}, {parameters:,} numbers{head}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import warnings
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -272,11 +274,56 @@ def test_live_text_says_where_it_is(world: World) -> None:
     assert world.texts[2].startswith("step 3/5  alpha 0.") and world.texts[2].endswith("cost x2")
 
 
+def labels(world: World) -> list[list[str]]:
+    """Of the badges that were sent to the node, in order."""
+    sent = [data for event, data in sys.modules["server"].PromptServer.messages if event == "diffusion-nft.cautions"]
+    assert {data["node"] for data in sent} <= {"7"}
+    return [[caution["label"] for caution in data["cautions"]] for data in sent]
+
+
+def loaded_by_a_loader(world: World, model: Any, adapter: str) -> Any:
+    """As from a LoRA loader: patches with the adapter's own matrices."""
+    patched, lora = model.clone(), world.adapters[adapter].lora
+    up, down = (lora[f"transformer.proj_out.lora_{side}.weight"] for side in "BA")
+    weights = SimpleNamespace(weights=(up, down, None, None, None, None))
+    patched.patches["diffusion_model.final_layer.weight"] = [(1.0, weights, 1.0, None, None)]
+    return patched
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_lora_loader_before_or_behind_the_node_is_marked_on_it(world: World, behind: bool) -> None:
+    world.sample(world.guided("policy"))
+    assert labels(world) == [[], []]
+    if behind:
+        model = loaded_by_a_loader(world, world.guided("policy"), "policy")
+    else:
+        model = world.guided("policy", loaded_by_a_loader(world, world.model, "policy"))
+    world.sample(model)
+    assert labels(world)[-1] == ["loaded twice"]
+    assert "a LoRA loader has put this adapter's LoRA into the model already" in world.texts[-1]
+    world.sample(world.guided("policy"))
+    assert labels(world)[-1] == []
+
+
+def test_a_file_without_a_scale_is_marked_on_the_node(world: World) -> None:
+    save_file(random_lora(4), world.folder / "loras" / "bare.safetensors")
+    guided = world.guided("bare")
+    assert labels(world) == [["half strength?"]] and "no scale is recorded" in world.texts[-1]
+    world.sample(guided)
+    assert "no scale is recorded" in world.texts[-1]
+
+
+def test_fast_in_a_chain_is_marked_on_the_node(world: World) -> None:
+    world.guided("other", world.guided("policy", mode="fast"), mode="exact")
+    assert labels(world) == [[], ["fast in a chain"]]
+
+
 def test_a_lora_that_changes_nothing_is_reported(world: World) -> None:
     tensors = {key: torch.zeros_like(t) if ".lora_B." in key else t for key, t in random_lora(1).items()}
     save_file(tensors, world.folder / "loras" / "nothing.safetensors")
     world.sample(world.guided("nothing", strength=0.5))  # at 1 nothing is compared with the model itself
     assert world.texts[-1] == "nothing: guidance had no effect, the LoRA changed nothing in any step"
+    assert labels(world)[-1][0] == "no effect"
 
 
 def test_the_info_counts_layers(world: World) -> None:

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -288,7 +288,11 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
     texts: list[str] = []
 
     class PromptServer:
-        instance: Any = types.SimpleNamespace(send_progress_text=lambda text, node_id: texts.append(text))
+        messages: ClassVar[list[Any]] = []
+        instance: Any = types.SimpleNamespace(
+            send_progress_text=lambda text, node_id: texts.append(text),
+            send_sync=lambda event, data: PromptServer.messages.append((event, data)),
+        )
 
     io = types.SimpleNamespace(
         Custom=_type,
