@@ -16,7 +16,7 @@ from .curve import Points
 from .dial import mode_in_words, settings_for_rate, tilt_of_rate
 from .guide import Guide, tap_in_comfyui
 from .match import match_layers
-from .reward_file import RewardFile, describe, needed_base
+from .reward_file import RewardFile, describe, needed_base, read_reward_file
 from .run import Plan
 
 AUTO = "auto"  # the law and the mode that the adapter's calibration found best
@@ -136,6 +136,11 @@ def guide_model(model: Any, reward: RewardFile, node_id: str | None, **values: A
         lines.append(promised)
     guide.say_before(plan.tilt, plan.settings, cautions)
     return guided, "\n".join(lines)
+
+
+def load_reward_file(name: str, kind: str = "auto", text_encoder: str = "refuse") -> RewardFile:
+    """A file of models/loras. ComfyUI is asked first what its keys mean. Arguments and errors as `read_reward_file`."""
+    return read_reward_file(host.adapter_path(name), kind, text_encoder, host.convert_lora)
 
 
 def parse_strengths(text: str) -> list[float]:

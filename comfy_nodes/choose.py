@@ -17,6 +17,7 @@ from nft_pipeline.errors import GuidanceError
 from nft_pipeline.search.choice import best, draw_seeds, judges, liking
 
 from .guide import Guide, Host
+from .words import speaking_as_a_node
 
 SHOWN = 4  # pictures whose candidate is named in the live text
 
@@ -51,6 +52,7 @@ class Choice:
     def __deepcopy__(self, memo: Any) -> Choice:
         return self  # as a Guide: ComfyUI copies options with each clone
 
+    @speaking_as_a_node
     def around_sampling(
         self,
         executor: Any,

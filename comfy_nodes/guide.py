@@ -47,6 +47,7 @@ from .delta import Listener, Switch, Target, install
 from .dial import promise_line, tilt_of_rate
 from .reward_file import RewardFile, cautions_of_file
 from .run import Conds, Evaluation, Plan, Reading, Run
+from .words import speaking_as_a_node
 
 # The predictions of the lists of prompts with these numbers, under their own names or, with the LoRA on, under others.
 Predict = Callable[[Sequence[int], "dict[Any, Any] | None"], list[Tensor]]
@@ -112,6 +113,7 @@ class Guide:
 
     # Around one run of the sampler.
 
+    @speaking_as_a_node
     def around_sampling(self, executor: Any, guider: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Wraps the sampler: executor(guider, sigmas, ...)."""
         if self.plan.tilt == 0 and not self.plan.rate:

@@ -5,25 +5,29 @@ Imported by `nodes`, and that by the doorway when ComfyUI asks for the nodes: ne
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import comfy.lora
+import comfy.lora_convert
 import comfy.model_sampling
 import comfy.samplers
 import comfy.sd
 import folder_paths
-from comfy.patcher_extension import WrappersMP, get_all_wrappers
+from comfy.patcher_extension import CallbacksMP, WrappersMP, get_all_wrappers
 from comfy_api.latest import ComfyExtension as ComfyExtension
 from comfy_api.latest import io as io
 from comfy_api.latest import ui as ui
 from torch import Tensor
 
 from nft_pipeline.adapters.names import COMFYUI_FOLDER
+from nft_pipeline.errors import GuidanceError
 from nft_pipeline.models import ADAPTERS, shipped_adapter
 
 from .cautions import Caution
@@ -87,6 +91,26 @@ def server() -> Any | None:
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
+def answer(path: str, function: Callable[..., str]) -> None:
+    """Let the page ask for something: the JSON object that it posts to the path is the function's arguments.
+
+    The answer is {"said": what the function returns}, or {"error": the sentence} if it raises a GuidanceError.
+    """
+    page = server()
+    if page is None:
+        return
+    from aiohttp import web
+
+    async def respond(request: Any) -> Any:
+        try:
+            said = await asyncio.to_thread(function, **await request.json())
+        except (GuidanceError, TypeError, ValueError) as error:
+            return web.json_response({"error": str(error)}, status=400)
+        return web.json_response({"said": said})
+
+    page.routes.post(path)(respond)
+
+
 def key_map(model: Any) -> dict[str, Any]:
     """ComfyUI's map from the names of LoRA layers to a MODEL's weights."""
     return dict(comfy.lora.model_lora_keys_unet(model.model, {}))
@@ -105,8 +129,26 @@ def attach(model: Any, guide: Guide) -> Any:
     guided.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, key, guide.around_evaluation)
     guided.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, key, guide.around_prediction)
     guided.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, guide.around_model)
+    guided.add_callback_with_key(CallbacksMP.ON_CLONE, key, _refuse_to_be_merged)
     guided.set_attachments(key, guide)
+    _refuse_to_be_merged(model, guided)
     return guided
+
+
+def _refuse_to_be_merged(model: Any, guided: Any) -> None:
+    """Nodes that merge a MODEL into another ask for its weights under a prefix, and guidance would be lost without a
+    word; hooks ask for all of them, for the MODEL itself."""
+    weights, itself = type(guided).get_key_patches, weakref.ref(guided)  # a MODEL is to be freed when nobody needs it
+
+    def get_key_patches(filter_prefix: str | None = None) -> Any:
+        if filter_prefix is not None:
+            raise GuidanceError(
+                "A guided model cannot be merged into another one, because guidance is no part of its weights. Put "
+                "Reward Guidance behind the merge, or connect the guided model as the merge's first one (model1)."
+            )
+        return weights(itself())
+
+    guided.get_key_patches = get_key_patches
 
 
 def guides_of(model: Any) -> list[Guide]:
@@ -125,6 +167,11 @@ def offer_shipped_adapters() -> None:
     """Let the files of the shipped adapters be found beside those in models/loras."""
     for folder in filter(None, map(shipped_adapter, ADAPTERS)):
         folder_paths.add_model_folder_path("loras", str(folder / COMFYUI_FOLDER))
+
+
+def convert_lora(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A LoRA's tensors under the names that ComfyUI's own loader gives them."""
+    return dict(comfy.lora_convert.convert_lora(dict(tensors)))
 
 
 def load_model(path: str) -> Any:

@@ -13,7 +13,15 @@ from pathlib import Path
 
 from nft_pipeline.adapters.alpha_head import AlphaHead
 from nft_pipeline.adapters.config import UNKNOWN, AdapterConfig, BaseModel, plain_name, unrecorded
-from nft_pipeline.adapters.foreign.files import PEFT_CONFIG, PEFT_WEIGHTS, PICKLES, ForeignFiles, peft_folder, read_lora
+from nft_pipeline.adapters.foreign.files import (
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    PICKLES,
+    Convert,
+    ForeignFiles,
+    peft_folder,
+    read_lora,
+)
 from nft_pipeline.adapters.foreign.layers import Layer, bake, scales_of
 from nft_pipeline.adapters.single_file import read_single_file
 from nft_pipeline.dial.measured import Dial
@@ -21,8 +29,10 @@ from nft_pipeline.errors import AdapterError
 
 from .cautions import UNKNOWN_SCALE, Caution, text_left_out
 from .dial import dial_lines
+from .looks import family_of
 
 KINDS = ("auto", "positive", "policy")
+TEXT_ENCODER = ("refuse", "ignore")
 
 
 @dataclass(frozen=True)
@@ -48,27 +58,35 @@ class RewardFile:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
-def read_reward_file(path: str | os.PathLike[str], kind: str = "auto") -> RewardFile:
+def read_reward_file(
+    path: str | os.PathLike[str], kind: str = "auto", text_encoder: str = "refuse", convert: Convert | None = None
+) -> RewardFile:
     """Read a file, checking all of it.
 
     Args:
         path: a .safetensors file. One called adapter_model.safetensors is read with the adapter_config.json beside it.
         kind: "auto" reads it as what it says it is, and a plain LoRA as a policy. "policy" leaves an alpha head out, so
             that the push is the same for every picture. "positive" insists on a head.
+        text_encoder: what to do with a plain LoRA that has layers of a text encoder, one of `TEXT_ENCODER`: "refuse"
+            it, or "ignore" these layers.
+        convert: see `foreign.files.read_lora`.
 
     Raises:
-        AdapterError: the file is damaged, a pickle, no plain LoRA, or not of that kind.
+        AdapterError: the file is damaged, a pickle, no plain LoRA, or not of that kind; or it has layers of a text
+            encoder, which are not to be ignored.
     """
     path = Path(path)
     if kind not in KINDS:
         raise AdapterError(f"kind is {kind!r}, expected one of {', '.join(map(repr, KINDS))}")
+    if text_encoder not in TEXT_ENCODER:
+        raise AdapterError(f"text_encoder is {text_encoder!r}, expected one of {', '.join(map(repr, TEXT_ENCODER))}")
     if path.suffix in PICKLES:
         raise AdapterError(
             f"{path.name} is a pickle, which can run code and is never loaded; ask its author for safetensors"
         )
     adapter = read_single_file(path)
     if adapter is None:
-        return _read_plain(path, kind)
+        return _read_plain(path, kind, text_encoder, convert)
     layers = {
         key.removesuffix(".lora_A.weight"): Layer(a, adapter.lora[key.replace(".lora_A.", ".lora_B.")])
         for key, a in adapter.lora.items()
@@ -88,12 +106,19 @@ def _without_head(dial: Dial | None) -> Dial | None:
     return replace(dial, maps=maps) if dial is not None and maps else None
 
 
-def _read_plain(path: Path, kind: str) -> RewardFile:
+def _read_plain(path: Path, kind: str, text_encoder: str, convert: Convert | None) -> RewardFile:
     if kind == "positive":
         raise _no_head(path)
     beside = path.name == PEFT_WEIGHTS and (path.parent / PEFT_CONFIG).is_file()
     files = peft_folder(path.parent) if beside else ForeignFiles("plain LoRA file", path)
-    found = read_lora(files)
+    found = read_lora(files, leave_out_text=True, convert=convert)
+    if found.left_out and text_encoder != "ignore":
+        counts = ", ".join(f"{number} of {part}" for part, number in found.left_out.items())
+        raise AdapterError(
+            f"{path.name} has layers of a text encoder ({counts}), and a reward adapter cannot use them: the prompt is "
+            "encoded once, with guidance and without.",
+            advice='Set text_encoder to "ignore" (among the advanced inputs) to load its other layers alone.',
+        )
     scales = scales_of(found.layers, found.peft_config)
     layers = bake(found.layers, found.peft_config)
     said = (found.peft_config or {}).get("base_model_name_or_path")
@@ -111,7 +136,7 @@ def _read_plain(path: Path, kind: str) -> RewardFile:
         resolution=(1024, 1024),
     )
     recorded = found.peft_config is not None or any(layer.alpha is not None for layer in found.layers.values())
-    return RewardFile(config, layers, None, files.form, tuple(sorted(set(scales.values()))), recorded)
+    return RewardFile(config, layers, None, files.form, tuple(sorted(set(scales.values()))), recorded, found.left_out)
 
 
 def _no_head(path: Path) -> AdapterError:
@@ -128,7 +153,8 @@ def needed_base(reward: RewardFile) -> str:
         return f"{config.base_model.id} ({config.denoiser})"
     if config.base_model.id != UNKNOWN:
         return config.base_model.id
-    return f"a model with layers such as {next(iter(reward.layers))}"
+    family, example = family_of(reward.layers), f"layers such as {next(iter(reward.layers))}"
+    return f"{family}, by its names of {example}" if family else f"a model with {example}"
 
 
 def cautions_of_file(reward: RewardFile) -> list[Caution]:

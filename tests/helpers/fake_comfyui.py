@@ -29,6 +29,10 @@ class WrappersMP:
     APPLY_MODEL = "apply_model"
 
 
+class CallbacksMP:
+    ON_CLONE = "on_clone"
+
+
 class WrapperExecutor:
     def __init__(self, original: Callable[..., Any], class_obj: Any, wrappers: list[Any], index: int = 0) -> None:
         self.original, self.class_obj, self.wrappers, self.index = original, class_obj, wrappers, index
@@ -95,7 +99,7 @@ class BaseModel(nn.Module):
 
 class ModelPatcher:
     def __init__(self, model: BaseModel) -> None:
-        self.model, self.patches, self.attachments = model, {}, {}
+        self.model, self.patches, self.attachments, self.callbacks = model, {}, {}, {}
         self.model_options: dict[str, Any] = {"transformer_options": {"wrappers": {}}, "sampler_post_cfg_function": []}
 
     def clone(self) -> ModelPatcher:
@@ -106,7 +110,19 @@ class ModelPatcher:
         other.model_options["transformer_options"]["wrappers"] = copied
         functions = copy.deepcopy(self.model_options["sampler_post_cfg_function"])  # ComfyUI 0.3.64 copies them too
         other.model_options["sampler_post_cfg_function"] = functions
+        other.callbacks = {key: list(group) for key, group in self.callbacks.items()}
+        for callback in [callback for group in other.callbacks.values() for callback in group]:
+            callback(self, other)
         return other
+
+    def get_key_patches(self, filter_prefix: str | None = None) -> dict[str, Any]:
+        return {
+            name: [weight] for name, weight in self.model.state_dict().items() if name.startswith(filter_prefix or "")
+        }
+
+    def add_callback_with_key(self, call_type: str, key: str, callback: Any) -> None:
+        assert call_type == CallbacksMP.ON_CLONE
+        self.callbacks.setdefault(key, []).append(callback)
 
     def set_model_sampler_post_cfg_function(self, post_cfg_function: Any) -> None:
         self.model_options["sampler_post_cfg_function"].append(post_cfg_function)
@@ -191,6 +207,10 @@ def model_lora_keys_unet(model: Any, key_map: dict[str, Any]) -> dict[str, Any]:
     return {**key_map, **names, "transformer.proj_out": "diffusion_model.final_layer.weight"}
 
 
+def convert_lora(sd: dict[str, Any]) -> dict[str, Any]:
+    return {key.replace("core_writes_it_so.", "transformer."): tensor for key, tensor in sd.items()}
+
+
 def load_diffusion_model(unet_path: str) -> ModelPatcher:
     return ModelPatcher(BaseModel())
 
@@ -222,13 +242,17 @@ class _IntInput(_FloatInput):
 
 
 class _ComboInput(Entry):
-    def __init__(self, id: str, options: Any = None, tooltip: Any = None, default: Any = None) -> None:
-        super().__init__(id, options=options, tooltip=tooltip, default=default)
+    def __init__(
+        self, id: str, options: Any = None, optional: bool = False, tooltip: Any = None, default: Any = None
+    ) -> None:
+        super().__init__(id, options=options, optional=optional, tooltip=tooltip, default=default)
 
 
 class _StringInput(Entry):
-    def __init__(self, id: str, tooltip: Any = None, multiline: bool = False, default: Any = None) -> None:
-        super().__init__(id, tooltip=tooltip, multiline=multiline, default=default)
+    def __init__(
+        self, id: str, optional: bool = False, tooltip: Any = None, multiline: bool = False, default: Any = None
+    ) -> None:
+        super().__init__(id, optional=optional, tooltip=tooltip, multiline=multiline, default=default)
 
 
 class _SocketInput(Entry):
@@ -277,6 +301,9 @@ class PreviewImage:
     def __init__(self, image: Any, cls: Any = None) -> None:
         self.image = image
 
+    def as_dict(self) -> dict[str, Any]:
+        return {"images": [{"filename": f"{i}.png", "subfolder": "", "type": "temp"} for i in range(len(self.image))]}
+
 
 class PreviewText:
     def __init__(self, value: str) -> None:
@@ -322,12 +349,14 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
     modules: dict[str, dict[str, Any]] = {
         "comfy": {},
         "comfy.lora": {"model_lora_keys_unet": model_lora_keys_unet},
+        "comfy.lora_convert": {"convert_lora": convert_lora},
         "comfy.model_sampling": {"CONST": CONST},
         "comfy.model_base": {"BaseModel": BaseModel},
         "comfy.model_patcher": {"ModelPatcher": ModelPatcher},
         "comfy.samplers": {"calc_cond_batch": calc_cond_batch, "CFGGuider": CFGGuider},
         "comfy.patcher_extension": {
             "WrappersMP": WrappersMP,
+            "CallbacksMP": CallbacksMP,
             "WrapperExecutor": WrapperExecutor,
             "get_all_wrappers": get_all_wrappers,
         },

@@ -31,8 +31,9 @@ from ..settings.choices import Method
 from .optimality import Optimality, by_prompt, optimality
 from .pool import Pool
 
-# `diffusion-nft score` and `rate` and ComfyUI's Rate Images write the last three, which training does not read.
-KEYS = {"image", "prompt", "score", "liked", "seed", "guidance_scale", "model", "scores", "reward"}
+# `diffusion-nft score` and `rate` and ComfyUI's Rate Images write the last three and `batch_index`, which training
+# does not read.
+KEYS = {"image", "prompt", "score", "liked", "seed", "batch_index", "guidance_scale", "model", "scores", "reward"}
 SHOWN_FAULTS = 20
 RESIDUAL_SEED = 770_003
 
