@@ -11,13 +11,13 @@ from nft_pipeline.errors import GuidanceError
 from nft_pipeline.settings import GuidanceSettings
 
 from . import host
-from .cautions import LOADED_TWICE
 from .curve import Points
 from .dial import mode_in_words, settings_for_rate, tilt_of_rate
 from .guide import Guide, tap_in_comfyui
 from .match import match_layers
 from .reward_file import RewardFile, describe, needed_base, read_reward_file
 from .run import Plan
+from .words.cautions import LOADED_TWICE
 
 AUTO = "auto"  # the law and the mode that the adapter's calibration found best
 MODES = {mode.node: name for name, mode in modes.MODES.items() if mode.node is not None}  # "exact", "fast"

@@ -17,7 +17,7 @@ from nft_pipeline.errors import GuidanceError
 from nft_pipeline.search.choice import best, draw_seeds, judges, liking
 
 from .guide import Guide, Host
-from .words import speaking_as_a_node
+from .words.errors import speaking_as_a_node
 
 SHOWN = 4  # pictures whose candidate is named in the live text
 

@@ -42,12 +42,12 @@ from nft_pipeline.families.registry import FAMILIES
 from nft_pipeline.modes import MODES
 from nft_pipeline.settings import GuidanceSettings
 
-from .cautions import FAST_IN_CHAIN, LOADED_TWICE, NO_EFFECT, NOT_ASKED, Caution
 from .delta import Listener, Switch, Target, install
 from .dial import promise_line, tilt_of_rate
 from .reward_file import RewardFile, cautions_of_file
 from .run import Conds, Evaluation, Plan, Reading, Run
-from .words import speaking_as_a_node
+from .words.cautions import FAST_IN_CHAIN, LOADED_TWICE, NO_EFFECT, NOT_ASKED, Caution
+from .words.errors import speaking_as_a_node
 
 # The predictions of the lists of prompts with these numbers, under their own names or, with the LoRA on, under others.
 Predict = Callable[[Sequence[int], "dict[Any, Any] | None"], list[Tensor]]

@@ -30,10 +30,10 @@ from nft_pipeline.adapters.names import COMFYUI_FOLDER
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.models import ADAPTERS, shipped_adapter
 
-from .cautions import Caution
 from .choose import Choice
 from .delta import Target
 from .guide import Guide
+from .words.cautions import Caution
 
 _ATTACHMENT = "nft_guide_"
 MARKED = "diffusion-nft.cautions"  # the message that brings a node's badges to the page

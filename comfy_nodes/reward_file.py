@@ -27,9 +27,9 @@ from nft_pipeline.adapters.single_file import read_single_file
 from nft_pipeline.dial.measured import Dial
 from nft_pipeline.errors import AdapterError
 
-from .cautions import UNKNOWN_SCALE, Caution, text_left_out
 from .dial import dial_lines
-from .looks import family_of
+from .words.cautions import UNKNOWN_SCALE, Caution, text_left_out
+from .words.looks import family_of
 
 KINDS = ("auto", "positive", "policy")
 TEXT_ENCODER = ("refuse", "ignore")

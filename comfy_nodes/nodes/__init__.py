@@ -12,7 +12,7 @@ from typing import Any
 from nft_pipeline.discovery import modules_of
 
 from .. import host
-from ..words import speaking_as_a_node
+from ..words.errors import speaking_as_a_node
 from . import rate_images
 
 

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from helpers import fake_comfyui as fake
 from helpers.comfyui_world import SIGMAS, World, random_lora
 from nft_pipeline.adapters.foreign.layers import Layer
-from nft_pipeline.comfy_nodes.looks import family_of
-from nft_pipeline.comfy_nodes.words import in_node_words
+from nft_pipeline.comfy_nodes.words.errors import in_node_words
+from nft_pipeline.comfy_nodes.words.looks import family_of
 from nft_pipeline.errors import AdapterError, GuidanceError
 from nft_pipeline.laws import LAWS
 
