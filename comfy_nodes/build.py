@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from nft_pipeline import modes
@@ -108,7 +110,32 @@ def guide_model(model: Any, reward: RewardFile, node_id: str | None, **values: A
         AdapterError: the adapter is for another base model.
         GuidanceError: as `make_plan`; or nobody knows where to read what its head reads.
     """
-    plan = make_plan(reward, **values)
+    return _attached(model, reward, node_id, make_plan(reward, **values))
+
+
+def guide_each(
+    model: Any, reward: RewardFile, node_id: str | None, strengths: Sequence[float], pictures: int, **values: Any
+) -> Any:
+    """A guided clone of a MODEL for batches that hold several strengths.
+
+    Args:
+        model: ComfyUI's MODEL.
+        reward: the adapter.
+        node_id: of the node, for the live text.
+        strengths: of the batch, in its order.
+        pictures: in the batch at each strength.
+        **values: see `make_plan`, without a strength, a beta or a rate.
+
+    Raises:
+        AdapterError, GuidanceError: as `guide_model`.
+    """
+    plans = [make_plan(reward, strength=strength, **values) for strength in strengths]
+    tilts = tuple(plan.tilt for plan in plans for _ in range(pictures))
+    plan = replace(plans[0], tilt=tilts if len(set(tilts)) > 1 else tilts[0])
+    return _attached(model, reward, node_id, plan)[0]
+
+
+def _attached(model: Any, reward: RewardFile, node_id: str | None, plan: Plan) -> tuple[Any, str]:
     loaded = f"a {host.name_of(model)} model"
     targets = match_layers(
         reward.layers,
@@ -124,7 +151,9 @@ def guide_model(model: Any, reward: RewardFile, node_id: str | None, **values: A
         lines.append(f"alpha is read at the input of {tap}")
     by_map = plan.settings.map_for(reward.config) is not None
     way = "by what was measured" if by_map else f"law {plan.settings.law_for(reward.config)}"
-    lines.append(f"{way}, tilt {plan.tilt:g}, mode {mode_in_words(plan.settings.mode)}")
+    each = plan.tilt if isinstance(plan.tilt, tuple) else (plan.tilt,)
+    tilts = ", ".join(f"{tilt:g}" for tilt in dict.fromkeys(each))
+    lines.append(f"{way}, tilt {tilts}, mode {mode_in_words(plan.settings.mode)}")
     guide = Guide(reward, targets, plan, host.ComfyUI(), tap=tap, node_id=node_id)
     guided = host.attach(model, guide)
     cautions = guide.cautions(guided)

@@ -15,6 +15,7 @@ from nft_pipeline.adapters.config import AdapterConfig
 from nft_pipeline.dial.forecast import forecast
 from nft_pipeline.dial.measured import TiltMap
 from nft_pipeline.dial.promise import END, base_rate, promise, tilt_for_rate
+from nft_pipeline.dial.tilts import Tilt
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.laws import LAWS
 from nft_pipeline.modes import MODES
@@ -81,16 +82,17 @@ def settings_for_rate(config: AdapterConfig, rate: float, settings: GuidanceSett
     return replace(settings, guidance_scale=reaching.guidance_scale)
 
 
-def promise_line(config: AdapterConfig, tilt: float, settings: GuidanceSettings) -> str:
+def promise_line(config: AdapterConfig, tilt: Tilt, settings: GuidanceSettings) -> str:
     """What a tilt will do, before anything is drawn: "34% liked becomes 78% ± 2%"; "" where nothing is known.
 
     Args:
         config: the adapter's.
-        tilt: lambda.
+        tilt: lambda; one for each picture has no such line.
         settings: the way in which it is drawn; the line says so if it was measured at another CFG or `guide`.
     """
     drawn, tilt_map = _as_drawn(config, settings), settings.map_for(config)
-    if not _keeps_promise(config, settings) or (tilt_map is None and drawn.base_rate is None):
+    promised = _keeps_promise(config, settings) and (tilt_map is not None or drawn.base_rate is not None)
+    if isinstance(tilt, tuple) or not promised:
         return ""
     line = str(promise(drawn, tilt / config.tilt))
     elsewhere: list[str] = []
@@ -102,14 +104,14 @@ def promise_line(config: AdapterConfig, tilt: float, settings: GuidanceSettings)
 
 
 def chances(
-    config: AdapterConfig, alpha: Tensor, tilt: float, noise_level: Tensor, settings: GuidanceSettings
+    config: AdapterConfig, alpha: Tensor, tilt: Tilt, noise_level: Tensor, settings: GuidanceSettings
 ) -> Tensor | None:
     """The chance that each picture will be liked if guidance goes on at this tilt (M12); None where nothing is known.
 
     Args:
         config: the adapter's.
         alpha: as the head read it, (samples,).
-        tilt: lambda of this step, with what a schedule or an interval makes of it.
+        tilt: lambda of this step, for all pictures or for each, with what a schedule or an interval makes of it.
         noise_level: t of the step, (samples,).
         settings: the way in which it is drawn.
     """

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from nft_pipeline import guidance
+from nft_pipeline.dial.tilts import Tilt
 from nft_pipeline.engine.stats import NFTStats, StatsRecorder
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.families.forward_call import as_tokens
@@ -182,7 +183,7 @@ class Guide:
             cautions.append(FAST_IN_CHAIN)
         return [*cautions, *cautions_of_file(self.reward)]
 
-    def say_before(self, tilt: float, settings: GuidanceSettings, cautions: Sequence[Caution]) -> None:
+    def say_before(self, tilt: Tilt, settings: GuidanceSettings, cautions: Sequence[Caution]) -> None:
         """Show what is known before the first step."""
         promised = self.promised(tilt, settings)
         lines = [*([promised] if promised else []), *(caution.text for caution in cautions)]
@@ -190,7 +191,7 @@ class Guide:
             self._say("\n".join(lines))
         self.host.mark(self.node_id, cautions)
 
-    def promised(self, tilt: float, settings: GuidanceSettings) -> str:
+    def promised(self, tilt: Tilt, settings: GuidanceSettings) -> str:
         """What the tilt will do to the share of liked pictures, in a line; "" where nothing is known."""
         line = promise_line(self.reward.config, tilt, settings)
         return f"guided in every step and without a cap: {line}" if line and self.plan.partial else line

@@ -17,8 +17,10 @@ from typing import Any
 import comfy.lora
 import comfy.lora_convert
 import comfy.model_sampling
+import comfy.sample
 import comfy.samplers
 import comfy.sd
+import comfy.utils
 import folder_paths
 from comfy.patcher_extension import CallbacksMP, WrappersMP, get_all_wrappers
 from comfy_api.latest import ComfyExtension as ComfyExtension
@@ -32,6 +34,7 @@ from nft_pipeline.models import ADAPTERS, shipped_adapter
 
 from .choose import Choice
 from .delta import Target
+from .files.picture_notes import add_notes
 from .guide import Guide
 from .words.cautions import Caution
 
@@ -77,18 +80,13 @@ class ComfyUI:
 
     def say(self, node_id: str | None, text: str) -> None:
         """Show a line under a node; without a server nothing is shown."""
-        if (page := server()) is not None and node_id is not None:
+        if (page := _server()) is not None and node_id is not None:
             page.send_progress_text(text, node_id)
 
     def mark(self, node_id: str | None, cautions: Sequence[Caution]) -> None:
         """Show these as badges on a node, in the place of those it has (web/badges.js)."""
-        if (page := server()) is not None and node_id is not None:
+        if (page := _server()) is not None and node_id is not None:
             page.send_sync(MARKED, {"node": node_id, "cautions": [caution._asdict() for caution in cautions]})
-
-
-def server() -> Any | None:
-    """ComfyUI's PromptServer; None where nodes are run without one."""
-    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def answer(path: str, function: Callable[..., str]) -> None:
@@ -96,7 +94,7 @@ def answer(path: str, function: Callable[..., str]) -> None:
 
     The answer is {"said": what the function returns}, or {"error": the sentence} if it raises a GuidanceError.
     """
-    page = server()
+    page = _server()
     if page is None:
         return
     from aiohttp import web
@@ -109,6 +107,11 @@ def answer(path: str, function: Callable[..., str]) -> None:
         return web.json_response({"said": said})
 
     page.routes.post(path)(respond)
+
+
+def _server() -> Any:
+    """ComfyUI's server; None where there is none."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def key_map(model: Any) -> dict[str, Any]:
@@ -174,6 +177,17 @@ def convert_lora(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return dict(comfy.lora_convert.convert_lora(dict(tensors)))
 
 
+def note_in_pictures() -> None:
+    """Have what guides a picture written into its file, see `files.picture_notes`."""
+    server = _server()
+    if server is not None:
+        server.add_on_prompt_handler(_with_notes)
+
+
+def _with_notes(job: dict[str, Any]) -> dict[str, Any]:
+    return add_notes(job, adapter_path)
+
+
 def load_model(path: str) -> Any:
     """A MODEL from a transformer's file."""
     return comfy.sd.load_diffusion_model(path)
@@ -209,6 +223,85 @@ def cfg_guider(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     return guider
+
+
+def samplers() -> list[str]:
+    """What KSampler offers."""
+    return list(comfy.samplers.KSampler.SAMPLERS)
+
+
+def schedulers() -> list[str]:
+    """What KSampler offers."""
+    return list(comfy.samplers.KSampler.SCHEDULERS)
+
+
+def latent_of(model: Any, latent: Mapping[str, Any]) -> Tensor:
+    """The tensor of a LATENT as KSampler starts from it; an empty one gets the shape that this model wants."""
+    ratios = {key: latent[key] for key in ("downscale_ratio_spacial", "downscale_ratio_temporal") if key in latent}
+    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], **ratios)
+
+
+def noise_of(latent_image: Tensor, seed: int, latent: Mapping[str, Any]) -> Tensor:
+    """The noise that KSampler draws for this seed."""
+    return comfy.sample.prepare_noise(latent_image, seed, latent.get("batch_index"))
+
+
+def sample(
+    model: Any,
+    noise: Tensor,
+    latent_image: Tensor,
+    positive: Any,
+    negative: Any,
+    *,
+    steps: int,
+    cfg: float,
+    sampler: str,
+    scheduler: str,
+    denoise: float,
+    mask: Tensor | None,
+    seed: int,
+    callback: Callable[..., None],
+) -> Tensor:
+    """What KSampler does, from a noise that is given. callback(step, x0, x, steps) is called after every step."""
+    return comfy.sample.sample(
+        model,
+        noise,
+        steps,
+        cfg,
+        sampler,
+        scheduler,
+        positive,
+        negative,
+        latent_image,
+        denoise=denoise,
+        noise_mask=mask,
+        callback=callback,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+
+
+def progress(total: int) -> Any:
+    """The bar of the node that is running; telling it of progress also ends a job that a person has cancelled."""
+    return comfy.utils.ProgressBar(total)
+
+
+def encode(clip: Any, text: str, like: Any) -> Any:
+    """CONDITIONING of a prompt, with what else another conditioning carries (FluxGuidance, a reference picture)."""
+    more = like[0][1] if like else {}
+    return [[words, {**more, **given}] for words, given in clip.encode_from_tokens_scheduled(clip.tokenize(text))]
+
+
+def decode(vae: Any, samples: Tensor) -> Tensor:
+    """Pictures of latents, (B, H, W, 3); the middle frame of a video."""
+    pictures: Tensor = vae.decode(samples)
+    return pictures if pictures.ndim == 4 else pictures[:, pictures.shape[1] // 2]
+
+
+def findable(schema: Any, *words: str) -> Any:
+    """A node's schema that a search for these words finds, where the frontend has that. (The argument is newer.)"""
+    schema.search_aliases = list(words)
+    return schema
 
 
 def warn(text: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nft_pipeline.adapters.alpha_head import AlphaHead
 from nft_pipeline.adapters.config import AdapterConfig
+from nft_pipeline.dial.tilts import Tilt
 from nft_pipeline.engine.stats import NFTStats, StatsRecorder
 from nft_pipeline.engine.terms import alpha_before, read_alpha, term_scale
 from nft_pipeline.errors import GuidanceError
@@ -30,7 +31,7 @@ class Plan:
     """What a person has set, checked.
 
     Args:
-        tilt: lambda = 2 / beta, the strength in natural units; 0 is off.
+        tilt: lambda = 2 / beta, the strength in natural units; 0 is off. One for all pictures, or one for each.
         settings: law, cap, mode and guided rows; its interval and schedule are set when sampling starts.
         start, end: share of the sampling where guidance begins and ends, 0 being the first step.
         curve: points (share of the sampling, factor of the tilt); empty for 1 everywhere.
@@ -38,7 +39,7 @@ class Plan:
             is found again.
     """
 
-    tilt: float
+    tilt: Tilt
     settings: GuidanceSettings
     start: float = 0.0
     end: float = 1.0
@@ -104,7 +105,7 @@ class Run:
         config: AdapterConfig,
         head: AlphaHead | None,
         tap: str | None,
-        tilt: float,
+        tilt: Tilt,
         settings: GuidanceSettings,
         steps: int,
         model: Any,
@@ -246,7 +247,8 @@ class Run:
         lines = ["  ".join([*line, f"cost x{cost:.2g}"])]
         liked = None
         if alpha is not None:
-            tilt = self.tilt * float(self.settings.multiplier(t).mean())
+            factor = float(self.settings.multiplier(t).mean())
+            tilt = tuple(one * factor for one in self.tilt) if isinstance(self.tilt, tuple) else self.tilt * factor
             liked = chances(self.config, alpha, tilt, t, self.settings)
         self._chances.append(nan if liked is None else liked)
         lines += [] if liked is None else [forecast_line(liked)]

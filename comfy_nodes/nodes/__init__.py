@@ -39,7 +39,9 @@ class Extension(host.ComfyExtension):
     """What ComfyUI asks for."""
 
     async def get_node_list(self) -> list[Any]:
-        """All nodes; the adapters that ship are in their lists of files, and buttons have whom to ask."""
+        """All nodes. The shipped adapters are in their lists of files, pictures say what guided them, and buttons have
+        whom to ask."""
         host.offer_shipped_adapters()
+        host.note_in_pictures()
         host.answer("/diffusion-nft/rate", rate_images.SHOWN.rate)
         return NODES

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import host, inputs
-from ..choose import Choice
+from ..choose import AMONG, EACH, Choice
 from ..host import io
 
 
@@ -15,12 +15,13 @@ class NFTEarlyChoice(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         """A guided model goes in; a model whose runs begin with a choice comes out."""
-        return io.Schema(
+        schema = io.Schema(
             node_id="NFTEarlyChoice",
             display_name="Reward Early Choice",
             category=inputs.CATEGORY,
-            description="Tries several noises for each picture for a few steps, and draws the one that promises to be "
-            "liked. At strength 0 the picture is your model's own.",
+            description="Seed scout: tries several noises for each picture for a few steps, and draws the one that "
+            "promises to be liked; or scouts seeds for the whole batch and draws the best of them. At strength 0 the "
+            "pictures are your model's own.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that comes out of Reward Guidance; strength may be 0."),
                 io.Int.Input(
@@ -41,13 +42,22 @@ class NFTEarlyChoice(io.ComfyNode):
                     tooltip="The step after which they are compared: about a seventh of the sampler's steps. Each "
                     "candidate takes that many steps.",
                 ),
+                io.Combo.Input(
+                    "among",
+                    options=list(AMONG),
+                    default=EACH,
+                    tooltip=f"{EACH}: every picture of the batch keeps the best of its own noises. the whole batch: "
+                    "with 4 pictures in the latent and 8 candidates, the best 4 of 32 are drawn. More of these are "
+                    "liked, and it needs a latent whose pictures start alike.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For any sampler or guider.")],
             hidden=[io.Hidden.unique_id],
         )
+        return host.findable(schema, "Seed Scout", "best of n", "seed search", "pick best seed")
 
     @classmethod
-    def execute(cls, model: Any, candidates: int, after: int) -> Any:
+    def execute(cls, model: Any, candidates: int, after: int, among: str = EACH) -> Any:
         """Attaches the choice to a clone of the model."""
-        choice = Choice(host.guides_of(model), candidates, after, host.ComfyUI(), cls.hidden.unique_id)
+        choice = Choice(host.guides_of(model), candidates, after, host.ComfyUI(), cls.hidden.unique_id, among)
         return io.NodeOutput(host.attach_choice(model, choice))

@@ -20,8 +20,8 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     return World(tmp_path, fake.install(monkeypatch, tmp_path))
 
 
-def chosen(world: World, model: Any, candidates: int = 4, after: int = 2) -> Any:
-    return world.nodes.NFTEarlyChoice.execute(model, candidates, after).args[0]
+def chosen(world: World, model: Any, candidates: int = 4, after: int = 2, **values: Any) -> Any:
+    return world.nodes.NFTEarlyChoice.execute(model, candidates, after, **values).args[0]
 
 
 def kept(world: World) -> list[int]:
@@ -60,6 +60,45 @@ def test_it_draws_what_the_sampler_draws_from_the_noise_of_highest_alpha(
     assert not replaced(world.model)
 
 
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_a_scout_draws_the_best_noises_of_the_whole_batch(world: World, mode: str) -> None:
+    from nft_pipeline.comfy_nodes import host
+
+    guided, given = world.guided(mode=mode), world.noise
+    drawn = world.sample(chosen(world, guided, among="the whole batch"))
+    line = [text for text in world.texts if text.startswith("of ")][-1]
+    tried = [3, *torch.randint(2**32, (1, 3), generator=torch.Generator().manual_seed(3))[0].tolist()]
+    ranked = []
+    for seed in tried:
+        world.noise = given if seed == 3 else noise_of(seed, given)
+        pictures = world.sample(guided)
+        alphas = host.guides_of(guided)[0].stats.alpha[1]
+        ranked += [(float(alphas[i]), seed, i, pictures[i]) for i in range(2)]
+    ranked.sort(key=lambda entry: -entry[0])
+    for place, (_, seed, i, picture) in enumerate(ranked[:2]):
+        torch.testing.assert_close(drawn[place], picture, rtol=1e-4, atol=1e-5)
+        assert f"(seed {seed}, picture {i + 1})" in line
+    expected = sum(alpha for alpha, *_ in ranked[:2]) / 2, sum(alpha for alpha, *_ in ranked) / 8
+    assert line.startswith("of 8 noises kept: ")
+    assert f"alpha expects {expected[0]:.0%} of those kept to be liked, {expected[1]:.0%} of all" in line
+    assert line.endswith(f"looking took {4 * 2 * (2 if mode == 'exact' else 1)} forwards")
+
+
+def test_a_scout_needs_pictures_that_start_alike(world: World) -> None:
+    from nft_pipeline.comfy_nodes.choose import Choice
+
+    model = chosen(world, world.guided(), among="the whole batch")
+    (choice,) = (
+        wrapper.__self__
+        for group in model.model_options["transformer_options"]["wrappers"]["sampler_sample"].values()
+        for wrapper in group
+        if isinstance(wrapper.__self__, Choice)
+    )
+    choice._check_alike((torch.zeros(2, 4), None))
+    with pytest.raises(GuidanceError, match="the pictures of this batch start from different latents"):
+        choice._check_alike((torch.arange(2.0), None))
+
+
 def test_the_record_is_that_of_the_picture_and_the_cost_is_the_drafts(world: World) -> None:
     from nft_pipeline.comfy_nodes import host
 
@@ -86,6 +125,8 @@ def test_what_is_refused(world: World) -> None:
         chosen(world, world.model)
     with pytest.raises(GuidanceError, match="no adapter at work has an alpha head"):
         chosen(world, world.guided("policy"))
+    with pytest.raises(GuidanceError, match="among is 'all', expected one of 'each picture', 'the whole batch'"):
+        chosen(world, world.guided(), among="all")
     with pytest.raises(GuidanceError, match="the choice is after step 9, and the sampler takes 5 steps"):
         world.sample(chosen(world, world.guided(), after=9))
     with pytest.raises(GuidanceError, match="alpha was not read in step 1"):

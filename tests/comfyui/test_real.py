@@ -79,7 +79,7 @@ def test_everything_the_contract_names_is_there(outcome: Outcome) -> None:
 
 
 def test_all_nodes_load_and_every_input_and_output_is_explained(outcome: Outcome) -> None:
-    assert len(outcome.report["nodes"]) == 11
+    assert len(outcome.report["nodes"]) == 12
     assert outcome.report["undocumented"] == []
 
 

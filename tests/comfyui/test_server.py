@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,8 +10,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from helpers.comfyui_page import client_command, free_port, put_into_custom_nodes
@@ -56,6 +59,21 @@ def graph(name: str, guide: dict[str, Any] | None = None, **more: Any) -> dict[s
     return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
 
 
+SHAPES_INPUTS = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0]}
+
+
+def shapes_graph(**more: Any) -> dict[str, Any]:
+    """Two pictures of the shipped model, with its own texts."""
+    nodes: dict[str, Any] = {
+        "1": ("NFTShapesModel", {}),
+        "2": ("CLIPTextEncode", {"clip": ["1", 1], "text": "a large cross"}),
+        "3": ("CLIPTextEncode", {"clip": ["1", 1], "text": ""}),
+        "4": ("EmptySD3LatentImage", {"width": 64, "height": 64, "batch_size": 2}),
+        **more,
+    }
+    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
+
+
 GRAPHS = {
     "base": graph("base"),
     "off": graph("off", {"strength": 0.0}),
@@ -96,6 +114,26 @@ GRAPHS = {
         "2": ("CLIPTextEncode", {"clip": ["1", 1], "text": "a large cross"}),
         "7": ("VAEDecode", {"samples": ["6", 0], "vae": ["1", 2]}),
         "8": ("SaveImage", {"images": ["7", 0], "filename_prefix": "shapes"}),
+    }),
+    "grid": shapes_graph(**{
+        "30": ("NFTStrengthGrid", {
+            **SHAPES_INPUTS, "adapter": "shapes-warm.safetensors", "vae": ["1", 2], "clip": ["1", 1],
+            "strengths": "0 to 1 by 1", "seeds": "5", "steps": 4, "cfg": 2.0, "sampler_name": "euler",
+            "scheduler": "simple", "denoise": 1.0, "prompts": "a large cross\na ring", "together": 8, "law": "auto",
+            "mode": "auto", "kind": "auto"}),
+        "31": ("SaveImage", {"images": ["30", 0], "filename_prefix": "sheet"}),
+        "32": ("SaveImage", {"images": ["30", 1], "filename_prefix": "cells"}),
+    }),
+    "grid by hand": shapes_graph(**{
+        "5": ("NFTRewardGuidance", {
+            "model": ["1", 0], "adapter": "shapes-warm.safetensors", "strength": 1.0, "start_percent": 0.0,
+            "end_percent": 1.0, "law": "auto", "mode": "auto", "beta": 0.0, "kind": "auto", "cap": 0.0,
+            "guide": "both"}),
+        "6": ("KSampler", {
+            **SHAPES_INPUTS, "model": ["5", 0], "seed": 5, "steps": 4, "cfg": 2.0, "sampler_name": "euler",
+            "scheduler": "simple", "denoise": 1.0}),
+        "7": ("VAEDecode", {"samples": ["6", 0], "vae": ["1", 2]}),
+        "33": ("SaveImage", {"images": ["7", 0], "filename_prefix": "by_hand"}),
     }),
     "gone": graph("gone", {"adapter": "nosuch.safetensors"}),
     "backwards": graph("backwards", {"start_percent": 0.9, "end_percent": 0.1}),
@@ -161,6 +199,30 @@ def test_pictures_are_what_they_should_be(server: Any) -> None:
     torch.testing.assert_close(latent(folder, "custom"), guided)
     assert torch.equal(latent(folder, "swept", 1), base) and torch.equal(latent(folder, "swept", 2), guided)
     assert not torch.equal(latent(folder, "scheduled"), guided)
+
+
+def picture(folder: Path, name: str, number: int = 1) -> Any:
+    return Image.open(folder / "output" / f"{name}_{number:05}_.png")
+
+
+def test_a_contact_sheet_has_the_pictures_that_ksampler_draws(server: Any) -> None:
+    _, folder, _ = server
+    assert picture(folder, "sheet").size > (2 * 64, 4 * 64)
+    cells = [np.asarray(picture(folder, "cells", i), dtype=int) for i in range(1, 9)]
+    for i in range(2):  # of the first prompt at strength 1
+        by_hand = np.asarray(picture(folder, "by_hand", i + 1), dtype=int)
+        assert abs(cells[2 + i] - by_hand).max() <= 1 < abs(cells[i] - by_hand).max()
+
+
+def test_a_saved_picture_says_what_guided_it(server: Any) -> None:
+    _, folder, _ = server
+    (note,) = json.loads(picture(folder, "by_hand").text["reward_guidance"])
+    adapter = (folder / "models" / "loras" / "shapes-warm.safetensors").read_bytes()
+    assert note["sha256"] == hashlib.sha256(adapter).hexdigest()
+    assert (note["adapter"], note["strength"], note["law"]) == ("shapes-warm.safetensors", 1.0, "auto")
+    (note,) = json.loads(picture(folder, "sheet").text["reward_guidance"])
+    assert note["strengths"] == "0 to 1 by 1"
+    assert "reward_guidance" not in picture(folder, "shapes").text
 
 
 def test_a_line_under_the_node_says_how_far_it_is(server: Any) -> None:

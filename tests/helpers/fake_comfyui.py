@@ -173,15 +173,17 @@ class CFGGuider:
     def set_cfg(self, cfg: float) -> None:
         self.cfg = cfg
 
-    def sample(self, noise: Tensor, sigmas: Tensor) -> Tensor:
+    def sample(self, noise: Tensor, sigmas: Tensor, callback: Any = None, seed: int = 3) -> Tensor:
         options = self.model_patcher.model_options
         found = get_all_wrappers(WrappersMP.SAMPLER_SAMPLE, options, is_model_options=True)
-        return WrapperExecutor(self._sample, None, found).execute(self, sigmas, {"seed": 3}, None, noise)
+        return WrapperExecutor(self._sample, None, found).execute(self, sigmas, {"seed": seed}, callback, noise)
 
     def _sample(self, guider: Any, sigmas: Tensor, extra_args: Any, callback: Any, x: Tensor) -> Tensor:
-        for sigma, lower in pairwise(sigmas):
+        for i, (sigma, lower) in enumerate(pairwise(sigmas)):
             x0 = self(x, sigma.expand(len(x)), self.model_patcher.model_options, 3)
             x = x + (x - x0) / sigma * (lower - sigma)
+            if callback is not None:
+                callback(i, x0, x, len(sigmas) - 1)
         return x
 
     def __call__(self, *args: Any) -> Tensor:
@@ -209,6 +211,77 @@ def model_lora_keys_unet(model: Any, key_map: dict[str, Any]) -> dict[str, Any]:
 
 def convert_lora(sd: dict[str, Any]) -> dict[str, Any]:
     return {key.replace("core_writes_it_so.", "transformer."): tensor for key, tensor in sd.items()}
+
+
+class KSampler:
+    SAMPLERS, SCHEDULERS = ("euler", "euler_ancestral"), ("simple",)
+
+
+def fix_empty_latent_channels(model: ModelPatcher, latent_image: Tensor) -> Tensor:
+    return latent_image
+
+
+def prepare_noise(latent_image: Tensor, seed: int, noise_inds: Any = None) -> Tensor:
+    return torch.randn(latent_image.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def sample(
+    model: ModelPatcher,
+    noise: Tensor,
+    steps: int,
+    cfg: float,
+    sampler_name: str,
+    scheduler: str,
+    positive: Any,
+    negative: Any,
+    latent_image: Tensor,
+    denoise: float = 1.0,
+    noise_mask: Any = None,
+    callback: Any = None,
+    disable_pbar: bool = False,
+    seed: Any = None,
+) -> Tensor:
+    """Euler from the noise; a mask keeps what is outside it, and an ancestral sampler adds noise once, at the end."""
+    guider = CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    drawn = guider.sample(noise, torch.linspace(denoise, 0, steps + 1), callback, seed)
+    if sampler_name == "euler_ancestral":
+        drawn = drawn + torch.randn(drawn.shape, generator=torch.Generator().manual_seed(seed))
+    return drawn if noise_mask is None else drawn * noise_mask + latent_image * (1 - noise_mask)
+
+
+class ProgressBar:
+    """Ends the job like ComfyUI's when `cancelled_at` is reached."""
+
+    told: ClassVar[list[tuple[int, int]]] = []
+    cancelled_at: ClassVar[int | None] = None
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+    def update_absolute(self, value: int) -> None:
+        self.told.append((value, self.total))
+        if value == self.cancelled_at:
+            raise InterruptedError("cancelled")
+
+
+class Clip:
+    """A text's conditioning is that of its length."""
+
+    def tokenize(self, text: str) -> int:
+        return len(text)
+
+    def encode_from_tokens_scheduled(self, tokens: int) -> Any:
+        return [[conditioning(tokens)[0]["model_conds"]["c_crossattn"].cond, {"pooled_output": None}]]
+
+
+class VAE:
+    """Pictures of 8 x 8 pixels from tokens (B, 4, WIDTH)."""
+
+    def decode(self, samples: Tensor) -> Tensor:
+        pixels = samples[:, :2, :].sigmoid().reshape(len(samples), 2, 2, 3)
+        return pixels.repeat_interleave(4, 1).repeat_interleave(4, 2)
 
 
 def load_diffusion_model(unet_path: str) -> ModelPatcher:
@@ -313,12 +386,15 @@ class PreviewText:
 def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
     """Put the fake in the place of ComfyUI for one test; returns the list that live texts are added to."""
     texts: list[str] = []
+    monkeypatch.setattr(ProgressBar, "told", [])
 
     class PromptServer:
         messages: ClassVar[list[Any]] = []
+        handlers: ClassVar[list[Any]] = []
         instance: Any = types.SimpleNamespace(
             send_progress_text=lambda text, node_id: texts.append(text),
             send_sync=lambda event, data: PromptServer.messages.append((event, data)),
+            add_on_prompt_handler=lambda handler: PromptServer.handlers.append(handler),
         )
 
     io = types.SimpleNamespace(
@@ -353,7 +429,13 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         "comfy.model_sampling": {"CONST": CONST},
         "comfy.model_base": {"BaseModel": BaseModel},
         "comfy.model_patcher": {"ModelPatcher": ModelPatcher},
-        "comfy.samplers": {"calc_cond_batch": calc_cond_batch, "CFGGuider": CFGGuider},
+        "comfy.sample": {
+            "fix_empty_latent_channels": fix_empty_latent_channels,
+            "prepare_noise": prepare_noise,
+            "sample": sample,
+        },
+        "comfy.samplers": {"calc_cond_batch": calc_cond_batch, "CFGGuider": CFGGuider, "KSampler": KSampler},
+        "comfy.utils": {"ProgressBar": ProgressBar, "PROGRESS_BAR_ENABLED": False},
         "comfy.patcher_extension": {
             "WrappersMP": WrappersMP,
             "CallbacksMP": CallbacksMP,
@@ -380,7 +462,7 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         if parent:
             setattr(sys.modules[parent], child, module)
     room = "nft_pipeline.comfy_nodes"
-    for name in ("nodes", "host", "build", "inputs"):  # imported anew, on this fake
+    for name in ("nodes", "host", "build", "inputs", "sheet"):  # imported anew, on this fake
         for module_name in [known for known in sys.modules if f"{known}.".startswith(f"{room}.{name}.")]:
             monkeypatch.delitem(sys.modules, module_name)
         monkeypatch.delattr(nft_pipeline.comfy_nodes, name, raising=False)
