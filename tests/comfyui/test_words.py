@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from safetensors.torch import save_file
 from helpers import fake_comfyui as fake
 from helpers.comfyui_world import SIGMAS, World, random_lora
 from nft_pipeline.adapters.foreign.layers import Layer
+from nft_pipeline.comfy_nodes.guide import tap_in_comfyui
 from nft_pipeline.comfy_nodes.words.errors import in_node_words
 from nft_pipeline.comfy_nodes.words.looks import family_of
 from nft_pipeline.errors import AdapterError, GuidanceError
+from nft_pipeline.families.registry import FAMILIES
 from nft_pipeline.laws import LAWS
 
 TRIES = 40  # of bad values for each node
@@ -181,3 +184,14 @@ def test_a_guided_model_is_refused_as_the_second_of_a_merge(world: World) -> Non
             model.get_key_patches("diffusion_model.")
         assert set(model.get_key_patches()) == set(world.model.get_key_patches())  # what hooks ask for
     assert world.model.get_key_patches("diffusion_model.")
+
+
+@pytest.mark.parametrize("denoiser", ["FluxTransformer2DModel", "Flux2Transformer2DModel"])
+def test_where_comfyui_computes_what_a_head_of_flux_reads_is_known(world: World, denoiser: str) -> None:
+    tap = FAMILIES[denoiser].tap
+    head = SimpleNamespace(config=SimpleNamespace(tap=tap))
+    reward: Any = SimpleNamespace(head=head, config=SimpleNamespace(denoiser=denoiser, name="it"))
+    assert tap_in_comfyui(reward, world.model.model) == "diffusion_model.final_layer"
+    reward.head.config.tap = "elsewhere"
+    with pytest.raises(GuidanceError, match="does not know where ComfyUI computes that"):
+        tap_in_comfyui(reward, world.model.model)
