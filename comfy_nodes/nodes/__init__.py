@@ -21,7 +21,7 @@ def find_nodes() -> list[Any]:
 
     What they raise is in the words of their widgets.
     """
-    nodes = [
+    nodes: list[Any] = [
         value
         for module in modules_of(sys.modules[__name__])
         for value in vars(module).values()

@@ -53,7 +53,9 @@ app.registerExtension({
     const sheet = document.createElement("div");
     sheet.className = "diffusion-nft-sheet";
     sheet.style.cssText = "display:grid;grid-template-columns:repeat(auto-fill,minmax(90px,1fr));gap:6px;overflow:auto";
-    node.addDOMWidget("sheet", "sheet", sheet, { serialize: false, getMinHeight: () => (sheet.children.length ? 140 : 0) });
+    const minimum = () => (sheet.children.length ? 140 : 0);
+    const widget = node.addDOMWidget("sheet", "sheet", sheet, { serialize: false, getMinHeight: minimum });
+    widget.serialize = false; // workflows store widgets by position, and this one has nothing to store
     const before = node.onExecuted;
     node.onExecuted = function (output) {
       before?.apply(this, arguments);
