@@ -56,7 +56,7 @@ docs: $(DOCS_READY)
 	@echo "Open site/index.html"
 
 release: $(RELEASE_READY)
-	@$(BIN)/python tests/helpers/try_release.py
+	@cd tests && PYTHONPATH=.. ../$(BIN)/python -m helpers.try_release $(REPOSITORY)
 
 $(DOCS_READY): $(READY)
 	@echo "Installing the extra docs into .venv (half a minute, once)"

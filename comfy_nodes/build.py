@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -168,8 +169,13 @@ def _attached(model: Any, reward: RewardFile, node_id: str | None, plan: Plan) -
 
 
 def load_reward_file(name: str, kind: str = "auto", text_encoder: str = "refuse") -> RewardFile:
-    """A file of models/loras. ComfyUI is asked first what its keys mean. Arguments and errors as `read_reward_file`."""
-    return read_reward_file(host.adapter_path(name), kind, text_encoder, host.convert_lora)
+    """A file of models/loras, by its name there. Arguments and errors as `read_reward_file`."""
+    return read_file(host.adapter_path(name), kind, text_encoder)
+
+
+def read_file(path: str | os.PathLike[str], kind: str = "auto", text_encoder: str = "refuse") -> RewardFile:
+    """A file, of which ComfyUI is asked first what its keys mean. Arguments and errors as `read_reward_file`."""
+    return read_reward_file(path, kind, text_encoder, host.convert_lora)
 
 
 def parse_strengths(text: str) -> list[float]:

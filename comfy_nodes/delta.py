@@ -13,10 +13,11 @@ somebody else's replacement stays where it is, empty, and passes its calls on.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ from torch.nn import functional as F
 from nft_pipeline.engine.row_scale import scale_rows
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.families.forward_call import first_argument
+
+if TYPE_CHECKING:
+    from nft_pipeline.adapters.alpha_head import AlphaHead
 
 _IDLE = "_nft_idle_dispatcher"
 
@@ -48,6 +52,36 @@ class Target:
     start: int = 0
     size: int | None = None
     layer: str = ""
+
+
+class Weights(nn.Module):
+    """A LoRA's matrices and its adapter's head as a module that is moved between devices as a whole.
+
+    ComfyUI counts such a module beside the model, makes room for it, and takes it off a device that is full. It may put
+    other tensors in the place of the parameters, so whoever computes with them asks for them anew.
+
+    Args:
+        targets: the LoRA.
+        head: the adapter's head, which is copied; None without one.
+    """
+
+    def __init__(self, targets: Sequence[Target], head: AlphaHead | None = None) -> None:
+        super().__init__()
+        self._targets = targets
+        self.down = nn.ParameterList(nn.Parameter(target.a, requires_grad=False) for target in targets)
+        self.up = nn.ParameterList(nn.Parameter(target.b, requires_grad=False) for target in targets)
+        self.head = copy.deepcopy(head)
+
+    def matrices_in(self, dtype: torch.dtype) -> None:
+        """Keep the LoRA in the dtype that the model computes in, of at least 16 bits; the head stays as it is."""
+        if dtype.itemsize > 1:
+            self.down.to(dtype)
+            self.up.to(dtype)
+
+    def targets(self) -> list[Target]:
+        """The LoRA with its matrices where they are now."""
+        matrices = zip(self._targets, self.down, self.up, strict=True)
+        return [replace(target, a=a.data, b=b.data) for target, a, b in matrices]
 
 
 @dataclass

@@ -33,6 +33,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nft_pipeline import guidance
 from nft_pipeline.dial.tilts import Tilt
@@ -43,7 +44,7 @@ from nft_pipeline.families.registry import FAMILIES
 from nft_pipeline.modes import MODES
 from nft_pipeline.settings import GuidanceSettings
 
-from .delta import Listener, Switch, Target, install
+from .delta import Listener, Switch, Target, Weights, install
 from .dial import promise_line, tilt_of_rate
 from .reward_file import RewardFile, cautions_of_file
 from .run import Conds, Evaluation, Plan, Reading, Run
@@ -71,6 +72,9 @@ class Host(Protocol):
 
     def guides_on(self, model: Any) -> list[Guide]:
         """The guides on a MODEL."""
+
+    def region(self, options: Mapping[str, Any], guide: Guide) -> Tensor | None:
+        """Where a guide acts, (pictures or 1, height, width) in [0, 1]; None is everywhere."""
 
     def say(self, node_id: str | None, text: str) -> None:
         """Show a line under a node."""
@@ -105,6 +109,7 @@ class Guide:
         self.node_id = node_id
         self.stats: NFTStats | None = None
         self.run: Run | None = None
+        self.weights = Weights(targets, reward.head)
         self._switch, self._listener = Switch(), Listener()
 
     def __deepcopy__(self, memo: Any) -> Guide:
@@ -148,7 +153,7 @@ class Guide:
     def _installed(self, model: Any) -> Iterator[None]:
         listeners = {} if self.tap is None else {self.tap: self._listener}
         try:
-            with install(self.targets, model, self._switch, listeners):
+            with install(self.weights.targets(), model, self._switch, listeners):
                 yield
         finally:
             self._switch.scale = self._listener.seen = None
@@ -161,7 +166,7 @@ class Guide:
         self.say_before(tilt, settings, cautions)
         prompts = guider.conds.get("positive") or next(filter(None, guider.conds.values()), None)
         positive = prompts[0]["uuid"] if prompts else None
-        head = self.reward.head
+        head = self.weights.head
         return Run(
             config,
             head,
@@ -247,7 +252,8 @@ class Guide:
             for guide in guides:
                 assert guide.run is not None
                 stack.enter_context(_evaluating(guide.run, anew=False))
-                parts.append(_Part(guide.run, conds, x, t))
+                region = self.host.region(options, guide)
+                parts.append(_Part(guide.run, conds, x, t, None if region is None else region_over(region, x)))
             return _predictions(parts, predict, conds)
 
     def around_model(
@@ -296,8 +302,10 @@ def _evaluating(run: Run, anew: bool = True) -> Iterator[None]:
 class _Part:
     """What one adapter does in one pass: which lists of prompts it guides, and by which scale."""
 
-    def __init__(self, run: Run, conds: Sequence[Conds | None], x: Tensor, t: Tensor) -> None:
-        self.run, self.conds, self.x, self.t = run, conds, x, t
+    def __init__(
+        self, run: Run, conds: Sequence[Conds | None], x: Tensor, t: Tensor, region: Tensor | None = None
+    ) -> None:
+        self.run, self.conds, self.x, self.t, self.region = run, conds, x, t, region
         self.lists = run.guided(conds)
         self.reading = run.reading_at(x)
         self.alpha: Tensor | None = None
@@ -318,7 +326,8 @@ class _Part:
     @property
     def is_lora(self) -> bool:
         """Whether what it gives is the LoRA's own prediction: s is 1, and no push is to be measured."""
-        return self.scale is not None and self.run.settings.cap is None and bool((self.scale == 1).all())
+        whole = self.region is None and self.run.settings.cap is None
+        return whole and self.scale is not None and bool((self.scale == 1).all())
 
     def read(self) -> None:
         """alpha and s from the pass that has just run."""
@@ -333,6 +342,8 @@ class _Part:
         run.compared = True
         run.moved = run.moved or not all(torch.equal(old[i], plus[i]) for i in self.lists)
         pushes = {i: guidance.total_push(old[i], [plus[i]], [scale]) for i in self.lists}
+        if self.region is not None:
+            pushes = {i: push * self.region for i, push in pushes.items()}
         measured = next((i for i in self.lists if run.is_positive(self.conds[i])), self.lists[0])
         # Denoised predictions: the push in x_0 itself.
         self.relative = guidance.relative_push(pushes[measured], old[measured], self.x, self.t, "sample")
@@ -395,6 +406,20 @@ def _pushed(old: Tensor, pushes: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         return old
     total = torch.stack([push for push, _ in pushes]).sum(0)
     return guidance.add_push(old, total, [scale for _, scale in pushes])
+
+
+def region_over(region: Tensor, x: Tensor) -> Tensor:
+    """A region as what multiplies latents: each latent pixel takes the mean of the region over it.
+
+    Args:
+        region: (pictures or 1, height, width) in [0, 1], of any size; of another number of pictures they go round.
+        x: latents (samples, ..., height, width).
+    """
+    sides = tuple(int(side) for side in x.shape[-2:])
+    small = F.interpolate(region[:, None].to(x.device, torch.float32), sides, mode="bilinear", antialias=True)[:, 0]
+    samples = x.shape[0]
+    each = small.repeat(math.ceil(samples / len(small)), 1, 1)[:samples]
+    return each.clamp(0, 1).reshape(samples, *[1] * (x.ndim - 3), *sides)
 
 
 def tap_in_comfyui(reward: RewardFile, model: nn.Module) -> str | None:

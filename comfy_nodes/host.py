@@ -12,10 +12,12 @@ import sys
 import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import comfy.lora
 import comfy.lora_convert
+import comfy.model_patcher
 import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
@@ -40,6 +42,7 @@ from .words.cautions import Caution
 
 _ATTACHMENT = "nft_guide_"
 MARKED = "diffusion-nft.cautions"  # the message that brings a node's badges to the page
+_REGIONS = "nft_regions"  # in a MODEL's transformer_options: masks by guide
 
 
 class ComfyUI:
@@ -77,6 +80,11 @@ class ComfyUI:
     def guides_on(self, model: Any) -> list[Guide]:
         """The guides on a MODEL, in the order they were added."""
         return guides_of(model)
+
+    def region(self, options: Mapping[str, Any], guide: Guide) -> Tensor | None:
+        """Where a guide acts under these model options; None is everywhere."""
+        region: Tensor | None = options["transformer_options"].get(_REGIONS, {}).get(guide)
+        return region
 
     def say(self, node_id: str | None, text: str) -> None:
         """Show a line under a node; without a server nothing is shown."""
@@ -135,6 +143,11 @@ def attach(model: Any, guide: Guide) -> Any:
     guided.add_callback_with_key(CallbacksMP.ON_CLONE, key, _refuse_to_be_merged)
     guided.set_attachments(key, guide)
     _refuse_to_be_merged(model, guided)
+    if guide.plan.tilt != 0 or guide.plan.rate:
+        # What the adapter takes on the device, for ComfyUI to count, to make room for, and to take off again.
+        guide.weights.matrices_in(model.model.manual_cast_dtype or model.model_dtype())
+        patcher = comfy.model_patcher.ModelPatcher(guide.weights, model.load_device, model.offload_device)
+        guided.set_additional_models(key, [patcher])
     return guided
 
 
@@ -157,6 +170,20 @@ def _refuse_to_be_merged(model: Any, guided: Any) -> None:
 def guides_of(model: Any) -> list[Guide]:
     """The guides on a MODEL, in the order they were added."""
     return [guide for key, guide in model.attachments.items() if key.startswith(_ATTACHMENT)]
+
+
+def attach_region(model: Any, guides: Sequence[Guide], mask: Tensor) -> Any:
+    """A clone of the MODEL on which these guides act in the mask alone; the MODEL itself is as before."""
+    limited = model.clone()
+    options = limited.model_options["transformer_options"]
+    options[_REGIONS] = {**options.get(_REGIONS, {}), **dict.fromkeys(guides, mask)}
+    return limited
+
+
+def regions_of(model: Any) -> Mapping[Guide, Tensor]:
+    """The masks on a MODEL, by guide."""
+    regions: Mapping[Guide, Tensor] = model.model_options["transformer_options"].get(_REGIONS, {})
+    return regions
 
 
 def attach_choice(model: Any, choice: Choice) -> Any:
@@ -201,6 +228,11 @@ def adapter_names() -> list[str]:
 def adapter_path(name: str) -> str:
     """Where such a file is. Raises FileNotFoundError if it is gone."""
     return str(folder_paths.get_full_path_or_raise("loras", name))
+
+
+def loras_folder() -> Path:
+    """The folder models/loras itself."""
+    return Path(folder_paths.get_folder_paths("loras")[0])
 
 
 def file_identity(name: str) -> str:

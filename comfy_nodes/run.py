@@ -89,7 +89,7 @@ class Run:
 
     Args:
         config: the adapter's.
-        head: its alpha head, which is copied; None without one.
+        head: its alpha head; None without one.
         tap: the module that the head reads, for an error.
         tilt: lambda.
         settings: in noise levels.
@@ -124,7 +124,7 @@ class Run:
         self.met = False  # any prediction was asked for
         self.compared = False  # any pass with the LoRA on beside one without
         self.moved = False  # and they differed
-        self._head, self._say = copy.deepcopy(head), say
+        self._head, self._say = head, say
         self._chances: list[Tensor] = []  # of being liked, (samples,) of each step, NaN if not known
 
     @property
@@ -214,7 +214,7 @@ class Run:
         device = tokens.device
         assert self._head is not None
         if next(self._head.parameters()).device != device:
-            self._head = self._head.to(device)
+            self._head = copy.deepcopy(self._head).to(device)  # the run's own, where nobody has moved the adapter's
         text = entry["model_conds"].get("c_crossattn")
         words = None if text is None else text.cond.to(device).expand(len(t), -1, -1)
         on = None if lora_scale is None else lora_scale.to(device)

@@ -1,9 +1,9 @@
 """What guided a picture, for the picture's own file: adapter, its hash, strength, law and the other settings.
 
-ComfyUI's Save Image writes every entry of `extra_pnginfo` into the PNG as text. So an entry is added to each job when it is
-queued, read off its graph; no node has to be connected for it, and nodes whose results are cached are in it too.
+ComfyUI's Save Image writes every entry of `extra_pnginfo` into the PNG as text. So an entry is added to each job when
+it is queued, read off its graph; no node has to be connected for it, and nodes whose results are cached are in it too.
 
-    {"reward_guidance": [{"node": "5", "adapter": "shapes-warm.safetensors", "sha256": "3f2a...", "strength": 1.0, ...}]}
+    {"reward_guidance": [{"node": "5", "adapter": "warm.safetensors", "sha256": "3f2a...", "strength": 1.0, ...}]}
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 KEY = "reward_guidance"
 _OURS = "NFT"  # what the ids of all our nodes begin with
-_STRENGTHS = ("strength", "strengths")  # whoever asks for one of them guides
+_STRENGTHS = ("strength", "strengths")  # whoever asks for an adapter and one of them guides
 _LEFT_OUT = ("seed", "seeds", "prompts", "loaded")  # the first three are in ComfyUI's own entry
 _VALUES = (str, int, float, bool)
 Graph = Mapping[str, Any]
@@ -43,7 +43,8 @@ def notes_of(graph: Graph, path_of: Callable[[str], str]) -> Iterator[dict[str, 
     """
     for number, node in graph.items():
         kind, inputs = str(node.get("class_type")), node.get("inputs", {})
-        if not kind.startswith(_OURS) or not any(name in inputs for name in _STRENGTHS):
+        guides = "adapter" in inputs and any(name in inputs for name in _STRENGTHS)
+        if not kind.startswith(_OURS) or not guides:
             continue
         given = {**inputs, "adapter": inputs.get("loaded", inputs.get("adapter"))}
         typed = {name: _typed(graph, name, value) for name, value in given.items() if name not in _LEFT_OUT}

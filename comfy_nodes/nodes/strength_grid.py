@@ -79,6 +79,7 @@ class NFTStrengthGrid(io.ComfyNode):
                 inputs.Adapter.Input(
                     "loaded", optional=True, tooltip="From another loader; used instead of the file above."
                 ),
+                inputs.text_encoder(),
             ],
             outputs=[
                 io.Image.Output(display_name="sheet", tooltip="The contact sheet, one picture."),
@@ -117,13 +118,14 @@ class NFTStrengthGrid(io.ComfyNode):
         kind: str = "auto",
         clip: Any = None,
         loaded: Any = None,
+        text_encoder: str = "refuse",
     ) -> Any:
         """Draws all of it."""
         columns, lines = strengths_of(strengths), prompts_of(prompts)
         cells = cells_of(columns, seeds_of(seeds), max(1, len(lines)))
         if lines and clip is None:
             raise GuidanceError("there are prompts and no clip. Connect your model's clip, or leave prompts empty.")
-        reward = loaded or build.load_reward_file(adapter, kind)
+        reward = loaded or build.load_reward_file(adapter, kind, text_encoder)
         positives = [host.encode(clip, line, positive) for line in lines] or [positive]
 
         def guided(strengths_of_batch: Sequence[float], pictures: int) -> Any:

@@ -42,7 +42,7 @@ def draw(groups: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         rows = [(g, c) for g in range(start, min(start + GROUPS_AT_ONCE, groups)) for c in range(NOISES)]
         texts = [prompts[g % len(prompts)] for g, _ in rows]
         noises = [torch.Generator().manual_seed(SEED + g * NOISES + c) for g, c in rows]
-        # A strength that moves nothing has alpha read, and costs one forward a step.
+        # A strength that moves nothing has alpha read, and costs one forward per step.
         look = {"nft_strength": 1e-9, "nft_law": "nft", "nft_mode": "single"}
         with autocast(torch.device("cpu"), dtype):
             drawn = pipe(prompt=texts, generator=noises, num_inference_steps=STEPS, output_type="np", **look)
@@ -77,14 +77,15 @@ def finished(liked: np.ndarray, m: int, k: int) -> float:
 
 
 def table(liked: np.ndarray, alpha: np.ndarray) -> str:
-    """The rows of all settings, as Markdown."""
-    rows = []
+    """The rows of all settings, as Markdown, and below it in how many of them looking early is better."""
+    rows, better = [], 0
     for n, k in ROWS:
         best = [finished(liked, m, k) for m in range(k, NOISES + 1)]
         for after in AFTER:
             rate, error = scouted(liked, alpha[after - 1], n, k)
             forwards = n * after + k * STEPS
             as_many = float(np.interp(forwards / STEPS, range(k, NOISES + 1), best))
+            better += rate > as_many
             if rate > best[-1]:
                 needed = f"more than {NOISES * STEPS}"
             else:
@@ -92,7 +93,8 @@ def table(liked: np.ndarray, alpha: np.ndarray) -> str:
             own = [str(k), str(n), str(after), str(forwards), f"{rate:.3f} ± {error:.3f}"]
             rows.append([*own, f"{as_many:.3f}", needed, f"{finished(liked, n, k):.3f} ({n * STEPS})"])
     head = ["kept", "of", "after step", "forwards", "liked", "best of as many forwards", "forwards to be as good"]
-    return markdown([*head, "all of them finished (forwards)"], rows)
+    words = f"In {better} of {len(rows)} rows more is liked than of the best of as many forwards."
+    return markdown([*head, "all of them finished (forwards)"], rows) + f"\n\n{words}"
 
 
 def page(liked: np.ndarray, alpha: np.ndarray) -> str:
@@ -107,12 +109,12 @@ of {NOISES} noises of one held-out prompt. A picture is liked if everything draw
 "kept k of N after step j" takes j steps of N noises, keeps the k with the highest alpha and draws those from their
 first step, which costs N j + {STEPS} k forwards and needs no reward. This is what Reward Early Choice does in ComfyUI
 with `among` set to the whole batch (k pictures in the latent, N / k candidates), and `nft_candidates` in Python with
-k = 1.
-Set beside it is drawing pictures to the end and letting the reward itself choose the best k:
+k = 1. Set beside it is drawing pictures to the end and letting the reward itself choose the best k:
 
 - **best of as many forwards**: the share liked, if the same forwards draw pictures to the end, of which the reward
   keeps the best k; between whole numbers of pictures it is a straight line.
 - **forwards to be as good**: what that way needs for the share of liked pictures of the row.
+- **all of them finished**: the share liked of the best k of all N, at N times {STEPS} forwards.
 
 {table(liked, alpha)}
 

@@ -137,6 +137,25 @@ def test_strength_0_is_the_model_itself_at_its_cost(world: World) -> None:
     assert world.model.model.calls == 2 * calls
 
 
+def test_what_an_adapter_takes_is_a_model_that_comfyui_counts_and_moves(world: World) -> None:
+    assert world.guided(strength=0.0).additional_models == {}
+    world.model.model.manual_cast_dtype = torch.bfloat16
+    halved = world.guided("policy")
+    world.model.model.manual_cast_dtype = None
+    guided = world.guided("liked")
+    ((patcher,),) = guided.clone().additional_models.values()
+    lora, head = world.adapters["liked"].lora, world.adapters["liked"].head
+    expected = [*lora.values(), *head.parameters()]
+    assert sum(p.numel() for p in patcher.model.parameters()) == sum(tensor.numel() for tensor in expected)
+    ((half,),) = halved.additional_models.values()
+    assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
+    # ComfyUI may put others in their place.
+    plain, before = world.sample(world.model), world.sample(guided)
+    for name, _ in list(patcher.model.up.named_parameters()):
+        setattr(patcher.model.up, name, torch.nn.Parameter(torch.zeros_like(getattr(patcher.model.up, name))))
+    assert torch.equal(world.sample(guided), plain) and not torch.equal(before, plain)
+
+
 def test_guidance_costs_one_more_pass_where_it_acts(world: World) -> None:
     world.sample(world.guided(start_percent=0.3, end_percent=0.7))  # sigma 0.6 and 0.4
     assert world.model.model.calls == STEPS + 2

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from helpers.repository import ROOT
+from nft_pipeline.adapters.single_file import read_single_file
 
 CHECKOUTS = [Path(path) for path in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if path]
 pytestmark = pytest.mark.skipif(not CHECKOUTS, reason="COMFYUI_PATH does not name a checkout of ComfyUI")
@@ -79,7 +80,7 @@ def test_everything_the_contract_names_is_there(outcome: Outcome) -> None:
 
 
 def test_all_nodes_load_and_every_input_and_output_is_explained(outcome: Outcome) -> None:
-    assert len(outcome.report["nodes"]) == 12
+    assert len(outcome.report["nodes"]) == 14
     assert outcome.report["undocumented"] == []
 
 
@@ -117,6 +118,14 @@ def test_no_forward_stays_replaced_after_any_job(outcome: Outcome) -> None:
 def test_a_cached_model_gives_the_same_again(outcome: Outcome) -> None:
     assert torch.equal(outcome.latents["policy 1 again"], outcome.latents["policy 1"])
     assert torch.equal(outcome.latents["positive again"], outcome.latents["positive"])
+
+
+def test_comfyui_counts_what_an_adapter_takes_on_the_device(outcome: Outcome, prepared: Any) -> None:
+    jobs = outcome.report["jobs"]
+    assert jobs["base"]["counted"] == jobs["off"]["counted"] == 0
+    adapter = read_single_file(prepared[0] / "loras" / "policy.safetensors")
+    assert adapter is not None
+    assert jobs["policy 1"]["counted"] >= sum(4 * tensor.numel() for tensor in adapter.lora.values())
 
 
 def test_a_style_lora_may_stand_before_or_after(outcome: Outcome) -> None:

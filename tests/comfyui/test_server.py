@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from helpers.comfyui_page import client_command, free_port, put_into_custom_nodes
+from helpers.local_hub import LocalHub
 from helpers.repository import ROOT
 from nft_pipeline.models import shipped_adapter
 
@@ -135,6 +136,32 @@ GRAPHS = {
         "7": ("VAEDecode", {"samples": ["6", 0], "vae": ["1", 2]}),
         "33": ("SaveImage", {"images": ["7", 0], "filename_prefix": "by_hand"}),
     }),
+    "scouted": graph("scouted", {}, **{
+        "50": ("NFTEarlyChoice", {"model": ["5", 0], "candidates": 3, "after": 2, "among": "the whole batch"}),
+        "4": ("EmptySD3LatentImage", {"width": 64, "height": 64, "batch_size": 2}),
+        "6": ("KSampler", {
+            "model": ["50", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": 5,
+            "steps": 4, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}),
+    }),
+    "regional": graph("regional", {}, **{
+        "51": ("SolidMask", {"value": 0.0, "width": 64, "height": 64}),
+        "52": ("SolidMask", {"value": 1.0, "width": 32, "height": 64}),
+        "53": ("MaskComposite", {
+            "destination": ["51", 0], "source": ["52", 0], "x": 0, "y": 0, "operation": "add"}),
+        "54": ("NFTRegion", {"model": ["5", 0], "mask": ["53", 0]}),
+        "6": ("KSampler", {
+            "model": ["54", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": 5,
+            "steps": 4, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}),
+    }),
+    "from hub": graph("from_hub", None, **{
+        "60": ("NFTHubAdapter", {"repo": "someone/warm", "kind": "auto", "file": "", "revision": ""}),
+        "5": ("NFTApplyAdapter", {
+            "model": ["1", 0], "adapter": ["60", 0], "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0,
+            "law": "nft", "mode": "exact", "beta": 0.0, "cap": 0.0, "guide": "both"}),
+        "6": ("KSampler", {
+            "model": ["5", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": 5,
+            "steps": 4, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}),
+    }),
     "gone": graph("gone", {"adapter": "nosuch.safetensors"}),
     "backwards": graph("backwards", {"start_percent": 0.9, "end_percent": 0.1}),
     "base after": graph("base_after"),
@@ -162,9 +189,16 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         shutil.copy(source, folder / "models" / kind / name)
     (folder / "graphs.json").write_text(json.dumps(GRAPHS))
     (folder / "nodes.json").write_text(json.dumps(NODES))
-    done = subprocess.run(
-        client_command(request.param, folder, free_port()), capture_output=True, text=True, timeout=900
-    )
+    with LocalHub() as hub:
+        file = shipped / "comfyui" / "shapes-warm.safetensors"
+        hub.add("someone/warm", {"comfyui/warm.safetensors": file.read_bytes()})
+        done = subprocess.run(
+            client_command(request.param, folder, free_port()),
+            capture_output=True,
+            text=True,
+            timeout=900,
+            env=hub.environment(folder / "hub", token=None),
+        )
     log = (folder / "server.log").read_text(errors="replace")
     assert done.returncode == 0, done.stderr[-3000:] + log[-6000:]
     return json.loads((folder / "report.json").read_text()), folder, log
@@ -199,6 +233,34 @@ def test_pictures_are_what_they_should_be(server: Any) -> None:
     torch.testing.assert_close(latent(folder, "custom"), guided)
     assert torch.equal(latent(folder, "swept", 1), base) and torch.equal(latent(folder, "swept", 2), guided)
     assert not torch.equal(latent(folder, "scheduled"), guided)
+
+
+def test_a_scout_a_region_and_an_adapter_from_the_hub(server: Any) -> None:
+    report, folder, _ = server
+    base, guided = latent(folder, "base"), latent(folder, "guided")
+    assert latent(folder, "scouted").shape[0] == 2
+    kept = [text for text in report["run scouted"]["texts"]["50"] if text.startswith("of 6 noises kept: ")]
+    assert len(kept) == 1 and "to be liked" in kept[0] and "looking took 12 forwards" in kept[0]
+    moved = (latent(folder, "regional") - base).abs()
+    # The model answers outside the region as well, but less.
+    assert moved[..., :4].mean() > 2 * moved[..., 4:].mean() > 0
+    torch.testing.assert_close(latent(folder, "from_hub"), guided)
+    assert (folder / "models" / "loras" / "hub" / "someone--warm" / "warm.safetensors").is_file()
+
+
+def test_the_blueprints_are_offered(server: Any) -> None:
+    blueprints = server[0]["blueprints"]
+    if not isinstance(blueprints, dict):
+        pytest.skip("this ComfyUI has no blueprints")
+    assert {entry["name"] for entry in blueprints.values()} >= {"Liked Pictures"}
+
+
+def test_a_search_finds_them_by_other_words(server: Any) -> None:
+    report, _, _ = server
+    if "search_aliases" not in report["info NFTStrengthGrid"]:
+        pytest.skip("this ComfyUI searches by name alone")
+    assert "xy plot" in report["info NFTStrengthGrid"]["search_aliases"]
+    assert "Seed Scout" in report["info NFTEarlyChoice"]["search_aliases"]
 
 
 def picture(folder: Path, name: str, number: int = 1) -> Any:

@@ -77,7 +77,7 @@ def test_a_policy_and_a_map_of_a_calibration_share_batches_too(world: World) -> 
     noise = fake.prepare_noise(torch.zeros(2, 4, fake.WIDTH), 8)
     drawn = fake.sample(expected, noise, STEPS, 3.0, "euler", "simple", world.positive, world.negative, noise)
     torch.testing.assert_close(images[-2:], fake.VAE().decode(drawn), rtol=1e-4, atol=1e-5)
-    world.add("dialled", "positive", 4, dial=dial(tilt_map("two_pass", 3.0, 0.8)))
+    world.add("dialled", "positive", 4, dial=dial(tilt_map("two_pass", 0.5, 0.95, 3.0)))
     _, images = grid(world, adapter="dialled.safetensors", together=64, law="auto").args
     one_by_one = grid(world, adapter="dialled.safetensors", together=1, law="auto").args[1]
     torch.testing.assert_close(images, one_by_one, rtol=1e-4, atol=1e-5)

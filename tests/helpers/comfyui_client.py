@@ -57,6 +57,7 @@ async def use(folder: Path, port: int, server: subprocess.Popen[bytes]) -> dict[
             found[f"info {node}"] = (await get(f"/object_info/{node}"))[1].get(node)
             found[f"help {node}"] = await get(f"/extensions/diffusion-nft/docs/{node}.md")
         found["templates"] = (await get("/workflow_templates"))[1]
+        found["blueprints"] = (await get("/global_subgraphs"))[1]
         found["words"] = (await get("/i18n"))[1]
         async with session.ws_connect(f"{address}/ws?clientId=test") as socket:
             for name, graph in json.loads((folder / "graphs.json").read_text()).items():

@@ -47,6 +47,7 @@ class Driver:
         from comfy.cli_args import args
 
         args.cpu = True
+        import comfy.model_management
         import comfy.sample
         import comfy.samplers
         import comfy.sd
@@ -119,6 +120,9 @@ class Driver:
             self.latents[job["name"]] = self.sample(model, job)
         except Exception as error:
             entry["error"] = f"{type(error).__name__}: {error}"
+        loaded = [one.model.model for one in self.comfy.model_management.current_loaded_models if one.model is not None]
+        weights = [one for one in loaded if type(one).__name__ == "Weights"]  # of adapters
+        entry["counted"] = sum(p.numel() * p.element_size() for one in weights for p in one.parameters())
         entry["replaced_forwards"] = sum("forward" in m.__dict__ for m in self.base.model.modules())
         entry["patched"] = len(self.base.patches)
 

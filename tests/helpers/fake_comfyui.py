@@ -73,6 +73,8 @@ class Denoiser(nn.Module):
 
 
 class BaseModel(nn.Module):
+    manual_cast_dtype: Any = None
+
     def __init__(self) -> None:
         super().__init__()
         self.diffusion_model, self.model_sampling, self.calls = Denoiser(), CONST(), 0
@@ -98,15 +100,20 @@ class BaseModel(nn.Module):
 
 
 class ModelPatcher:
-    def __init__(self, model: BaseModel) -> None:
+    def __init__(self, model: Any, load_device: Any = "cpu", offload_device: Any = "cpu") -> None:
         self.model, self.patches, self.attachments, self.callbacks = model, {}, {}, {}
+        self.load_device, self.offload_device = load_device, offload_device
+        self.additional_models: dict[str, list[ModelPatcher]] = {}
         self.model_options: dict[str, Any] = {"transformer_options": {"wrappers": {}}, "sampler_post_cfg_function": []}
 
     def clone(self) -> ModelPatcher:
         other = ModelPatcher(self.model)
         other.patches, other.attachments = dict(self.patches), dict(self.attachments)
+        other.additional_models = {key: [one.clone() for one in some] for key, some in self.additional_models.items()}
         ours = self.model_options["transformer_options"]["wrappers"]
         copied = {kind: {key: list(group) for key, group in groups.items()} for kind, groups in ours.items()}
+        # ComfyUI copies the options deeply.
+        other.model_options["transformer_options"] = copy.deepcopy(self.model_options["transformer_options"])
         other.model_options["transformer_options"]["wrappers"] = copied
         functions = copy.deepcopy(self.model_options["sampler_post_cfg_function"])  # ComfyUI 0.3.64 copies them too
         other.model_options["sampler_post_cfg_function"] = functions
@@ -130,6 +137,12 @@ class ModelPatcher:
     def add_wrapper_with_key(self, wrapper_type: str, key: str, wrapper: Any) -> None:
         groups = self.model_options["transformer_options"]["wrappers"].setdefault(wrapper_type, {})
         groups.setdefault(key, []).append(wrapper)
+
+    def model_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def set_additional_models(self, key: str, models: list[ModelPatcher]) -> None:
+        self.additional_models[key] = models
 
     def set_attachments(self, key: str, attachment: Any) -> None:
         self.attachments[key] = attachment
@@ -403,7 +416,10 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         Float=_type("FLOAT", _FloatInput),
         Int=_type("INT", _IntInput),
         String=_type("STRING", _StringInput),
-        **{name: _type(name.upper()) for name in ("Model", "Conditioning", "Latent", "Image", "Guider", "Clip", "Vae")},
+        **{
+            name: _type(name.upper())
+            for name in ("Model", "Conditioning", "Latent", "Image", "Guider", "Clip", "Vae", "Mask")
+        },
         Schema=Schema,
         NodeOutput=NodeOutput,
         ComfyNode=ComfyNode,
@@ -449,6 +465,7 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         "folder_paths": {
             "add_model_folder_path": add_folder,
             "get_filename_list": lambda folder_name: sorted({p.name for place in folders for p in place.glob("*")}),
+            "get_folder_paths": lambda folder_name: [str(place) for place in folders],
             "get_full_path_or_raise": full_path,
             "get_output_directory": lambda: str(folder / "output"),
         },

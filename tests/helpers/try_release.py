@@ -1,6 +1,7 @@
 """A release, tried as far as it goes without publishing: versions, wheel and sdist, an install, the ComfyUI node pack.
 
     make release
+    make release REPOSITORY=https://github.com/owner/name
 
 docs/releasing.md says what to do with the result.
 """
@@ -12,12 +13,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
+
+from helpers.node_pack import MAX_NODE_PACK_BYTES, write_pack, zip_pack
 
 ROOT = Path(__file__).resolve().parents[2]
 DIST = ROOT / "dist"
-MAX_NODE_PACK_BYTES = 10_000_000  # ComfyUI's registry takes larger ones, but every user of the nodes downloads it
 
 
 def versions() -> dict[str, str]:
@@ -33,31 +34,6 @@ def versions() -> dict[str, str]:
         match = re.search(pattern, (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
         found[name] = match[1] if match else "no version"
     return found
-
-
-def node_pack() -> list[Path]:
-    """What ComfyUI's registry takes: the files git tracks, without those that .comfyignore names."""
-
-    def listed(*options: str) -> set[str]:
-        done = subprocess.run(["git", "ls-files", "-z", *options], cwd=ROOT, check=True, capture_output=True, text=True)
-        return set(done.stdout.split("\0")) - {""}
-
-    left_out = listed("--cached", "--ignored", "--exclude-from=.comfyignore")
-    return sorted(ROOT / name for name in listed("--cached") - left_out)
-
-
-def pack_nodes(target: Path) -> list[Path]:
-    """Write the node pack as a zip.
-
-    Returns:
-        The files in it.
-    """
-    files = node_pack()
-    target.parent.mkdir(exist_ok=True)
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in files:
-            archive.write(path, path.relative_to(ROOT))
-    return files
 
 
 def _run(*command: str, cwd: Path = ROOT) -> str:
@@ -96,12 +72,16 @@ def main() -> None:
             sys.exit(f"the installed wheel is not what was built: {seen}")
     print(f"4. installed      the wheel, into an empty folder; it says {version}")
 
+    repository = sys.argv[1] if len(sys.argv) > 1 else ""
+    files = write_pack(DIST / "node_pack" / "diffusion-nft", repository)
     pack = DIST / "node_pack" / f"diffusion-nft-{version}.zip"
-    files = pack_nodes(pack)
+    zip_pack(DIST / "node_pack" / "diffusion-nft", files, pack)
     size = pack.stat().st_size
     if size > MAX_NODE_PACK_BYTES:
         sys.exit(f"the node pack has {size} bytes, expected at most {MAX_NODE_PACK_BYTES}; see .comfyignore")
     print(f"5. node pack      dist/node_pack/{pack.name} {size / 1e6:.1f} MB, {len(files)} files")
+    if not repository:
+        print("   without Repository, Icon and Banner, which the registry wants: make release REPOSITORY=https://...")
     print("Nothing was published. docs/releasing.md says how to go on.")
 
 

@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 import nft_pipeline
+from helpers.node_pack import MAX_NODE_PACK_BYTES, write_pack, zip_pack
 from helpers.repository import ROOT
-from helpers.try_release import MAX_NODE_PACK_BYTES, node_pack, pack_nodes, versions
+from helpers.try_release import versions
 
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -94,20 +95,18 @@ def test_links_in_code_stay_as_they_are() -> None:
 
 @in_git
 def test_the_node_pack_is_small_and_has_what_the_nodes_need(tmp_path: Path) -> None:
-    names = {str(path.relative_to(ROOT)) for path in node_pack()}
-    rooms = {name.partition("/")[0] for name in names}
-    assert {"__init__.py", "pyproject.toml", "LICENSE", "comfy_nodes", "nft_pipeline", "locales"} <= rooms
+    files = write_pack(tmp_path / "pack")
+    rooms = {path.parts[0] for path in files}
+    needed = {"__init__.py", "pyproject.toml", "LICENSE", "comfy_nodes", "nft_pipeline", "locales", "subgraphs"}
+    assert needed <= rooms
     assert not {"docs", "tests", "training", "hub_cards", "Makefile", ".github", "mkdocs.yml"} & rooms
-    pack_nodes(tmp_path / "pack.zip")
+    zip_pack(tmp_path / "pack", files, tmp_path / "pack.zip")
     assert (tmp_path / "pack.zip").stat().st_size <= MAX_NODE_PACK_BYTES
 
 
 @in_git
 def test_the_doorway_of_the_node_pack_opens(tmp_path: Path) -> None:
-    for path in node_pack():
-        copy = tmp_path / "pack" / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(path.read_bytes())
+    write_pack(tmp_path / "pack")
     done = subprocess.run(
         [sys.executable, "-c", "import pack"], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
