@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -115,25 +115,39 @@ def guide_model(model: Any, reward: RewardFile, node_id: str | None, **values: A
 
 
 def guide_each(
-    model: Any, reward: RewardFile, node_id: str | None, strengths: Sequence[float], pictures: int, **values: Any
-) -> Any:
-    """A guided clone of a MODEL for batches that hold several strengths.
+    model: Any, reward: RewardFile, node_id: str | None, strengths: Sequence[float], **values: Any
+) -> Callable[[Sequence[float], int], Any]:
+    """A guided clone of a MODEL for batches whose pictures have strengths of their own.
 
     Args:
         model: ComfyUI's MODEL.
         reward: the adapter.
         node_id: of the node, for the live text.
-        strengths: of the batch, in its order.
-        pictures: in the batch at each strength.
+        strengths: all that will be asked for.
         **values: see `make_plan`, without a strength, a beta or a rate.
+
+    Returns:
+        at(strengths, pictures): the clone, the next run of which has so many pictures at the first of these strengths,
+        then as many at the second, and so on.
 
     Raises:
         AdapterError, GuidanceError: as `guide_model`.
     """
-    plans = [make_plan(reward, strength=strength, **values) for strength in strengths]
-    tilts = tuple(plan.tilt for plan in plans for _ in range(pictures))
-    plan = replace(plans[0], tilt=tilts if len(set(tilts)) > 1 else tilts[0])
-    return _attached(model, reward, node_id, plan)[0]
+    plans = {strength: make_plan(reward, strength=strength, **values) for strength in strengths}
+    first = next(iter(plans.values()))
+    guided, _ = _attached(model, reward, node_id, _at([plan.tilt for plan in plans.values()], first))
+    guide = host.guides_of(guided)[-1]
+
+    def at(of_batch: Sequence[float], pictures: int) -> Any:
+        guide.plan = _at([plans[strength].tilt for strength in of_batch for _ in range(pictures)], first)
+        return guided
+
+    return at
+
+
+def _at(tilts: Sequence[Any], plan: Plan) -> Plan:
+    """The plan at these tilts, one for each picture, or at the one that they are."""
+    return replace(plan, tilt=tuple(tilts) if len(set(tilts)) > 1 else tilts[0])
 
 
 def _attached(model: Any, reward: RewardFile, node_id: str | None, plan: Plan) -> tuple[Any, str]:

@@ -31,6 +31,7 @@ from comfy_api.latest import ui as ui
 from torch import Tensor
 
 from nft_pipeline.adapters.names import COMFYUI_FOLDER
+from nft_pipeline.dial.tilts import is_off
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.models import ADAPTERS, shipped_adapter
 
@@ -143,7 +144,7 @@ def attach(model: Any, guide: Guide) -> Any:
     guided.add_callback_with_key(CallbacksMP.ON_CLONE, key, _refuse_to_be_merged)
     guided.set_attachments(key, guide)
     _refuse_to_be_merged(model, guided)
-    if guide.plan.tilt != 0 or guide.plan.rate:
+    if not is_off(guide.plan.tilt) or guide.plan.rate:
         # What the adapter takes on the device, for ComfyUI to count, to make room for, and to take off again.
         guide.weights.matrices_in(model.model.manual_cast_dtype or model.model_dtype())
         patcher = comfy.model_patcher.ModelPatcher(guide.weights, model.load_device, model.offload_device)

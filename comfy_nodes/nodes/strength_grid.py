@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -128,10 +127,8 @@ class NFTStrengthGrid(io.ComfyNode):
         reward = loaded or build.load_reward_file(adapter, kind, text_encoder)
         positives = [host.encode(clip, line, positive) for line in lines] or [positive]
 
-        def guided(strengths_of_batch: Sequence[float], pictures: int) -> Any:
-            values = {"law": law, "mode": mode, "guidance_scale": cfg}
-            return build.guide_each(model, reward, cls.hidden.unique_id, strengths_of_batch, pictures, **values)
-
+        settings = {"law": law, "mode": mode, "guidance_scale": cfg}
+        guided = build.guide_each(model, reward, cls.hidden.unique_id, columns, **settings)
         sampling = Sampling(steps, cfg, sampler_name, scheduler, denoise)
         pictures = draw_cells(cells, guided, latent_image, positives, negative, vae, sampling, together)
         title = f"{reward.config.name}, {steps} steps of {sampler_name}, CFG {cfg:g}"

@@ -68,7 +68,7 @@ def draw_cells(
         )
     batches = batches_of(cells, len(latent["samples"]), together, sampling.sampler)
     bar = host.progress(len(batches) * (sampling.steps + 1))
-    drawn = []
+    drawn: list[Tensor] = []
     for number, batch in enumerate(batches):
         model = guided([cell.strength for cell in batch], len(latent["samples"]))
         start = host.latent_of(model, latent)
