@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,10 +16,11 @@ from nft_pipeline.settings import GuidanceSettings
 from . import host
 from .curve import Points
 from .dial import mode_in_words, settings_for_rate, tilt_of_rate
-from .guide import LOADED_TWICE, Guide, tap_in_comfyui
+from .guide import Guide, tap_in_comfyui
 from .match import match_layers
-from .reward_file import RewardFile, describe, needed_base
+from .reward_file import RewardFile, describe, needed_base, read_reward_file
 from .run import Plan
+from .words.cautions import LOADED_TWICE
 
 AUTO = "auto"  # the law and the mode that the adapter's calibration found best
 MODES = {mode.node: name for name, mode in modes.MODES.items() if mode.node is not None}  # "exact", "fast"
@@ -168,15 +170,26 @@ def _attached(model: Any, reward: RewardFile, node_id: str | None, plan: Plan) -
     tilts = ", ".join(f"{tilt:g}" for tilt in dict.fromkeys(each))
     lines.append(f"{way}, tilt {tilts}, mode {mode_in_words(plan.settings.mode)}")
     guide = Guide(reward, targets, plan, host.ComfyUI(), tap=tap, node_id=node_id)
-    warnings = guide.warnings(model)
-    if LOADED_TWICE in warnings:
-        lines.append(LOADED_TWICE)
-        host.warn(LOADED_TWICE)
+    guided = host.attach(model, guide)
+    cautions = guide.cautions(guided)
+    if LOADED_TWICE in cautions:
+        lines.append(LOADED_TWICE.text)
+        host.warn(LOADED_TWICE.text)
     promised = guide.promised(plan.tilt, plan.settings)
     if promised:
         lines.append(promised)
-    guide.say_before(plan.tilt, plan.settings, warnings)
-    return host.attach(model, guide), "\n".join(lines)
+    guide.say_before(plan.tilt, plan.settings, cautions)
+    return guided, "\n".join(lines)
+
+
+def load_reward_file(name: str, kind: str = "auto", text_encoder: str = "refuse") -> RewardFile:
+    """A file of models/loras, by its name there. Arguments and errors as `read_reward_file`."""
+    return read_file(host.adapter_path(name), kind, text_encoder)
+
+
+def read_file(path: str | os.PathLike[str], kind: str = "auto", text_encoder: str = "refuse") -> RewardFile:
+    """A file, of which ComfyUI is asked first what its keys mean. Arguments and errors as `read_reward_file`."""
+    return read_reward_file(path, kind, text_encoder, host.convert_lora)
 
 
 def parse_strengths(text: str) -> list[float]:

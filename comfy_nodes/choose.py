@@ -20,6 +20,7 @@ from nft_pipeline.errors import GuidanceError
 from nft_pipeline.search.choice import best, draw_seeds, judges, liking
 
 from .guide import Guide, Host
+from .words.errors import speaking_as_a_node
 
 SHOWN = 4  # pictures whose candidate is named in the live text
 EACH, WHOLE = AMONG = ("each picture", "the whole batch")
@@ -65,6 +66,7 @@ class Choice:
     def __deepcopy__(self, memo: Any) -> Choice:
         return self  # as a Guide: ComfyUI copies options with each clone
 
+    @speaking_as_a_node
     def around_sampling(
         self,
         executor: Any,

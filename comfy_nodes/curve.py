@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from nft_pipeline.errors import GuidanceError
@@ -16,6 +17,7 @@ from nft_pipeline.errors import GuidanceError
 SHAPES = ("constant", "fade in", "fade out", "middle", "custom")
 Points = tuple[tuple[float, float], ...]
 _SAMPLES = 33
+_TEXT, _LETTERS = 16, 60  # height of a letter in pixels, and how many fit into a line
 
 
 def shape_curve(shape: str, low: float, high: float, power: float = 1.0, custom: str = "") -> Points:
@@ -96,7 +98,9 @@ class Line:
     colour: tuple[int, int, int]
 
 
-def draw(title: str, lines: Sequence[Line], left: str, right: str, size: tuple[int, int] = (640, 320)) -> Tensor:
+def draw(
+    title: str, lines: Sequence[Line], left: str, right: str, size: tuple[int, int] = (640, 320), note: str = ""
+) -> Tensor:
     """A plot as a ComfyUI IMAGE, (1, height, width, 3) in [0, 1].
 
     Args:
@@ -104,13 +108,15 @@ def draw(title: str, lines: Sequence[Line], left: str, right: str, size: tuple[i
         lines: drawn over each other, on one axis that holds 0 and all their values.
         left, right: what x = 0 and x = 1 are called.
         size: width and height in pixels.
+        note: what is written where there are no lines.
     """
     width, height = size
     values = [y for line in lines for _, y in line.points]
     low, high = min([0.0, *values]), max([1.0, *values])
     picture = Image.new("RGB", size, (250, 250, 250))
     pen = ImageDraw.Draw(picture)
-    x0, y0, x1, y1 = 56, 32, width - 16, height - 32
+    pen.font = ImageFont.load_default(_TEXT)
+    x0, y0, x1, y1 = 64, 40, width - 16, height - 36
 
     def at(x: float, y: float) -> tuple[float, float]:
         return x0 + x * (x1 - x0), y1 - (y - low) / (high - low) * (y1 - y0)
@@ -118,15 +124,17 @@ def draw(title: str, lines: Sequence[Line], left: str, right: str, size: tuple[i
     for i in range(5):
         value = low + (high - low) * i / 4
         pen.line([at(0, value), at(1, value)], fill=(222, 222, 222))
-        pen.text((6, at(0, value)[1] - 6), f"{value:.2f}", fill=(90, 90, 90))
+        pen.text((x0 - 8, at(0, value)[1]), f"{value:.2f}", fill=(90, 90, 90), anchor="rm")
     pen.text((x0, 10), title, fill=(20, 20, 20))
     pen.text((x0, y1 + 10), left, fill=(90, 90, 90))
-    pen.text((x1 - 6 * len(right), y1 + 10), right, fill=(90, 90, 90))
+    pen.text((x1, y1 + 10), right, fill=(90, 90, 90), anchor="ra")
+    middle = ((x0 + x1) / 2, (y0 + y1) / 2)
+    pen.multiline_text(middle, fill(note, _LETTERS), fill=(20, 20, 20), anchor="mm", align="center", spacing=8)
     for i, line in enumerate(lines):
         places = [at(*point) for point in line.points]
         if len(places) > 1:
             pen.line(places, fill=line.colour, width=2, joint="curve")
         for x, y in places if len(places) <= 64 else []:
             pen.ellipse([x - 2, y - 2, x + 2, y + 2], fill=line.colour)
-        pen.text((x1 - 120, y0 + 14 * i), line.name, fill=line.colour)
+        pen.text((x1, y0 + (_TEXT + 4) * i), line.name, fill=line.colour, anchor="ra")
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]

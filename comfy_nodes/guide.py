@@ -41,20 +41,18 @@ from nft_pipeline.engine.stats import NFTStats, StatsRecorder
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.families.forward_call import as_tokens
 from nft_pipeline.families.registry import FAMILIES
+from nft_pipeline.modes import MODES
 from nft_pipeline.settings import GuidanceSettings
 
 from .delta import Listener, Switch, Target, Weights, install
 from .dial import promise_line, tilt_of_rate
-from .reward_file import UNKNOWN_SCALE, RewardFile, half_strength
+from .reward_file import RewardFile, cautions_of_file
 from .run import Conds, Evaluation, Plan, Reading, Run
+from .words.cautions import FAST_IN_CHAIN, LOADED_TWICE, NO_EFFECT, NOT_ASKED, Caution
+from .words.errors import speaking_as_a_node
 
 # The predictions of the lists of prompts with these numbers, under their own names or, with the LoRA on, under others.
 Predict = Callable[[Sequence[int], "dict[Any, Any] | None"], list[Tensor]]
-
-LOADED_TWICE = (
-    "WARNING: a LoRA loader has put this adapter's LoRA into the model already, so the base model contains it. Remove "
-    "that loader: guidance switches the LoRA itself."
-)
 
 
 class Host(Protocol):
@@ -72,11 +70,17 @@ class Host(Protocol):
     def loaded_twice(self, model: Any, targets: Sequence[Target]) -> bool:
         """Whether a LoRA loader has put this very LoRA into a MODEL."""
 
+    def guides_on(self, model: Any) -> list[Guide]:
+        """The guides on a MODEL."""
+
     def region(self, options: Mapping[str, Any], guide: Guide) -> Tensor | None:
         """Where a guide acts, (pictures or 1, height, width) in [0, 1]; None is everywhere."""
 
     def say(self, node_id: str | None, text: str) -> None:
         """Show a line under a node."""
+
+    def mark(self, node_id: str | None, cautions: Sequence[Caution]) -> None:
+        """Show these as badges on a node, in the place of those it has."""
 
 
 class Guide:
@@ -115,6 +119,7 @@ class Guide:
 
     # Around one run of the sampler.
 
+    @speaking_as_a_node
     def around_sampling(self, executor: Any, guider: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Wraps the sampler: executor(guider, sigmas, ...)."""
         if self.plan.tilt == 0 and not self.plan.rate:
@@ -125,7 +130,7 @@ class Guide:
         try:
             with self._installed(run.model):
                 drawn = executor(guider, sigmas, *args, **kwargs)
-            self._say_what_went_wrong(run)
+            self._say_what_went_wrong(run, guider.model_patcher)
             return drawn
         finally:
             self.run = outer
@@ -157,24 +162,39 @@ class Guide:
         plan, config, model = self.plan, self.reward.config, guider.inner_model
         settings = plan.settle(lambda share: self.host.level_at(model, share), guidance_scale)
         tilt = tilt_of_rate(config, plan.rate, settings) if plan.rate else plan.tilt
-        warnings = self.warnings(guider.model_patcher)
-        self.say_before(tilt, settings, warnings)
+        cautions = self.cautions(guider.model_patcher)
+        self.say_before(tilt, settings, cautions)
         prompts = guider.conds.get("positive") or next(filter(None, guider.conds.values()), None)
         positive = prompts[0]["uuid"] if prompts else None
         head = self.weights.head
-        return Run(config, head, self.tap, tilt, settings, steps, model, positive, self._say, warnings)
+        return Run(
+            config,
+            head,
+            self.tap,
+            tilt,
+            settings,
+            steps,
+            model,
+            positive,
+            self._say,
+            [caution.text for caution in cautions],
+        )
 
-    def warnings(self, model: Any) -> list[str]:
+    def cautions(self, model: Any) -> list[Caution]:
         """What is wrong, or may be, with this adapter on this MODEL."""
-        warnings = [LOADED_TWICE] if self.host.loaded_twice(model, self.targets) else []
-        return [*warnings, UNKNOWN_SCALE] if half_strength(self.reward) else warnings
+        cautions = [LOADED_TWICE] if self.host.loaded_twice(model, self.targets) else []
+        guides = self.host.guides_on(model)
+        if len(guides) > 1 and any(MODES[guide.plan.settings.mode].one_pass for guide in guides):
+            cautions.append(FAST_IN_CHAIN)
+        return [*cautions, *cautions_of_file(self.reward)]
 
-    def say_before(self, tilt: Tilt, settings: GuidanceSettings, warnings: Sequence[str]) -> None:
+    def say_before(self, tilt: Tilt, settings: GuidanceSettings, cautions: Sequence[Caution]) -> None:
         """Show what is known before the first step."""
         promised = self.promised(tilt, settings)
-        lines = [*([promised] if promised else []), *warnings]
+        lines = [*([promised] if promised else []), *(caution.text for caution in cautions)]
         if lines:
             self._say("\n".join(lines))
+        self.host.mark(self.node_id, cautions)
 
     def promised(self, tilt: Tilt, settings: GuidanceSettings) -> str:
         """What the tilt will do to the share of liked pictures, in a line; "" where nothing is known."""
@@ -184,15 +204,16 @@ class Guide:
     def _say(self, text: str) -> None:
         self.host.say(self.node_id, text)
 
-    def _say_what_went_wrong(self, run: Run) -> None:
-        text = ""
+    def _say_what_went_wrong(self, run: Run, patcher: Any) -> None:
+        caution = None
         if run.steps > 0 and not run.met:
-            text = "guidance did not act: this sampler or guider asks the model for predictions in a way of its own"
+            caution = NOT_ASKED
         elif run.compared and not run.moved:
-            text = "guidance had no effect, the LoRA changed nothing in any step"
-        if text:
-            logging.warning("%s: %s", self.reward.config.name, text)
-            self._say(f"{self.reward.config.name}: {text}")
+            caution = NO_EFFECT
+        if caution is not None:
+            logging.warning("%s: %s", self.reward.config.name, caution.text)
+            self._say(f"{self.reward.config.name}: {caution.text}")
+            self.host.mark(self.node_id, [caution, *self.cautions(patcher)])
 
     # Around one call of the guider, one prediction, and one forward of the model.
 

@@ -5,15 +5,18 @@ Imported by `nodes`, and that by the doorway when ComfyUI asks for the nodes: ne
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
 import uuid
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import comfy.lora
+import comfy.lora_convert
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.sample
@@ -21,7 +24,7 @@ import comfy.samplers
 import comfy.sd
 import comfy.utils
 import folder_paths
-from comfy.patcher_extension import WrappersMP, get_all_wrappers
+from comfy.patcher_extension import CallbacksMP, WrappersMP, get_all_wrappers
 from comfy_api.latest import ComfyExtension as ComfyExtension
 from comfy_api.latest import io as io
 from comfy_api.latest import ui as ui
@@ -29,14 +32,17 @@ from torch import Tensor
 
 from nft_pipeline.adapters.names import COMFYUI_FOLDER
 from nft_pipeline.dial.tilts import is_off
+from nft_pipeline.errors import GuidanceError
 from nft_pipeline.models import ADAPTERS, shipped_adapter
 
 from .choose import Choice
 from .delta import Target
 from .files.picture_notes import add_notes
 from .guide import Guide
+from .words.cautions import Caution
 
 _ATTACHMENT = "nft_guide_"
+MARKED = "diffusion-nft.cautions"  # the message that brings a node's badges to the page
 _REGIONS = "nft_regions"  # in a MODEL's transformer_options: masks by guide
 
 
@@ -72,6 +78,10 @@ class ComfyUI:
                     return True
         return False
 
+    def guides_on(self, model: Any) -> list[Guide]:
+        """The guides on a MODEL, in the order they were added."""
+        return guides_of(model)
+
     def region(self, options: Mapping[str, Any], guide: Guide) -> Tensor | None:
         """Where a guide acts under these model options; None is everywhere."""
         region: Tensor | None = options["transformer_options"].get(_REGIONS, {}).get(guide)
@@ -79,9 +89,33 @@ class ComfyUI:
 
     def say(self, node_id: str | None, text: str) -> None:
         """Show a line under a node; without a server nothing is shown."""
-        server = _server()
-        if server is not None and node_id is not None:
-            server.send_progress_text(text, node_id)
+        if (page := _server()) is not None and node_id is not None:
+            page.send_progress_text(text, node_id)
+
+    def mark(self, node_id: str | None, cautions: Sequence[Caution]) -> None:
+        """Show these as badges on a node, in the place of those it has (web/badges.js)."""
+        if (page := _server()) is not None and node_id is not None:
+            page.send_sync(MARKED, {"node": node_id, "cautions": [caution._asdict() for caution in cautions]})
+
+
+def answer(path: str, function: Callable[..., str]) -> None:
+    """Let the page ask for something: the JSON object that it posts to the path is the function's arguments.
+
+    The answer is {"said": what the function returns}, or {"error": the sentence} if it raises a GuidanceError.
+    """
+    page = _server()
+    if page is None:
+        return
+    from aiohttp import web
+
+    async def respond(request: Any) -> Any:
+        try:
+            said = await asyncio.to_thread(function, **await request.json())
+        except (GuidanceError, TypeError, ValueError) as error:
+            return web.json_response({"error": str(error)}, status=400)
+        return web.json_response({"said": said})
+
+    page.routes.post(path)(respond)
 
 
 def _server() -> Any:
@@ -107,13 +141,31 @@ def attach(model: Any, guide: Guide) -> Any:
     guided.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, key, guide.around_evaluation)
     guided.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, key, guide.around_prediction)
     guided.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, guide.around_model)
+    guided.add_callback_with_key(CallbacksMP.ON_CLONE, key, _refuse_to_be_merged)
     guided.set_attachments(key, guide)
+    _refuse_to_be_merged(model, guided)
     if not is_off(guide.plan.tilt) or guide.plan.rate:
         # What the adapter takes on the device, for ComfyUI to count, to make room for, and to take off again.
         guide.weights.matrices_in(model.model.manual_cast_dtype or model.model_dtype())
         patcher = comfy.model_patcher.ModelPatcher(guide.weights, model.load_device, model.offload_device)
         guided.set_additional_models(key, [patcher])
     return guided
+
+
+def _refuse_to_be_merged(model: Any, guided: Any) -> None:
+    """Nodes that merge a MODEL into another ask for its weights under a prefix, and guidance would be lost without a
+    word; hooks ask for all of them, for the MODEL itself."""
+    weights, itself = type(guided).get_key_patches, weakref.ref(guided)  # a MODEL is to be freed when nobody needs it
+
+    def get_key_patches(filter_prefix: str | None = None) -> Any:
+        if filter_prefix is not None:
+            raise GuidanceError(
+                "A guided model cannot be merged into another one, because guidance is no part of its weights. Put "
+                "Reward Guidance behind the merge, or connect the guided model as the merge's first one (model1)."
+            )
+        return weights(itself())
+
+    guided.get_key_patches = get_key_patches
 
 
 def guides_of(model: Any) -> list[Guide]:
@@ -146,6 +198,11 @@ def offer_shipped_adapters() -> None:
     """Let the files of the shipped adapters be found beside those in models/loras."""
     for folder in filter(None, map(shipped_adapter, ADAPTERS)):
         folder_paths.add_model_folder_path("loras", str(folder / COMFYUI_FOLDER))
+
+
+def convert_lora(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A LoRA's tensors under the names that ComfyUI's own loader gives them."""
+    return dict(comfy.lora_convert.convert_lora(dict(tensors)))
 
 
 def note_in_pictures() -> None:

@@ -9,7 +9,7 @@ from nft_pipeline.modes import GUIDE, MODES
 
 from . import build, host
 from .host import io
-from .reward_file import KINDS
+from .reward_file import KINDS, TEXT_ENCODER
 
 CATEGORY = "guidance/reward"
 Adapter = io.Custom("NFT_ADAPTER")
@@ -19,6 +19,26 @@ Schedule = io.Custom("NFT_SCHEDULE")
 def advanced(widget: Any) -> Any:
     """Hidden behind "Show advanced inputs" where the frontend has that. (The argument of that name is newer.)"""
     widget.extra_dict["advanced"] = True
+    return widget
+
+
+def text_encoder() -> Any:
+    """What to do with layers of a text encoder, one of `TEXT_ENCODER`."""
+    return advanced(
+        io.Combo.Input(
+            "text_encoder",
+            options=list(TEXT_ENCODER),
+            optional=True,
+            default="refuse",
+            tooltip="For a LoRA that has layers of a text encoder too, as kohya's often do. refuse: an error. ignore: "
+            "its other layers are used alone, and the node says so.",
+        )
+    )
+
+
+def slider(widget: Any) -> Any:
+    """A number that is dragged, in the classic canvas too."""
+    widget.extra_dict["display"] = "slider"
     return widget
 
 
@@ -60,36 +80,43 @@ def kind() -> Any:
 
 def strength() -> Any:
     """How much of the reward is wanted: 0 is off, 1 as the author shipped it."""
-    return io.Float.Input(
-        "strength",
-        default=1.0,
-        min=-4.0,
-        max=8.0,
-        step=0.05,
-        tooltip="How much of the reward you want. 0: your model, unchanged. 1: as the author shipped it. Above 1: "
-        "more. Below 0: away from it. Not a LoRA weight: it multiplies the odds that a picture is liked, and the line "
-        "under the node says what that comes to.",
+    return slider(
+        io.Float.Input(
+            "strength",
+            default=1.0,
+            min=-4.0,
+            max=8.0,
+            step=0.05,
+            tooltip="How much of the reward you want. 0: your model, unchanged. 1: as the author shipped it. Above 1: "
+            "more. Below 0: away from it. Not a LoRA weight: it multiplies the odds that a picture is liked, and the "
+            "line under the node says what that comes to.",
+        )
     )
 
 
 def settings() -> list[Any]:
     """What can be set for a guided run beside its strength, in the order in which workflows store it."""
     return [
-        io.Float.Input(
-            "start_percent",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Where in the sampling guidance begins. 0 is the first step; the early steps decide composition.",
+        advanced(
+            io.Float.Input(
+                "start_percent",
+                default=0.0,
+                min=0.0,
+                max=1.0,
+                step=0.01,
+                tooltip="Where in the sampling guidance begins. 0 is the first step; the early steps "
+                "decide composition.",
+            )
         ),
-        io.Float.Input(
-            "end_percent",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Where guidance ends. 0.8 keeps your model's fine texture and saves a fifth of the extra time.",
+        advanced(
+            io.Float.Input(
+                "end_percent",
+                default=1.0,
+                min=0.0,
+                max=1.0,
+                step=0.01,
+                tooltip="Where guidance ends. 0.8 keeps your model's fine texture and saves a fifth of the extra time.",
+            )
         ),
         io.Combo.Input(
             "law",
@@ -142,22 +169,25 @@ def settings() -> list[Any]:
             optional=True,
             tooltip="From Reward Strength Schedule: a curve that strength is multiplied by over the sampling.",
         ),
-        io.Float.Input(
-            "rate",
-            optional=True,
-            default=0.0,
-            min=0.0,
-            max=0.99,
-            step=0.01,
-            tooltip="The share of pictures that the reward shall like, instead of a strength: 0.8 is 80 %. 0: off, "
-            "strength counts. A rate that the adapter does not reach ends in a sentence that says what it reaches.",
+        advanced(
+            io.Float.Input(
+                "rate",
+                optional=True,
+                default=0.0,
+                min=0.0,
+                max=0.99,
+                step=0.01,
+                tooltip="The share of pictures that the reward shall like, instead of a strength: 0.8 is 80 %. 0: off, "
+                "strength counts. A rate that the adapter does not reach ends in a sentence that says what it reaches.",
+            )
         ),
+        text_encoder(),
     ]
 
 
 def settings_of_a_loaded_adapter() -> list[Any]:
-    """The same without `kind`, which is asked for where the file is read."""
-    return [widget for widget in settings() if widget.id != "kind"]
+    """The same without what is asked for where the file is read."""
+    return [widget for widget in settings() if widget.id not in ("kind", "text_encoder")]
 
 
 def guided_outputs() -> list[Any]:

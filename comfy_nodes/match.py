@@ -55,9 +55,11 @@ def match_layers(
             targets.append(found)
     if faults or not targets:
         raise AdapterError(
-            f"{shown} is for {needs}, the loaded model is {loaded}: {len(targets)} of {len(layers)} LoRA layers fit",
+            f"{shown} is for {needs}, and the loaded model is {loaded}: {len(targets)} of {len(layers)} LoRA layers "
+            "fit",
             faults,
-            f"Load {needs} or a fine-tune of it, or take an adapter made for the model you have.",
+            "Load the model that the adapter is for, or a fine-tune of it, or take an adapter made for the model you "
+            "have.",
         )
     return targets
 

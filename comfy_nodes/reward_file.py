@@ -8,27 +8,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nft_pipeline.adapters.alpha_head import AlphaHead
 from nft_pipeline.adapters.config import UNKNOWN, AdapterConfig, BaseModel, plain_name, unrecorded
-from nft_pipeline.adapters.foreign.files import PEFT_CONFIG, PEFT_WEIGHTS, PICKLES, ForeignFiles, peft_folder, read_lora
+from nft_pipeline.adapters.foreign.files import (
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    PICKLES,
+    Convert,
+    ForeignFiles,
+    peft_folder,
+    read_lora,
+)
 from nft_pipeline.adapters.foreign.layers import Layer, bake, scales_of
 from nft_pipeline.adapters.single_file import read_single_file
 from nft_pipeline.dial.measured import Dial
 from nft_pipeline.errors import AdapterError
 
 from .dial import dial_lines
+from .words.cautions import UNKNOWN_SCALE, Caution, text_left_out
+from .words.looks import family_of
 
 KINDS = ("auto", "positive", "policy")
-
-
-UNKNOWN_SCALE = (
-    "WARNING: no scale is recorded. Files from peft, DiffusionNFT's among them, were often trained at scale 2 "
-    "(rank 32, lora_alpha 64) and then come out at half strength here and in any LoRA loader; keep "
-    "adapter_config.json beside adapter_model.safetensors, or ask the author."
-)
+TEXT_ENCODER = ("refuse", "ignore")
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class RewardFile:
         form: None for our own adapters, else what the file is, for people.
         scales: every factor by which the LoRA's tool multiplies B A; (1,) for our own files.
         scale_recorded: whether the file records the factor; if not, 1 was assumed.
+        left_out: how many layers of each text encoder are in the file and not used.
     """
 
     config: AdapterConfig
@@ -50,29 +55,38 @@ class RewardFile:
     form: str | None = None
     scales: tuple[float, ...] = (1.0,)
     scale_recorded: bool = True
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
-def read_reward_file(path: str | os.PathLike[str], kind: str = "auto") -> RewardFile:
+def read_reward_file(
+    path: str | os.PathLike[str], kind: str = "auto", text_encoder: str = "refuse", convert: Convert | None = None
+) -> RewardFile:
     """Read a file, checking all of it.
 
     Args:
         path: a .safetensors file. One called adapter_model.safetensors is read with the adapter_config.json beside it.
         kind: "auto" reads it as what it says it is, and a plain LoRA as a policy. "policy" leaves an alpha head out, so
             that the push is the same for every picture. "positive" insists on a head.
+        text_encoder: what to do with a plain LoRA that has layers of a text encoder, one of `TEXT_ENCODER`: "refuse"
+            it, or "ignore" these layers.
+        convert: see `foreign.files.read_lora`.
 
     Raises:
-        AdapterError: the file is damaged, a pickle, no plain LoRA, or not of that kind.
+        AdapterError: the file is damaged, a pickle, no plain LoRA, or not of that kind; or it has layers of a text
+            encoder, which are not to be ignored.
     """
     path = Path(path)
     if kind not in KINDS:
         raise AdapterError(f"kind is {kind!r}, expected one of {', '.join(map(repr, KINDS))}")
+    if text_encoder not in TEXT_ENCODER:
+        raise AdapterError(f"text_encoder is {text_encoder!r}, expected one of {', '.join(map(repr, TEXT_ENCODER))}")
     if path.suffix in PICKLES:
         raise AdapterError(
             f"{path.name} is a pickle, which can run code and is never loaded; ask its author for safetensors"
         )
     adapter = read_single_file(path)
     if adapter is None:
-        return _read_plain(path, kind)
+        return _read_plain(path, kind, text_encoder, convert)
     layers = {
         key.removesuffix(".lora_A.weight"): Layer(a, adapter.lora[key.replace(".lora_A.", ".lora_B.")])
         for key, a in adapter.lora.items()
@@ -92,12 +106,19 @@ def _without_head(dial: Dial | None) -> Dial | None:
     return replace(dial, maps=maps) if dial is not None and maps else None
 
 
-def _read_plain(path: Path, kind: str) -> RewardFile:
+def _read_plain(path: Path, kind: str, text_encoder: str, convert: Convert | None) -> RewardFile:
     if kind == "positive":
         raise _no_head(path)
     beside = path.name == PEFT_WEIGHTS and (path.parent / PEFT_CONFIG).is_file()
     files = peft_folder(path.parent) if beside else ForeignFiles("plain LoRA file", path)
-    found = read_lora(files)
+    found = read_lora(files, leave_out_text=True, convert=convert)
+    if found.left_out and text_encoder != "ignore":
+        counts = ", ".join(f"{number} of {part}" for part, number in found.left_out.items())
+        raise AdapterError(
+            f"{path.name} has layers of a text encoder ({counts}), and a reward adapter cannot use them: the prompt is "
+            "encoded once, with guidance and without.",
+            advice='Set text_encoder to "ignore" (among the advanced inputs) to load its other layers alone.',
+        )
     scales = scales_of(found.layers, found.peft_config)
     layers = bake(found.layers, found.peft_config)
     said = (found.peft_config or {}).get("base_model_name_or_path")
@@ -115,7 +136,7 @@ def _read_plain(path: Path, kind: str) -> RewardFile:
         resolution=(1024, 1024),
     )
     recorded = found.peft_config is not None or any(layer.alpha is not None for layer in found.layers.values())
-    return RewardFile(config, layers, None, files.form, tuple(sorted(set(scales.values()))), recorded)
+    return RewardFile(config, layers, None, files.form, tuple(sorted(set(scales.values()))), recorded, found.left_out)
 
 
 def _no_head(path: Path) -> AdapterError:
@@ -132,12 +153,15 @@ def needed_base(reward: RewardFile) -> str:
         return f"{config.base_model.id} ({config.denoiser})"
     if config.base_model.id != UNKNOWN:
         return config.base_model.id
-    return f"a model with layers such as {next(iter(reward.layers))}"
+    family, example = family_of(reward.layers), f"layers such as {next(iter(reward.layers))}"
+    return f"{family}, by its names of {example}" if family else f"a model with {example}"
 
 
-def half_strength(reward: RewardFile) -> bool:
-    """Whether the file may come out at half of what it was trained at, because it records no scale."""
-    return reward.form is not None and not reward.scale_recorded
+def cautions_of_file(reward: RewardFile) -> list[Caution]:
+    """What may be wrong with a file, whatever the model."""
+    # A file that records no scale may come out at half of what it was trained at.
+    cautions = [UNKNOWN_SCALE] if reward.form is not None and not reward.scale_recorded else []
+    return [*cautions, text_left_out(reward.left_out)] if reward.left_out else cautions
 
 
 def describe(reward: RewardFile) -> str:
@@ -163,7 +187,7 @@ def describe(reward: RewardFile) -> str:
             f"base model: {config.base_model.id}",
             f"LoRA scale alpha / rank: {scales}" + ("" if reward.scale_recorded else ", assumed"),
         ]
-        lines += [UNKNOWN_SCALE] if half_strength(reward) else []
+        lines += [caution.text for caution in cautions_of_file(reward)]
     head = "" if reward.head is None else f"; alpha head {sum(p.numel() for p in reward.head.parameters()):,}"
     lines += dial_lines(config)
     lines.append(f"{len(reward.layers)} LoRA layers, rank {', '.join(map(str, ranks))}, {parameters:,} numbers{head}")

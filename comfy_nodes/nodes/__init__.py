@@ -12,16 +12,24 @@ from typing import Any
 from nft_pipeline.files.discovery import modules_of
 
 from .. import host
+from ..words.errors import speaking_as_a_node
+from . import rate_images
 
 
 def find_nodes() -> list[Any]:
-    """The node classes of this room's modules: modules in alphabetical order, nodes in the order of their module."""
-    return [
+    """The node classes of this room's modules: modules in alphabetical order, nodes in the order of their module.
+
+    What they raise is in the words of their widgets.
+    """
+    nodes: list[Any] = [
         value
         for module in modules_of(sys.modules[__name__])
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, host.io.ComfyNode) and value.__module__ == module.__name__
     ]
+    for node in nodes:
+        node.execute = classmethod(speaking_as_a_node(node.execute.__func__))
+    return nodes
 
 
 NODES = find_nodes()
@@ -31,7 +39,9 @@ class Extension(host.ComfyExtension):
     """What ComfyUI asks for."""
 
     async def get_node_list(self) -> list[Any]:
-        """All nodes; the adapters that ship are in their lists of files, and pictures say what guided them."""
+        """All nodes. The shipped adapters are in their lists of files, pictures say what guided them, and buttons have
+        whom to ask."""
         host.offer_shipped_adapters()
         host.note_in_pictures()
+        host.answer("/diffusion-nft/rate", rate_images.SHOWN.rate)
         return NODES

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from .. import host, inputs
+from ..build import read_file
 from ..files.hub import keep_from_hub
 from ..host import io
-from ..reward_file import read_reward_file
 
 
 class NFTHubAdapter(io.ComfyNode):
@@ -32,6 +32,7 @@ class NFTHubAdapter(io.ComfyNode):
                 inputs.advanced(
                     text("revision", default="", tooltip="A branch, tag or commit. Empty: the newest there is.")
                 ),
+                inputs.text_encoder(),
             ],
             outputs=[
                 inputs.Adapter.Output(
@@ -45,10 +46,12 @@ class NFTHubAdapter(io.ComfyNode):
         return host.findable(schema, "hub", "hugging face", "download adapter", "reward lora")
 
     @classmethod
-    def execute(cls, repo: str, kind: str = "auto", file: str = "", revision: str = "") -> Any:
+    def execute(
+        cls, repo: str, kind: str = "auto", file: str = "", revision: str = "", text_encoder: str = "refuse"
+    ) -> Any:
         """Finds or fetches the file, and reads it."""
         loras = host.loras_folder()
         path = keep_from_hub(loras, repo, revision, file)
         name = str(path.relative_to(loras))
         host.ComfyUI().say(cls.hidden.unique_id, f"kept as {name}")
-        return io.NodeOutput(read_reward_file(path, kind), name)
+        return io.NodeOutput(read_file(path, kind, text_encoder), name)

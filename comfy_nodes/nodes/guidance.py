@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .. import host, inputs
-from ..build import guide_model
+from ..build import guide_model, load_reward_file
 from ..host import io
-from ..reward_file import read_reward_file
 
 
 class NFTRewardGuidance(io.ComfyNode):
@@ -32,9 +31,9 @@ class NFTRewardGuidance(io.ComfyNode):
         return host.file_identity(adapter)
 
     @classmethod
-    def execute(cls, model: Any, adapter: str, kind: str = "auto", **values: Any) -> Any:
+    def execute(cls, model: Any, adapter: str, kind: str = "auto", text_encoder: str = "refuse", **values: Any) -> Any:
         """Reads the file and attaches the adapter to a clone of the model."""
-        reward = read_reward_file(host.adapter_path(adapter), kind)
+        reward = load_reward_file(adapter, kind, text_encoder)
         return io.NodeOutput(*guide_model(model, reward, cls.hidden.unique_id, **inputs.connected(values)))
 
 
@@ -49,7 +48,7 @@ class NFTLoadAdapter(io.ComfyNode):
             display_name="Load Reward Adapter",
             category=inputs.CATEGORY,
             description="Reads a reward adapter once, for Apply Reward Adapter and Reward Guider.",
-            inputs=[inputs.adapter_file(), inputs.kind()],
+            inputs=[inputs.adapter_file(), inputs.kind(), inputs.text_encoder()],
             outputs=[
                 inputs.Adapter.Output(display_name="adapter", tooltip="For Apply Reward Adapter and Reward Guider.")
             ],
@@ -61,9 +60,9 @@ class NFTLoadAdapter(io.ComfyNode):
         return host.file_identity(adapter)
 
     @classmethod
-    def execute(cls, adapter: str, kind: str = "auto") -> Any:
+    def execute(cls, adapter: str, kind: str = "auto", text_encoder: str = "refuse") -> Any:
         """Reads and checks the file."""
-        return io.NodeOutput(read_reward_file(host.adapter_path(adapter), kind))
+        return io.NodeOutput(load_reward_file(adapter, kind, text_encoder))
 
 
 class NFTApplyAdapter(io.ComfyNode):

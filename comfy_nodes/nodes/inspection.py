@@ -6,12 +6,17 @@ from typing import Any
 
 import torch
 
-from nft_pipeline.errors import GuidanceError
-
 from .. import host, inputs
+from ..build import load_reward_file
 from ..curve import Line, draw
 from ..host import io, ui
-from ..reward_file import describe, read_reward_file
+from ..reward_file import describe
+
+NOTHING_GUIDED = (
+    "No step was guided: strength is 0, or guidance begins and ends between two steps. "
+    "The pictures are your model's own."
+)
+NO_ADAPTER = "There is no reward adapter on this model. Connect the model that comes out of Reward Guidance."
 
 
 class NFTAdapterInfo(io.ComfyNode):
@@ -39,7 +44,7 @@ class NFTAdapterInfo(io.ComfyNode):
     @classmethod
     def execute(cls, adapter: str) -> Any:
         """Reads the file and describes it."""
-        text = describe(read_reward_file(host.adapter_path(adapter)))
+        text = describe(load_reward_file(adapter, text_encoder="ignore"))
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 
@@ -70,13 +75,12 @@ class NFTAlphaPlot(io.ComfyNode):
     @classmethod
     def execute(cls, latent: Any, model: Any) -> Any:
         """Draws one plot for each adapter on the model; the plots make a batch."""
-        found = [(guide.reward.config.name, guide.stats) for guide in host.guides_of(model)]
-        runs = [(name, stats) for name, stats in found if stats is not None and stats.steps]
+        guides = host.guides_of(model)
+        runs = [(guide.reward.config.name, guide.stats) for guide in guides if guide.stats and guide.stats.steps]
         if not runs:
-            raise GuidanceError(
-                "there is nothing to plot: no guided run of this model was recorded. Connect the model that comes out "
-                "of Reward Guidance and goes into the sampler, and a strength other than 0."
-            )
+            nothing = NOTHING_GUIDED if guides else NO_ADAPTER
+            picture = draw("nothing to plot", [], "first step", "last step", note=nothing)
+            return io.NodeOutput(latent, picture, nothing, ui=ui.PreviewImage(picture, cls=cls))
         pictures, tables = [], []
         for adapter, stats in runs:
             lines: list[Line] = []

@@ -6,7 +6,9 @@ from typing import Any
 
 from .. import host, inputs
 from ..host import io, ui
-from ..rate import VERDICTS, facts_of_graph, rate_images, rating_folder
+from ..rate import UNRATED, VERDICTS, Shown, facts_of_graph, pictures_of, rate_images, rating_folder
+
+SHOWN = Shown()  # what the buttons on the nodes judge
 
 
 class NFTRateImages(io.ComfyNode):
@@ -19,15 +21,16 @@ class NFTRateImages(io.ComfyNode):
             node_id="NFTRateImages",
             display_name="Rate Images",
             category=inputs.CATEGORY,
-            description="Saves pictures and your verdict in a folder that the trainer reads. Prompt, seed, CFG and "
-            "model come from the graph.",
+            description="Shows pictures with buttons to like or dislike each, and saves your verdicts in a folder that "
+            "the trainer reads. Prompt, seed, CFG and model come from the graph.",
             inputs=[
-                io.Image.Input("images", tooltip="The pictures; one verdict for all of a batch."),
+                io.Image.Input("images", tooltip="The pictures. Nothing is saved of one until you rate it."),
                 io.Combo.Input(
                     "verdict",
                     options=list(VERDICTS),
-                    default="like",
-                    tooltip="What you think of them. Rating the same picture again replaces the verdict.",
+                    default=UNRATED,
+                    tooltip="not rated yet: look at the pictures first, and rate them by the buttons under them. The "
+                    "others rate every picture of each Run. Rating the same picture again replaces the verdict.",
                 ),
                 io.Float.Input(
                     "score",
@@ -44,6 +47,15 @@ class NFTRateImages(io.ComfyNode):
                     multiline=True,
                     tooltip="Leave empty to take the text that leads to the sampler's positive input.",
                 ),
+                inputs.advanced(
+                    io.String.Input(
+                        "pictures",
+                        optional=True,
+                        default="",
+                        tooltip="Which pictures of the batch the verdict is for: numbers from 1 with commas between. "
+                        "Empty: all of them.",
+                    )
+                ),
             ],
             outputs=[io.Image.Output(display_name="images", tooltip="The same pictures.")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
@@ -51,11 +63,18 @@ class NFTRateImages(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images: Any, verdict: str, score: float, folder: str, prompt: str) -> Any:
-        """Saves the pictures, and a line for each in the folder's metadata.jsonl."""
+    def execute(cls, images: Any, verdict: str, score: float, folder: str, prompt: str, pictures: str = "") -> Any:
+        """Shows the pictures, and saves those that are rated, with a line for each in the folder's metadata.jsonl."""
         facts = facts_of_graph(cls.hidden.prompt or {}, str(cls.hidden.unique_id))
         if prompt.strip():
             facts["prompt"] = prompt
         target = rating_folder(host.output_folder(), folder)
-        names = rate_images(target, images, verdict, score, facts)
-        return io.NodeOutput(images, ui=ui.PreviewText(f"{verdict}: {len(names)} in {folder}"))
+        rated = rate_images(target, images, verdict, score, facts, pictures)
+        every = pictures_of(images, facts)
+        SHOWN.show(target, every)
+        files = ui.PreviewImage(images, cls=cls).as_dict()["images"]
+        shown = [
+            {"name": picture.name, "file": file, "verdict": verdict if picture.name in rated else UNRATED}
+            for picture, file in zip(every, files, strict=True)
+        ]
+        return io.NodeOutput(images, ui={"rated": shown, "text": [f"{verdict}: {len(rated or every)} in {folder}"]})

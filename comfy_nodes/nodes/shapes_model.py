@@ -22,7 +22,7 @@ class NFTShapesModel(io.ComfyNode):
             display_name="Load Shapes Model",
             category=inputs.CATEGORY,
             description="The small model that ships with these nodes: coloured shapes at 64 x 64, in seconds without a "
-            "GPU. For trying reward guidance with the adapter shapes-warm.",
+            "GPU. For trying reward guidance with the adapters shapes-follow and shapes-warm.",
             inputs=[],
             outputs=[
                 io.Model.Output(

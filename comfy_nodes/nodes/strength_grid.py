@@ -10,7 +10,6 @@ from nft_pipeline.errors import GuidanceError
 
 from .. import build, host, inputs
 from ..host import io, ui
-from ..reward_file import read_reward_file
 from ..sheet.cells import cells_of, prompts_of, seeds_of, strengths_of
 from ..sheet.draw import Sampling, draw_cells, sheet_of
 
@@ -79,6 +78,7 @@ class NFTStrengthGrid(io.ComfyNode):
                 inputs.Adapter.Input(
                     "loaded", optional=True, tooltip="From another loader; used instead of the file above."
                 ),
+                inputs.text_encoder(),
             ],
             outputs=[
                 io.Image.Output(display_name="sheet", tooltip="The contact sheet, one picture."),
@@ -117,13 +117,14 @@ class NFTStrengthGrid(io.ComfyNode):
         kind: str = "auto",
         clip: Any = None,
         loaded: Any = None,
+        text_encoder: str = "refuse",
     ) -> Any:
         """Draws all of it."""
         columns, lines = strengths_of(strengths), prompts_of(prompts)
         cells = cells_of(columns, seeds_of(seeds), max(1, len(lines)))
         if lines and clip is None:
             raise GuidanceError("there are prompts and no clip. Connect your model's clip, or leave prompts empty.")
-        reward = loaded or read_reward_file(host.adapter_path(adapter), kind)
+        reward = loaded or build.load_reward_file(adapter, kind, text_encoder)
         positives = [host.encode(clip, line, positive) for line in lines] or [positive]
 
         settings = {"law": law, "mode": mode, "guidance_scale": cfg}

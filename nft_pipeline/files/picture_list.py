@@ -194,15 +194,20 @@ def update_rows(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> None:
             rows[image] = {key: value for key, value in row.items() if value is not None}
 
 
-def add_pictures(folder: Path, pictures: Iterable[Image], facts: Mapping[str, Any]) -> list[str]:
-    """Save pictures as PNG files, each with a line of these facts.
+def picture_name(picture: Image) -> str:
+    """The name that `add_pictures` gives a picture's file: by its content."""
+    return hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()[:24] + ".png"
+
+
+def add_pictures(folder: Path, pictures: Iterable[tuple[Image, Mapping[str, Any]]]) -> list[str]:
+    """Save pictures as PNG files, each with a line of facts.
 
     A file is called by the picture's content, so adding a picture again replaces its line.
 
     Args:
         folder: made when missing.
-        pictures: they are saved as 8-bit RGB.
-        facts: what the lines hold beside `image`, such as prompt, liked and seed.
+        pictures: each with what its line holds beside `image`, such as prompt, liked and seed. They are saved as 8-bit
+            RGB.
 
     Returns:
         The names of the files.
@@ -212,11 +217,10 @@ def add_pictures(folder: Path, pictures: Iterable[Image], facts: Mapping[str, An
     """
     names = []
     with changing_rows(folder) as rows:
-        for picture in pictures:
-            picture = picture.convert("RGB")
-            name = hashlib.sha256(picture.tobytes()).hexdigest()[:24] + ".png"
+        for picture, facts in pictures:
+            name = picture_name(picture)
             file = io.BytesIO()
-            picture.save(file, "PNG")
+            picture.convert("RGB").save(file, "PNG")
             atomic_write_bytes(folder / name, file.getvalue())
             rows[name] = {"image": name, **facts}
             names.append(name)

@@ -34,7 +34,7 @@ def keep(folder: Path, studio: Studio, wish: Wish, liked: bool) -> str:
     facts |= {"adapter": wish.adapter, "model": short_names([base])[0]}
     if studio.guidance_scale is not None:
         facts["guidance_scale"] = studio.guidance_scale
-    add_pictures(folder, [studio.draw(wish).picture], facts)
+    add_pictures(folder, [(studio.draw(wish).picture, facts)])
     return count(folder)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import warnings
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from nft_pipeline.errors import GuidanceError
 from nft_pipeline.files.picture_list import ratings_lock
 from nft_pipeline.guidance import law_scale
 from nft_pipeline.laws import LAWS, Law
+from nft_pipeline.training.data.folder import read_folder
 
 HELP = ROOT / "comfy_nodes" / "web" / "docs"
 
@@ -221,7 +224,7 @@ def test_a_third_law_of_the_table_is_offered_explained_and_obeyed(
     found = world.sample(world.guided("liked", law="root"))
     expected = world.by_hand(lambda alpha, t: 2.0 * alpha.sqrt(), "liked", 1.0, "both")
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(GuidanceError, match=r'nft_law="root" needs a positive adapter'):
+    with pytest.raises(GuidanceError, match='law "root" needs a positive adapter'):
         world.guided("policy", law="root")
     with pytest.raises(GuidanceError, match="expected one of"):
         world.guided("liked", law="square")
@@ -291,11 +294,56 @@ def test_live_text_says_where_it_is(world: World) -> None:
     assert world.texts[2].startswith("step 3/5  alpha 0.") and world.texts[2].endswith("cost x2")
 
 
+def labels(world: World) -> list[list[str]]:
+    """Of the badges that were sent to the node, in order."""
+    sent = [data for event, data in sys.modules["server"].PromptServer.messages if event == "diffusion-nft.cautions"]
+    assert {data["node"] for data in sent} <= {"7"}
+    return [[caution["label"] for caution in data["cautions"]] for data in sent]
+
+
+def loaded_by_a_loader(world: World, model: Any, adapter: str) -> Any:
+    """As from a LoRA loader: patches with the adapter's own matrices."""
+    patched, lora = model.clone(), world.adapters[adapter].lora
+    up, down = (lora[f"transformer.proj_out.lora_{side}.weight"] for side in "BA")
+    weights = SimpleNamespace(weights=(up, down, None, None, None, None))
+    patched.patches["diffusion_model.final_layer.weight"] = [(1.0, weights, 1.0, None, None)]
+    return patched
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_lora_loader_before_or_behind_the_node_is_marked_on_it(world: World, behind: bool) -> None:
+    world.sample(world.guided("policy"))
+    assert labels(world) == [[], []]
+    if behind:
+        model = loaded_by_a_loader(world, world.guided("policy"), "policy")
+    else:
+        model = world.guided("policy", loaded_by_a_loader(world, world.model, "policy"))
+    world.sample(model)
+    assert labels(world)[-1] == ["loaded twice"]
+    assert "a LoRA loader has put this adapter's LoRA into the model already" in world.texts[-1]
+    world.sample(world.guided("policy"))
+    assert labels(world)[-1] == []
+
+
+def test_a_file_without_a_scale_is_marked_on_the_node(world: World) -> None:
+    save_file(random_lora(4), world.folder / "loras" / "bare.safetensors")
+    guided = world.guided("bare")
+    assert labels(world) == [["half strength?"]] and "no scale is recorded" in world.texts[-1]
+    world.sample(guided)
+    assert "no scale is recorded" in world.texts[-1]
+
+
+def test_fast_in_a_chain_is_marked_on_the_node(world: World) -> None:
+    world.guided("other", world.guided("policy", mode="fast"), mode="exact")
+    assert labels(world) == [[], ["fast in a chain"]]
+
+
 def test_a_lora_that_changes_nothing_is_reported(world: World) -> None:
     tensors = {key: torch.zeros_like(t) if ".lora_B." in key else t for key, t in random_lora(1).items()}
     save_file(tensors, world.folder / "loras" / "nothing.safetensors")
     world.sample(world.guided("nothing", strength=0.5))  # at 1 nothing is compared with the model itself
     assert world.texts[-1] == "nothing: guidance had no effect, the LoRA changed nothing in any step"
+    assert labels(world)[-1][0] == "no effect"
 
 
 def test_the_info_counts_layers(world: World) -> None:
@@ -325,13 +373,23 @@ def test_loader_chain_and_guider_are_the_one_node(world: World) -> None:
 
 def test_a_plot_comes_after_a_run(world: World) -> None:
     plot, guided = world.nodes.NFTAlphaPlot.execute, world.guided("other", world.guided("liked"))
-    with pytest.raises(GuidanceError, match="nothing to plot"):
-        plot({"samples": 0}, guided)
     world.sample(guided)
     latent, picture, table = plot({"samples": 0}, guided).args
     assert latent == {"samples": 0}
     assert picture.shape == (2, 320, 640, 3) and picture.min() >= 0 and picture.max() <= 1
     assert "liked\n5 steps, 2 samples, 10 denoiser forwards" in table
+
+
+def test_a_plot_of_a_run_that_was_not_guided_is_empty_and_says_why(world: World) -> None:
+    """So that strength 0, alone or in a sweep, draws its pictures."""
+    plot, off = world.nodes.NFTAlphaPlot.execute, world.guided("liked", strength=0.0)
+    world.sample(off)
+    latent, picture, sentence = plot({"samples": 0}, off).args
+    assert latent == {"samples": 0} and picture.shape == (1, 320, 640, 3)
+    assert sentence.startswith("No step was guided: strength is 0")
+    bare = plot({"samples": 0}, world.model).args
+    assert bare[1].shape == picture.shape and "no reward adapter on this model" in bare[2]
+    assert not torch.equal(bare[1], picture)  # the sentence is in it
 
 
 def test_a_schedule_and_its_picture(world: World) -> None:
@@ -374,13 +432,57 @@ def test_ratings_are_what_the_trainer_reads(world: World, monkeypatch: pytest.Mo
     images = torch.rand(2, 8, 8, 3, generator=torch.Generator().manual_seed(1))
     rate = world.nodes.NFTRateImages.execute
     rate(images, "like", 0.5, "ratings", "")
-    rate(images[:1], "score", 0.25, "ratings", "another prompt")
+    rate(images, "score", 0.25, "ratings", "another prompt", "1")
     folder = world.folder / "output" / "ratings"
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     facts = {"seed": 7, "guidance_scale": 3.5, "model": "sd35m.safetensors"}
-    assert rows[0] == {"image": rows[0]["image"], "prompt": "another prompt", "score": 0.25, **facts}
-    assert rows[1] == {"image": rows[1]["image"], "prompt": "a red cube", "liked": True, **facts}
+    first = {"prompt": "another prompt", "score": 0.25, "batch_index": 0}
+    assert rows[0] == {"image": rows[0]["image"], **first, **facts}
+    assert rows[1] == {"image": rows[1]["image"], "prompt": "a red cube", "liked": True, "batch_index": 1, **facts}
     assert sorted(p.name for p in folder.glob("*.png")) == sorted(row["image"] for row in rows)
+
+
+def rows_of(world: World) -> list[dict[str, Any]]:
+    path = world.folder / "output" / "ratings" / "metadata.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def test_a_first_run_rates_nothing_and_buttons_rate_single_pictures(world: World) -> None:
+    node = world.nodes.NFTRateImages
+    (verdict,) = [entry for entry in node.define_schema().inputs if entry.id == "verdict"]
+    assert verdict.facts["default"] == "not rated yet"
+    shown = node.execute(torch.rand(3, 8, 8, 3), verdict.facts["default"], 0.5, "ratings", "a cube").ui["rated"]
+    assert [entry["verdict"] for entry in shown] == ["not rated yet"] * 3
+    assert rows_of(world) == [] and not (world.folder / "output").exists()
+    button = sys.modules[node.__module__].SHOWN.rate
+    assert button(shown[1]["name"], "like") == "like" and button(shown[2]["name"], "dislike") == "dislike"
+    assert [(row["image"], row["liked"]) for row in rows_of(world)] == [
+        (shown[1]["name"], True),
+        (shown[2]["name"], False),
+    ]
+    button(shown[1]["name"], "dislike")
+    assert [row["liked"] for row in rows_of(world)] == [False, False]
+    with pytest.raises(GuidanceError, match="not kept any more"):
+        button("nosuch.png", "like")
+
+
+def test_each_picture_has_its_own_seed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seed may come over a link; a picture of a batch is drawn from the seed at its place in it."""
+    graph = {
+        "1": {"class_type": "PrimitiveInt", "inputs": {"value": 11}},
+        "2": {"class_type": "KSampler", "inputs": {"seed": ["1", 0], "cfg": 1.0}},
+        "3": {"class_type": "LatentFromBatch", "inputs": {"samples": ["2", 0], "batch_index": 2, "length": 2}},
+        "4": {"class_type": "NFTRateImages", "inputs": {"images": ["3", 0]}},
+        "7": {"class_type": "NFTRateImages", "inputs": {"images": ["2", 0]}},
+    }
+    hidden = fake.ComfyNode.hidden
+    monkeypatch.setattr(hidden, "prompt", graph)
+    rate = world.nodes.NFTRateImages.execute
+    rate(torch.rand(1, 8, 8, 3), "like", 0.5, "ratings", "a cube")
+    monkeypatch.setattr(hidden, "unique_id", "4")
+    rate(torch.rand(2, 8, 8, 3), "like", 0.5, "ratings", "a cube")
+    assert [(row["seed"], row.get("batch_index")) for row in rows_of(world)] == [(11, None), (11, 2), (11, 3)]
+    assert len(read_folder(world.folder / "output" / "ratings").pictures) == 3
 
 
 @pytest.mark.parametrize(
@@ -391,6 +493,7 @@ def test_ratings_are_what_the_trainer_reads(world: World, monkeypatch: pytest.Mo
         ({"folder": "../x"}, "expected one inside ComfyUI's output folder"),
         ({"folder": ""}, "expected one inside ComfyUI's output folder"),
         ({"prompt": " "}, "no prompt was found"),
+        ({"pictures": "2"}, "'2' in pictures is none of them"),
     ],
 )
 def test_a_rating_with_a_fault_writes_nothing(world: World, values: dict[str, Any], fault: str) -> None:

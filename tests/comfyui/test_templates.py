@@ -34,6 +34,7 @@ from helpers.comfyui_page import (
 
 CHECKOUTS = [Path(path) for path in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if path]
 WIDGETS = {"COMBO", "INT", "FLOAT", "STRING"}
+LEFT_OPEN = {"schedule", "clip", "loaded"}  # sockets that need nothing
 NAMES = [path.stem for path in TEMPLATES]
 
 
@@ -107,7 +108,7 @@ def test_links_lead_from_an_output_to_an_input_of_its_type(name: str) -> None:
     assert sorted(ends) == sorted(starts) == sorted(link[0] for link in workflow["links"])
     open_inputs = {entry["name"] for node in nodes_of(workflow) for entry in node["inputs"]
                    if entry["link"] is None and "widget" not in entry}  # fmt: skip
-    assert open_inputs <= {"schedule"}
+    assert open_inputs <= LEFT_OPEN
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -139,6 +140,12 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield address, opened
 
 
+@pytest.fixture
+def output(site: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The server's folder of pictures."""
+    return sorted(tmp_path_factory.getbasetemp().glob("page*"))[-1] / "output"
+
+
 def test_contract_and_templates_are_what_a_real_server_says(site: Any) -> None:
     address, _ = site
     (listed,) = get(f"{address}/workflow_templates").values()
@@ -167,35 +174,135 @@ def test_it_opens_in_a_browser_with_no_red_node_and_no_dialog(name: str, site: A
     assert {node["class_type"] for node in converted.values()} == {node["type"] for node in nodes_of(read(name))}
     for node in nodes_of(read(name)):
         given = converted[str(node["id"])]["inputs"]
-        assert set(given) == {entry["name"] for entry in node["inputs"]} - {"schedule"}
+        filled = [entry for entry in node["inputs"] if entry["link"] is not None or "widget" in entry]
+        assert set(given) == {entry["name"] for entry in filled}
     page.close()
 
 
-def test_the_ready_one_draws_warm_pictures_when_run_is_pressed(site: Any) -> None:
+def test_the_ready_one_mends_a_wrong_picture_when_run_is_pressed(site: Any) -> None:
+    """At strength 0 there is no red circle left of a blue cross; with guidance there is one, and only that."""
     address, opened = site
     page = open_template(opened, address, READY)
     entry = run_template(page, address)
-    page.close()
     assert entry["status"]["status_str"] == "success", entry["status"]
-    titles = {str(node["id"]): node.get("title") for node in read(READY)["nodes"]}
-    drawn = {titles[key]: output["images"] for key, output in entry["outputs"].items()}
-    warm = {}
-    for title in ("Without guidance", "With guidance"):
-        pictures = [
-            np.asarray(Image.open(io.BytesIO(urllib.request.urlopen(view(address, image)).read())).convert("RGB"))
-            for image in drawn[title]
-        ]
-        assert [picture.shape for picture in pictures] == [(256, 256, 3)] * 4
-        warm[title] = np.mean([share_of_warm(picture) for picture in pictures])
-    assert warm["With guidance"] > 0.75 and warm["Without guidance"] < 0.5
+    guided = picture_of(entry, address, "With guidance")
+    set_widget(page, "NFTRewardGuidance", "strength", 0)
+    entry = run_template(page, address)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    plain = picture_of(entry, address, "With guidance")
+    page.close()
+    assert guided.shape == plain.shape == (256, 256, 3)
+    assert share_of(guided, RED)[0] > 0.9 and share_of(guided, BLUE)[1] > 0.9
+    assert share_of(plain, BLUE)[1] < 0.5
+    sheet = next(output for key, output in entry["outputs"].items() if titles()[key].startswith("One seed"))["images"]
+    assert len(sheet) == 1
+
+
+@pytest.mark.parametrize("adapter", ["shapes-warm", "shapes-follow"])
+def test_no_node_is_red_whatever_adapter_and_strength_are_chosen(adapter: str, site: Any) -> None:
+    """The plot, another adapter, strength 0 and -1, and the default sweep: none of them is an error."""
+    address, opened = site
+    page = open_template(opened, address, READY)
+    page.evaluate(ADD_PLOT)
+    for strength in (0, -1, 2):
+        set_widget(page, "NFTRewardGuidance", "adapter", f"{adapter}.safetensors")
+        set_widget(page, "NFTRewardGuidance", "strength", strength)
+        assert run_template(page, address)["status"]["status_str"] == "success", strength
+    page.evaluate(ADD_SWEEP)
+    assert run_template(page, address)["status"]["status_str"] == "success"
+    assert page.evaluate("app.graph.nodes.filter(n => n.has_errors).map(n => n.type)") == []
+    page.close()
+
+
+def test_few_widgets_are_shown_and_strength_is_a_slider(site: Any) -> None:
+    """In the classic canvas; an artist sees the adapter, strength, law and mode."""
+    address, opened = site
+    page = open_template(opened, address, READY)
+    widgets = page.evaluate(f"{GUIDE}.widgets.filter(w => {GUIDE}.isWidgetVisible(w)).map(w => [w.name, w.type])")
+    page.close()
+    assert [name for name, _ in widgets] == ["adapter", "strength", "law", "mode"]
+    assert dict(widgets)["strength"] == "slider"
+
+
+def test_an_error_is_a_toast_with_its_first_sentence_in_the_nodes_words(site: Any) -> None:
+    address, opened = site
+    page = open_template(opened, address, READY)
+    set_widget(page, "NFTRewardGuidance", "law", "odds")
+    assert run_template(page, address)["status"]["status_str"] == "error"
+    toasts = page.evaluate("[...document.querySelectorAll('.p-toast-message')].map(e => e.innerText)")
+    page.close()
+    assert any('law "odds" needs a positive adapter' in text and "nft_" not in text for text in toasts), toasts
+
+
+def test_a_lora_loader_behind_the_node_is_a_badge_on_it(site: Any) -> None:
+    address, opened = site
+    page = open_template(opened, address, READY)
+    page.evaluate(ADD_LOADER)
+    run_template(page, address)
+    badges = page.evaluate(f"({GUIDE}.badges ?? []).map(b => (typeof b === 'function' ? b() : b).text)")
+    page.close()
+    assert "\u26a0 loaded twice" in badges
+
+
+def test_pictures_are_rated_one_by_one_by_buttons(site: Any, output: Path) -> None:
+    address, opened = site
+    page = open_template(opened, address, READY)
+    page.evaluate(ADD_RATING)
+    run_template(page, address)
+    rows = output / "ratings" / "metadata.jsonl"
+    assert not rows.exists()
+    page.evaluate("document.querySelector('.diffusion-nft-sheet button[data-verdict=like]').click()")
+    page.wait_for_function("document.querySelector('.diffusion-nft-sheet [aria-pressed=true]')")
+    page.close()
+    (row,) = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert row["liked"] is True and row["prompt"] == "a red circle left of a blue cross" and row["seed"] == 4
+
+
+GUIDE = "app.graph.nodes.find(n => n.type === 'NFTRewardGuidance')"
+_ADD = """() => {
+    const of = (type, place = 0) => app.graph.nodes.filter(n => n.type === type)[place];
+    const add = (type) => { const node = LiteGraph.createNode(type); app.graph.add(node); return node; };
+    const slot = (node, name) => node.inputs.findIndex(entry => entry.name === name);
+    const guide = of("NFTRewardGuidance"), sampler = of("KSampler");
+    %s
+}"""
+ADD_PLOT = _ADD % "const plot = add('NFTAlphaPlot'); sampler.connect(0, plot, 0); guide.connect(0, plot, 1);"
+ADD_SWEEP = _ADD % "add('NFTStrengthSweep').connect(0, guide, slot(guide, 'strength'));"
+ADD_RATING = _ADD % "of('ImageScaleBy').connect(0, add('NFTRateImages'), 0);"
+ADD_LOADER = _ADD % (
+    "const loader = add('LoraLoaderModelOnly');"
+    "loader.widgets.find(w => w.name === 'lora_name').value = 'shapes-follow.safetensors';"
+    "guide.connect(0, loader, 0); loader.connect(0, sampler, 0);"
+)
+RED, BLUE = (0, 2), (2, 0)  # the channel that is high, and the one that is low
+
+
+def set_widget(page: Any, node: str, name: str, value: Any) -> None:
+    found = f"app.graph.nodes.find(n => n.type === '{node}').widgets.find(w => w.name === name)"
+    page.evaluate(f"([name, value]) => {{ const w = {found}; w.value = value; w.callback?.(value); }}", [name, value])
+
+
+def titles() -> dict[str, str]:
+    return {str(node["id"]): node.get("title", "") for node in read(READY)["nodes"]}
+
+
+def picture_of(entry: dict[str, Any], address: str, title: str) -> np.ndarray:
+    """The picture of the node with this title."""
+    (image,) = next(output for key, output in entry["outputs"].items() if titles()[key] == title)["images"]
+    return np.asarray(Image.open(io.BytesIO(urllib.request.urlopen(view(address, image)).read())).convert("RGB"))
 
 
 def view(address: str, image: dict[str, str]) -> str:
     return f"{address}/view?{urllib.parse.urlencode(image)}"
 
 
-def share_of_warm(picture: np.ndarray) -> float:
-    """Of the coloured pixels, how many are red or orange."""
-    red, green, blue = picture.astype(float).reshape(-1, 3).T
-    coloured = picture.reshape(-1, 3).max(1) - picture.reshape(-1, 3).min(1) > 100.0
-    return float(((red > 1.25 * green) & (red > 1.5 * blue))[coloured].mean())
+def share_of(picture: np.ndarray, colour: tuple[int, int]) -> tuple[float, float]:
+    """Of the coloured pixels in the left and in the right half, how many are of this colour."""
+    high, low = colour
+    shares = []
+    for half in np.split(picture.astype(float), 2, axis=1):
+        pixels = half.reshape(-1, 3)
+        coloured = pixels[pixels.max(1) - pixels.min(1) > 100.0]
+        other = coloured[:, [high, low]]
+        shares.append(float((other[:, 0] > 2 * other[:, 1]).mean()) if len(coloured) else 0.0)
+    return shares[0], shares[1]

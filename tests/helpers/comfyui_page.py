@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -17,8 +15,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from helpers.repository import ROOT, repository_files
 from nft_pipeline.models import shipped_adapter
@@ -125,31 +121,6 @@ def open_template(opened: Any, address: str, name: str) -> Any:
     return page
 
 
-# Where the graph is on the page: x, y, width, height.
-_EXTENT = """() => {
-    const view = app.canvas.ds, corner = app.canvas.canvas.getBoundingClientRect();
-    const boxes = [...app.graph.groups.map(g => [...g._bounding]),
-                   ...app.graph.nodes.map(n => [n.pos[0], n.pos[1] - 30, n.size[0], n.size[1] + 30])];
-    const at = (p, i) => (p + view.offset[i]) * view.scale + (i ? corner.top : corner.left);
-    const [x0, y0] = [0, 1].map(i => at(Math.min(...boxes.map(b => b[i])), i));
-    const [x1, y1] = [0, 1].map(i => at(Math.max(...boxes.map(b => b[i] + b[i + 2])), i));
-    return [x0, y0, x1 - x0, y1 - y0];
-}"""
-
-
-def picture_of_graph(page: Any, margin: int = 12) -> bytes:
-    """A PNG of the graph without the page's frame. Afterwards the page shows the graph only."""
-    page.evaluate("app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
-    page.wait_for_timeout(1000)
-    page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-    before: Any = None
-    while (extent := page.evaluate(_EXTENT)) != before:  # it glides there
-        before = extent
-        page.wait_for_timeout(1500)
-    x, y, width, height = extent[0] - margin, extent[1] - margin, extent[2] + 2 * margin, extent[3] + 2 * margin
-    return bytes(page.screenshot(clip={"x": x, "y": y, "width": width, "height": height}))
-
-
 def run_template(page: Any, address: str) -> dict[str, Any]:
     """Press Run; the history's entry when it has ended."""
     before = set(get(f"{address}/history"))
@@ -161,24 +132,3 @@ def run_template(page: Any, address: str) -> dict[str, Any]:
             return dict(next(iter(new.values())))
         time.sleep(0.5)
     raise TimeoutError("the queued workflow did not end in five minutes")
-
-
-def main() -> None:
-    """Draw the pictures beside the templates: python -m helpers.comfyui_page <ComfyUI checkout>, from tests/."""
-    with tempfile.TemporaryDirectory() as place:
-        put_into_custom_nodes(Path(place))
-        for path in TEMPLATES:
-            pretend_to_have(Path(place), json.loads(path.read_text(encoding="utf-8")))
-        with comfyui_server(Path(sys.argv[1]), Path(place)) as address, browser() as opened:
-            for path in TEMPLATES:
-                page = open_template(opened, address, path.stem)
-                if path.stem == READY:
-                    run_template(page, address)
-                picture = Image.open(io.BytesIO(picture_of_graph(page))).convert("RGB")
-                picture.thumbnail((1400, 1400), Image.Resampling.LANCZOS)
-                picture.save(path.with_suffix(".jpg"), quality=82, optimize=True)
-                page.close()
-
-
-if __name__ == "__main__":
-    main()

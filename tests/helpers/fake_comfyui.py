@@ -29,6 +29,10 @@ class WrappersMP:
     APPLY_MODEL = "apply_model"
 
 
+class CallbacksMP:
+    ON_CLONE = "on_clone"
+
+
 class WrapperExecutor:
     def __init__(self, original: Callable[..., Any], class_obj: Any, wrappers: list[Any], index: int = 0) -> None:
         self.original, self.class_obj, self.wrappers, self.index = original, class_obj, wrappers, index
@@ -97,7 +101,7 @@ class BaseModel(nn.Module):
 
 class ModelPatcher:
     def __init__(self, model: Any, load_device: Any = "cpu", offload_device: Any = "cpu") -> None:
-        self.model, self.patches, self.attachments = model, {}, {}
+        self.model, self.patches, self.attachments, self.callbacks = model, {}, {}, {}
         self.load_device, self.offload_device = load_device, offload_device
         self.additional_models: dict[str, list[ModelPatcher]] = {}
         self.model_options: dict[str, Any] = {"transformer_options": {"wrappers": {}}, "sampler_post_cfg_function": []}
@@ -113,7 +117,19 @@ class ModelPatcher:
         other.model_options["transformer_options"]["wrappers"] = copied
         functions = copy.deepcopy(self.model_options["sampler_post_cfg_function"])  # ComfyUI 0.3.64 copies them too
         other.model_options["sampler_post_cfg_function"] = functions
+        other.callbacks = {key: list(group) for key, group in self.callbacks.items()}
+        for callback in [callback for group in other.callbacks.values() for callback in group]:
+            callback(self, other)
         return other
+
+    def get_key_patches(self, filter_prefix: str | None = None) -> dict[str, Any]:
+        return {
+            name: [weight] for name, weight in self.model.state_dict().items() if name.startswith(filter_prefix or "")
+        }
+
+    def add_callback_with_key(self, call_type: str, key: str, callback: Any) -> None:
+        assert call_type == CallbacksMP.ON_CLONE
+        self.callbacks.setdefault(key, []).append(callback)
 
     def set_model_sampler_post_cfg_function(self, post_cfg_function: Any) -> None:
         self.model_options["sampler_post_cfg_function"].append(post_cfg_function)
@@ -204,6 +220,10 @@ def model_lora_keys_unet(model: Any, key_map: dict[str, Any]) -> dict[str, Any]:
     rows = (0, 0, WIDTH), (0, WIDTH, WIDTH)
     names = {f"transformer.block.to_{n}": ("diffusion_model.qkv.weight", r) for n, r in zip("qv", rows, strict=True)}
     return {**key_map, **names, "transformer.proj_out": "diffusion_model.final_layer.weight"}
+
+
+def convert_lora(sd: dict[str, Any]) -> dict[str, Any]:
+    return {key.replace("core_writes_it_so.", "transformer."): tensor for key, tensor in sd.items()}
 
 
 class KSampler:
@@ -308,13 +328,17 @@ class _IntInput(_FloatInput):
 
 
 class _ComboInput(Entry):
-    def __init__(self, id: str, options: Any = None, tooltip: Any = None, default: Any = None) -> None:
-        super().__init__(id, options=options, tooltip=tooltip, default=default)
+    def __init__(
+        self, id: str, options: Any = None, optional: bool = False, tooltip: Any = None, default: Any = None
+    ) -> None:
+        super().__init__(id, options=options, optional=optional, tooltip=tooltip, default=default)
 
 
 class _StringInput(Entry):
-    def __init__(self, id: str, tooltip: Any = None, multiline: bool = False, default: Any = None) -> None:
-        super().__init__(id, tooltip=tooltip, multiline=multiline, default=default)
+    def __init__(
+        self, id: str, optional: bool = False, tooltip: Any = None, multiline: bool = False, default: Any = None
+    ) -> None:
+        super().__init__(id, optional=optional, tooltip=tooltip, multiline=multiline, default=default)
 
 
 class _SocketInput(Entry):
@@ -363,6 +387,9 @@ class PreviewImage:
     def __init__(self, image: Any, cls: Any = None) -> None:
         self.image = image
 
+    def as_dict(self) -> dict[str, Any]:
+        return {"images": [{"filename": f"{i}.png", "subfolder": "", "type": "temp"} for i in range(len(self.image))]}
+
 
 class PreviewText:
     def __init__(self, value: str) -> None:
@@ -375,11 +402,13 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
     monkeypatch.setattr(ProgressBar, "told", [])
 
     class PromptServer:
+        messages: ClassVar[list[Any]] = []
+        handlers: ClassVar[list[Any]] = []
         instance: Any = types.SimpleNamespace(
             send_progress_text=lambda text, node_id: texts.append(text),
+            send_sync=lambda event, data: PromptServer.messages.append((event, data)),
             add_on_prompt_handler=lambda handler: PromptServer.handlers.append(handler),
         )
-        handlers: ClassVar[list[Any]] = []
 
     io = types.SimpleNamespace(
         Custom=_type,
@@ -412,6 +441,7 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
     modules: dict[str, dict[str, Any]] = {
         "comfy": {},
         "comfy.lora": {"model_lora_keys_unet": model_lora_keys_unet},
+        "comfy.lora_convert": {"convert_lora": convert_lora},
         "comfy.model_sampling": {"CONST": CONST},
         "comfy.model_base": {"BaseModel": BaseModel},
         "comfy.model_patcher": {"ModelPatcher": ModelPatcher},
@@ -424,6 +454,7 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         "comfy.utils": {"ProgressBar": ProgressBar, "PROGRESS_BAR_ENABLED": False},
         "comfy.patcher_extension": {
             "WrappersMP": WrappersMP,
+            "CallbacksMP": CallbacksMP,
             "WrapperExecutor": WrapperExecutor,
             "get_all_wrappers": get_all_wrappers,
         },

@@ -31,13 +31,15 @@ from ..settings.choices import Method
 from .optimality import Optimality, by_prompt, optimality
 from .pool import Pool
 
-# `diffusion-nft score`, `rate` and `play` and ComfyUI's Rate Images write the last five, which training does not read.
+# `diffusion-nft score`, `rate` and `play` and ComfyUI's Rate Images write the last five and `batch_index`, which
+# training does not read.
 KEYS = {
     "image",
     "prompt",
     "score",
     "liked",
     "seed",
+    "batch_index",
     "guidance_scale",
     "model",
     "scores",

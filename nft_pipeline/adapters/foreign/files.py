@@ -10,10 +10,12 @@ Flow-Factory checkpoint-10/ itself, or a folder for each part of the pipeline. P
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ...errors import AdapterError
 from ...files.strict import read_plain_file, read_safetensors, tensor_faults
@@ -21,6 +23,8 @@ from ..config import parse_json
 from ..names import CONFIG_HEADER_KEY, LORA_FILE, LORA_METADATA_KEY, MAX_CONFIG_BYTES, MAX_LORA_BYTES
 from .layers import Layer, read_layers, without_text_encoder
 from .peft_scale import config_faults
+
+Convert = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -161,12 +165,14 @@ def _pickle_error(path: Path, names: list[str]) -> AdapterError:
     )
 
 
-def read_lora(files: ForeignFiles, *, leave_out_text: bool = False) -> ForeignLora:
+def read_lora(files: ForeignFiles, *, leave_out_text: bool = False, convert: Convert | None = None) -> ForeignLora:
     """Read a checkpoint's LoRA and the config that gives its scale.
 
     Args:
         files: from `find_files`.
         leave_out_text: whether layers of text encoders are left out; by default they are an error.
+        convert: renames the keys of the file's tensors before they are read, as another tool's loader does it. Default
+            None: they are read as they are.
 
     Raises:
         AdapterError: a damaged file, numbers that are none, a config or tensors that are not those of a plain LoRA.
@@ -188,7 +194,8 @@ def read_lora(files: ForeignFiles, *, leave_out_text: bool = False) -> ForeignLo
     if peft_config is not None:
         where = PEFT_CONFIG if files.peft_config is not None else f"{LORA_METADATA_KEY} in the header"
         faults += [f"{where}: {fault}" for fault in config_faults(peft_config)]
-    tensors, left_out = without_text_encoder(file.tensors) if leave_out_text else (file.tensors, {})
+    tensors = file.tensors if convert is None else convert(file.tensors)
+    tensors, left_out = without_text_encoder(tensors) if leave_out_text else (tensors, {})
     try:
         layers = read_layers(tensors)
     except AdapterError as error:

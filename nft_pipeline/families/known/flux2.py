@@ -11,4 +11,5 @@ FAMILY = Family(
     lora_scale="joint_attention_kwargs",
     lora_targets=(*JOINT_ATTENTION, "to_qkv_mlp_proj"),
     cfg="two_calls",
+    comfyui_tap="diffusion_model.final_layer",
 )
