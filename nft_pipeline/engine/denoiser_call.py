@@ -99,7 +99,8 @@ class CallReader:
         # Alpha, and a tilt for each picture, belong to a sample's rows.
         by_sample = any(self._terms[k].needs_alpha or isinstance(self._terms[k].tilt, tuple) for k in terms)
         if self._watch or (call.way != "off" and (settings.guide == "cond" or by_sample)):
-            family.check_rows_are_known(rows, second or doubled)
+            told = second and self._unconditional is not None
+            family.check_rows_are_known(rows, not told and (second or doubled))
         self._check_kv_cache(call)
         return call
 
