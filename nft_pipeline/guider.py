@@ -231,8 +231,8 @@ class DiffusionNFTGuidance(BaseGuidance):
 
         Raises:
             AdapterError: the adapter is faulty, or made for another base model.
-            GuidanceError: there is no source, the target has no such denoiser, the head's tap is missing, or the
-                settings are not possible with this adapter.
+            GuidanceError: there is no source, the pipeline asks no guider, the target has no such denoiser, the head's
+                tap is missing, or the settings are not possible with this adapter.
             FamilyError: a denoiser this version cannot guide.
         """
         from .adapter import Adapter, read_adapter
@@ -243,6 +243,13 @@ class DiffusionNFTGuidance(BaseGuidance):
             raise GuidanceError(
                 "load_nft_adapter got no source, and this guider was made without nft_adapter. Give a folder, a Hub id "
                 'or an Adapter: guider.load_nft_adapter(pipe, "someone/adapter").'
+            )
+        specs = getattr(target, "_component_specs", None)
+        if specs is not None and not any("guider" in name for name in specs):
+            raise GuidanceError(
+                f"this {type(target).__name__} asks no guider what to run, so none can guide it: it has "
+                f"{', '.join(specs)}. Where diffusers has an ordinary pipeline of the model, as FluxPipeline, use "
+                "DiffusionNFTPipeline (docs/modular.md)."
             )
         adapter = (
             source if isinstance(source, Adapter) else read_adapter(source, revision=revision, subfolder=subfolder)

@@ -9,6 +9,8 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.modular_pipelines.anima import before_denoise as anima
+from diffusers.modular_pipelines.anima.denoise import AnimaDenoiseStep
 from diffusers.modular_pipelines.modular_pipeline import SequentialPipelineBlocks
 from diffusers.modular_pipelines.qwenimage.modular_blocks_qwenimage import QwenImageCoreDenoiseStep
 from diffusers.modular_pipelines.stable_diffusion_3.modular_blocks_stable_diffusion_3 import (
@@ -174,5 +176,22 @@ MODULAR: dict[str, Modular] = {
             "width": 64,
         },
         first_block="layers.0",
+    ),
+    "Anima": Modular(
+        lambda: SequentialPipelineBlocks.from_blocks_dict(
+            {
+                "input": anima.AnimaTextInputStep(),
+                "prepare_latents": anima.AnimaPrepareLatentsStep(),
+                "set_timesteps": anima.AnimaSetTimestepsStep(),
+                "denoise": AnimaDenoiseStep(),
+            }
+        ),
+        lambda: {"transformer": _denoiser("Cosmos2TextToImagePipeline"), "scheduler": _flow_match()},
+        lambda indices: {
+            **_embeds(indices),
+            "latents": rows(indices, 4, 1, 8, 8, seed=1),
+            "height": 64,
+            "width": 64,
+        },
     ),
 }
