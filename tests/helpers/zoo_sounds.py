@@ -1,7 +1,8 @@
-"""Tiny pipelines of models that make sounds and music: ACE-Step and Stable Audio."""
+"""Tiny pipelines of models that make sounds and music: ACE-Step, Stable Audio and Stable Audio 3."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -25,6 +26,13 @@ class _Conditions(nn.Module):
 
     def forward(self, text_hidden_states: Tensor, text_attention_mask: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
         return text_hidden_states, text_attention_mask
+
+
+class _Sizes(nn.Module):
+    """In the place of Stable Audio 3's autoencoder: its sizes alone."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+    config, downsampling_ratio = SimpleNamespace(sampling_rate=8, latent_dim=CHANNELS), 2
 
 
 def _ace_step() -> Any:
@@ -98,6 +106,27 @@ def _stable_audio() -> Any:
     )
 
 
+def _stable_audio_3() -> Any:
+    torch.manual_seed(0)
+    transformer = diffusers.StableAudio3DiTModel(
+        io_channels=CHANNELS,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        cond_token_dim=WIDTH,
+        global_cond_dim=WIDTH,
+        num_memory_tokens=2,
+    )
+    return diffusers.StableAudio3Pipeline(
+        vae=_Sizes(),
+        text_encoder=None,
+        tokenizer=None,
+        duration_embedder=diffusers.StableAudio3DurationEmbedder(output_dim=WIDTH, fourier_dim=8).eval(),
+        transformer=awake(transformer),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1),
+    )
+
+
 CASES: dict[str, Case] = {
     "AceStepPipeline": Case(
         _ace_step,
@@ -112,6 +141,12 @@ CASES: dict[str, Case] = {
     "StableAudioPipeline": Case(
         _stable_audio,
         conditions=lambda indices: {**embeds(indices), "guidance_scale": 1.0, "audio_end_in_s": 4.0},
+        cfg=lambda indices: {**embeds(indices, negative=True), "guidance_scale": 3.0},
+        start=(CHANNELS, LENGTH),
+    ),
+    "StableAudio3Pipeline": Case(
+        _stable_audio_3,
+        conditions=lambda indices: {**embeds(indices), "duration": LENGTH / 4},
         cfg=lambda indices: {**embeds(indices, negative=True), "guidance_scale": 3.0},
         start=(CHANNELS, LENGTH),
     ),
