@@ -54,7 +54,7 @@ def scheduled_flow(inputs: Inputs, scheduler: Any) -> Tensor:
 
 
 def scheduled_edm(inputs: Inputs, scheduler: Any) -> Tensor:
-    """timestep is a label of an EDM scheduler's, whose sigma there is that of x_0 + sigma eps; t = sigma / (1 + sigma)."""
+    """timestep is a label of an EDM scheduler's, with a sigma for x_0 + sigma eps: t is sigma / (1 + sigma)."""
     sigma = scheduled_flow(inputs, scheduler)
     return sigma / (1 + sigma)
 
