@@ -5,6 +5,7 @@ What is changed are devices, dtypes, sizes and the number of steps.
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -76,7 +77,7 @@ def test_a_lora_trained_on_a_reward_and_a_style_in_some_steps(here: Path) -> Non
     names: dict[str, Any] = {"prompt": "a red cube"}
     exec(small(PYTHON[0]), names)
     drawn = [np.asarray(Image.open(f"{strength}.png")) for strength in (0.0, 0.5, 1.0, 1.5)]
-    assert all((one != other).any() for one, other in zip(drawn, drawn[1:], strict=False))
+    assert all((one != other).any() for one, other in itertools.pairwise(drawn))
     exec(small(PYTHON[1]), names)
     assert len({names[name].images[0].tobytes() for name in ("late", "fades", "mine")}) == 3
     pipe = names["pipe"]
@@ -84,7 +85,7 @@ def test_a_lora_trained_on_a_reward_and_a_style_in_some_steps(here: Path) -> Non
     for name in ("style", "liked"):
         pipe.load_nft_adapter("watercolour.safetensors", kind="policy", beta=1.0, name=name)
     pipe("a", num_inference_steps=2, nft_strength={"style": 0.8, "liked": 1.2})
-    assert main(shlex.split(COMMANDS[0].replace("...", SD3))[1:] + ["--device", "cpu", "--out", "grid.png"]) == 0
+    assert main([*shlex.split(COMMANDS[0].replace("...", SD3))[1:], "--device", "cpu", "--out", "grid.png"]) == 0
     assert (here / "grid.png").is_file()
 
 
