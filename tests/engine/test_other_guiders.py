@@ -16,10 +16,12 @@ from torch import Tensor
 
 from helpers.modular import MODULAR, Modular, adapter_for, stock
 from helpers.tiny import assert_same_state, random_lora, state_of
-from helpers.zoo import denoiser_of
+from helpers.zoo import CASES, denoiser_of, load_ordinarily, lora_for
+from helpers.zoo import adapter_for as zoo_adapter_for
 from nft_pipeline.engine.other_guider import known_guiders
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.guider import DiffusionNFTGuidance
+from nft_pipeline.pipeline import DiffusionNFTPipeline
 
 
 def _skip(**kwargs: Any) -> LayerSkipConfig:
@@ -250,6 +252,29 @@ def test_after_an_error_the_other_guiders_hooks_are_gone_too(at: int) -> None:
     hook.remove()
     assert_same_state(before, state_of(denoiser_of(pipe)))
     assert torch.equal(sample(case, pipe), expected)
+
+
+def test_a_pipeline_with_a_guider_of_its_own_is_guided_under_it() -> None:
+    """HunyuanImage is no modular pipeline and asks a guider too, by default this one."""
+    case = CASES["HunyuanImagePipeline, under a guider"]
+
+    def pipe_with_its_guider() -> Any:
+        pipe = case.pipe()
+        pipe.guider = pipe.ocr_guider = GUIDERS["AdaptiveProjectedMixGuidance"][1]()
+        return pipe
+
+    pipe, with_lora_on = pipe_with_its_guider(), pipe_with_its_guider()
+    load_ordinarily(with_lora_on, lora_for(with_lora_on), "as_lora", ["as_lora"])
+    base, expected = case.sample(pipe), case.sample(with_lora_on)
+    adapted = DiffusionNFTPipeline.from_pipe(pipe, zoo_adapter_for(case, pipe, kind="policy"))
+    assert torch.equal(case.sample(adapted, nft_strength=0), base)
+    for strength in (1.0, 1 - 1e-6):
+        close(case.sample(adapted, nft_strength=strength), expected)
+    adapted = DiffusionNFTPipeline.from_pipe(pipe_with_its_guider(), zoo_adapter_for(case, pipe, tilt=4.0))
+    both = case.sample(adapted, [0, 1])
+    alphas = adapted.nft_stats.alpha
+    close(case.sample(adapted, [1]), both[1:])
+    torch.testing.assert_close(adapted.nft_stats.alpha[:, 0], alphas[:, 1], atol=1e-4, rtol=0)
 
 
 class Own(guiders.ClassifierFreeGuidance):
