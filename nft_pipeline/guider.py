@@ -453,9 +453,9 @@ class DiffusionNFTGuidance(BaseGuidance):
 
     def _settings_for(self, config: AdapterConfig) -> tuple[Tilt, GuidanceSettings]:
         named = {name.removeprefix("nft_"): getattr(self, name) for name in _SETTINGS}
-        scale = getattr(self.guider, "guidance_scale", None)
-        scale = float(scale) if is_number(scale) else None
-        settings = GuidanceSettings.of_call([config], **named, guidance_scale=scale)
+        scale: Any = getattr(self.guider, "guidance_scale", None)
+        number = float(scale) if is_number(scale) else None
+        settings = GuidanceSettings.of_call([config], **named, guidance_scale=number)
         if self.nft_rate is None:
             asked = tilts_of({config.name: config}, self.nft_strength, self.nft_beta)
         else:
