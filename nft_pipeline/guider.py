@@ -6,21 +6,24 @@
     latents = pipe(prompt="a circle left of a cross", output="latents")
     print(guider.nft_stats)
 
-It is diffusers' classifier-free guidance over guided predictions. A modular pipeline asks its guider what to run, one
-forward of the denoiser for the prompt and one for the negative prompt, and calls `prepare_models` before each and
-`cleanup_models` after. In between, hooks on the denoiser turn the forward's v_old into
+It is another guider of diffusers over guided predictions: classifier-free guidance, or whatever is given as `guider`. A
+modular pipeline asks its guider what to run, such as one forward of the denoiser for the prompt and one for the
+negative prompt, and calls `prepare_models` before each and `cleanup_models` after. In between, hooks on the denoiser
+turn the forward's v_old into
 
     v = v_old + s (v_lora - v_old)
 
-with one more forward with the LoRA on, where s is not 0. So the pipeline and the stock formula only ever see guided
-predictions, whatever they do with them (Z-Image negates, QwenImage rescales by the norm of the conditional one), and
-with s = 0 this is the stock guider bit for bit. s is found in the conditional forward and used for both.
+with one more forward with the LoRA on, where s is not 0. So the pipeline and the other guider only ever see predictions
+of a guided model, whatever they do with them (Z-Image negates, QwenImage rescales by the norm of the conditional one),
+and with s = 0 this is the other guider bit for bit. s is found in the conditional forward, a step's first, and used for
+all of the step's forwards, those with layers skipped too.
 
 Source of the maths: `nft_pipeline.guidance`; DiffusionNFT, arXiv:2509.16117.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import weakref
 from collections.abc import Sequence
@@ -29,12 +32,14 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from diffusers.configuration_utils import register_to_config
-from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 from torch import nn
 
+from .checks import is_number
 from .dial.tilts import Tilt, tilts_of, tilts_of_rates
 from .engine.engine import NFTEngine
 from .engine.loading import LoadedAdapter, load_into, unload_from
+from .engine.other_guider import SameRandomness, as_config, as_guider, is_plain
 from .engine.stats import NFTStats
 from .engine.terms import Term
 from .engine.trace import Trace
@@ -47,16 +52,16 @@ if TYPE_CHECKING:
 
 _SOURCE = ("nft_adapter", "nft_revision", "nft_subfolder")
 _SETTINGS = ("nft_law", "nft_interval", "nft_schedule", "nft_guide", "nft_cap", "nft_mode")
-_ARGUMENTS = (
-    *_SOURCE,
-    "nft_strength",
-    "nft_beta",
-    "nft_rate",
-    *_SETTINGS,
-    "guidance_scale",
-    "guidance_rescale",
-    "use_original_formulation",
-)
+_ARGUMENTS = (*_SOURCE, "nft_strength", "nft_beta", "nft_rate", *_SETTINGS)
+# The arguments of diffusers' ClassifierFreeGuidance that ours takes for it, and their defaults here.
+_PLAIN = {
+    "guidance_scale": 1.0,
+    "guidance_rescale": 0.0,
+    "use_original_formulation": False,
+    "start": 0.0,
+    "stop": 1.0,
+    "enabled": True,
+}
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,8 @@ class _Loaded:
         return getattr(self.pipe() if self.pipe is not None else None, "scheduler", None)
 
 
-class DiffusionNFTGuidance(ClassifierFreeGuidance):
-    """Reward guidance and classifier-free guidance for modular pipelines.
+class DiffusionNFTGuidance(BaseGuidance):
+    """Reward guidance for modular pipelines, with classifier-free guidance or any other guider of diffusers.
 
     Args:
         nft_adapter (`str`, *optional*):
@@ -98,9 +103,9 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
             The factor of the tilt at noise level t: points (t, factor) with straight lines between them, or a function
             of t, which cannot be saved.
         nft_guide (`str`, defaults to "both"):
-            "both" guides the conditional and the unconditional prediction alike, so that a policy adapter at strength 1
-            is the LoRA on. "cond" does not guide the unconditional one. It costs one forward less per step, and the
-            push is multiplied by guidance_scale.
+            "both" guides the conditional and the unconditional prediction alike, and any other the guider asks for, so
+            that a policy adapter at strength 1 is the LoRA on. "cond" guides the conditional one alone. It costs one
+            forward less per step, and the push is multiplied by guidance_scale.
         nft_cap (`float`, *optional*):
             The largest fraction of its size by which guidance may move the predicted picture in a step.
         nft_mode (`str`, *optional*):
@@ -114,11 +119,16 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
             `False` is the conditional prediction of the base, with guidance of neither kind.
         nft_revision, nft_subfolder (`str`, *optional*):
             Revision and subfolder of an adapter on the Hub.
+        guider (a guider of diffusers, *optional*):
+            What combines the guided predictions, such as `AdaptiveProjectedGuidance(guidance_scale=4.0)`. Given instead
+            of guidance_scale to enabled, which make a `ClassifierFreeGuidance`. All that it has can be read and set
+            here too: `guider.guidance_scale = 5.0`.
 
     The attributes of these names may be set between calls and steps; `save_pretrained` and `new` use their values.
-    """
 
-    _input_predictions = ["pred_cond", "pred_uncond"]  # noqa: RUF012  (diffusers' own form)
+    Raises:
+        GuidanceError: `guider` is none of diffusers', or was given together with an argument that is meant for it.
+    """
 
     @register_to_config
     def __init__(
@@ -141,15 +151,24 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
         enabled: bool = True,
         nft_revision: str | None = None,
         nft_subfolder: str | None = None,
+        guider: Any = None,
     ) -> None:
-        super().__init__(
-            guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
-            use_original_formulation=use_original_formulation,
-            start=start,
-            stop=stop,
-            enabled=enabled,
-        )
+        # Not super().__init__: all that a guider has to remember is in the other one.
+        plain = {
+            "guidance_scale": guidance_scale,
+            "guidance_rescale": guidance_rescale,
+            "use_original_formulation": use_original_formulation,
+            "start": start,
+            "stop": stop,
+            "enabled": enabled,
+        }
+        given = [name for name, value in plain.items() if value != _PLAIN[name]]
+        if guider is not None and given:
+            raise GuidanceError(
+                f"{', '.join(given)} and guider={type(guider).__name__}(...) were both given. What the other guider "
+                "does is set on it: give it the argument."
+            )
+        self.guider = ClassifierFreeGuidance(**plain) if guider is None else as_guider(guider)
         self.nft_adapter = nft_adapter
         self.nft_strength = nft_strength
         self.nft_beta = nft_beta
@@ -167,6 +186,21 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
         self._engine: NFTEngine | None = None  # of the present step; None for the stock guider's
         self._hooks: list[Any] = []
         self._in_forward = False
+        self._forwards = 0  # of the present step
+        self._randomness: SameRandomness | None = None
+        self._prepared: nn.Module | None = None  # what the other guider has put its hooks on
+
+    def __getattr__(self, name: str) -> Any:
+        """What the other guider has: its settings, and the state that diffusers keeps in a guider."""
+        if name in ("guider", "_internal_dict") or name.startswith("__"):  # the second is the config, which is our own
+            raise AttributeError(f"{type(self).__name__} has no {name}")
+        return getattr(self.guider, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Settings of the other guider are set there, where they work."""
+        ours = name.startswith(("_", "nft_")) or name == "guider"
+        target = self if ours or not hasattr(self.guider, name) else self.guider
+        object.__setattr__(target, name, value)
 
     @property
     def nft_stats(self) -> NFTStats | None:
@@ -197,8 +231,8 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
 
         Raises:
             AdapterError: the adapter is faulty, or made for another base model.
-            GuidanceError: there is no source, the target has no such denoiser, the head's tap is missing, or the
-                settings are not possible with this adapter.
+            GuidanceError: there is no source, the pipeline asks no guider, the target has no such denoiser, the head's
+                tap is missing, or the settings are not possible with this adapter.
             FamilyError: a denoiser this version cannot guide.
         """
         from .adapter import Adapter, read_adapter
@@ -209,6 +243,13 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
             raise GuidanceError(
                 "load_nft_adapter got no source, and this guider was made without nft_adapter. Give a folder, a Hub id "
                 'or an Adapter: guider.load_nft_adapter(pipe, "someone/adapter").'
+            )
+        specs = getattr(target, "_component_specs", None)
+        if specs is not None and not any("guider" in name for name in specs):
+            raise GuidanceError(
+                f"this {type(target).__name__} asks no guider what to run, so none can guide it: it has "
+                f"{', '.join(specs)}. Where diffusers has an ordinary pipeline of the model, as FluxPipeline, use "
+                "DiffusionNFTPipeline (docs/modular.md)."
             )
         adapter = (
             source if isinstance(source, Adapter) else read_adapter(source, revision=revision, subfolder=subfolder)
@@ -254,24 +295,83 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
         The two share the LoRA on the denoiser: unloading one leaves the other without. With another source among the
         kwargs none is loaded.
         """
-        other = type(self)(**{**self._arguments(), **kwargs})
+        present = self._arguments()
+        if kwargs.get("guider") is not None:
+            present = {name: value for name, value in present.items() if name not in _PLAIN}
+        elif not is_plain(self.guider):
+            changed = {name: kwargs.pop(name) for name in list(kwargs) if name in self.guider.config}
+            present["guider"] = self.guider.new(**changed) if changed else copy.copy(self.guider)
+        other = type(self)(**{**present, **kwargs})
         if all(getattr(other, name) == getattr(self, name) for name in _SOURCE):
             other._loaded = self._loaded
         return other
 
     def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write guider_config.json: the present settings and the adapter's source, not the adapter itself."""
+        """Write guider_config.json: the present settings and the adapter's source, not the adapter itself.
+
+        Raises:
+            GuidanceError: a setting cannot be written: nft_schedule is a function, or the other guider is a class of
+                your own.
+        """
         if callable(self.nft_schedule):
             raise GuidanceError(
                 f"nft_schedule is {self.nft_schedule!r}, and a function cannot be saved. Give it as points (t, factor)."
             )
-        self.register_to_config(**self._arguments())
+        inner = None if is_plain(self.guider) else as_config(self.guider)
+        self.register_to_config(**self._arguments(), guider=inner)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def _arguments(self) -> dict[str, Any]:
-        """The constructor's arguments that make this guider as it is now."""
+        """The constructor's arguments that make this guider as it is now, without another guider than the plain one."""
         own = {name: getattr(self, name) for name in _ARGUMENTS}
-        return {**own, "start": self._start, "stop": self._stop, "enabled": self._enabled}
+        if not is_plain(self.guider):
+            return own
+        plain = {name: getattr(self.guider, name) for name in list(_PLAIN)[:3]}
+        return {**own, **plain, "start": self._start, "stop": self._stop, "enabled": self._enabled}
+
+    # What the other guider does, over predictions that are guided.
+
+    @property
+    def _input_predictions(self) -> Any:
+        return self.guider._input_predictions
+
+    @property
+    def is_conditional(self) -> bool:
+        """As the other guider says."""
+        return bool(self.guider.is_conditional)
+
+    @property
+    def num_conditions(self) -> int:
+        """How many predictions the other guider asks for in a step."""
+        return int(self.guider.num_conditions)
+
+    def enable(self) -> None:
+        """Switch both kinds of guidance on."""
+        self.guider.enable()
+
+    def disable(self) -> None:
+        """Switch both kinds of guidance off: a step is the base's conditional prediction."""
+        self.guider.disable()
+
+    def get_state(self) -> dict[str, Any]:
+        """The other guider's state."""
+        return self.guider.get_state()
+
+    def prepare_inputs(self, data: Any) -> Any:
+        """The inputs of a step's forwards."""
+        return self.guider.prepare_inputs(data)
+
+    def prepare_inputs_from_block_state(self, data: Any, input_fields: Any) -> Any:
+        """The inputs of a step's forwards."""
+        return self.guider.prepare_inputs_from_block_state(data, input_fields)
+
+    def __call__(self, data: Any) -> Any:
+        """The predictions combined."""
+        return self.guider(data)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The predictions combined."""
+        return self.guider.forward(*args, **kwargs)
 
     # The guider's contract with the pipeline, in the order of a step.
 
@@ -280,7 +380,8 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
         self._release()  # what a step that raised has left
         if self._step is None or step <= self._step:  # a call begins
             self._trace = self._engine = None
-        super().set_state(step, num_inference_steps, timestep)
+        self.guider.set_state(step, num_inference_steps, timestep)
+        self._forwards = 0
         loaded = self._loaded
         if not self._enabled or loaded is None:
             self._engine = None
@@ -297,7 +398,7 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
             [Term(loaded.entry.adapter, str(lora_name), tilt, old_name=old_name)],
             settings,
             scheduler=loaded.scheduler,
-            unconditional=lambda: not self.is_conditional,
+            unconditional=lambda: self._forwards > 1,
             trace=self._trace,
         )
 
@@ -305,30 +406,40 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
         """A forward follows: put the hooks on.
 
         Raises:
-            GuidanceError: the denoiser is another one than the adapter's.
+            GuidanceError: the denoiser is another one than the adapter's, or the passes cannot be told apart from what
+                the other guider does at random.
             AdapterError: the adapter's LoRA was unloaded or fused by someone else.
         """
-        super().prepare_models(denoiser)
         self._release()
+        self.guider.prepare_models(denoiser)
+        self._prepared = denoiser
+        self._forwards += 1
         engine, loaded = self._engine, self._loaded
         if engine is None or loaded is None:
             return
+        try:
+            self._hook(denoiser, engine, loaded.config.name)
+        except BaseException:
+            self._release()
+            raise
+
+    def _hook(self, denoiser: nn.Module, engine: NFTEngine, name: str) -> None:
         module = unwrap_compiled(denoiser)
         if module is not engine.denoiser:
             raise GuidanceError(
-                f"this pipeline runs a {type(module).__name__} that does not carry the adapter "
-                f"{loaded.config.name!r}: it was loaded into another {type(loaded.denoiser).__name__} object. "
+                f"this pipeline runs a {type(module).__name__} that does not carry the adapter {name!r}: it was loaded "
+                f"into another {type(engine.denoiser).__name__} object. "
                 "Call guider.load_nft_adapter(pipe) again; each pipeline needs a guider of its own."
             )
+        self._randomness = SameRandomness(module, one_batch=engine.settings.mode == "batched")
         # Ours stand around the engine's: when the forward that follows ends, the denoiser is as it was.
         self._hooks = [module.register_forward_pre_hook(self._enter)]
         engine.install()
         self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
-        """The forward is over. The hooks went when it ended; this is for a pipeline that skipped it."""
+        """The forward is over. What was put on for it went when it ended; this is for a pipeline that skipped it."""
         self._release()
-        super().cleanup_models(denoiser)
 
     def _refuse_without_adapter(self) -> None:
         if not self._enabled or (self.nft_strength == 0 and self.nft_beta is None):
@@ -342,7 +453,9 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
 
     def _settings_for(self, config: AdapterConfig) -> tuple[Tilt, GuidanceSettings]:
         named = {name.removeprefix("nft_"): getattr(self, name) for name in _SETTINGS}
-        settings = GuidanceSettings.of_call([config], **named, guidance_scale=float(self.guidance_scale))
+        scale: Any = getattr(self.guider, "guidance_scale", None)
+        number = float(scale) if is_number(scale) else None
+        settings = GuidanceSettings.of_call([config], **named, guidance_scale=number)
         if self.nft_rate is None:
             asked = tilts_of({config.name: config}, self.nft_strength, self.nft_beta)
         else:
@@ -372,8 +485,13 @@ class DiffusionNFTGuidance(ClassifierFreeGuidance):
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._in_forward = [], False
+        if self._randomness is not None:
+            self._randomness.remove()
+        prepared, self._prepared, self._randomness = self._prepared, None, None
         if self._engine is not None:
             self._engine.remove()
+        if prepared is not None:
+            self.guider.cleanup_models(prepared)
 
 
 def _as_source(source: str | PathLike[str]) -> str:

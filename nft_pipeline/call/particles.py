@@ -8,7 +8,7 @@ classifier-free guidance, and the noise levels. While the call runs, a step of o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..checks import is_number, is_whole
-from ..dial.tilts import tilts_of
+from ..dial.tilts import Tilt, for_pictures, tilts_of
 from ..engine.stats import StatsRecorder
 from ..engine.trace import Trace
 from ..errors import GuidanceError
@@ -69,7 +69,8 @@ def draw_particles(
         prompt: one or more.
         particles: pictures per prompt, at least 2; below 8 or so the law is only roughly kept.
         eta: the share of fresh noise in a step, above 0 and at most 1. Without it copies would stay copies.
-        strength, beta: as nft_strength and nft_beta of the call; default strength 1.
+        strength, beta: as nft_strength and nft_beta of the call; default strength 1. A list has one number for each
+            prompt: the pictures of a prompt share one law.
         call: further arguments of the stock call.
 
     Raises:
@@ -81,12 +82,10 @@ def draw_particles(
         raise GuidanceError(f"eta is {eta!r}, expected a number above 0 and at most 1.")
     loaded = pipe._nft_loaded
     configs = {name: entry.adapter.config for name, entry in loaded.items()}
-    tilts = {name: tilt for name, tilt in tilts_of(configs, strength, beta).items() if not isinstance(tilt, tuple)}
-    if len(tilts) < len(configs):
-        raise GuidanceError("particles take one strength for all pictures, or one for each adapter in a dict.")
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    tilts = _of_particles(tilts_of(configs, strength, beta), len(prompts), particles)
     asked = judges(tilts, [name for name, entry in loaded.items() if entry.adapter.head is not None])
     _check(pipe, call)
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     given = call.get("generator")
     seed = draw_seeds(given[0] if isinstance(given, Sequence) else given, 1, 1)
     fresh = Generator().manual_seed((int(seed) + 1) % SEEDS)
@@ -98,6 +97,22 @@ def draw_particles(
     with _stepping(pipe.scheduler, flock, trace, [(name, tilts[name]) for name in asked], eta, fresh):
         output = run_recorded(pipe, loaded, running, (), arguments)
     return Drawn(output, flock.ancestors)
+
+
+def _of_particles(tilts: Mapping[str, Tilt], prompts: int, particles: int) -> dict[str, Tilt]:
+    """The tilts with one number for each picture where there was one for each prompt.
+
+    Raises:
+        GuidanceError: there are as many numbers as something else than prompts.
+    """
+    for name, tilt in tilts.items():
+        if isinstance(tilt, tuple) and len(tilt) != prompts:
+            raise GuidanceError(
+                f"there are {len(tilt)} strengths for the adapter {name!r} and {prompts} prompts. The pictures of a "
+                "prompt share one law, so give one strength for each prompt, or one for all. For several strengths of "
+                "one prompt give the prompt as often."
+            )
+    return for_pictures(tilts, prompts, particles)
 
 
 def _check(pipe: Any, call: dict[str, Any]) -> None:
@@ -119,7 +134,7 @@ def _check(pipe: Any, call: dict[str, Any]) -> None:
 
 @contextmanager
 def _stepping(
-    scheduler: Any, flock: Particles, trace: Trace, asked: Sequence[tuple[str, float]], eta: float, fresh: Generator
+    scheduler: Any, flock: Particles, trace: Trace, asked: Sequence[tuple[str, Tilt]], eta: float, fresh: Generator
 ) -> Iterator[None]:
     """Within it the scheduler's step weighs the particles, draws them anew where it is due, and adds fresh noise."""
     stock = scheduler.step

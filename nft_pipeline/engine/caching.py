@@ -65,7 +65,7 @@ class CacheBranches:
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
-        hooks = list(_hooks(denoiser))
+        hooks = [hook for module in denoiser.modules() for hook in hooks_of(module)]
         for hook in hooks:
             name = type(hook).__name__
             if hook._is_stateful and name not in KEYED:
@@ -122,10 +122,10 @@ class CacheBranches:
         self._used = set()
 
 
-def _hooks(denoiser: nn.Module) -> Iterator[Any]:
-    for module in denoiser.modules():
-        registry = getattr(module, "_diffusers_hook", None)
-        yield from registry.hooks.values() if registry is not None else ()
+def hooks_of(module: nn.Module) -> list[Any]:
+    """diffusers' own hooks on a module."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return [] if registry is None else list(registry.hooks.values())
 
 
 def _state_managers(hook: Any) -> Iterator[Any]:

@@ -99,7 +99,9 @@ class CallReader:
         # Alpha, and a tilt for each picture, belong to a sample's rows.
         by_sample = any(self._terms[k].needs_alpha or isinstance(self._terms[k].tilt, tuple) for k in terms)
         if self._watch or (call.way != "off" and (settings.guide == "cond" or by_sample)):
-            family.check_rows_are_known(rows, second or doubled)
+            family.check_rows_are_known(
+                rows, False if second else doubled
+            )  # a call of its own is not the conditional one
         self._check_kv_cache(call)
         return call
 

@@ -53,6 +53,12 @@ def scheduled_flow(inputs: Inputs, scheduler: Any) -> Tensor:
     return torch.as_tensor(scheduler.sigmas, device=timestep.device).float()[nearest]
 
 
+def scheduled_edm(inputs: Inputs, scheduler: Any) -> Tensor:
+    """timestep is a label of an EDM scheduler's, with a sigma for x_0 + sigma eps: t is sigma / (1 + sigma)."""
+    sigma = scheduled_flow(inputs, scheduler)
+    return sigma / (1 + sigma)
+
+
 def sana(inputs: Inputs, scheduler: Any) -> Tensor:
     """timestep = 1000 t times timestep_scale (of the model's config); t itself under Sana Sprint's SCM scheduler."""
     value = raw_timestep(inputs, "hidden_states", "timestep")

@@ -10,8 +10,8 @@ combined alike (docs/theory.md, M9).
     family.noise_level(inputs, pipe.scheduler)               # (rows,), t in [0, 1]
 
 To add a family, add one file to nft_pipeline/families/known and a case to `CASES` in tests/helpers: in
-zoo_unets.py, zoo_images.py, zoo_other_images.py or zoo_videos.py. A denoiser without a file gets a family made from its
-forward's signature, with a warning that says what is assumed.
+zoo_unets.py, zoo_images.py, zoo_other_images.py, zoo_videos.py or zoo_sounds.py. A denoiser without a file gets a
+family made from its forward's signature, with a warning that says what is assumed.
 """
 
 from __future__ import annotations

@@ -18,18 +18,21 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
+from ..dial.tilts import Tilt
 from ..laws import odds_weight
 
 
-def log_twist(alphas: Tensor, tilts: Sequence[float]) -> Tensor:
+def log_twist(alphas: Tensor, tilts: Sequence[Tilt]) -> Tensor:
     """log h of each sample, up to a constant that all samples share: shape (samples,), float64.
 
     Args:
         alphas: one row per adapter, (adapters, samples), in [0, 1].
-        tilts: lambda of each adapter; any finite number, 0 leaves that adapter out.
+        tilts: lambda of each adapter, for all samples or for each; any finite numbers, 0 leaves that adapter out. All
+            samples of a group need one, for the group is a sample of one law.
     """
     alphas = alphas.double()
-    return odds_weight(alphas, alphas.new_tensor(tilts)[:, None]).log().sum(0)
+    of_samples = torch.stack([alphas.new_tensor(tilt).expand(alphas.shape[1]) for tilt in tilts])
+    return odds_weight(alphas, of_samples).log().sum(0)
 
 
 def effective(log_weights: Tensor) -> Tensor:

@@ -219,12 +219,70 @@ def test_each_spelling_of_a_text_encoder_is_counted(tmp_path: Path, key: str, pa
         read_for(SDXL.pipe(), file, without_text_encoder=True)
 
 
-# LyCORIS: no plain B @ A.
+# LyCORIS: what is B @ A in other clothes, and what is none.
+
+Dressed = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+def lycoris(kind: str, weights: dict[str, Tensor]) -> Dressed:
+    """Tensors of a file of that kind, each layer with an alpha; and what each layer adds, as LyCORIS computes it."""
+    generator = torch.Generator().manual_seed(5)
+    tensors, expected = {}, {}
+    for name, weight in weights.items():
+        out, inside = weight.shape
+
+        def drawn(*shape: int) -> Tensor:
+            return 0.3 * torch.randn(*shape, generator=generator)
+
+        if kind == "LoHa":
+            made = {
+                f"hada_w{i}_{side}": drawn(*((out, 3) if side == "a" else (3, inside))) for i in "12" for side in "ab"
+            }
+            change = (made["hada_w1_a"] @ made["hada_w1_b"]) * (made["hada_w2_a"] @ made["hada_w2_b"])
+        else:
+            made = {"lokr_w2_a": drawn(out // 4, 3), "lokr_w2_b": drawn(3, inside // 4)}
+            made |= {"lokr_w1": drawn(4, 4)} if kind == "LoKr" else {"lokr_w1_a": drawn(4, 3), "lokr_w1_b": drawn(3, 4)}
+            first = made["lokr_w1"] if kind == "LoKr" else made["lokr_w1_a"] @ made["lokr_w1_b"]
+            change = torch.kron(first, made["lokr_w2_a"] @ made["lokr_w2_b"])
+        tensors |= {f"{name}.{part}": tensor for part, tensor in made.items()} | {f"{name}.alpha": torch.tensor(1.5)}
+        expected[name] = change * 1.5 / 3
+    return tensors, expected
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr", "LoKr, both split"])
+def test_lycoris_that_is_a_lora_in_other_clothes_is_one(tmp_path: Path, kind: str) -> None:
+    weights = {n: w for n, w in weights_of(WAN.pipe().transformer, LINEAR).items() if n.startswith("blocks.")}
+    weights = {name: weight for name, weight in weights.items() if all(edge % 4 == 0 for edge in weight.shape)}
+    tensors, expected = lycoris(kind, weights)
+    spelled = {original(name).replace(".", "_"): name for name in weights}
+    by_name = {name: f"lora_unet_{spelling}" for spelling, name in spelled.items()}
+    renamed = {f"{by_name[path]}.{part}": t for key, t in tensors.items() for path, _, part in [key.rpartition(".")]}
+    adapter = read_for(WAN.pipe(), save(tmp_path / "x.safetensors", renamed))
+    assert_same_changes(adapter.lora, expected)
+    dotted = {f"diffusion_model.{key}": tensor for key, tensor in tensors.items()}
+    assert_same_changes(read_for(WAN.pipe(), save(tmp_path / "y.safetensors", dotted)).lora, expected)
+
+
+def test_a_lokr_acts_as_in_stock_diffusers(tmp_path: Path) -> None:
+    """peft has LoKr itself, and diffusers converts such files for some models."""
+    case = CASES["ZImagePipeline"]
+    weights = {n: w for n, w in weights_of(case.pipe().transformer, ("to_q", "to_v")).items() if "layers.0" in n}
+    tensors, _ = lycoris("LoKr", weights)
+    file = save(tmp_path / "x.safetensors", {f"diffusion_model.{key}": tensor for key, tensor in tensors.items()})
+    stock = case.pipe()
+    stock.load_lora_weights(str(file))
+    expected = case.sample(stock)
+    guided = DiffusionNFTPipeline.from_pipe(case.pipe())
+    guided.load_nft_adapter(file, kind="policy", beta=1.0)
+    torch.testing.assert_close(case.sample(guided), expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
+    assert not torch.allclose(expected, case.sample(case.pipe()), atol=1e-3)
+
 
 Q = "lora_unet_blocks_0_self_attn_q"
 LYCORIS: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
-    "LoHa": ({"hada_w1_a": (8, 2), "hada_w1_b": (2, 8), "hada_w2_a": (8, 2)}, r"LyCORIS.*\(LoHa\)"),
-    "LoKr": ({"lokr_w1": (2, 2), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 4)}, r"LyCORIS.*\(LoKr\)"),
+    "half a LoHa": ({"hada_w1_a": (8, 2), "hada_w1_b": (2, 8), "hada_w2_a": (8, 2)}, r"LyCORIS.*\(LoHa\)"),
+    "LoKr, not split": ({"lokr_w1": (2, 2), "lokr_w2": (4, 4)}, r"LyCORIS.*\(LoKr\)"),
+    "LoKr, too large": ({"lokr_w1": (2, 20), "lokr_w2_a": (4, 20), "lokr_w2_b": (20, 4)}, r"LyCORIS.*\(LoKr\)"),
     "OFT": ({"oft_blocks": (2, 4, 4)}, r"LyCORIS.*\(OFT\)"),
     "Tucker": ({"lora_mid.weight": (2, 2, 3, 3)}, r"LyCORIS.*\(Tucker\)"),
     "GLoRA": ({"a1.weight": (2, 8), "b1.weight": (2, 8)}, r"LyCORIS.*\(GLoRA\)"),

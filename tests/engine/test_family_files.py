@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 import pytest
 
+from helpers.modular import MODULAR
 from helpers.pipelines_page import PAGE
 from helpers.repository import ROOT
 from helpers.zoo import CASES, denoiser_of
@@ -36,7 +37,8 @@ def pipes() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def with_a_case(pipes: dict[str, Any]) -> set[str]:
-    return {family_of(denoiser_of(pipe)).denoiser for pipe in pipes.values()}
+    modular = [case.pipe() for case in MODULAR.values()]
+    return {family_of(denoiser_of(pipe)).denoiser for pipe in (*pipes.values(), *modular)}
 
 
 @every_file
@@ -50,9 +52,10 @@ def test_a_file_is_a_family_with_a_case_and_a_row_on_the_page(file: str, with_a_
     assert hasattr(diffusers, family.denoiser), f"{where}: diffusers has no class {family.denoiser}"
     assert family.denoiser in with_a_case, (
         f"{where} has no test case: add a pipeline over {family.denoiser} to CASES in tests/helpers, in zoo_unets.py, "
-        "zoo_images.py, zoo_other_images.py or zoo_videos.py"
+        "zoo_images.py, zoo_other_images.py, zoo_videos.py or zoo_sounds.py, or a modular one in modular.py"
     )
-    assert f"| {family.denoiser} |" in PAGE.read_text(encoding="utf-8"), (
+    pages = [page.read_text(encoding="utf-8") for page in (PAGE, ROOT / "docs" / "modular.md")]
+    assert any(f"| {family.denoiser} |" in page for page in pages), (
         f"docs/pipelines.md has no row for {family.denoiser} of {where}; write it again: make pages"
     )
 

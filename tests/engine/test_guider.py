@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.modular_pipelines.flux.denoise import FluxDenoiseStep
+from diffusers.modular_pipelines.minimax_h3.denoise import MiniMaxH3DenoiseStep
 from torch import Tensor
 
 import nft_pipeline
@@ -398,6 +400,13 @@ def test_loading_says_what_is_missing_and_changes_nothing() -> None:
         guider.load_nft_adapter(torch.nn.Linear(1, 1), good)
     assert_same_state(before, state_of(denoiser_of(pipe)))
     assert torch.equal(SD3.sample(pipe), expected)
+
+
+@pytest.mark.parametrize("blocks", [MiniMaxH3DenoiseStep, FluxDenoiseStep])
+def test_a_pipeline_that_asks_no_guider_is_refused(blocks: Any) -> None:
+    pipe = blocks().init_pipeline()
+    with pytest.raises(GuidanceError, match=rf"this {type(pipe).__name__} asks no guider what to run.*transformer"):
+        DiffusionNFTGuidance().load_nft_adapter(pipe, adapter_for(SD3, SD3.pipe()))
 
 
 def test_an_adapter_takes_the_place_of_the_one_before() -> None:

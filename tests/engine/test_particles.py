@@ -12,6 +12,7 @@ from helpers.tiny import CALL, assert_same_state, counted_forwards, sample, stat
 from nft_pipeline.call.particles import draw_particles
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.pipeline import DiffusionNFTPipeline
+from nft_pipeline.search.smc import log_twist
 
 CFG: dict[str, Any] = {"guidance_scale": 4.0, "negative_prompt": "a dog"}
 
@@ -19,6 +20,15 @@ CFG: dict[str, Any] = {"guidance_scale": 4.0, "negative_prompt": "a dog"}
 def guided_pipe(**adapter: Any) -> Any:
     pipe = tiny_pipe()
     return DiffusionNFTPipeline.from_pipe(pipe, tiny_adapter(pipe.transformer, **adapter))
+
+
+def with_a_sharp_head(guided: Any) -> Any:
+    """Its head tells pictures apart."""
+    head = guided.nft_adapters["default"].head
+    with torch.no_grad():
+        head.attention_out.weight *= 15
+        head.evidence_out.weight *= 15
+    return guided
 
 
 def drawn(guided: Any, **arguments: Any) -> Any:
@@ -38,11 +48,7 @@ def test_without_fresh_noise_and_without_a_tilt_it_is_the_base(cfg: dict[str, An
 
 
 def test_it_moves_to_what_alpha_likes_at_one_forward_per_step() -> None:
-    guided = guided_pipe(tilt=30.0)
-    head = guided.nft_adapters["default"].head
-    with torch.no_grad():  # a head that tells pictures apart
-        head.attention_out.weight *= 15
-        head.evidence_out.weight *= 15
+    guided = with_a_sharp_head(guided_pipe(tilt=30.0))
     means = []
     for strength in (-1, 0, 1):
         with counted_forwards(guided.transformer) as count:
@@ -82,6 +88,22 @@ def test_the_scheduler_and_the_denoiser_are_put_back_also_after_an_error() -> No
     assert "step" not in vars(guided.scheduler)
     assert_same_state(before, state_of(guided.transformer))
     assert torch.equal(sample(guided, nft_strength=0), sample(tiny_pipe()))
+
+
+def test_each_prompt_may_have_a_strength_of_its_own() -> None:
+    guided = with_a_sharp_head(guided_pipe(tilt=30.0))
+    call = {"prompt": ["a cat", "a cat"], "particles": 16, "num_inference_steps": 6}
+    for strengths in ([1.0, -1.0], [-1.0, 1.0]):
+        drawn(guided, strength=strengths, **call)
+        means = guided.nft_stats.alpha[-1].view(2, 16).mean(1)
+        assert (means[0] - means[1]) * strengths[0] > 0.01
+    alphas = torch.rand(1, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        log_twist(alphas, [(1.0, 1.0, -2.0, -2.0)]),
+        torch.cat([log_twist(alphas[:, :2], [1.0]), log_twist(alphas[:, 2:], [-2.0])]),
+    )
+    with pytest.raises(GuidanceError, match="there are 32 strengths for the adapter 'default' and 2 prompts"):
+        drawn(guided, strength=[1.0] * 32, **call)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,9 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.modular_pipelines.anima import before_denoise as anima
+from diffusers.modular_pipelines.anima.denoise import AnimaDenoiseStep
+from diffusers.modular_pipelines.flux3.modular_blocks_flux3 import Flux3CoreDenoiseBlocks
 from diffusers.modular_pipelines.modular_pipeline import SequentialPipelineBlocks
 from diffusers.modular_pipelines.qwenimage.modular_blocks_qwenimage import QwenImageCoreDenoiseStep
 from diffusers.modular_pipelines.stable_diffusion_3.modular_blocks_stable_diffusion_3 import (
@@ -21,7 +24,7 @@ from torch import Tensor, nn
 
 from helpers.tiny import random_head, random_lora, tiny_adapter, tiny_transformer
 from helpers.zoo import CASES
-from helpers.zoo_case import WIDTH, WORDS, denoiser_of, rows
+from helpers.zoo_case import WIDTH, WORDS, awake, denoiser_of, rows
 from nft_pipeline.adapter import Adapter
 from nft_pipeline.families.forward_call import as_tokens
 from nft_pipeline.families.registry import family_of
@@ -108,6 +111,22 @@ def _list_embeds(indices: list[int]) -> dict[str, Any]:
     return {name: list(value.unbind()) for name, value in _embeds(indices).items()}
 
 
+def _flux3() -> nn.Module:
+    torch.manual_seed(0)
+    transformer = diffusers.Flux3Transformer2DModel(
+        in_channels=16,
+        cond_in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        timestep_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+    )
+    return awake(transformer)
+
+
 MODULAR: dict[str, Modular] = {
     "StableDiffusion3": Modular(
         StableDiffusion3T2ICoreDenoiseStep,
@@ -174,5 +193,35 @@ MODULAR: dict[str, Modular] = {
             "width": 64,
         },
         first_block="layers.0",
+    ),
+    "Flux3": Modular(
+        lambda: SequentialPipelineBlocks.from_blocks_dict(
+            {name: step for name, step in Flux3CoreDenoiseBlocks.items() if name != "after_denoise"}
+        ),
+        lambda: {"transformer": _flux3(), "scheduler": _flow_match()},
+        lambda indices: {
+            **_embeds(indices),
+            "latents": rows(indices, 16, 4, 4, seed=1),
+            "height": 64,
+            "width": 64,
+        },
+        first_block="single_transformer_blocks.0",
+    ),
+    "Anima": Modular(
+        lambda: SequentialPipelineBlocks.from_blocks_dict(
+            {
+                "input": anima.AnimaTextInputStep(),
+                "prepare_latents": anima.AnimaPrepareLatentsStep(),
+                "set_timesteps": anima.AnimaSetTimestepsStep(),
+                "denoise": AnimaDenoiseStep(),
+            }
+        ),
+        lambda: {"transformer": _denoiser("Cosmos2TextToImagePipeline"), "scheduler": _flow_match()},
+        lambda indices: {
+            **_embeds(indices),
+            "latents": rows(indices, 4, 1, 8, 8, seed=1),
+            "height": 64,
+            "width": 64,
+        },
     ),
 }

@@ -36,7 +36,7 @@ _CFG = {
     "unconditional_first": "one call, doubled batch",
     "conditional_first": "one call, doubled batch, conditional rows first",
     "two_calls": "two calls",
-    "unknown": "not with a positive adapter",
+    "unknown": "a positive adapter needs two calls",
 }
 
 

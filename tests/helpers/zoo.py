@@ -1,7 +1,7 @@
 """Tiny random pipelines of every family the engine knows, each through its real diffusers class, and adapters for them.
 
-The cases stand in zoo_unets, zoo_images, zoo_other_images, zoo_videos, zoo_today, zoo_odd and zoo_siblings; what a case
-is, in zoo_case.
+The cases stand in zoo_unets, zoo_images, zoo_other_images, zoo_videos, zoo_sounds, zoo_today, zoo_odd and zoo_siblings;
+what a case is, in zoo_case.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from helpers import zoo_images, zoo_odd, zoo_other_images, zoo_siblings, zoo_today, zoo_unets, zoo_videos
+from helpers import zoo_images, zoo_odd, zoo_other_images, zoo_siblings, zoo_sounds, zoo_today, zoo_unets, zoo_videos
 from helpers.tiny import random_head, random_lora
 from helpers.zoo_case import WIDTH, Case
 from helpers.zoo_case import denoiser_of as denoiser_of
@@ -26,6 +26,7 @@ CASES: dict[str, Case] = {
     **zoo_images.CASES,
     **zoo_other_images.CASES,
     **zoo_videos.CASES,
+    **zoo_sounds.CASES,
     **zoo_today.CASES,
     **zoo_odd.CASES,
 }

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import diffusers
+import pytest
 
 from helpers.repository import ROOT
 from nft_pipeline.call import typed
@@ -60,21 +63,41 @@ class DiffusionPipeline:
 """
 
 
-def test_typos_in_a_script_are_errors_and_nothing_else_is(tmp_path: Path) -> None:
+WRONG = {number for number, line in enumerate(SCRIPT.splitlines(), 1) if line.endswith("# wrong")}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The script, and diffusers' own types in short."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    (tmp_path / "mypy.ini").write_text(CONFIG)
     stub = tmp_path / "stubs" / "diffusers" / "pipelines" / "pipeline_utils.pyi"
     stub.parent.mkdir(parents=True)
     stub.write_text(DIFFUSERS)
-    for folder in (stub.parent, stub.parent.parent):
-        (folder / "__init__.pyi").write_text("def __getattr__(name: str) -> object: ...\n")
+    for package in (stub.parent, stub.parent.parent):
+        (package / "__init__.pyi").write_text("def __getattr__(name: str) -> object: ...\n")
+    return tmp_path
+
+
+def test_typos_in_a_script_are_errors_under_mypy_and_nothing_else_is(folder: Path) -> None:
+    (folder / "mypy.ini").write_text(CONFIG)
     command = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--cache-dir", "cache", "script.py"]
-    environment = {"MYPYPATH": f"{tmp_path / 'stubs'}:{ROOT}", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    environment = {"MYPYPATH": f"{folder / 'stubs'}:{ROOT}", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     reported = {int(line) for line in re.findall(r"^script\.py:(\d+): error", done.stdout, re.MULTILINE)}
-    wrong = {number for number, line in enumerate(SCRIPT.splitlines(), 1) if line.endswith("# wrong")}
-    assert reported == wrong, done.stdout + done.stderr
+    assert reported == WRONG, done.stdout + done.stderr
     assert (ROOT / "nft_pipeline" / "py.typed").is_file()
+
+
+@pytest.mark.skipif(shutil.which("pyright") is None, reason="pyright is not installed (npm install -g pyright)")
+def test_typos_in_a_script_are_errors_under_pyright_and_nothing_else_is(folder: Path) -> None:
+    settings = {"include": ["script.py"], "stubPath": "stubs", "extraPaths": [str(ROOT)]}
+    (folder / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = ["pyright", "--pythonpath", sys.executable, "--outputjson"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    problems = json.loads(done.stdout)["generalDiagnostics"]
+    # Pyright counts lines from 0.
+    reported = {problem["range"]["start"]["line"] + 1 for problem in problems if problem["file"].endswith("script.py")}
+    assert reported == WRONG, done.stdout + done.stderr
 
 
 def declared() -> tuple[ast.FunctionDef, set[str]]:

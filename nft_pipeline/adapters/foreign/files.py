@@ -22,6 +22,7 @@ from ...files.strict import read_plain_file, read_safetensors, tensor_faults
 from ..config import parse_json
 from ..names import CONFIG_HEADER_KEY, LORA_FILE, LORA_METADATA_KEY, MAX_CONFIG_BYTES, MAX_LORA_BYTES
 from .layers import Layer, read_layers, without_text_encoder
+from .lycoris import as_plain_lora
 from .peft_scale import config_faults
 
 Convert = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
@@ -197,7 +198,7 @@ def read_lora(files: ForeignFiles, *, leave_out_text: bool = False, convert: Con
     tensors = file.tensors if convert is None else convert(file.tensors)
     tensors, left_out = without_text_encoder(tensors) if leave_out_text else (tensors, {})
     try:
-        layers = read_layers(tensors)
+        layers = read_layers(as_plain_lora(tensors))
     except AdapterError as error:
         raise AdapterError(f"{shown}: {error.what}", [*faults, *error.faults], error.advice) from None
     if faults:

@@ -1,0 +1,129 @@
+"""The guider of diffusers inside ours: checked, written into a config and read back, and random in one way per step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import diffusers.guiders
+import torch
+from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
+from torch import nn
+
+from ..errors import GuidanceError
+from .caching import hooks_of
+
+_CLASS = "_class_name"
+_SCALARS = (bool, int, float)
+
+
+def known_guiders() -> dict[str, type[BaseGuidance]]:
+    """The guiders of the installed diffusers, by class name."""
+    kinds = {name: value for name, value in vars(diffusers.guiders).items() if isinstance(value, type)}
+    return {name: kind for name, kind in kinds.items() if issubclass(kind, BaseGuidance) and kind is not BaseGuidance}
+
+
+def as_guider(guider: Any) -> BaseGuidance:
+    """A guider of diffusers, from itself or from what `as_config` gave.
+
+    Raises:
+        GuidanceError: it is no guider, or a class that this diffusers does not have.
+    """
+    if isinstance(guider, Mapping):
+        kinds, settings = known_guiders(), dict(guider)
+        name = settings.pop(_CLASS, None)
+        if name not in kinds:
+            raise GuidanceError(
+                f"the guider inside is a {name!r}, and this diffusers has {', '.join(sorted(kinds))}. Install the "
+                "version that wrote it, or give guider= yourself."
+            )
+        return kinds[name](**settings)
+    if not isinstance(guider, BaseGuidance):
+        raise GuidanceError(
+            f"guider is a {type(guider).__name__}, expected a guider of diffusers, such as "
+            "diffusers.guiders.AdaptiveProjectedGuidance(guidance_scale=4.0)."
+        )
+    if hasattr(guider, "load_nft_adapter"):
+        raise GuidanceError(
+            "guider is a DiffusionNFTGuidance itself, and one guider has one adapter. For several at once use "
+            "DiffusionNFTPipeline; for another strength set nft_strength."
+        )
+    return guider
+
+
+def is_plain(guider: BaseGuidance) -> bool:
+    """Whether a guider is diffusers' classifier-free guidance, whose arguments ours takes too."""
+    return type(guider) is ClassifierFreeGuidance
+
+
+def as_config(guider: BaseGuidance) -> dict[str, Any]:
+    """A guider's class and arguments, for JSON: numbers as they are now, the rest as it was made.
+
+    Raises:
+        GuidanceError: a class of the user's own, which nobody could read back.
+    """
+    kind = type(guider)
+    if known_guiders().get(kind.__name__) is not kind:
+        raise GuidanceError(
+            f"the guider inside is a {kind.__name__}, which is none of diffusers' own, so it cannot be saved. Save the "
+            "settings yourself."
+        )
+    made = {name: value for name, value in guider.config.items() if not name.startswith("_")}
+    return {_CLASS: kind.__name__, **{name: _plain(_present(guider, name, value)) for name, value in made.items()}}
+
+
+def _present(guider: BaseGuidance, name: str, made: Any) -> Any:
+    now = getattr(guider, f"_{name}" if name in ("start", "stop", "enabled") else name, made)
+    return now if isinstance(now, _SCALARS) and isinstance(made, _SCALARS) else made
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+class SameRandomness:
+    """Both passes of a step drop the same activations, where the other guider drops them at random (AutoGuidance).
+
+    Each pass would draw a mask of its own, and v_lora - v_old would be the masks' difference too. So a module that
+    drops at random begins each pass after a step's first with the random state that it began the first with.
+
+    Args:
+        denoiser: with the other guider's hooks on it.
+        one_batch: whether both passes are rows of one batch.
+
+    Raises:
+        GuidanceError: they are, so that their masks differ.
+    """
+
+    def __init__(self, denoiser: nn.Module, *, one_batch: bool) -> None:
+        self._states: dict[nn.Module, Any] = {}
+        random = [module for module in denoiser.modules() if any(map(_drops_at_random, hooks_of(module)))]
+        if random and one_batch:
+            raise GuidanceError(
+                'nft_mode="batched" runs both passes as rows of one batch, and the guider inside drops activations at '
+                'random, differently in each row. Use nft_mode="two_pass", or dropout=1.0.'
+            )
+        self._handles = [module.register_forward_pre_hook(self._same) for module in random]
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _same(self, module: nn.Module, args: Any) -> None:
+        device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+        of_device = torch if device.type == "cpu" else getattr(torch, device.type)
+        if module in self._states:
+            of_device.set_rng_state(self._states[module])
+        else:
+            self._states[module] = of_device.get_rng_state()
+
+
+def _drops_at_random(hook: Any) -> bool:
+    dropout = getattr(hook, "dropout", 1.0)
+    return not math.isclose(dropout, 1.0) and dropout > 0
