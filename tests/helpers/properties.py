@@ -41,16 +41,16 @@ def measured(case: Case, *, cfg: bool = False) -> dict[str, float | str]:
 
 
 def _at_1(case: Case, guided: Any, cfg: bool) -> float:
-    return _share(case.sample(guided, cfg=cfg, nft_strength=BELOW_1), case.sample(guided, cfg=cfg))
+    return share(case.sample(guided, cfg=cfg, nft_strength=BELOW_1), case.sample(guided, cfg=cfg))
 
 
 def _of_policy(case: Case, pipe: Any, adapter: Any, cfg: bool) -> dict[str, float | str]:
     guided = DiffusionNFTPipeline.from_pipe(pipe, adapter)
     at_1 = _at_1(case, guided, cfg)
     both = case.sample(guided, [0, 1], cfg=cfg, nft_strength=0.5)
-    alone = _share(both[1:], case.sample(guided, [1], cfg=cfg, nft_strength=0.5))
+    alone = share(both[1:], case.sample(guided, [1], cfg=cfg, nft_strength=0.5))
     batched = _or_refused(
-        lambda: _share(case.sample(guided, [0, 1], cfg=cfg, nft_strength=0.5, nft_mode="batched"), both)
+        lambda: share(case.sample(guided, [0, 1], cfg=cfg, nft_strength=0.5, nft_mode="batched"), both)
     )
     guided.unload_nft_adapter()
     return {"at 1": at_1, "batched": batched, "alone": alone}
@@ -58,6 +58,13 @@ def _of_policy(case: Case, pipe: Any, adapter: Any, cfg: bool) -> dict[str, floa
 
 def _of_positive(case: Case, pipe: Any, adapter: Any, cfg: bool) -> dict[str, float | str]:
     guided = DiffusionNFTPipeline.from_pipe(pipe, adapter)
+    error = _or_refused(lambda: neighbours(case, guided, cfg))
+    guided.unload_nft_adapter()
+    return {"neighbours": error}
+
+
+def neighbours(case: Any, guided: Any, cfg: bool) -> float:
+    """How much the alpha of a sample differs with who is beside it, on a pipeline with a positive adapter."""
 
     def beside(other: int) -> Tensor:
         case.sample(guided, [other, 1], cfg=cfg)
@@ -65,14 +72,9 @@ def _of_positive(case: Case, pipe: Any, adapter: Any, cfg: bool) -> dict[str, fl
         assert alpha.shape[1] == 2, "one alpha per sample"
         return alpha
 
-    def neighbours() -> float:
-        one, two = beside(0), beside(2)
-        assert (one[0, 0] - two[0, 0]).abs() > 1e-6, "the neighbours differ"
-        return float((one[:, 1] - two[:, 1]).abs().max())
-
-    error = _or_refused(neighbours)
-    guided.unload_nft_adapter()
-    return {"neighbours": error}
+    one, two = beside(0), beside(2)
+    assert (one[0, 0] - two[0, 0]).abs() > 1e-6, "the neighbours differ"
+    return float((one[:, 1] - two[:, 1]).abs().max())
 
 
 def _or_refused(measure: Callable[[], float]) -> float | str:
@@ -82,5 +84,6 @@ def _or_refused(measure: Callable[[], float]) -> float | str:
         return str(error)
 
 
-def _share(ours: Tensor, expected: Tensor) -> float:
+def share(ours: Tensor, expected: Tensor) -> float:
+    """The largest difference as a share of the largest value, or of 1 where that is smaller."""
     return float((ours - expected).abs().max() / torch.clamp(expected.abs().max(), min=1.0))
