@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def written(results: dict[str, dict[str, Any]], bound: float) -> str:
         verdict = result["verdict"]
         if "why" in result:
             said = _plain(name, result["why"])
+            said = textwrap.shorten(said, 160) if verdict == "not buildable" else said
             verdict += f" ({reasons.setdefault(said, len(reasons) + 1)})"
         lines.append(f"| {name} | {verdict} | {result.get('source', '')} | {' | '.join(cells)} |\n")
     lines.append("\n## Why\n\n")
@@ -110,4 +112,5 @@ def _cell(measured: dict[str, dict[str, Any]], what: str) -> str:
 
 def _plain(name: str, why: str) -> str:
     """A reason on one line, the same for all classes that it is said of."""
-    return " ".join(why.replace(f"{name} ", "the class ").split()).replace("|", "\\|")
+    said = " ".join(re.sub(rf"\b{name}\b", "the class", why).split())
+    return re.sub(r"[`|]", "", said)
