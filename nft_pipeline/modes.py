@@ -17,6 +17,7 @@ class Mode:
     Args:
         help: what it costs and gives, in half a sentence for a person who has to choose.
         scales_rows: it gives each row of a batch a LoRA scale of its own.
+        adds_rows: its forward has more rows than the pipeline's own, so each row has to stand by itself.
         one_pass: it never computes v_old. So the push is not known, and alpha is that of the step before, in the first
             step the adapter's base rate.
         node: what the ComfyUI nodes call it; None if they do not have it. Their own steps are in comfy_nodes/guide.py,
@@ -26,6 +27,7 @@ class Mode:
 
     help: str
     scales_rows: bool = False
+    adds_rows: bool = False
     one_pass: bool = False
     node: str | None = None
     node_help: str = ""
@@ -42,6 +44,7 @@ MODES = {
     "batched": Mode(
         help="the same as two_pass in one larger forward, for a GPU that small batches leave idle",
         scales_rows=True,
+        adds_rows=True,
     ),
     "single": Mode(
         help="one forward per step, half the time, an approximation",

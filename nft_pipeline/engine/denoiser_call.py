@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ..dial.tilts import is_off
-from ..errors import GuidanceError
+from ..errors import FamilyError, GuidanceError
 from ..families.family import Family
 from ..families.forward_call import Inputs, same_state
+from ..modes import MODES
 from ..settings import GuidanceSettings
 from .caching import own_kv_cache
 from .terms import Term
@@ -77,7 +78,8 @@ class CallReader:
         """What a forward on `inputs` is.
 
         Raises:
-            FamilyError: the rows of a sample cannot be told from those of classifier-free guidance.
+            FamilyError: the rows of a sample cannot be told from those of classifier-free guidance, or may belong
+                together where a mode adds rows.
             GuidanceError: the pipeline keeps keys and values of its own, which further passes would mix up.
         """
         family, settings = self._family, self._settings
@@ -99,9 +101,14 @@ class CallReader:
         # Alpha, and a tilt for each picture, belong to a sample's rows.
         by_sample = any(self._terms[k].needs_alpha or isinstance(self._terms[k].tilt, tuple) for k in terms)
         if self._watch or (call.way != "off" and (settings.guide == "cond" or by_sample)):
-            family.check_rows_are_known(
-                rows, False if second else doubled
-            )  # a call of its own is not the conditional one
+            # A call of its own is not the conditional one.
+            family.check_rows_are_known(rows, False if second else doubled)
+        if doubled is None and call.way in MODES and MODES[call.way].adds_rows:
+            raise FamilyError(
+                f"the pipeline gave {family.denoiser} a batch of {rows} rows, which are not one or two for each sample "
+                "that the call asks for. So they may belong together, as the frames of a video do, and no others can "
+                'stand beside them. Use nft_mode="two_pass".'
+            )
         self._check_kv_cache(call)
         return call
 

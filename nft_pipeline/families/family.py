@@ -96,8 +96,10 @@ class Family:
         return slice(rows // 2, rows) if self.cfg == "unconditional_first" else slice(0, rows // 2)
 
     def read_text(self, inputs: Inputs) -> Tensor | None:
-        """The text tokens of a call, (rows, L, D), shorter ones padded with zeros; None where none are known."""
-        return None if self.text is None else as_text(inputs[self.text])
+        """The text tokens of a call, (rows, L, D), shorter ones padded with zeros; None where none are known, or the
+        pipeline gives none (AudioLDM's text is a class label)."""
+        text = None if self.text is None else inputs.get(self.text)
+        return None if text is None else as_text(text)
 
     def take_rows(self, inputs: Inputs, index: Sequence[int]) -> dict[str, Any]:
         """The arguments of a call for some of its rows, in this order; a row may be taken twice.

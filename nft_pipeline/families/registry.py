@@ -66,6 +66,8 @@ def draws_videos(denoiser: str) -> bool:
 
 _TIMESTEPS = ("timestep", "timesteps", "t")
 _LORA_SCALES = ("joint_attention_kwargs", "attention_kwargs", "cross_attention_kwargs")
+# Places of tokens, which diffusers' denoisers take once for all rows. There may be as many tokens as rows.
+_PLACES = ("img_ids", "txt_ids", "image_rotary_emb")
 
 
 @functools.cache  # so that the warning comes once per class
@@ -99,6 +101,7 @@ def _generic_family(kind: type[nn.Module]) -> Family:
         lora_scale=next((name for name in _LORA_SCALES if name in names), ""),
         tap="conv_norm_out" if "UNet" in kind.__name__ else "norm_out",
         cfg="unknown",
+        unbatched=frozenset(_PLACES),
     )
 
 

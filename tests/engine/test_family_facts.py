@@ -249,6 +249,21 @@ def test_pipelines_over_denoisers_nobody_has_listed(case: Case) -> None:
     torch.testing.assert_close(case.sample(positive, [1]), batch[1:], atol=1e-4, rtol=0)
 
 
+def test_a_pipeline_may_give_no_text() -> None:
+    family = FAMILIES["UNet2DConditionModel"]
+    assert family.read_text({"encoder_hidden_states": None}) is None
+    assert family.read_text({}) is None
+
+
+@pytest.mark.filterwarnings("ignore:.*not among the denoisers")
+def test_places_of_tokens_belong_to_no_row_however_many_there_are() -> None:
+    pipe = GENERIC["BriaPipeline"].pipe()
+    inputs = {"self": pipe.transformer, "hidden_states": torch.zeros(4, 4, 16), "img_ids": torch.zeros(4, 3)}
+    taken = family_of(pipe.transformer).take_rows(inputs, [0, 1])
+    assert taken["hidden_states"].shape == (2, 4, 16)
+    assert taken["img_ids"].shape == (4, 3)
+
+
 # What is refused, and the page.
 
 

@@ -10,7 +10,8 @@ import torch
 
 from helpers.tiny import counted_forwards, load_style, sample, tiny_adapter, tiny_pipe
 from helpers.zoo import CASES, Case, adapter_for, denoiser_of, load_ordinarily
-from nft_pipeline.errors import GuidanceError
+from helpers.zoo_odd import PANORAMA
+from nft_pipeline.errors import FamilyError, GuidanceError
 from nft_pipeline.families.registry import family_of
 from nft_pipeline.pipeline import DiffusionNFTPipeline
 
@@ -50,6 +51,14 @@ def test_batched_is_two_passes_in_one_forward(case: Case, guide: str) -> None:
         assert guided.nft_stats.forwards == len(runs)
         torch.testing.assert_close(guided.nft_stats.alpha, alpha, atol=1e-5, rtol=0)
         torch.testing.assert_close(guided.nft_stats.push, push, atol=1e-4, rtol=1e-4)
+
+
+def test_batched_is_refused_where_rows_may_belong_together() -> None:
+    """As the frames of a video do, to whose first one others attend (Text2Video-Zero)."""
+    pipe = PANORAMA.pipe()
+    guided = DiffusionNFTPipeline.from_pipe(pipe, adapter_for(PANORAMA, pipe, kind="policy"))
+    with pytest.raises(FamilyError, match=r'a batch of 2 rows, .* may belong together.*nft_mode="two_pass"'):
+        PANORAMA.sample(guided, cfg=True, nft_strength=0.5, nft_mode="batched")
 
 
 def test_batched_is_refused_where_a_layer_folds_the_rows() -> None:

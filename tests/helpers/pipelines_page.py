@@ -1,4 +1,5 @@
-"""The lists in docs/pipelines.md: a table made from the cases of the zoo, and the pipelines that can be trained.
+"""The lists in docs/pipelines.md: a table made from the cases of the zoo, the pipelines that can be trained, and how
+many classes of diffusers docs/measured/pipelines.md has of each kind.
 
     make pages
 
@@ -13,6 +14,7 @@ from typing import Any
 import diffusers
 
 from helpers.made import with_parts
+from helpers.pipeline_results import counts
 from helpers.repository import ROOT
 from helpers.zoo import CASES, GENERIC, SIBLINGS, Case, denoiser_of
 from nft_pipeline.errors import FamilyError
@@ -77,8 +79,8 @@ def trainable() -> str:
 
 
 def page() -> str:
-    """The page as it should be: its text as it is, with both lists made anew."""
-    return with_parts(PAGE, table=table(), trainable=trainable())
+    """The page as it should be: its text as it is, with its lists and counts made anew."""
+    return with_parts(PAGE, counts=counts(), table=table(), trainable=trainable())
 
 
 if __name__ == "__main__":

@@ -43,24 +43,26 @@ def measured(case: Case) -> dict[tuple[str, bool], float | str]:
     for cfg in ways:
         both = case.sample(guided, [0, 1], cfg=cfg, nft_strength=0.5)
         found["batched", cfg] = _or_refused(functools.partial(_batched, case, guided, both, cfg))
-        found["alone", cfg] = _share(both[1:], case.sample(guided, [1], cfg=cfg, nft_strength=0.5))
+        found["alone", cfg] = share(both[1:], case.sample(guided, [1], cfg=cfg, nft_strength=0.5))
     guided.unload_nft_adapter()
     guided = DiffusionNFTPipeline.from_pipe(pipe, positive)
     for cfg in ways:
-        found["neighbours", cfg] = _or_refused(functools.partial(_neighbours, case, guided, cfg))
+        found["neighbours", cfg] = _or_refused(functools.partial(neighbours, case, guided, cfg))
     guided.unload_nft_adapter()
     return found
 
 
 def _at_1(case: Case, guided: Any, cfg: bool) -> float:
-    return _share(case.sample(guided, cfg=cfg, nft_strength=BELOW_1), case.sample(guided, cfg=cfg))
+    return share(case.sample(guided, cfg=cfg, nft_strength=BELOW_1), case.sample(guided, cfg=cfg))
 
 
 def _batched(case: Case, guided: Any, both: Tensor, cfg: bool) -> float:
-    return _share(case.sample(guided, [0, 1], cfg=cfg, nft_strength=0.5, nft_mode="batched"), both)
+    return share(case.sample(guided, [0, 1], cfg=cfg, nft_strength=0.5, nft_mode="batched"), both)
 
 
-def _neighbours(case: Case, guided: Any, cfg: bool) -> float:
+def neighbours(case: Any, guided: Any, cfg: bool) -> float:
+    """How much the alpha of a sample differs with who is beside it, on a pipeline with a positive adapter."""
+
     def beside(other: int) -> Tensor:
         case.sample(guided, [other, 1], cfg=cfg)
         alpha: Tensor = guided.nft_stats.alpha
@@ -79,5 +81,6 @@ def _or_refused(measure: Callable[[], float]) -> float | str:
         return str(error)
 
 
-def _share(ours: Tensor, expected: Tensor) -> float:
+def share(ours: Tensor, expected: Tensor) -> float:
+    """The largest difference as a share of the largest value, or of 1 where that is smaller."""
     return float((ours - expected).abs().max() / torch.clamp(expected.abs().max(), min=1.0))

@@ -7,7 +7,7 @@ and would pass every test.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,10 +108,19 @@ def tiny_pipe(**transformer: Any) -> StableDiffusion3Pipeline:
 
 
 def random_lora(
-    denoiser: nn.Module, *, seed: int = 7, rank: int = 2, size: float = 0.5, component: str = "transformer"
+    denoiser: nn.Module,
+    *,
+    seed: int = 7,
+    rank: int = 2,
+    size: float = 0.5,
+    component: str = "transformer",
+    targets: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:
-    """LoRA matrices for all the layers the family trains, A and B both random, in diffusers keys."""
-    targets = family_of(denoiser).lora_targets
+    """LoRA matrices for all the layers the family trains, A and B both random, in diffusers keys.
+
+    `targets` are ends of other layers' names.
+    """
+    targets = family_of(denoiser).lora_targets if targets is None else targets
     generator = torch.Generator().manual_seed(seed)
     lora: dict[str, Tensor] = {}
     for name, module in denoiser.named_modules():
