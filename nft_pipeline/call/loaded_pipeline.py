@@ -128,6 +128,6 @@ class LoadedPipeline(StockPipeline):
         if not isinstance(pipe, DiffusionPipeline):
             raise GuidanceError(
                 f"from_pipe got a {type(pipe).__name__}, expected a diffusers pipeline object. To load one by name use "
-                "DiffusionNFTPipeline.from_pretrained; for a modular pipeline there is DiffusionNFTGuidance (docs/modular.md)."
+                "DiffusionNFTPipeline.from_pretrained; modular pipelines have DiffusionNFTGuidance (docs/modular.md)."
             )
         return cls._guided(pipe, nft_adapter)
