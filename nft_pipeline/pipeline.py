@@ -211,7 +211,7 @@ class DiffusionNFTPipeline(StockPipeline):
         if not isinstance(pipe, DiffusionPipeline):
             raise GuidanceError(
                 f"from_pipe got a {type(pipe).__name__}, expected a diffusers pipeline object. To load one by name use "
-                "DiffusionNFTPipeline.from_pretrained; a modular pipeline takes a DiffusionNFTGuidance (docs/modular.md)."
+                "DiffusionNFTPipeline.from_pretrained; modular pipelines take a DiffusionNFTGuidance (docs/modular.md)."
             )
         return cls._guided(pipe, nft_adapter)
 
