@@ -2,7 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
-const VERDICTS = { like: "\u{1F44D}", dislike: "\u{1F44E}" };
+const VERDICTS = { like: "Like", dislike: "Dislike" };
 
 async function rate(picture, verdict, buttons) {
   const body = JSON.stringify({ name: picture.name, verdict });
@@ -31,12 +31,12 @@ function cell(picture) {
   const row = document.createElement("div");
   row.style.cssText = "display:flex;gap:4px;margin-top:2px";
   const buttons = {};
-  for (const [verdict, sign] of Object.entries(VERDICTS)) {
+  for (const [verdict, word] of Object.entries(VERDICTS)) {
     const button = document.createElement("button");
-    button.textContent = sign;
+    button.textContent = word;
     button.title = verdict;
     button.dataset.verdict = verdict;
-    button.style.cssText = "flex:1;border:0;border-radius:4px;cursor:pointer;padding:2px";
+    button.style.cssText = "flex:1;border:0;border-radius:4px;cursor:pointer;padding:2px;color:#fff";
     button.onclick = () => rate(picture, verdict, buttons);
     buttons[verdict] = button;
     row.append(button);
