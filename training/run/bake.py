@@ -30,7 +30,7 @@ from ..rewards.contract import RewardError
 from ..rewards.find import find_prompts
 from ..settings import stored
 from ..settings.config import TrainConfig
-from .trainer import load_base
+from .load import load_base
 
 STEPS = 384
 BATCH = 128  # at most: without labels' noise more states a step gain little
