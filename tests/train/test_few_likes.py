@@ -90,8 +90,8 @@ def test_few_pictures_get_few_steps(tmp_path, steps, passes, batch, expected):
     assert settled(TrainConfig.from_mapping(settings)).steps == expected
 
 
-def at(auc: float) -> Calibration:
-    return Calibration(0.5, 80, auc, 0.3, 0.3, 0.1, ())
+def at(auc: float, n: int = 80) -> Calibration:
+    return Calibration(0.5, n, auc, 0.3, 0.3, 0.1, ())
 
 
 def test_chance_is_what_so_few_pictures_cannot_be_told_from():
@@ -108,7 +108,7 @@ def test_doubts_name_what_is_wrong_and_how_many_more_ratings():
     assert "no better than chance (AUC 0.55 at best" in chance and "not learnable from these, try about 100" in chance
     assert "learned its pictures by heart: at its end alpha's loss is 0.10 on them and 0.90" in by_heart
     many = torch.tensor([1.0] * 200 + [0.0] * 220)
-    fine = doubts(many, [at(0.8)], [{"alpha": 0.4, "alpha held out": 0.5}])
+    fine = doubts(many, [at(0.8, 840)], [{"alpha": 0.4, "alpha held out": 0.5}])
     assert fine.words == () and not fine.at_chance and fine.more == 400
 
 

@@ -15,7 +15,7 @@ import torch
 from helpers import tiny_run
 from helpers.tiny_run import ONLINE, SHOWN, SMALL, picture_folder, random_pool, save_tiny, tiny_base
 from nft_pipeline import DiffusionNFTPipeline
-from nft_pipeline.adapter import read_adapter
+from nft_pipeline.adapter import read_adapter, write_adapter
 from nft_pipeline.cli import main
 from nft_pipeline.hub_cards.report import Hacking
 from nft_pipeline.training.bases.base import TrainBase
@@ -76,8 +76,8 @@ class Counting:
         monkeypatch.setattr(TrainBase, "sample_batch", sample_batch)
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 5])
-def test_a_pool_stops_after_the_batch_and_goes_on_behind_it(run, whole, tmp_path, monkeypatch, stop_after):
+def test_a_pool_stops_after_the_batch_and_goes_on_behind_it(run, whole, tmp_path, monkeypatch):
+    stop_after = 3
     with monkeypatch.context() as patch:
         count = Counting(patch, stop_after)
         with pytest.raises(Stopped, match="stopped while the pool was made; what there is of it is kept"):
@@ -169,20 +169,21 @@ def test_a_finished_run_is_made_longer_with_all_that_it_knew(run, tmp_path, kind
 
 
 def test_a_run_begins_from_an_adapter_of_its_kind(run, whole, tmp_path, monkeypatch):
+    source = tmp_path / "first"
+    write_adapter(source, whole)
     monkeypatch.setattr(Learner, "step", lambda self, pool: setattr(self, "step_number", self.step_number + 1) or {})
-    run(tmp_path / "first", POOLS)
-    source = tmp_path / "first" / "adapter"
-    begun, said = run(tmp_path / "second", POOLS, init_from=str(source), seed=7)
-    assert f"beginning from the adapter tiny in {source}" in said
-    assert same(begun.adapter, read_adapter(source)) and not same(begun.adapter, whole)
-    with pytest.raises(TrainingError, match="a positive adapter, and this run trains a policy one"):
-        run(tmp_path / "policy", POOLS, init_from=str(source), objective="policy")
-    with pytest.raises(TrainingError, match="Set rank to its rank"):
-        run(tmp_path / "rank", POOLS, init_from=str(source), rank=3)
-    with pytest.raises(TrainingError, match="Set head_width, head_queries and head_layers to the same"):
-        run(tmp_path / "head", POOLS, init_from=str(source), head_width=8)
-    with pytest.raises(TrainingError, match="Set lora_targets to its layers"):
-        run(tmp_path / "layers", POOLS, init_from=str(source), lora_targets=["attn.to_q"])
+    begun, said = run(tmp_path / "second", SMALL, init_from=str(source), seed=7)
+    assert f"beginning from the adapter tiny in {source}" in said and same(begun.adapter, whole)
+    for changed, words in (
+        ({"objective": "policy"}, "a positive adapter, and this run trains a policy one"),
+        ({"rank": 3}, "Set rank to its rank"),
+        ({"head_width": 8}, "Set head_width, head_queries and head_layers to the same"),
+        ({"lora_targets": ["attn.to_q"]}, "Set lora_targets to its layers"),
+    ):
+        base = tiny_base()
+        learner = Learner(base, base.encode_prompts(["a cat"]), TrainConfig.from_mapping({**SMALL, **changed}))
+        with pytest.raises(TrainingError, match=words):
+            learner.begin_from(whole)
 
 
 def test_an_online_run_ends_where_hacking_is_seen(run, tmp_path, monkeypatch):

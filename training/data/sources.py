@@ -97,10 +97,10 @@ def _sampled(
     made = {"prompts": prompts, "reward": config.weights, "size": size, "seed": seed, "batch": config.pool_batch}
     label = "held out" if held_out else "pool"
     path, key = out / f"{label.replace(' ', '_')}.safetensors", pool_key({**_settings(base, config), **made})
+    drawn = {"prompts": prompts, "size": size, "seed": seed}
+    parts = Parts(path.with_suffix(".parts"), pool_key({**_drawn_with(base, config), **drawn}))
     pool = load_pool(path, key)
     if pool is None:
-        drawn = {"prompts": prompts, "size": size, "seed": seed}
-        parts = Parts(path.with_suffix(".parts"), pool_key({**_drawn_with(base, config), **drawn}))
         pool, found = sample_pool(
             base,
             prompts,
@@ -120,7 +120,7 @@ def _sampled(
         )
         say(f"{label}, scored: {found.describe()}")
         save_pool(pool, path, key)
-        parts.clear()
+    parts.clear()
     return pool
 
 

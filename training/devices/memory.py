@@ -29,8 +29,8 @@ ADVICE = {
     "reading alpha": (_ALONE, "set a lower resolution, or quantise: int8 or nf4"),
     "scoring": (f"{_OTHERS}, or serve the reward from another machine with `diffusion-nft reward serve`", ""),
     "training": (
-        "Lower micro_batch (now {micro_batch}, 0 is the whole batch at once; the result stays the same), then set "
-        "gradient_checkpointing: true",
+        "Lower micro_batch (now {micro_batch}, 0 is the whole batch at once; a run of one process has tried "
+        "down to 1), then set gradient_checkpointing: true; the result stays the same",
         "set quantise: int8 or nf4, a lower resolution or a lower rank",
     ),
 }

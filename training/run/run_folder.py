@@ -86,13 +86,17 @@ def go_on_from_finished(out: Path, config: TrainConfig) -> None:
     if not path.is_file() or not (out / ADAPTER).is_dir():
         return
     today = public_settings(config.to_dict())
-    settings = json.loads(path.read_text("utf-8"))["settings"]
+    try:
+        settings = json.loads(path.read_text("utf-8"))["settings"]
+        lengths = {name: int(settings[name]) for name in LENGTHS}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged, so nothing says which run is finished there: {error}") from error
     check_settings(out / ADAPTER, {**settings, **{name: today[name] for name in LENGTHS}}, today)
-    if all(settings[name] == today[name] for name in LENGTHS):
+    if all(lengths[name] == today[name] for name in LENGTHS):
         return
-    if any(settings[name] > today[name] for name in LENGTHS):
-        lengths = " and ".join(f"{name} {settings[name]}" for name in LENGTHS)
-        raise CheckpointError(f"{out} holds a run that is longer already ({lengths}); give a larger --more")
+    if any(lengths[name] > today[name] for name in LENGTHS):
+        words = " and ".join(f"{name} {length}" for name, length in lengths.items())
+        raise CheckpointError(f"{out} holds a run that is longer already ({words}); give a larger --more")
     if not (out / LAST).is_file():
         raise CheckpointError(
             f"{out / LAST} is gone, so the finished run cannot go on. Train its adapter further in another folder, "

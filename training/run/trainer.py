@@ -364,7 +364,7 @@ class Run:
             leave=not quiet,
         ) as bar:
             while learner.step_number < until:
-                if self.early is not None and self.early.is_over:
+                if self.early is not None and processes.any_true(self.early.is_over):
                     self.say(f"nothing gained on held-out samples: the run ends after step {learner.step_number}")
                     break
                 self._stop_if_asked(learner)

@@ -13,6 +13,7 @@ from ..learn.calibration import Calibration
 
 FEW = 20  # of a kind: with fewer, what they have in common is not to be told from what they are
 CERTAIN = 2.0  # standard errors
+DRAWS = 2  # noises of a picture in a calibration
 LAST = 20  # steps whose losses are taken for those of the end
 
 
@@ -48,7 +49,8 @@ def doubts(r: torch.Tensor, calibration: Sequence[Calibration], losses: Sequence
                 f"Only {number} of {count} pictures are {what}. With fewer than {FEW} a run learns these very pictures "
                 f"and not what they have in common; about {more} more ratings would help"
             )
-    at_chance = is_at_chance(calibration, liked, count - liked)
+    share = max((entry.n for entry in calibration), default=0) / (DRAWS * count)  # of the pictures that were judged
+    at_chance = is_at_chance(calibration, round(share * liked), round(share * (count - liked)))
     if at_chance:
         best = max(entry.auc for entry in calibration if entry.auc == entry.auc)
         words.append(
