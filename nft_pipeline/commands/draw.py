@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the first picture; each has the next one (default: how many pictures are there already)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; auto takes CUDA if there is one (default)")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import the code that the YAML file names (module:name) without asking; look at it first if the file is "
+        "from somebody else",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,9 +45,11 @@ def run(args: argparse.Namespace) -> int:
     from nft_pipeline.training.rewards.find import find_prompts
     from nft_pipeline.training.run.load import load_base
     from nft_pipeline.training.settings.config import TrainConfig
+    from nft_pipeline.training.settings.trust import ask_before_code
 
     if args.count < 1:
         raise ValueError(f"--count is {args.count}, expected 1 or more")
+    ask_before_code(args.run, {} if args.prompts is None else {"prompts": args.prompts}, args.trust)
     config = TrainConfig.from_yaml(args.run)
     source = args.prompts or config.prompts
     if source is None:

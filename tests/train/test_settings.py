@@ -122,7 +122,7 @@ def test_names_of_other_trainers_say_what_they_are_called_here(key, hint):
 
 
 def test_every_name_that_is_hinted_at_is_a_setting():
-    from nft_pipeline.training.settings import elsewhere
+    from nft_pipeline.training import elsewhere
 
     assert elsewhere._SAME.keys() <= TrainConfig.checks.keys()
     assert not elsewhere._HINTS.keys() & TrainConfig.checks.keys()

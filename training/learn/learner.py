@@ -257,8 +257,8 @@ class Learner:
             TrainingError: a loss is not finite.
         """
         losses = self._accumulated(pool)
-        *_, apart = processes.sum_numbers({**losses, "apart": self._apart}).values()
-        losses = processes.sum_numbers(losses)
+        losses = processes.sum_numbers({**losses, "apart": self._apart})
+        apart = losses.pop("apart")
         if not all(math.isfinite(loss) for loss in losses.values()):
             raise TrainingError(
                 f"a loss is not finite at step {self.step_number + 1}: {losses}. Lower lr or head_lr, or set "

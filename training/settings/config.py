@@ -14,10 +14,10 @@ from typing import Any
 from nft_pipeline.checks import shown, value_faults
 from nft_pipeline.files.private import without_secrets
 
+from ..elsewhere import hint_for
 from ..errors import ConfigError
 from .choices import Kind
 from .data import DataSettings
-from .elsewhere import hint_for
 from .file import read_settings
 from .learning import AdapterSettings, OptimiserSettings
 from .objective import ObjectiveSettings, objective_faults

@@ -15,8 +15,8 @@ from dataclasses import MISSING, dataclass, fields
 from itertools import pairwise
 from typing import Any
 
+from ..elsewhere import hint_for
 from .config import TrainConfig
-from .elsewhere import hint_for
 from .section import MAY_CHANGE, Section
 
 REQUIRED, LEFT_OUT = "required", "left out"

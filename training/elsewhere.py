@@ -50,7 +50,7 @@ _WORDS = {
     "output_dir": "the run's folder is given on the command line, as --out",
     "resume_from_checkpoint": "the same command goes on from where it stopped",
     "enable_xformers_memory_efficient_attention": "torch's own attention is used, which saves as much",
-    "num_epochs_per_round": "round_steps is how many steps a round takes",
+    "num_epochs_per_round": "round_steps is the number of steps per round",
 }
 _HINTS = {word: f"it is called {ours} here" for ours, words in _SAME.items() for word in words} | _WORDS
 
