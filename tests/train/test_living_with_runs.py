@@ -231,7 +231,7 @@ def test_a_folder_of_this_machine_has_a_name_that_others_know(run, model, tmp_pa
     assert base_identity(known, base).id == "someone/tiny" and unshareable(known) is None
     assert unshareable(TrainConfig.from_mapping({**SMALL, "base_model": "shapes"})) is None
     result, said = run(tmp_path, {**SMALL, "objective": "policy"})
-    assert "warning: base_model is" in said and result.adapter.config.base_model.id == str(Path(model).resolve())
+    assert "note: base_model is" in said and result.adapter.config.base_model.id == str(Path(model).resolve())
     (tmp_path / "adapter" / "README.md").write_text("my words")
     result, said = run(tmp_path, {**SMALL, "objective": "policy"}, base_id="someone/tiny")
     assert "now says that it is for someone/tiny" in said and "finished already" in said

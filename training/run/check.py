@@ -89,8 +89,8 @@ def check(
     if config is None:
         return faults
     config = settled(config)
-    if warning := unshareable(config):
-        say(warning)
+    if note := unshareable(config):
+        say(note)
     stage("several processes", lambda: check_sharding(config))
     stage("trackers", partial(check_trackers, config.trackers))
 

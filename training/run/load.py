@@ -78,11 +78,11 @@ def is_on_this_machine(base_model: str) -> bool:
 
 
 def unshareable(config: TrainConfig) -> str | None:
-    """A warning if the adapter will name a place on this machine as its base model; None if it will not."""
+    """A note if the adapter will name a place on this machine as its base model; None if it will not."""
     if config.base_id is not None or not is_on_this_machine(config.base_model):
         return None
     return (
-        f"warning: base_model is {config.base_model}, on this machine, so nobody else can tell what the adapter is for "
+        f"note: base_model is {config.base_model}, on this machine, so nobody else can tell what the adapter is for "
         "and it cannot be pushed. Set base_id to the Hub id of the model that it is a copy of"
     )
 

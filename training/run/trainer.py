@@ -116,8 +116,8 @@ def _train(config: TrainConfig, out: Path, say: Say, device: str) -> TrainResult
     """Train, or go on, in a folder that is this process's alone."""
     base, reason = load_base(config, device)
     identity = base_identity(config, base)
-    if warning := unshareable(config):
-        say(warning)
+    if note := unshareable(config):
+        say(note)
     sharding = Sharding(base, say)
     with Stopper() as stopper:
         run = Run(config, out, base, identity, sharding, say, stopper)
