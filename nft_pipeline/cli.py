@@ -55,9 +55,11 @@ COMMANDS: dict[str, Command] = {
     "calibrate": Command(
         "nft_pipeline.training.dial.calibrate_command", "find out what each strength does, and keep it in the adapter"
     ),
+    "compare": Command("nft_pipeline.training.show.compare_command", "put two training runs side by side on one page"),
     "check": Command("nft_pipeline.training.run.check_command", "find what would stop a training run later, now"),
     "collect": Command("nft_pipeline.commands.collect", "write a dataset as a folder of pictures, to train on"),
     "score": Command("nft_pipeline.commands.score", "score a folder of pictures with rewards, for training on them"),
+    "draw": Command("nft_pipeline.commands.draw", "draw a folder of the base model's own pictures, to rate"),
     "rate": Command("nft_pipeline.commands.rate", "like and dislike pictures on a local page, for training on them"),
     "reward": Command("nft_pipeline.commands.reward", "list the rewards, or serve one to runs on other machines"),
     "eval": Command("nft_pipeline.training.demo.eval_command", "score the shapes model, with or without an adapter"),

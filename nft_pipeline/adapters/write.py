@@ -40,7 +40,7 @@ from .names import (
 )
 
 # Beside the contract's own names, what may stand in an adapter's folder and is replaced with it.
-_CARD_NAMES = {"README.md", "run_report.json", "samples", "plots"}
+CARD_NAMES = {"README.md", "run_report.json", "samples", "plots"}
 
 
 def write_adapter(
@@ -193,7 +193,7 @@ def check_replaceable(target: Path, extras: Mapping[str, bytes]) -> None:
             f"{target} exists and is no adapter (it has no {CONFIG_FILE}); writing there would delete what it holds",
             advice="Choose a new or empty folder.",
         )
-    ours = {LORA_FILE, CONFIG_FILE, HEAD_FOLDER, COMFYUI_FOLDER} | _CARD_NAMES
+    ours = {LORA_FILE, CONFIG_FILE, HEAD_FOLDER, COMFYUI_FOLDER} | CARD_NAMES
     ours |= {PurePosixPath(name).parts[0] for name in extras}
     foreign = sorted(found - ours)
     if foreign:

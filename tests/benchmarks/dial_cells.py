@@ -35,6 +35,7 @@ from nft_pipeline.files.atomic import atomic_write_bytes
 from nft_pipeline.files.picture_list import update_rows
 from nft_pipeline.modes import MODES
 from nft_pipeline.training.data.pool import Pool, PoolError, load_pool, save_pool
+from nft_pipeline.training.data.scorers import RunRewards
 from nft_pipeline.training.data.sources import offline_pools
 from nft_pipeline.training.demo.measure import Workload, with_lora
 from nft_pipeline.training.devices.precision import choose_precision
@@ -105,7 +106,7 @@ def seed_pools(seed: int, work: Path) -> Path:
         if not (folder / "pictures.npy").is_file():
             config = settings_of(Cell("everything is large", POOL_SIZE, seed), folder)
             base, _ = load_base(config)
-            pool, _ = offline_pools(base, config, folder, print)
+            pool, _ = offline_pools(base, config, folder, print, RunRewards(config, base.device))
             pictures = base.decode_latents(pool.x_0(torch.arange(len(pool))))
             _save(folder / "pictures.npy", pictures)
     return folder
@@ -130,6 +131,7 @@ def settings_of(cell: Cell, ratings: Path) -> TrainConfig:
         "samples_every": 0,
         "sweep_size": 0,
         "calibration_pictures": 0,
+        "passes": None,  # as when docs/measured/dial.md was measured
         "watch_reward": "",
         "reward": "",
     }

@@ -16,6 +16,7 @@ from nft_pipeline.hub_cards.report import RunReport
 from nft_pipeline.training.dial.calibrate import Calibrated
 from nft_pipeline.training.show.dial_words import alpha_words, dial_words
 from nft_pipeline.training.show.page import write_page
+from nft_pipeline.training.show.watch import Choice
 
 FLAT = ((1.0, 0.31), (0.5, 0.28), (0.1, 0.33))
 
@@ -28,7 +29,8 @@ def calibrated(**changed: Any) -> Calibrated:
 def page(tmp_path: Path, found: Calibrated | None) -> str:
     adapter = AdapterConfig.from_dict(config_values())
     words = None if found is None else dial_words(replace(adapter, dial=found.dial), found)
-    return write_page(tmp_path, settings(), RunReport(), {}, why="it is best", dial=words).read_text()
+    choice = Choice(1.0, None, "it is best")
+    return write_page(tmp_path, settings(), RunReport(), {}, choice=choice, dial=words).read_text()
 
 
 def test_it_has_the_table_the_reach_the_judge_and_the_reason(tmp_path: Path) -> None:

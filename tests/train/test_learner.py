@@ -13,7 +13,7 @@ from nft_pipeline.adapter import BaseModel, fingerprint
 from nft_pipeline.training.bases.noising import NoiseLaw
 from nft_pipeline.training.bases.registry import train_base
 from nft_pipeline.training.data.pool import Pool
-from nft_pipeline.training.data.sources import rewards_of
+from nft_pipeline.training.data.scorers import RunRewards
 from nft_pipeline.training.devices.memory import memory_advice
 from nft_pipeline.training.errors import TrainingError
 from nft_pipeline.training.learn.export import Shift, adapter_config, nominal_tilt, tilt_words
@@ -189,7 +189,9 @@ def test_the_authors_trainer_compares_all_pictures_of_a_text(authors_trainer, gr
     paper = {**ONLINE, "eta0": None, "objective": "paper", "authors_trainer": authors_trainer, "round_prompts": 6}
     base, learner, _ = learner_of(**paper)
     drawn = Prompts(base, prompts(), learner.config).of_round(0)
-    _, scored = sample_round(base, learner.roles, drawn, None, rewards_of(learner.config), learner.config, 0)
+    _, scored = sample_round(
+        base, learner.roles, drawn, None, RunRewards(learner.config, base.device).trained(), learner.config, 0
+    )
     assert scored.groups == groups
 
 

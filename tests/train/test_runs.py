@@ -163,7 +163,7 @@ def test_liked_pictures_in_a_folder_train_a_policy_and_say_the_support_gap(run, 
     monkeypatch.undo()
     _, lines = run(tmp_path / "made", settings, **made)
     assert "objective positive" in "\n".join(lines) and "support gap" not in "\n".join(lines)
-    assert any("held out: 2" in line for line in lines)
+    assert any("cross-validated, by 5 heads" in line for line in lines)
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(run, tmp_path, monkeypatch):

@@ -94,6 +94,7 @@ def test_five_mistakes_make_one_report():
         ({"watch_reward": "shapes_warm"}, "watch_reward is 'shapes_warm', which is trained on; watch one that is not"),
         ({"keep_best": True}, "keep_best is true, which needs an online run with sweeps to compare"),
         ({"optimality": "group"}, "needs groups of one prompt (rounds above 0); use top or rank"),
+        ({"stop_when_hacked": True}, "stop_when_hacked is true, which needs an online run that looks for it"),
     ],
 )
 def test_a_bad_value_is_named(change, phrase):
@@ -117,6 +118,40 @@ def test_aliases_that_stand_for_billions_of_values_make_a_short_error(tmp_path):
     with pytest.raises(ConfigError) as caught:
         TrainConfig.from_yaml(path)
     assert "lr is [[[..., ..., " in str(caught.value) and len(str(caught.value)) < 3000
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("beta", "tilt is 2 / beta: for a beta of 0.1 set tilt: 20"),
+        ("learning_rate", "it is called lr here"),
+        ("max_train_steps", "it is called steps here"),
+        ("eval_every", "it is called sweep_every here"),
+        ("network_dim", "it is called rank here"),
+        ("lora_alpha", "a LoRA's alpha is its rank here"),
+        ("stepss", "did you mean 'steps'?"),
+    ],
+)
+def test_names_of_other_trainers_say_what_they_are_called_here(key, hint):
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.from_mapping({**NEEDED, key: 1})
+    assert f"{key!r} is not a setting; {hint}" in str(caught.value)
+
+
+def test_every_name_that_is_hinted_at_is_a_setting():
+    from nft_pipeline.training import elsewhere
+
+    assert elsewhere._SAME.keys() <= TrainConfig.checks.keys()
+    assert not elsewhere._HINTS.keys() & TrainConfig.checks.keys()
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "1E-04", "+1e-4", "0.1e-3", ".1e-3"])
+def test_a_number_in_yaml_may_have_an_exponent_alone(tmp_path, text):
+    run = tmp_path / "run.yaml"
+    run.write_text(f"preset: sdxl\nname: mine\nlr: {text}\n")
+    assert TrainConfig.from_yaml(run).lr == pytest.approx(1e-4)
+    run.write_text(f"preset: sdxl\nname: '{text}'\n")
+    assert TrainConfig.from_yaml(run).name == text
 
 
 def test_yaml_files_that_cannot_be_used(tmp_path):

@@ -190,7 +190,7 @@ def test_the_adapter_carries_a_report_whose_card_has_every_part(shown: Any) -> N
     said = "\n".join(lines)
     assert f"reward hacking: {report.hacking.verdict}; {report.hacking.reason}" in said
     strength = read_adapter(out / "adapter").config.strength
-    assert f"recommended strength {strength:g}: " in said
+    assert f"recommended strength {strength:g}: " in said or "no strength is recommended: " in said
     text = make_card(out / "adapter", "someone/tiny", licence="apache-2.0").text
     for phrase in ("not trained on", "plots/strip.png", "plots/reward_light.png", "| hours |", "| hardware | CPU"):
         assert phrase in text
@@ -211,7 +211,8 @@ def test_the_page_has_every_part_inside_it(shown: Any) -> None:
     parts += ["Alpha calibration"] if kind == "positive" else ["Rewards of the rounds"]
     headings = re.findall(r"<h2>(.*?)</h2>", page)
     assert set(parts) <= set(headings)
-    assert page.count("samples at step") == 3 and "Reward hacking: " in page and "Recommended strength" in page
+    assert page.count("samples at step") == 3 and "Reward hacking: " in page
+    assert "Recommended strength" in page or "No strength is recommended" in page
     sources = re.findall(r'src="(.*?)"', page)
     assert sources and all(source.startswith("data:image/") for source in sources)
     assert str(out.parent) not in page and "http" not in re.sub(r"base64,[^\"]*", "", page)

@@ -51,10 +51,12 @@ def test_a_run_writes_an_adapter_that_guides(whole):
         "adapter",
         "finished.json",
         "held_out.safetensors",
+        "last.pt",
         "losses.jsonl",
         "pool.safetensors",
         "report.html",
         "settings.yaml",
+        "speed.jsonl",
         "tensorboard",
     ]
     adapter = read_adapter(out / "adapter")

@@ -91,7 +91,7 @@ def test_a_reward_that_rises_alone_is_no_hack() -> None:
             "seen",
             "from strength 2 on ocr rises (+0.505 ± 0.01) while aesthetic falls (-0.5 ± 0.01), diversity falls by 67%",
         ),
-        ({"ocr": [0.3] * 5, "diversity": [0.3, 0.2, 0.1, 0.1, 0.1]}, "none seen", "ocr does not rise at any strength"),
+        ({"ocr": [0.3] * 5, "diversity": [0.3, 0.2, 0.1, 0.1, 0.1]}, "none seen", "ocr does not surely rise at any"),
     ],
 )
 def test_planted_tricks_are_named(planted: dict[str, list[float]], verdict: str, words: str) -> None:
@@ -123,7 +123,7 @@ def test_what_did_not_rise_is_told_from_what_rose_at_a_cost() -> None:
         ({"aesthetic": [5, 5, 5, 4.9, 4.5]}, 1.0, (0.5, 1.0)),
         ({"diversity": [0.3, 0.3, 0.1, 0.1, 0.1]}, 1.5, (0.5, 2.0)),  # one statistic may be what was asked for
         ({"diversity": [0.3, 0.3, 0.1, 0.1, 0.1], "edge_density": [0.2, 0.2, 0.1, 0.1, 0.1]}, 0.5, None),
-        ({"aesthetic": [5, 4, 3, 2, 1]}, 1.0, None),
+        ({"aesthetic": [5, 4, 3, 2, 1]}, 0.25, None),
         ({"ocr": [0.3] * 5}, 1.0, None),
     ],
 )

@@ -13,7 +13,7 @@ A family is a subclass of `TrainBase` with what is its own, in a file of the roo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -282,16 +282,26 @@ class TrainBase(ABC):
 
     @torch.no_grad()
     def sample(
-        self, conditions: Conditions, prompt: Tensor, *, seed: int, batch: int, label: str = "", empty: Any = None
+        self,
+        conditions: Conditions,
+        prompt: Tensor,
+        *,
+        seed: int,
+        batch: int,
+        label: str = "",
+        empty: Any = None,
+        stop: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """Samples of the pipeline, one for each entry of `prompt` (rows of the conditions): latents, fp32, on the CPU.
 
         The noise of a sample depends on the seed and its place only, so two calls with one seed are comparable picture
-        by picture. `empty` are the conditions of the empty prompt, needed with classifier-free guidance.
+        by picture. `empty` are the conditions of the empty prompt, needed with classifier-free guidance. `stop` is
+        called before each batch and may raise.
         """
         noise = torch.randn(self.latent_shape(len(prompt)), generator=torch.Generator().manual_seed(seed))
 
         def draw(rows: Tensor) -> Tensor:
+            stop()
             return self.sample_batch(rows_of(conditions, prompt[rows]), noise[rows], empty)
 
         parts = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from ..bases.base import TrainBase
 from ..bases.noising import interpolate, velocity
 from ..settings.choices import Method
 from .optimality import Optimality, by_prompt, optimality
+from .parts import Parts
 from .pool import Pool
 
 # `diffusion-nft score`, `rate` and `play` and ComfyUI's Rate Images write the last five and `batch_index`, which
@@ -63,6 +64,7 @@ class Picture:
     prompt: str
     score: float
     guidance_scale: float | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def read_folder(folder: str | Path) -> Folder:
         elif not line_faults:
             kinds.add("liked" if "liked" in entry else "score")
             score = float(entry["liked"] if "liked" in entry else entry["score"])
-            pictures.append(Picture(root / entry["image"], entry["prompt"], score, entry.get("guidance_scale")))
+            own = entry.get("guidance_scale"), entry.get("model")
+            pictures.append(Picture(root / entry["image"], entry["prompt"], score, *own))
     if len(kinds) > 1:
         faults.append("some lines have a score and some have liked; expected the same for all")
     if not pictures and not faults:
@@ -174,7 +177,14 @@ def load_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 @torch.no_grad()
 def folder_pool(
-    folder: Folder, base: TrainBase, method: Method, *, at: float | None = None, batch: int = 8
+    folder: Folder,
+    base: TrainBase,
+    method: Method,
+    *,
+    at: float | None = None,
+    batch: int = 8,
+    parts: Parts | None = None,
+    stop: Callable[[], None] = lambda: None,
 ) -> tuple[Pool, Optimality]:
     """Encode a folder's pictures and prompts, once.
 
@@ -182,6 +192,8 @@ def folder_pool(
         base: with text encoders and VAE; its resolution gives the area.
         method: from scores to r; likes are taken as they are.
         at: for "threshold".
+        parts: where each batch is kept as soon as it is encoded; what is there is not encoded again.
+        stop: called before each batch; may raise.
 
     Raises:
         DataError: a picture that cannot be read.
@@ -200,16 +212,23 @@ def folder_pool(
     known = sorted(set(sizes))
     bucket = torch.tensor([known.index(size) for size in sizes])
     place, buckets = torch.zeros(len(sizes), dtype=torch.int64), []
-    with tqdm(total=len(sizes), desc="encoding pictures", unit="picture") as bar:
+    latents: dict[int, Tensor] = {}
+    for part in [] if parts is None else parts.kept():
+        latents |= dict(zip(part["rows"].tolist(), part["latents"], strict=True))
+    with tqdm(total=len(sizes), initial=len(latents), desc="encoding pictures", unit="picture") as bar:
         for number, size in enumerate(known):
             rows = (bucket == number).nonzero().squeeze(1)
             place[rows] = torch.arange(len(rows))
-            parts = []
-            for some in rows.split(batch):
+            left = [row for row in rows.tolist() if row not in latents]
+            for some in torch.tensor(left).split(batch) if left else ():
+                stop()
                 pictures = np.stack([load_picture(folder.pictures[i].path, size) for i in some.tolist()])
-                parts.append(base.encode_pictures(pictures).cpu().half())
+                encoded = base.encode_pictures(pictures).cpu().half()
+                if parts is not None:
+                    parts.keep({"rows": some, "latents": encoded})
+                latents |= dict(zip(some.tolist(), encoded, strict=True))
                 bar.update(len(some))
-            buckets.append(torch.cat(parts))
+            buckets.append(torch.stack([latents[row] for row in rows.tolist()]))
     prompt = torch.tensor([index[picture.prompt] for picture in folder.pictures])
     r = torch.from_numpy(found.r).float()
     return Pool(tuple(buckets), bucket, place, prompt, base.encode_prompts(prompts), r), found

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from nft_pipeline.errors import AdapterError
 from nft_pipeline.files.atomic import atomic_write_bytes
@@ -31,6 +32,7 @@ from ..rewards.find import Scorer
 from ..settings import stored
 from ..settings.choices import Method, Mix
 from .optimality import Optimality, by_prompt, optimality
+from .parts import Parts
 
 FORMAT = Format(version=1)
 HASH_KEY = "sha256"  # of the tensors, in the header; the first files have none
@@ -80,7 +82,7 @@ class Pool:
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """Yield every sample once, in order, in batches of at most `size` from one bucket."""
-        for number in range(len(self.buckets)):
+        for number in self.bucket.unique().tolist():
             yield from (self.bucket == number).nonzero().squeeze(1).split(size)
 
     def draw(self, n: int, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
@@ -140,6 +142,9 @@ def sample_pool(
     mix: Mix = "mean",
     label: str = "pool",
     empty: Conditions | None = None,
+    parts: Parts | None = None,
+    identity: Callable[[str], str] = str,
+    stop: Callable[[], None] = lambda: None,
 ) -> tuple[Pool, Optimality]:
     """Sample `size` pictures, each prompt about equally often, and score them; those without a score are left out.
 
@@ -148,6 +153,10 @@ def sample_pool(
         rewards: the rewards by name.
         method, weights, at, mix: as in `optimality`.
         empty: conditions of the empty prompt, needed with classifier-free guidance.
+        parts: where each batch is kept as soon as it is drawn, and again when it is scored; what is there is not made
+            again. None keeps nothing.
+        identity: by a reward's name, what its scores are kept under.
+        stop: called before each batch; may raise.
 
     Raises:
         RewardError, OptimalityError: scores that cannot be used.
@@ -155,13 +164,50 @@ def sample_pool(
     prompts = prompts[:size]  # no more are drawn
     conditions = base.encode_prompts(prompts)
     prompt = torch.arange(size) % len(prompts)
-    latents = base.sample(conditions, prompt, seed=seed, batch=batch, label=f"{label}: sampling", empty=empty)
-    pictures = base.decode_latents(latents)
-    texts = [prompts[i] for i in prompt.tolist()]
-    scores = {name: score(reward, name, pictures, texts) for name, reward in rewards.items()}
+    noise = torch.randn(base.latent_shape(size), generator=torch.Generator().manual_seed(seed))
+    latents, left = torch.zeros(noise.shape, dtype=torch.float16), torch.ones(size, dtype=torch.bool)
+    scores = {name: np.full(size, np.nan) for name in rewards}
+
+    def draw(rows: Tensor) -> Tensor:
+        stop()
+        return base.sample_batch(rows_of(conditions, prompt[rows]), noise[rows], empty)
+
+    def take(part: dict[str, Tensor]) -> None:
+        """A part with the scores that it has still to get."""
+        rows = part["rows"]
+        lacking = {name: reward for name, reward in rewards.items() if _scores_key(identity(name)) not in part}
+        if lacking:
+            pictures, texts = base.decode_latents(part["latents"]), [prompts[i] for i in prompt[rows].tolist()]
+            for name, reward in lacking.items():
+                part[_scores_key(identity(name))] = torch.from_numpy(score(reward, name, pictures, texts))
+            if parts is not None:
+                parts.keep(part)
+        latents[rows], left[rows] = part["latents"].half(), False
+        for name in rewards:
+            scores[name][rows.numpy()] = part[_scores_key(identity(name))].numpy()
+        bar.update(len(rows))
+
+    with tqdm(total=size, desc=f"{label}: drawing and scoring", unit="picture") as bar:
+        for part in [] if parts is None else parts.kept():
+            stop()
+            # Missing scores may come from a reward that has been mended since.
+            take({key: value for key, value in part.items() if not (_is_scores(key) and value.isnan().any())})
+        for rows, drawn in base.fits.parts("drawing", left.nonzero().squeeze(1), batch, draw):
+            part = {"rows": rows, "latents": drawn}
+            if parts is not None:
+                parts.keep(part)  # before a reward can fail
+            take(part)
     found = optimality(scores, method, weights=weights, groups=by_prompt(prompt.numpy()), at=at, mix=mix)
     kept = torch.from_numpy(found.kept)
-    return Pool.of(latents[kept].half(), prompt[kept], conditions, torch.from_numpy(found.r[found.kept])), found
+    return Pool.of(latents[kept], prompt[kept], conditions, torch.from_numpy(found.r[found.kept])), found
+
+
+def _scores_key(identity: str) -> str:
+    return f"scores.{identity}"
+
+
+def _is_scores(key: str) -> bool:
+    return key.startswith("scores.")
 
 
 def score(reward: Scorer, name: str, pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:

@@ -6,67 +6,90 @@ Either is made once and kept in the run's folder; a later start with the same se
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nft_pipeline.files.atomic import atomic_write_bytes
 from nft_pipeline.files.picture_list import METADATA
 from nft_pipeline.files.private import without_password
 
 from ..bases.base import TrainBase
-from ..rewards.find import Scorer, find_prompts, find_reward
+from ..rewards.find import find_prompts
 from ..settings.config import TrainConfig
-from ..settings.data import DataSettings
-from ..settings.public import public_names
 from .folder import folder_pool, read_folder, split, support_gap
+from .parts import Parts
 from .pool import Pool, check_pool, load_pool, pool_key, sample_pool, save_pool
+from .scorers import RunRewards
 
 HELD_OUT_SEED = 1_000_003  # added to the run's seed: the held-out pool's noise is never the training pool's
-HELD_OUT_EVERY = 10  # of a folder's pictures
+HELD_OUT_EVERY = 10  # of a folder's pictures, where it has as many as
+HELD_OUT_FROM = 400  # with fewer the head is cross-validated, and all of them are learned from
 OWN_SAMPLES = 32  # of the base model, to compare a folder's pictures with
 WIDE_GAP = 1.25
 
 Say = Callable[[str], None]
 
 
-def rewards_of(config: DataSettings) -> dict[str, Scorer]:
-    """The run's rewards by their public names: r by each one's card with optimality "raw", else scores for it to
-    normalise."""
-    own_scale, options, shown = config.optimality != "raw", config.reward_options, public_names(config.weights)
-    return {shown[name]: find_reward(name, own_scale=own_scale, **options.get(name, {})) for name in config.weights}
+def offline_pools(
+    base: TrainBase,
+    config: TrainConfig,
+    out: Path,
+    say: Say,
+    rewards: RunRewards,
+    stop: Callable[[], None] = lambda: None,
+) -> tuple[Pool, Pool | None]:
+    """(training pool, held-out pool); the latter where a head is to be measured on pictures kept apart.
 
-
-def offline_pools(base: TrainBase, config: TrainConfig, out: Path, say: Say) -> tuple[Pool, Pool | None]:
-    """(training pool, held-out pool); the latter where a head is to be measured.
+    Args:
+        out: the run's folder, where pools and what there is of them are kept.
+        rewards: the run's.
+        stop: called before each batch that is drawn or encoded; may raise, and the same call goes on behind the last.
 
     Raises:
         PoolError, RewardError, OptimalityError, DataError: what cannot be trained on, named.
     """
     if config.data is not None:
-        pool, held_out = _folder(base, config, out, say)
+        pool, held_out = _folder(base, config, out, say, stop)
     else:
-        pool = _sampled(base, config, out, say, held_out=False)
-        held_out = _sampled(base, config, out, say, held_out=True) if config.kind == "positive" else None
+        pool = _sampled(base, config, out, say, rewards, stop, held_out=False)
+        held_out = _sampled(base, config, out, say, rewards, stop, held_out=True) if config.kind == "positive" else None
     held = "" if held_out is None else f"; held out: {len(held_out)}, {held_out.r.mean():.3f}"
     say(f"pool: {len(pool)} samples, mean reward {pool.r.mean():.3f}{held}")
     check_pool(pool, config.reward_name)
     return pool, held_out
 
 
+def _drawn_with(base: TrainBase, config: TrainConfig) -> dict[str, Any]:
+    return {"base": config.base_model, "dtype": str(base.dtype), "call": base.call, **_revision(config)}
+
+
+def _revision(config: TrainConfig) -> dict[str, Any]:
+    return {name: value for name in ("base_revision", "base_variant") if (value := getattr(config, name)) is not None}
+
+
 def _settings(base: TrainBase, config: TrainConfig) -> dict[str, Any]:
     # The first pools compared all pictures with each other; a run that has one goes on with it.
     return {
-        "base": config.base_model,
+        **_drawn_with(base, config),
         "optimality": [config.optimality, config.optimality_at],
-        "dtype": str(base.dtype),
-        "call": base.call,
         **({"mix": config.mix} if config.mix != "mean" else {}),
     }
 
 
-def _sampled(base: TrainBase, config: TrainConfig, out: Path, say: Say, *, held_out: bool) -> Pool:
+def _sampled(
+    base: TrainBase,
+    config: TrainConfig,
+    out: Path,
+    say: Say,
+    rewards: RunRewards,
+    stop: Callable[[], None],
+    *,
+    held_out: bool,
+) -> Pool:
     assert config.prompts is not None
     prompts = find_prompts(config.held_out_prompts if held_out and config.held_out_prompts else config.prompts)
     size, seed = config.pool_size, config.seed
@@ -76,12 +99,14 @@ def _sampled(base: TrainBase, config: TrainConfig, out: Path, say: Say, *, held_
     made = {"prompts": prompts, "reward": weights, "size": size, "seed": seed, "batch": config.pool_batch}
     label = "held out" if held_out else "pool"
     path, key = out / f"{label.replace(' ', '_')}.safetensors", pool_key({**_settings(base, config), **made})
+    drawn = {"prompts": prompts, "size": size, "seed": seed}
+    parts = Parts(path.with_suffix(".parts"), pool_key({**_drawn_with(base, config), **drawn}))
     pool = load_pool(path, key, say)
     if pool is None:
         pool, found = sample_pool(
             base,
             prompts,
-            rewards_of(config),
+            rewards.trained(),
             config.optimality,
             size=size,
             seed=seed,
@@ -91,13 +116,19 @@ def _sampled(base: TrainBase, config: TrainConfig, out: Path, say: Say, *, held_
             mix=config.mix,
             label=label,
             empty=base.encode_empty(),
+            parts=parts,
+            identity=rewards.identity,
+            stop=stop,
         )
         say(f"{label}, scored: {found.describe()}")
         save_pool(pool, path, key)
+    parts.clear()
     return pool
 
 
-def _folder(base: TrainBase, config: TrainConfig, out: Path, say: Say) -> tuple[Pool, Pool | None]:
+def _folder(
+    base: TrainBase, config: TrainConfig, out: Path, say: Say, stop: Callable[[], None]
+) -> tuple[Pool, Pool | None]:
     assert config.data is not None
     folder = read_folder(config.data)
     if folder.unjudged:
@@ -107,9 +138,11 @@ def _folder(base: TrainBase, config: TrainConfig, out: Path, say: Say) -> tuple[
     path, key = out / "pool.safetensors", pool_key({**_settings(base, config), "metadata": said, "stamps": stamps})
     pool = load_pool(path, key, say)
     if pool is None:
-        pool, found = folder_pool(folder, base, config.optimality, at=config.optimality_at)
+        parts = Parts(path.with_suffix(".parts"), key)
+        pool, found = folder_pool(folder, base, config.optimality, at=config.optimality_at, parts=parts, stop=stop)
         say(f"data, scored: {found.describe()}; sizes of picture: {len(pool.buckets)}")
         save_pool(pool, path, key)
+        parts.clear()
     scales = sorted({scale for scale in folder.guidance_scales if scale is not None})
     if any(scale > 1 for scale in scales):
         say(
@@ -117,18 +150,22 @@ def _folder(base: TrainBase, config: TrainConfig, out: Path, say: Say) -> tuple[
             "on them bakes that guidance in. Lower guidance_scale when you use it, or sample them without"
         )
     if not config.made_by_base:
-        say(_gap(base, pool, config))
-    if config.kind != "positive" or len(pool) < 2 * HELD_OUT_EVERY:
+        say(_gap(base, pool, config, out / "support_gap.json", key, stop))
+    if config.kind != "positive" or len(pool) < HELD_OUT_FROM:
         return pool, None
     return split(pool, HELD_OUT_EVERY)
 
 
-def _gap(base: TrainBase, pool: Pool, config: TrainConfig) -> str:
-    """How far a folder's pictures are from what the base model draws, in words."""
+def _gap(base: TrainBase, pool: Pool, config: TrainConfig, path: Path, key: str, stop: Callable[[], None]) -> str:
+    """How far a folder's pictures are from what the base model draws, in words; computed once and kept in `path`."""
     some = torch.arange(len(pool))[:: max(1, len(pool) // (2 * OWN_SAMPLES))]
     prompt = pool.prompt[some][:OWN_SAMPLES]
-    own = base.sample(pool.conditions, prompt, seed=config.seed, batch=config.pool_batch, label="support gap")
-    gap = support_gap(base, pool.rows(some), own, prompt, config.pool_batch)
+    gap = _kept_gap(path, key)
+    if gap is None:
+        batch = config.pool_batch
+        own = base.sample(pool.conditions, prompt, seed=config.seed, batch=batch, label="support gap", stop=stop)
+        gap = support_gap(base, pool.rows(some), own, prompt, batch)
+        atomic_write_bytes(path, json.dumps({"key": key, "gap": gap}).encode())
     meaning = "the base model could have drawn them"
     if gap > WIDE_GAP:
         meaning = (
@@ -136,3 +173,12 @@ def _gap(base: TrainBase, pool: Pool, config: TrainConfig) -> str:
             "that best. Sampling the pictures from the base model is better still"
         )
     return f"support gap: v_old misses your pictures {gap:.2f} times as far as its own {len(prompt)} samples; {meaning}"
+
+
+def _kept_gap(path: Path, key: str) -> float | None:
+    """The gap that was computed for the pool of this key, None if none was."""
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+        return float(kept["gap"]) if kept["key"] == key else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None

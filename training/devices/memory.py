@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,8 +29,8 @@ ADVICE = {
     "reading alpha": (_ALONE, "set a lower resolution, or quantise: int8 or nf4"),
     "scoring": (f"{_OTHERS}, or serve the reward from another machine with `diffusion-nft reward serve`", ""),
     "training": (
-        "Lower micro_batch (now {micro_batch}, 0 is the whole batch at once; the result stays the same), then set "
-        "gradient_checkpointing: true",
+        "Lower micro_batch (now {micro_batch}, 0 is the whole batch at once; a run of one process has tried "
+        "down to 1), then set gradient_checkpointing: true; the result stays the same",
         "set quantise: int8 or nf4, a lower resolution or a lower rank",
     ),
 }
@@ -53,6 +54,18 @@ def memory_advice(doing: str, **settings: int) -> Iterator[None]:
         goes_on = f"{now.format(**settings)}. The same command then goes on from what is there"
         begins_again = f". In another folder, which begins again: {anew}" if anew else ""
         raise TrainingError(f"out of memory while {doing}: {first}. {goes_on}{begins_again}") from error
+
+
+def peak_gib(device: torch.device) -> float:
+    """GiB of the device's memory that were in use at most so far; on a CPU the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def is_out_of_memory(error: BaseException) -> bool:

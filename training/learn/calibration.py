@@ -69,9 +69,12 @@ def calibrate_at(noise_level: float, alpha: np.ndarray, r: np.ndarray) -> Calibr
     )
 
 
+ReadAlpha = Callable[[Tensor, Tensor, Conditions], Tensor]
+
+
 @torch.no_grad()
 def calibrate(
-    read_alpha: Callable[[Tensor, Tensor, Conditions], Tensor],
+    read_alpha: ReadAlpha,
     pool: Pool,
     *,
     noise_levels: Sequence[float] = NOISE_LEVELS,
@@ -85,11 +88,24 @@ def calibrate(
         read_alpha: (x_t, t, conditions) -> alpha (B,).
         draws: number of noises per sample; more make the numbers more precise.
     """
+    return calibrate_all([(read_alpha, pool)], noise_levels=noise_levels, draws=draws, batch=batch, seed=seed)
+
+
+@torch.no_grad()
+def calibrate_all(
+    parts: Sequence[tuple[ReadAlpha, Pool]],
+    *,
+    noise_levels: Sequence[float] = NOISE_LEVELS,
+    draws: int = 2,
+    batch: int = 256,
+    seed: int = 12345,
+) -> list[Calibration]:
+    """As `calibrate`, over several heads, each on a pool of its own: the folds of a cross-validation."""
     generator = torch.Generator().manual_seed(seed)
     results = []
     for level in noise_levels:
         alphas, rewards = [], []
-        for _ in range(draws):
+        for read_alpha, pool, _ in ((*part, draw) for draw in range(draws) for part in parts):
             for rows in pool.batches(batch):
                 x_0 = pool.x_0(rows)
                 t = torch.full((len(rows),), level)

@@ -95,7 +95,7 @@ def adapter_config(
     summary: dict[str, Any] = {
         "objective": config.kind,
         "pool": {"size": pictures, "mean_reward": round(rate, 4), "source": source},
-        "pairs": config.total_steps * config.batch,
+        "pairs": learner.step_number * config.batch,
         "settings": public_settings(config.to_dict()),
         "alpha_held_out": [
             {

@@ -12,21 +12,26 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nft_pipeline.adapter import Adapter
 from nft_pipeline.adapters.alpha_head import AlphaHead, AlphaHeadConfig
+from nft_pipeline.adapters.base_check import check_base
 from nft_pipeline.families.forward_call import as_tokens, first_argument
 
 from ..bases.base import Conditions, TrainBase
 from ..bases.noising import NoiseLaw, interpolate, raw_target
 from ..data.pool import Pool
 from ..devices import processes
+from ..devices.memory import is_out_of_memory
 from ..devices.quantised import make_optimizer
 from ..errors import TrainingError
 from ..settings.config import TrainConfig
+from .folds import Folds
 from .objective import Objective, States, alpha_loss
 from .old_model import Tilt, average_decay, decay_after
 from .posterior import plus_mass, plus_weight, posterior, wide_prompts, with_mean_target
@@ -83,9 +88,16 @@ class Learner:
         base: the base model.
         conditions: those of at least one prompt; the head is built for text of their width.
         config: the run's settings.
+        fold: of each picture of a pool on which a positive run's head is to be cross-validated, (N,); None for none.
+
+    Attributes:
+        facts: of the last step: its learning rate, the norm of the LoRA's gradient before it was clipped, the norm of
+            the LoRA as a change of weights, and for a policy how far its outputs were from those of `old` or the base.
     """
 
-    def __init__(self, base: TrainBase, conditions: Conditions, config: TrainConfig) -> None:
+    def __init__(
+        self, base: TrainBase, conditions: Conditions, config: TrainConfig, fold: Tensor | None = None
+    ) -> None:
         self.base, self.config, self.objective = base, config, Objective.of(config)
         self.device = base.device
         base.placement.bring_denoiser()  # LoRAs begin where its weights are
@@ -94,7 +106,8 @@ class Learner:
         if config.gradient_checkpointing:
             base.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         self.roles = LoraRoles(base.denoiser, base.family, config.rank, config.lora_targets, with_old=config.online)
-        self.head = self._new_head(conditions) if self.objective.has_head else None
+        head_config = self._head_config(conditions) if self.objective.has_head else None
+        self.head = None if head_config is None else AlphaHead(head_config).to(self.device)
         head_parameters = [] if self.head is None else list(self.head.parameters())
         self.parameters: list[nn.Parameter] = [*self.roles.parameters, *head_parameters]
         self.average = [parameter.detach().clone() for parameter in self.parameters]
@@ -102,6 +115,9 @@ class Learner:
         groups += [{"params": head_parameters, "lr": config.head_lr}] if head_parameters else []
         betas = AUTHORS_BETAS if config.authors_trainer else BETAS
         self.optimizer = make_optimizer(config.optimizer, groups, config.weight_decay, betas)
+        self.folds: Folds | None = None
+        if fold is not None and head_config is not None:
+            self.folds = Folds(fold, lambda: AlphaHead(head_config).to(self.device), config)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=base.dtype == torch.float16)
         self.law = NoiseLaw(config.noise_shift, config.adaptive_noise)
@@ -110,14 +126,43 @@ class Learner:
         self._met = torch.zeros(2, NoiseLaw.BINS, dtype=torch.float64)  # what this step has measured for the law
         self.step_number, self.round_number, self.tilt = 0, 0, Tilt()
         self.mean_r = 0.5  # of the last round
+        self.facts: dict[str, float] = {}
+        self._apart = 0.0  # what this step has measured of a policy's distance
 
-    def _new_head(self, conditions: Conditions) -> AlphaHead:
+    def begin_from(self, adapter: Adapter) -> None:
+        """Take an adapter's weights in the place of new ones.
+
+        Raises:
+            TrainingError: it is of another kind, base model, rank or layers, or its head is of other sizes.
+        """
+        config, name = self.config, adapter.config.name
+        kind = "positive" if config.kind == "positive" else "policy"
+        if adapter.config.kind != kind:
+            raise TrainingError(
+                f"init_from names {name}, a {adapter.config.kind} adapter, and this run trains a {kind} one. What the "
+                "two learn differs; set objective, or leave init_from out"
+            )
+        check_base(adapter.config, self.base.denoiser, adapter.lora)
+        self.roles.load(adapter.lora, name)
+        if self.head is not None and adapter.head is not None:
+            if self.head.config != adapter.head.config:
+                raise TrainingError(
+                    f"init_from names {name}, whose head is {adapter.head.config}, and this run's would be "
+                    f"{self.head.config}. Set head_width, head_queries and head_layers to the same"
+                )
+            self.head.load_state_dict(adapter.head.state_dict())
+        self.average = [parameter.detach().clone() for parameter in self.parameters]
+        if config.online:
+            self.tilt = Tilt(adapter.config.tilt, adapter.config.tilt)
+
+    def _head_config(self, conditions: Conditions) -> AlphaHeadConfig:
+        """The sizes of a head for this base model."""
         one = {name: value[:1] for name, value in conditions.items()}
         self.roles.use("base")
         with torch.no_grad(), self._tapped() as seen:
             self.base.predict(torch.zeros(self.base.latent_shape(1)), torch.full((1,), 0.5), one)
         text_dim = None if self.base.family.text is None else self.base.text(one).shape[-1]
-        config = AlphaHeadConfig(
+        return AlphaHeadConfig(
             feature_dim=as_tokens(seen[0]).shape[-1],
             text_dim=text_dim,
             width=self.config.head_width,
@@ -125,7 +170,6 @@ class Learner:
             layers=self.config.head_layers,
             tap=self.base.family.tap,
         )
-        return AlphaHead(config).to(self.device)
 
     def _learning_rate(self, step: int) -> float:
         """It rises over the first twentieth. Then offline it falls to zero along a cosine; online it stays constant.
@@ -162,22 +206,31 @@ class Learner:
             output = self.base.predict(batch.states.x_t, batch.states.t, batch.conditions)
         return output, as_tokens(seen[-1])
 
-    def logit(self, batch: Batch, tokens: Tensor, lora_scale: Tensor | None = None) -> Tensor:
-        """The head's logit of alpha, (B,), from tokens of a pass with the LoRA at this scale, (B,); None for off."""
-        assert self.head is not None
-        text = None if self.head.config.text_dim is None else self.base.text(batch.conditions).to(self.device)
-        return self.head(tokens, batch.states.t.to(self.device), text, lora_scale)
+    def logit(
+        self, batch: Batch, tokens: Tensor, lora_scale: Tensor | None = None, head: AlphaHead | None = None
+    ) -> Tensor:
+        """The head's logit of alpha, (B,), from tokens of a pass with the LoRA at this scale, (B,); None for off.
+
+        `head` is another one than the learner's own.
+        """
+        head = head or self.head
+        assert head is not None
+        text = None if head.config.text_dim is None else self.base.text(batch.conditions).to(self.device)
+        return head(tokens, batch.states.t.to(self.device), text, lora_scale)
 
     @torch.no_grad()
-    def alpha(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        """alpha(x_t, c, t) as inference reads it, from the base pass, `pool_batch` rows at once; (B,)."""
+    def alpha(self, x_t: Tensor, t: Tensor, conditions: Conditions, head: AlphaHead | None = None) -> Tensor:
+        """alpha(x_t, c, t) as inference reads it, from the base pass, `pool_batch` rows at once; (B,).
+
+        `head` is another one than the learner's own.
+        """
         self.roles.use("base")
         nothing = torch.empty(len(t))
         whole = Batch(States(x_t, x_t, x_t, t, nothing), conditions, nothing, nothing, nothing)
 
         def read(rows: Tensor) -> Tensor:
             part = whole.take(rows)
-            return torch.sigmoid(self.logit(part, self.output_and_tokens(part)[1]))
+            return torch.sigmoid(self.logit(part, self.output_and_tokens(part)[1], head=head))
 
         parts = self.base.fits.parts("reading alpha", torch.arange(len(t)), self.config.pool_batch, read)
         return torch.cat([alpha for _, alpha in parts])
@@ -203,8 +256,9 @@ class Learner:
         Raises:
             TrainingError: a loss is not finite.
         """
-        losses = self._positive(pool) if self.objective.kind == "positive" else self._policy(pool)
-        losses = processes.sum_numbers(losses)
+        losses = self._accumulated(pool)
+        losses = processes.sum_numbers({**losses, "apart": self._apart})
+        apart = losses.pop("apart")
         if not all(math.isfinite(loss) for loss in losses.values()):
             raise TrainingError(
                 f"a loss is not finite at step {self.step_number + 1}: {losses}. Lower lr or head_lr, or set "
@@ -215,9 +269,16 @@ class Learner:
             self._met.zero_()
         processes.sum_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.roles.parameters, 1.0)
+        norm = nn.utils.clip_grad_norm_(self.roles.parameters, 1.0)
         if self.head is not None:
             nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)
+        if self.folds is not None:
+            processes.sum_gradients(self.folds.parameters)
+            self.folds.step(self.scaler, self._learning_rate(self.step_number))
+        self.facts = {"lr": self.optimizer.param_groups[0]["lr"], "gradient": float(norm), "lora": self.roles.norm()}
+        if self.objective.kind != "positive":
+            is_base = self.objective.needs_ref or not self.config.online
+            self.facts["distance to base" if is_base else "distance to old"] = apart
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -227,20 +288,54 @@ class Learner:
         torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1 - decay)
         return losses
 
+    @property
+    def micro_batch(self) -> int:
+        """Samples that go through the model at a time: what was asked for, or less where less fits; 0 for all."""
+        return self.base.fits.room.get("training", self.config.micro_batch)
+
+    def _accumulated(self, pool: Pool) -> dict[str, float]:
+        """The losses of a step, whose gradients are in the parameters.
+
+        Where memory runs out the step begins again, with half as many samples at a time; several processes, which have
+        to keep in step, do not.
+        """
+        state = self.generator.get_state()
+        while True:
+            self._apart = 0.0
+            try:
+                return self._positive(pool) if self.objective.kind == "positive" else self._policy(pool)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                size = self.micro_batch or max(self.config.batch, self.config.head_batch)
+                if not is_out_of_memory(error) or size == 1 or processes.count() > 1:
+                    raise
+            self.base.fits.room["training"] = size // 2  # here the failed attempt has let go of its tensors
+            for parameter in [*self.parameters, *([] if self.folds is None else self.folds.parameters)]:
+                parameter.grad = None
+            self.generator.set_state(state)
+            self._met.zero_()
+            self.base.placement.forget()
+
     def _positive(self, pool: Pool) -> dict[str, float]:
         """Gradients of v_plus, on samples drawn in proportion to r, and of alpha, on samples drawn evenly."""
         config, losses = self.config, {"v_plus": 0.0, "alpha": 0.0}
+        if self.folds is not None:
+            losses["alpha held out"] = 0.0
         batch = self.draw(pool, config.head_batch, self.head_law)
         # Half of the samples have the LoRA off, as two-pass mode reads them; half have it on, as one-pass mode does.
         on, scale = torch.rand(2, config.head_batch, generator=self.generator)
         scale = torch.where(on < 0.5, 0.0, 2 * scale - 1)
-        for index, part in batch.parts(config.micro_batch):
+        for index, part in batch.parts(self.micro_batch):
             part, part_scale = part.to(self.device), scale[index].to(self.device)
             with self.roles.theta_by_row(part_scale):
                 _, tokens = self.output_and_tokens(part)
             loss = alpha_loss(self.logit(part, tokens, part_scale), part.states.r).sum() / config.head_batch
             losses["alpha"] += self._backward(loss)
-        for _, part in self._draw_plus(pool).parts(config.micro_batch):
+            if self.folds is not None:
+                logit = partial(self.logit, part, tokens, part_scale)
+                learned, left_out = self.folds.losses(part.rows, part.states.r, logit)
+                self._backward(learned / config.head_batch)
+                losses["alpha held out"] += left_out / config.head_batch
+        for _, part in self._draw_plus(pool).parts(self.micro_batch):
             losses["v_plus"] += self._theta_loss(part.to(self.device))
         return losses
 
@@ -263,7 +358,7 @@ class Learner:
         """Gradients of the policy (or the authors' loss) and, with baseline alpha, of the head it takes b from."""
         config, losses = self.config, {"policy": 0.0, **({} if self.head is None else {"alpha": 0.0})}
         mean = float(pool.r.mean())
-        for _, part in self.draw(pool, config.batch, self.law).parts(config.micro_batch):
+        for _, part in self.draw(pool, config.batch, self.law).parts(self.micro_batch):
             part = part.to(self.device)
             self.roles.use("old")
             old, tokens = self.output_and_tokens(part)
@@ -284,6 +379,10 @@ class Learner:
         self.roles.use("theta")
         output = self.base.predict(part.states.x_t, part.states.t, part.conditions)
         share = part.weight / self.config.batch
+        if "old" in others:
+            reference = others["old"] if others["ref"] is None else others["ref"]
+            apart = (output.detach().float() - reference.float()).square().flatten(1).mean(1)
+            self._apart += float(apart.sum()) / self.config.batch
         if self.law.adaptive:
             scale = share * self.scaler.get_scale()
             output.register_hook(lambda gradient: self._meet(gradient, scale, part.bin))
@@ -336,6 +435,7 @@ class Learner:
             "mean_r": self.mean_r,
             "tilt": {"theta": self.tilt.theta, "old": self.tilt.old},
             "law": self.law.seen,
+            **({} if self.folds is None else {"folds": self.folds.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -358,3 +458,7 @@ class Learner:
         self.step_number, self.round_number = state["step"], state["round"]
         self.tilt, self.mean_r = Tilt(**state["tilt"]), state["mean_r"]
         self.law.seen.copy_(state["law"])
+        if self.folds is not None and "folds" in state:
+            self.folds.load_state_dict(state["folds"])
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
+            group["lr"] = rate * self._learning_rate(self.schedule.last_epoch)  # a longer run has another one here

@@ -10,7 +10,7 @@ A fourth model, the running average that is exported, is kept by the learner as 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,10 +19,12 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from nft_pipeline.adapters.keys import lora_from_peft
+from nft_pipeline.adapters.keys import lora_from_peft, lora_key
 from nft_pipeline.engine.injection import LoraSwitch, remove_lora, tuner_layers
 from nft_pipeline.engine.row_scale import RowScale
 from nft_pipeline.families.family import Family
+
+from ..errors import TrainingError
 
 THETA, OLD = "nft", "nft_old"
 
@@ -97,6 +99,46 @@ class LoraRoles:
         """Theta's LoRA under diffusers' keys."""
         state: dict[str, Any] = get_peft_model_state_dict(self.denoiser, adapter_name=THETA)
         return lora_from_peft(state, alpha=self.rank, rank=self.rank, component=self.family.component)
+
+    @torch.no_grad()
+    def load(self, lora: Mapping[str, Tensor], name: str) -> None:
+        """Begin from a LoRA under diffusers' keys: theta, and `old` where there is one.
+
+        Args:
+            lora: of the same layers and rank.
+            name: what errors call it.
+
+        Raises:
+            TrainingError: it is of other layers or another rank.
+        """
+        component, layers = self.family.component, tuner_layers(self.denoiser)
+        wanted = {lora_key(component, layer, side) for layer in layers for side in "AB"}
+        if lora.keys() != wanted:
+            few = ", ".join(sorted(lora.keys() ^ wanted)[:3])
+            raise TrainingError(
+                f"init_from names {name}, whose layers are not those of this run ({few}, ...). Set lora_targets to its "
+                "layers"
+            )
+        for layer, module in layers.items():
+            tuner: Any = module
+            for side, weights in (("A", tuner.lora_A), ("B", tuner.lora_B)):
+                given, own = lora[lora_key(component, layer, side)], weights[THETA].weight
+                if given.shape != own.shape:
+                    raise TrainingError(
+                        f"init_from names {name}, which has {tuple(given.shape)} in {layer} where this run has "
+                        f"{tuple(own.shape)}. Set rank to its rank"
+                    )
+                own.copy_(given)
+        for old, theta in zip(self.old_parameters, self.parameters, strict=bool(self.old_parameters)):
+            old.copy_(theta)
+
+    @torch.no_grad()
+    def norm(self) -> float:
+        """The Frobenius norm of theta's LoRA as a change of the weights, over all layers."""
+        pairs = zip(self.parameters[::2], self.parameters[1::2], strict=True)
+        # |BA|^2 is the sum of (A A^T) * (B^T B), and BA itself is never made.
+        squares = [((a.flatten(1) @ a.flatten(1).T) * (b.flatten(1).T @ b.flatten(1))).sum() for a, b in pairs]
+        return float(torch.stack(squares).sum().clamp(min=0).sqrt())
 
     def remove(self) -> None:
         """Take the LoRAs out. The denoiser is then as it was, except for requires_grad."""

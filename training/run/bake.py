@@ -31,7 +31,7 @@ from ..rewards.find import find_prompts
 from ..settings import stored
 from ..settings.config import TrainConfig
 from ..settings.trust import code_in
-from .trainer import load_base
+from .load import load_base
 
 STEPS = 384
 BATCH = 128  # at most: without labels' noise more states a step gain little

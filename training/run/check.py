@@ -19,6 +19,7 @@ import torch
 
 from ..bases.base import TrainBase
 from ..data.folder import Folder, load_picture, read_folder
+from ..data.settled import settled
 from ..errors import ConfigError
 from ..learn.objective import Objective
 from ..learn.online import baseline_warning
@@ -30,8 +31,8 @@ from ..show.observer import held_out
 from ..show.records import check_trackers
 from .checkpoint import load_checkpoint
 from .hours import duration, seconds_of, work_of
+from .load import load_base, unshareable
 from .sharding import check_sharding
-from .trainer import load_base
 from .trial import Trial
 
 Say = Callable[[str], None]
@@ -88,6 +89,9 @@ def check(
         folder = stage("data", partial(_checked_folder, mapping["data"]))
     if config is None:
         return faults
+    config = settled(config)
+    if note := unshareable(config):
+        say(note)
     stage("several processes", lambda: check_sharding(config))
     stage("trackers", partial(check_trackers, config.trackers))
 

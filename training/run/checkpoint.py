@@ -56,6 +56,19 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         ) from error
 
 
+def relabel(path: Path, to: Path, settings: dict[str, Any]) -> None:
+    """Write the checkpoint in `path` to `to`, as one of a run with these settings.
+
+    Raises:
+        CheckpointError: it is damaged or of a newer version, or `to` cannot be written.
+    """
+    try:
+        state = _state(path)
+    except _Damaged as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+    save_checkpoint(to, {**state, "settings": settings})
+
+
 def rotate(path: Path, step: int, keep: int) -> None:
     """Keep the checkpoint in `path` under its step's name too, the last `keep` of these and never fewer than two.
 

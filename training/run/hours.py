@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..data.sources import HELD_OUT_EVERY, HELD_OUT_FROM
 from ..dial.budget import calibration_pictures
 from ..dial.calibrate import LEAST, LEVELS, SHARES
 from ..learn.calibration import NOISE_LEVELS
@@ -69,7 +70,8 @@ def work_of(config: TrainConfig, prompts: int, held_prompts: int, pictures: int)
     rounds = (config.rounds - 1) // config.sweep_every if config.online and config.sweep_every else 0
     dial = calibration_pictures(config)
     dial = dial if dial >= LEAST and (positive or config.weights) else 0
-    held_out = (pictures // 10 if pictures else config.held_out_size) if positive else 0
+    judged = pictures // HELD_OUT_EVERY if pictures >= HELD_OUT_FROM else pictures  # all where it is cross-validated
+    held_out = (judged if pictures else config.held_out_size) if positive else 0
     read = len(NOISE_LEVELS) * HEAD_DRAWS * held_out
     if positive and dial:
         read += int(min(LEVELS, config.pool_steps) * SHARES["base"] * dial)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from nft_pipeline.adapters.write import CARD_NAMES
 from nft_pipeline.files.atomic import atomic_write_bytes
 
 from ..errors import TrainingError
 from ..settings.config import TrainConfig
 from ..settings.public import public_settings
-from .checkpoint import check_settings
+from .checkpoint import CheckpointError, check_settings, relabel
 
 FINISHED = "finished.json"
 ADAPTER = "adapter"
+CHECKPOINT = "checkpoint.pt"
+LAST = "last.pt"  # the state of a finished run, for one that goes on from it
+LENGTHS = ("steps", "rounds")
 
 
 @contextlib.contextmanager
@@ -44,7 +49,10 @@ def only_run(out: Path) -> Iterator[None]:
 
 
 def mark_finished(out: Path, config: TrainConfig) -> None:
-    """Write down that the run with these settings is done and its adapter is there."""
+    """Write down that the run with these settings is done and its adapter is there; keep its last state beside it."""
+    checkpoint = out / CHECKPOINT
+    if checkpoint.is_file():
+        os.replace(checkpoint, out / LAST)
     atomic_write_bytes(
         out / FINISHED, (json.dumps({"settings": public_settings(config.to_dict())}, indent=2) + "\n").encode()
     )
@@ -66,3 +74,39 @@ def is_finished(out: Path, config: TrainConfig) -> bool:
         settings = today
     check_settings(out / ADAPTER, settings, today)
     return True
+
+
+def go_on_from_finished(out: Path, config: TrainConfig) -> None:
+    """If a run with these settings but fewer steps or rounds is finished here, make its last state a checkpoint.
+
+    Raises:
+        CheckpointError: the finished run had other settings, or was longer; or its last state is gone.
+    """
+    path = out / FINISHED
+    if not path.is_file() or not (out / ADAPTER).is_dir():
+        return
+    today = public_settings(config.to_dict())
+    try:
+        settings = json.loads(path.read_text("utf-8"))["settings"]
+        lengths = {name: int(settings[name]) for name in LENGTHS}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged, so nothing says which run is finished there: {error}") from error
+    check_settings(out / ADAPTER, {**settings, **{name: today[name] for name in LENGTHS}}, today)
+    if all(lengths[name] == today[name] for name in LENGTHS):
+        return
+    if any(lengths[name] > today[name] for name in LENGTHS):
+        words = " and ".join(f"{name} {length}" for name, length in lengths.items())
+        raise CheckpointError(f"{out} holds a run that is longer already ({words}); give a larger --more")
+    if not (out / LAST).is_file():
+        raise CheckpointError(
+            f"{out / LAST} is gone, so the finished run cannot go on. Train its adapter further in another folder, "
+            f"with init_from: {out / ADAPTER}"
+        )
+    relabel(out / LAST, out / CHECKPOINT, config.to_dict())
+    path.unlink()
+
+
+def card_files(folder: Path) -> dict[str, bytes]:
+    """What stands beside an adapter in its folder, by relative path, for `write_adapter` to put back."""
+    found = [path for name in CARD_NAMES for path in (folder / name, *(folder / name).rglob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}

@@ -23,6 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_run_arguments(parser)
     parser.add_argument(
+        "--more",
+        metavar="N",
+        type=int,
+        default=0,
+        help="train N rounds (N steps of an offline run) more than the settings say. A run that was finished without "
+        "them goes on from its last state; give the same again to go on after a stop",
+    )
+    parser.add_argument(
         "--explain",
         metavar="NAME",
         nargs="?",
@@ -85,35 +93,38 @@ def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigError: one is not KEY=VALUE.
     """
-    import yaml
-
     from ..errors import ConfigError
+    from ..settings.file import read_yaml
 
     overrides = {}
     for assignment in args.set:
         key, separator, value = assignment.partition("=")
         if not separator:
             raise ConfigError([f"--set {assignment!r} is not KEY=VALUE, for example --set steps=1000"])
-        overrides[key.strip()] = yaml.safe_load(value)
+        overrides[key.strip()] = read_yaml(value)
     return overrides
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, or go on where a stopped run was."""
+    from ..errors import ConfigError
     from ..settings.config import TrainConfig
     from ..settings.trust import ask_before_code
     from .stopping import Stopped
     from .trainer import train
 
+    if args.more < 0:
+        raise ConfigError([f"--more is {args.more}, expected a whole number from 1"])
     overrides = overrides_of(args)
     ask_before_code(args.run, overrides, args.trust)
     config = TrainConfig.from_yaml(args.run, overrides)
     out = args.out or Path("runs") / config.name
     try:
-        train(config, out, device=args.device)
+        train(config, out, device=args.device, more=args.more)
     except Stopped as stop:
         again = ["diffusion-nft", "train", args.run, *(part for item in args.set for part in ("--set", item))]
         again += ["--trust"] * args.trust
+        again += ["--more", str(args.more)] if args.more else []
         print(f"{stop}. To go on: {shlex.join([*again, '--out', str(out)])}")
         return 130
     return 0

@@ -8,40 +8,43 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from nft_pipeline import DiffusionNFTPipeline
-from nft_pipeline.adapter import Adapter, BaseModel, fingerprint, read_adapter, write_adapter
+from nft_pipeline.adapter import Adapter, BaseModel, read_adapter, write_adapter
 from nft_pipeline.hub_cards.report import REPORT_FILE, RunReport, Trained
 
-from ..bases.base import TrainBase
-from ..bases.registry import train_base
+from ..bases.base import Conditions, TrainBase
 from ..data.pool import Pool, load_pool, pool_key, save_pool
-from ..data.sources import offline_pools, rewards_of
+from ..data.scorers import RunRewards
+from ..data.settled import longer, settled
+from ..data.sources import offline_pools
 from ..devices import processes
-from ..devices.memory import memory_advice
-from ..devices.precision import choose_precision
-from ..devices.quantised import quantise
-from ..learn.calibration import Calibration, calibrate, calibration_table
+from ..devices.memory import memory_advice, peak_gib
+from ..learn.calibration import Calibration, calibrate, calibrate_all, calibration_table
+from ..learn.early import EarlyStop
 from ..learn.export import make_adapter, tilt_words
+from ..learn.folds import folds_of
 from ..learn.learner import Learner
 from ..learn.objective import Objective
 from ..learn.online import Prompts, baseline_warning, sample_round
 from ..rewards.find import find_prompts
 from ..settings.config import TrainConfig
+from ..show.doubts import Doubts, doubts
 from ..show.live import averaged
 from ..show.observer import Observer
 from ..show.run_report import run_report
 from ..show.watch import choose_strength
 from .checkpoint import CheckpointError, by_step, load_checkpoint, rotate, save_checkpoint
 from .hours import Clock, duration
-from .run_folder import ADAPTER, is_finished, mark_finished, only_run
+from .load import base_identity, load_base, unshareable
+from .run_folder import ADAPTER, card_files, go_on_from_finished, is_finished, mark_finished, only_run
 from .sharding import Sharding, check_sharding
 from .stopping import Stopped, Stopper
 
@@ -60,7 +63,7 @@ class TrainResult:
     report: RunReport = field(default_factory=RunReport)
 
 
-def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "auto") -> TrainResult:
+def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "auto", more: int = 0) -> TrainResult:
     """Run `config` and write `out/adapter`.
 
     Args:
@@ -68,6 +71,7 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
         out: the run's folder; pools, checkpoint, records, sample grids, report.html and adapter go there.
         say: called with one line per phase.
         device: "auto" is CUDA if there is one, else the CPU.
+        more: rounds, or steps of an offline run, beyond those of `config`. A run that is finished without them goes on.
 
     A run that is finished is not trained again: its adapter is read and returned, without calibration.
 
@@ -77,37 +81,52 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
             TrackerError, AdapterError; each is described where it is defined.
     """
     processes.start()
+    config = longer(settled(config), more)
     check_sharding(config)
     if processes.rank() != 0:
         say = _silent
     out.mkdir(parents=True, exist_ok=True)
     with only_run(out) if processes.rank() == 0 else nullcontext():
+        if more and processes.rank() == 0:
+            go_on_from_finished(out, config)
+        processes.wait()
         if is_finished(out, config):
-            folder = out / ADAPTER
-            say(f"finished already: the adapter is in {folder}. To train it again, give another --out, or delete it")
-            report = folder / REPORT_FILE
-            return TrainResult(
-                read_adapter(folder),
-                folder,
-                [],
-                {},
-                RunReport.from_json(report.read_bytes()) if report.is_file() else RunReport(),
-            )
+            return _finished(config, out, say)
         return _train(config, out, say, device)
+
+
+def _finished(config: TrainConfig, out: Path, say: Say) -> TrainResult:
+    """What a finished run made; its adapter takes a `base_id` that was given since."""
+    folder = out / ADAPTER
+    adapter = read_adapter(folder)
+    if config.base_id is not None and adapter.config.base_model.id != config.base_id and processes.rank() == 0:
+        renamed = replace(adapter.config.base_model, id=config.base_id)
+        adapter = replace(adapter, config=replace(adapter.config, base_model=renamed))
+        write_adapter(folder, adapter, card_files(folder))
+        say(f"the adapter in {folder} now says that it is for {config.base_id}")
+    say(
+        f"finished already: the adapter is in {folder}. To go on, give --more; to train it again, give another --out, "
+        "or delete it"
+    )
+    report = folder / REPORT_FILE
+    found = RunReport.from_json(report.read_bytes()) if report.is_file() else RunReport()
+    return TrainResult(adapter, folder, [], {}, found)
 
 
 def _train(config: TrainConfig, out: Path, say: Say, device: str) -> TrainResult:
     """Train, or go on, in a folder that is this process's alone."""
     base, reason = load_base(config, device)
-    base_identity = BaseModel(id=config.base_model, revision=None, fingerprint=fingerprint(base.denoiser))
+    identity = base_identity(config, base)
+    if note := unshareable(config):
+        say(note)
     sharding = Sharding(base, say)
     with Stopper() as stopper:
-        run = Run(config, out, base, base_identity, sharding, say, stopper)
+        run = Run(config, out, base, identity, sharding, say, stopper)
         learner = None
         try:
             if config.online:
                 learner, rate, pictures = run.online(reason)
-                held_out = None
+                pool, held_out = None, None
             else:
                 learner, pool, held_out = run.offline(reason)
                 rate, pictures = pool.r.mean().item(), len(pool)
@@ -116,12 +135,14 @@ def _train(config: TrainConfig, out: Path, say: Say, device: str) -> TrainResult
             run.calibrate(learner)
             run.look_at_last(learner)
             learner.use_average()
-            calibration = _calibration(learner, held_out, say)
-            found = run.observer.finish(pictures, run.seconds_before + sum(run.seconds.values()), calibration)
+            calibration = _calibration(learner, pool, held_out, say)
+            seconds = run.seconds_before + sum(run.seconds.values())
+            found_doubts = Doubts()
+            if pool is not None and config.data is not None:
+                found_doubts = doubts(pool.r, calibration, run.observer.records.rows("losses"))
+            found = run.observer.finish(pictures, seconds, calibration, learner.step_number, found_doubts)
             dial = None if run.observer.calibrated is None else run.observer.calibrated.dial
-            adapter = make_adapter(
-                learner, base_identity, rate, pictures, calibration, found.strength, found.shift, dial
-            )
+            adapter = make_adapter(learner, identity, rate, pictures, calibration, found.strength, found.shift, dial)
             if config.kind != "positive" and dial is None:
                 say(tilt_words(learner, found.shift))
         finally:
@@ -133,40 +154,10 @@ def _train(config: TrainConfig, out: Path, say: Say, device: str) -> TrainResult
         folder = write_adapter(folder, adapter, found.files)
         mark_finished(out, config)
         kept = by_step(run.path).values() if config.keep_last == 1 else ()  # more of them are there for a person
-        for path in (run.path, out / "round.safetensors", *kept):
+        for path in (out / "round.safetensors", *kept):
             path.unlink(missing_ok=True)
     say(f"adapter written to {folder}")
     return TrainResult(adapter, folder, calibration, run.seconds, found.report)
-
-
-def find_device(device: str) -> torch.device:
-    """The device of this name; "auto" is CUDA if there is one, else the CPU."""
-    return torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-
-
-def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str]:
-    """The run's base model, whose parts go to the device when they are needed, and in words why it computes in the
-    number format it does.
-
-    Raises:
-        TrainingError: a family the trainer does not know, or a package that `quantise` needs is not installed.
-    """
-    where = find_device(device)
-    dtype, reason = choose_precision(config.precision, where)
-    # Beside a CPU weights are kept in what they compute in; frozen ones need no more.
-    is_small = where.type != "cpu" and dtype != torch.float32
-    kept: dict[str, Any] = {"dtype": {"default": dtype, "vae": torch.float32}} if is_small else {}
-    guided = DiffusionNFTPipeline.from_pretrained(config.base_model, **kept)
-    call = {"num_inference_steps": config.pool_steps, "guidance_scale": config.guidance_scale}
-    call |= {key: value for key, value in guided.call_defaults.items() if key not in call}
-    if config.resolution is not None:
-        call |= {"height": config.resolution, "width": config.resolution}
-    if config.num_frames is not None:
-        call["num_frames"] = config.num_frames
-    base = train_base(guided.unwrap(), call, dtype, where)
-    if config.quantise != "none":
-        quantise(base.denoiser, config.quantise, dtype, where)
-    return base, reason
 
 
 class Run:
@@ -184,50 +175,77 @@ class Run:
     ) -> None:
         self.config, self.out, self.base, self.say, self.stopper = config, out, base, say, stopper
         self.base_identity, self.sharding = base_identity, sharding
+        self.rewards = RunRewards(config, base.device)
         self.seconds: dict[str, float] = {}
         self.seconds_before = 0.0  # that the run had taken when it was stopped
         self.path, self.clock = out / "checkpoint.pt", Clock(config)
-        self.observer = Observer(config, base, base_identity, out, say, lambda: self.stopper.requested)
+        self.early: EarlyStop | None = None
+        self.observer = Observer(config, base, base_identity, out, self.rewards, say, lambda: self.stopper.requested)
 
     def offline(self, reason: str) -> tuple[Learner, Pool, Pool | None]:
         """A pool once, then optimiser steps on it."""
         config, started = self.config, time.monotonic()
         is_there = (self.out / "pool.safetensors").exists()
         self.sharding.first(self._make_pools)
-        processes.wait()
+        if processes.any_true(self.stopper.requested):
+            raise Stopped("stopped while the pool was made; what there is of it is kept")
         if config.data is None and not is_there:
             drawn = config.pool_size + (config.held_out_size if config.kind == "positive" else 0)
             self.clock.drew(drawn, time.monotonic() - started)
-        pool, held_out = offline_pools(self.base, config, self.out, _silent)
+        pool, held_out = offline_pools(self.base, config, self.out, _silent, self.rewards)
+        if self.base.device.type != "cpu":
+            self.rewards.let_go()  # training needs the room
         self.base.release(*self.base.encoders, *(() if self.observer.draws else ("vae",)))
         self.seconds["pool"] = time.monotonic() - started
         self.say(Objective.of(config).describe(online=False))
-        learner = Learner(self.base, pool.conditions, config)
+        fold = folds_of(pool.r) if config.kind == "positive" and held_out is None else None
+        learner = self._learner(pool.conditions, fold)
+        if config.stop_early and config.kind == "positive":
+            self.early = EarlyStop(learner, held_out)
         self._resume(learner)
         started = time.monotonic()
         self.say(f"training {config.steps} steps in {reason}")
         self._optimise(learner, pool, config.steps)
         self.seconds["train"] = time.monotonic() - started
         self._save(learner)
+        if self.early is not None:
+            self.early.use_best()
         return learner, pool, held_out
+
+    def _learner(self, conditions: Conditions, fold: Tensor | None = None) -> Learner:
+        """A learner at its start, which `init_from` may give."""
+        learner = Learner(self.base, conditions, self.config, fold)
+        if self.config.init_from is not None and not self.path.is_file():
+            adapter = read_adapter(self.config.init_from)
+            learner.begin_from(adapter)
+            self.say(f"beginning from the adapter {adapter.config.name} in {self.config.init_from}")
+        return learner
 
     def _make_pools(self) -> None:
         if processes.rank() == 0:
-            offline_pools(self.base, self.config, self.out, self.say)
+            with suppress(_StoppedInPool):
+                offline_pools(self.base, self.config, self.out, self.say, self.rewards, self._stop_in_pool)
+
+    def _stop_in_pool(self) -> None:
+        if self.stopper.requested:
+            raise _StoppedInPool
 
     def online(self, reason: str) -> tuple[Learner, float, int]:
         """Rounds: sample with `old`, score, a few steps, and `old` follows. Returns last mean r and pictures, too."""
         config = self.config
         assert config.prompts is not None
         prompts = Prompts(self.base, find_prompts(config.prompts), config)
-        rewards = rewards_of(config)
+        rewards = self.rewards.trained()
         self.say(Objective.of(config).describe(online=True, rounds=config.rounds))
-        learner = Learner(self.base, prompts.one, config)
+        learner = self._learner(prompts.one)
         self._resume(learner)
         self.say(f"training {config.rounds} rounds of {config.round_steps} steps in {reason}")
         self.seconds |= {"pool": 0.0, "train": 0.0}
         while learner.round_number < config.rounds:
             self._look_if_due(learner)
+            if self._is_hacked(learner):
+                self.say(f"the run ends here, after round {learner.round_number} of {config.rounds}: hacking was seen")
+                break
             started = time.monotonic()
             pool = self._round_pool(learner, prompts, rewards)
             learner.mean_r = pool.r.mean().item()
@@ -277,6 +295,11 @@ class Run:
         at_start = learner.step_number == number * self.config.round_steps  # not where a stopped run was in a round
         if every and number and number % every == 0 and at_start:
             self._look(learner)
+
+    def _is_hacked(self, learner: Learner) -> bool:
+        """Whether the run is to end because the sweep at this step, made now or before a stop, says "seen"."""
+        is_seen = self.config.stop_when_hacked and self.observer.has_seen_hacking(learner.step_number)
+        return processes.any_true(is_seen) if self.config.stop_when_hacked else False
 
     def _look(self, learner: Learner, again: bool = False) -> None:
         """A sweep, and the adapter as it is now kept beside if it is the best so far.
@@ -348,14 +371,23 @@ class Run:
             leave=not quiet,
         ) as bar:
             while learner.step_number < until:
+                if self.early is not None and processes.any_true(self.early.is_over):
+                    self.say(f"nothing gained on held-out samples: the run ends after step {learner.step_number}")
+                    break
                 self.grid(learner)
                 self._stop_if_asked(learner)  # before the next step, or a grid that was interrupted is never drawn
                 started = time.monotonic()
                 with memory_advice("training", micro_batch=config.micro_batch):
                     losses = learner.step(pool)
-                self.clock.stepped(time.monotonic() - started)
+                seconds = time.monotonic() - started
+                self.clock.stepped(seconds)
+                if self.early is not None:
+                    self.early.after_step(losses)
                 smooth = {name: 0.95 * smooth.get(name, loss) + 0.05 * loss for name, loss in losses.items()}
-                self.observer.records.log("losses", {"step": learner.step_number, **losses}, learner.step_number)
+                step, records = learner.step_number, self.observer.records
+                records.log("losses", {"step": step, **losses, **learner.facts}, step)
+                speed = {"seconds": round(seconds, 4), "peak GiB": round(peak_gib(self.base.device), 3)}
+                records.log("speed", {"step": step, **speed}, step)
                 bar.update()
                 left = duration(self.clock.left(learner.step_number, learner.round_number + 1) or 0.0)
                 bar.set_postfix({**{name: f"{loss:.4f}" for name, loss in smooth.items()}, "left in all": left})
@@ -366,6 +398,8 @@ class Run:
     def _resume(self, learner: Learner) -> None:
         if state := load_checkpoint(self.path, self.config.to_dict(), self.say):
             learner.load_state_dict(state["learner"])
+            if self.early is not None and "early" in state:
+                self.early.load_state_dict(state["early"])
             self.seconds_before = state.get("seconds", 0.0)
             self.say(f"resumed at step {learner.step_number}")
         self.observer.begin(learner)
@@ -389,16 +423,30 @@ class Run:
 
     def _state(self, learner: Learner) -> dict[str, Any]:
         seconds = self.seconds_before + sum(self.seconds.values())
-        return {"settings": self.config.to_dict(), "learner": learner.state_dict(), "seconds": seconds}
+        early = {} if self.early is None else {"early": self.early.state_dict()}
+        return {"settings": self.config.to_dict(), "learner": learner.state_dict(), "seconds": seconds, **early}
 
 
-def _calibration(learner: Learner, held_out: Pool | None, say: Say) -> list[Calibration]:
-    if learner.head is None or held_out is None:
+def _calibration(learner: Learner, pool: Pool | None, held_out: Pool | None, say: Say) -> list[Calibration]:
+    """How well alpha does on samples it has not seen: those held out, or each fold by the head that leaves it out."""
+    if learner.head is None or (held_out is None and learner.folds is None):
         return []
-    learner.head.eval()
-    found = calibrate(learner.alpha, held_out)
-    say("alpha on held-out samples:\n" + calibration_table(found))
+    if held_out is not None:
+        learner.head.eval()
+        found, whose = calibrate(learner.alpha, held_out), "on held-out samples"
+    else:
+        assert pool is not None and learner.folds is not None
+        folds = learner.folds
+        heads = enumerate(head.eval() for head in folds.heads)
+        parts = [(partial(learner.alpha, head=head), pool.rows(folds.fold == number)) for number, head in heads]
+        found = calibrate_all([part for part in parts if len(part[1])])
+        whose = f"cross-validated, by {len(folds.heads)} heads that each leave a part of the pictures out"
+    say(f"alpha {whose}:\n" + calibration_table(found))
     return found
+
+
+class _StoppedInPool(Exception):
+    """The run was asked to stop while the first process made the pool; all of them end behind it."""
 
 
 def _silent(line: str) -> None:

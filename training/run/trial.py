@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from nft_pipeline.adapter import BaseModel, fingerprint, write_adapter
+from nft_pipeline.adapter import BaseModel, read_adapter, write_adapter
 
 from ..bases.base import PROMPTS_AT_ONCE, TrainBase, rows_of
 from ..data.folder import Folder, load_picture
 from ..data.optimality import optimality
 from ..data.pool import Pool, score
-from ..data.sources import rewards_of
+from ..data.scorers import RunRewards
 from ..devices.memory import memory_advice
 from ..learn.calibration import calibrate
 from ..learn.export import make_adapter
@@ -27,6 +27,7 @@ from ..learn.learner import Learner
 from ..settings.config import TrainConfig
 from ..show.observer import Observer
 from .hours import Pace, passes, timed, timed_drawing
+from .load import base_identity
 
 PICTURES = 8  # of a folder
 
@@ -46,6 +47,7 @@ class Trial:
 
     def __init__(self, base: TrainBase, config: TrainConfig, prompts: Sequence[str], folder: Folder | None) -> None:
         self.base, self.config, self.folder, self.pace = base, config, folder, Pace()
+        self.rewards = RunRewards(config, base.device)
         self.texts = sorted(set(prompts), key=len, reverse=True)[:PROMPTS_AT_ONCE]
 
     def pool(self) -> Pool:
@@ -83,9 +85,11 @@ class Trial:
     def steps(self, pool: Pool) -> None:
         """An optimiser step, what shows and measures the adapter, and the adapter itself."""
         base, config = self.base, self.config
-        identity = BaseModel(id=config.base_model, revision=None, fingerprint=fingerprint(base.denoiser))
+        identity = base_identity(config, base)
         learner = Learner(base, pool.conditions, replace(config, checkpoint_every=0))
         try:
+            if config.init_from is not None:
+                learner.begin_from(read_adapter(config.init_from))
             with memory_advice("training", micro_batch=config.micro_batch):
                 self.pace.step = timed(lambda: learner.step(pool))
             if config.online:
@@ -105,7 +109,7 @@ class Trial:
         rows = min(config.pool_batch, config.sweep_size)
         small: dict[str, Any] = {"sweep_size": rows, "samples_every": min(1, config.samples_every)}
         small |= {"sweep_strengths": [0.0, 1.0], "trackers": [], "keep_best": False}
-        observer = Observer(replace(config, **small), base, identity, out, say=lambda line: None)
+        observer = Observer(replace(config, **small), base, identity, out, self.rewards, say=lambda line: None)
         try:
             observer.begin(learner)
             with self._steps(min(2, config.pool_steps)):
@@ -129,7 +133,7 @@ class Trial:
 
     def _score(self, pictures: np.ndarray, prompt: torch.Tensor) -> None:
         config, texts = self.config, [self.texts[place] for place in prompt.tolist()]
-        rewards = rewards_of(config)
+        rewards = self.rewards.trained()
         scores = {name: score(reward, name, pictures, texts) for name, reward in rewards.items()}
         if not scores:
             return

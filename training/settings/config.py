@@ -11,9 +11,10 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nft_pipeline.checks import did_you_mean, shown, value_faults
+from nft_pipeline.checks import shown, value_faults
 from nft_pipeline.files.private import without_secrets
 
+from ..elsewhere import hint_for
 from ..errors import ConfigError
 from .choices import Kind
 from .data import DataSettings
@@ -94,9 +95,7 @@ class TrainConfig(
         Raises:
             ConfigError: unknown keys (with the nearest known one), missing keys and bad values, all in one report.
         """
-        faults = [
-            f"{key!r} is not a setting{did_you_mean(key, cls.checks)}" for key in mapping if key not in cls.checks
-        ]
+        faults = [f"{key!r} is not a setting{hint_for(key, cls.checks)}" for key in mapping if key not in cls.checks]
         required = {entry.name for entry in fields(cls) if entry.default is entry.default_factory is MISSING}
         faults += [f"{key!r} is missing" for key in sorted(required - set(mapping))]
         faults += value_faults(mapping, cls.checks, show=_in_words)
@@ -136,6 +135,11 @@ class TrainConfig(
             faults.append(
                 "keep_best is true, which needs an online run with sweeps to compare: rounds, sweep_every and "
                 "sweep_size above 0, and 1 among sweep_strengths"
+            )
+        if self.stop_when_hacked and not (self.online and self.sweep_every and self.sweep_size and self.watch_reward):
+            faults.append(
+                "stop_when_hacked is true, which needs an online run that looks for it: rounds, sweep_every and "
+                "sweep_size above 0, and a watch_reward"
             )
         if self.optimality == "group" and not self.online:
             faults.append("optimality is 'group', which needs groups of one prompt (rounds above 0); use top or rank")

@@ -15,8 +15,7 @@ from dataclasses import MISSING, dataclass, fields
 from itertools import pairwise
 from typing import Any
 
-from nft_pipeline.checks import did_you_mean
-
+from ..elsewhere import hint_for
 from .config import TrainConfig
 from .section import MAY_CHANGE, Section
 
@@ -108,7 +107,7 @@ def explain(name: str) -> str:
             if setting.name == name:
                 head = f"{name} ({section.title})\n{_filled(setting.facts)}"
                 return "\n\n".join([head, *map(_filled, setting.paragraphs)])
-    hint = did_you_mean(name, TrainConfig.checks) or "; `diffusion-nft train --explain` lists them"
+    hint = hint_for(name, TrainConfig.checks) or "; `diffusion-nft train --explain` lists them"
     raise ValueError(f"{name!r} is not a setting{hint}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,24 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
+def read_yaml(text: str) -> Any:
+    """What a YAML text says. 1e-4 is a number, as in YAML 1.2; in YAML 1.1, which yaml reads, it is a text."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
+    return yaml.load(text, Loader)
+
+
 def _mapping(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+        mapping = read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path.name} is not YAML: {error}"]) from error
     if not isinstance(mapping, dict):

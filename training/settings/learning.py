@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from nft_pipeline.checks import flag, number, whole
+from nft_pipeline.checks import flag, number, optional, whole
 
 from .section import MAY_CHANGE, Section, texts
 
@@ -68,6 +68,20 @@ class OptimiserSettings(Section):
 
     Raise it first when the adapter is too weak. Lower it when the held-out reward falls while the loss still does: the
     run then learns its pictures by heart.
+    """
+
+    passes: Annotated[float | None, optional(number(above=0))] = None
+    """How often an offline run goes through a folder of pictures, at most: where `steps` times `batch` would be more,
+    it takes fewer steps, but 64 at least. Left out, it takes as many as `steps` says, whatever the folder holds.
+
+    Lower it when a run of few pictures learns them by heart. The presets have 100.
+    """
+
+    stop_early: Annotated[int, whole(0)] = 0
+    """After how many looks without gain an offline positive run ends before its steps are over; 0 never ends it. Every
+    twentieth of the run it looks at its losses on held-out samples, and exports the weights that were best there.
+
+    Set it to 3 when a run learns its pictures by heart before it ends. A run that still gains is not changed by it.
     """
 
     batch: Annotated[int, whole(1)] = 192

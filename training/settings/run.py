@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from nft_pipeline.checks import choice, flag, whole
+from nft_pipeline.checks import choice, flag, optional, whole
 
 from .choices import OPTIMIZERS, PRECISIONS, QUANTISE, Optimizer, Precision, Quantise
 from .section import MAY_CHANGE, TEXT, Section
@@ -30,6 +30,34 @@ class RunSettings(Section):
     Choose the model that you want to draw with, since an adapter fits the model it was trained on and no other.
     docs/training.md has the families that can be trained. Configs of a file (.safetensors) come from the folder
     beside it that has its name without the ending, or from the Hub.
+    """
+
+    base_revision: Annotated[str | None, optional(TEXT)] = None
+    """The branch, tag or commit of base_model on the Hub. Left out, it is the newest. The adapter says which it was.
+
+    Set it when the model's repository changes, or to repeat an older run.
+    """
+
+    base_variant: Annotated[str | None, optional(TEXT)] = None
+    """The variant of base_model's files that is loaded, such as fp16 for files named model.fp16.safetensors. Left out,
+    it is the files without one.
+
+    Set it where a repository has no others, or to download half as much.
+    """
+
+    base_id: Annotated[str | None, optional(TEXT), MAY_CHANGE] = None
+    """The Hub id of the model that base_model is a copy of. Left out, it is base_model itself.
+
+    Set it when base_model is a folder or a file on this machine and the adapter is to be shared: others know the model
+    by its id, and `diffusion-nft push` takes no adapter that names a folder.
+    """
+
+    init_from: Annotated[str | None, optional(TEXT)] = None
+    """An adapter whose weights the run begins with, in the place of new ones: a folder, a Hub id or a shipped name. It
+    has to be of the same base model, objective, rank and layers. A policy's tilt counts as one that is reached.
+
+    Set it to train an adapter further on new pictures or prompts. To make a run longer that is finished, use
+    `diffusion-nft train --more` instead, which goes on with everything that the run knew.
     """
 
     reward_description: Annotated[str, TEXT]

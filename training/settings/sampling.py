@@ -51,7 +51,8 @@ class SamplingSettings(Section):
     """Pictures that an offline positive run samples besides and never trains on, to measure how well alpha predicts.
 
     Raise it when the errors of the calibration table are too wide to tell anything. Lower it when sampling is slow;
-    below a hundred the table says little. With a folder of pictures every tenth one is held out instead.
+    below a hundred the table says little. Of a folder of 400 pictures and more every tenth is held out instead, and
+    with fewer the head is cross-validated.
     """
 
     guidance_scale: Annotated[float, number(above=0)] = 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from nft_pipeline.checks import Check, number, optional, whole
+from nft_pipeline.checks import Check, flag, number, optional, whole
 
 from .section import MAY_CHANGE, TEXT_OR_EMPTY, Section, texts
 
@@ -85,6 +85,13 @@ class ShowSettings(Section):
 
     Set it whenever you have a second opinion on the pictures: with it the hacking watch can be sure, and without it you
     are to judge.
+    """
+
+    stop_when_hacked: Annotated[bool, flag(), MAY_CHANGE] = False
+    """Whether an online run ends at the sweep that says "seen" of reward hacking, with the adapter as it is then; with
+    keep_best the one of the best sweep is there as well.
+
+    Set it to true in runs that nobody watches. It needs sweep_every above 0, and a watch_reward to be seen by.
     """
 
     trackers: Annotated[list[str], _TRACKERS, MAY_CHANGE] = field(default_factory=list)

@@ -26,7 +26,7 @@ from nft_pipeline.hub_cards.report import REPORT_FILE, RunReport, Sample
 
 from ..bases.base import TrainBase, rows_of
 from ..data.folder import read_folder
-from ..data.sources import rewards_of
+from ..data.scorers import RunRewards
 from ..devices import processes
 from ..dial.budget import calibration_pictures
 from ..dial.calibrate import LEAST, Calibrated, Settings, calibrate
@@ -36,17 +36,18 @@ from ..dial.judges import AlphaJudge, RewardJudge
 from ..learn.calibration import Calibration
 from ..learn.export import Shift, adapter_config
 from ..learn.learner import Learner
-from ..rewards.find import find_prompts, find_reward
+from ..rewards.find import find_prompts
 from ..settings.config import TrainConfig
 from ..settings.data import DataSettings
-from ..settings.public import public_reward, public_settings
+from ..settings.public import public_settings
 from .dial_words import DialWords, dial_words
+from .doubts import Doubts
 from .live import LIVE, Interrupted, Live
 from .page import write_page
 from .records import TABLES, Records
 from .run_report import run_report, trained_facts
 from .sweep import GROUP, Sweep, run_sweep, sweep_rows
-from .watch import choose_strength, hacking_verdict, is_trusted
+from .watch import Choice, choose_strength, hacking_verdict, is_trusted
 
 Say = Callable[[str], None]
 GRID_STRENGTHS = (0.0, 0.5, 1.0, 2.0)
@@ -75,6 +76,7 @@ class Observer:
         base: the base model with its text encoders; all prompts that will be drawn are encoded here.
         base_identity: the base model as the adapter's config names it.
         out: the run's folder.
+        rewards: the run's.
         say: called with one line per finding.
         stop: returns whether the run was asked to stop; drawing then ends early.
     """
@@ -85,10 +87,12 @@ class Observer:
         base: TrainBase,
         base_identity: BaseModel,
         out: Path,
+        rewards: RunRewards,
         say: Say = print,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.config, self.base, self.out, self.say = config, base, out, say
+        self._rewards = rewards
         self._works = processes.rank() == 0
         self._records: Records | None = None
         self.sweep: Sweep | None = None  # the last one
@@ -97,9 +101,10 @@ class Observer:
         self.base_identity = base_identity
         self._card: tuple[dict[str, bytes], list[Sample]] = ({}, [])
         if self.draws:
-            known, self._words = held_out(config)
+            known, words = held_out(config)
             held = _spread(known, max(1, config.sweep_size // GROUP)) if config.sweep_size else []
             shown = (config.sample_prompts or _spread(known, GRID_PROMPTS)) if config.samples_every else []
+            self._words = words.format(len(set(held)))
             self._held, self._shown = len(held), range(len(held), len(held) + len(shown))
             tried = _some(known, DIAL_PROMPTS) if self._calibrates else []
             self._tried = range(len(held) + len(shown), len(held) + len(shown) + len(tried))
@@ -134,7 +139,8 @@ class Observer:
                 if number > step or step == 0:
                     path.unlink()
         self._records = Records(self.out, self.config, step, writes=self._works)
-        self._records.forget_after("losses", step)
+        for table in ("losses", "speed"):
+            self._records.forget_after(table, step)
         self._records.forget_after("sweeps", step if step else -1)
 
     def grids(self) -> dict[int, Path]:
@@ -180,8 +186,7 @@ class Observer:
         lines = sum(row["step"] == step for row in self.records.rows("sweeps"))
         if not again and lines >= len(config.sweep_strengths):  # a kill may have left some of them
             return None
-        name = config.watch_reward
-        watched = (public_reward(name), find_reward(name, own_scale=True)) if name else None
+        watched = next(iter(self._rewards.watched().items()), None)
         rows = sweep_rows(self._held, config.sweep_size)
         try:
             sweep = run_sweep(
@@ -189,7 +194,7 @@ class Observer:
                 learner,
                 rows,
                 config.sweep_strengths,
-                rewards_of(config),
+                self._rewards.trained(),
                 config.public_weights,
                 watched,
                 self._words,
@@ -225,7 +230,7 @@ class Observer:
             words = "are a tenth of this run" if config.calibration_pictures is None else "were asked for"
             self.say(f"the dial is not calibrated: {pictures} pictures {words}, {LEAST} are needed")
             return None
-        rewards, live = rewards_of(config), self.live
+        rewards, live = self._rewards.trained(), self.live
         if not rewards and learner.head is None:
             self.say("the dial is not calibrated: nothing can judge new pictures")
             return None
@@ -241,8 +246,8 @@ class Observer:
                 if rewards
                 else AlphaJudge(draws)
             )
-            watched = config.watch_reward
-            watch = RewardJudge(texts, {watched: find_reward(watched)}, {}) if watched else None
+            watched = self._rewards.watched(own_scale=False)
+            watch = RewardJudge(texts, watched, {}) if watched else None
             settings = Settings(pictures, judged_by, judge_name[:200], seed=config.seed)
             try:
                 result = calibrate(draws, judge, settings, watch)
@@ -264,6 +269,12 @@ class Observer:
         rows = [row for row in earlier if row["strength"] == 1 and row.get("trusted")]
         return point.values[sweep.goal].mean >= max((row.get(sweep.goal, -np.inf) for row in rows), default=-np.inf)
 
+    def has_seen_hacking(self, step: int) -> bool:
+        """Whether the sweep of this step says "seen"."""
+        return self._works and any(
+            row["step"] == step and row.get("verdict") == "seen" for row in self.records.rows("sweeps")
+        )
+
     def draw_for_card(self, learner: Learner) -> None:
         """Draw the pictures that go with the adapter, unless the run was asked to stop."""
         if self.draws and self.config.samples_every:
@@ -273,27 +284,33 @@ class Observer:
                 rows = [(self.live.texts[row], 0) for row in self._shown]
                 self._card = sample_files(rows, strengths, columns)
 
-    def finish(self, pictures: int, seconds: float, calibration: Sequence[Calibration]) -> Findings:
+    def finish(
+        self,
+        pictures: int,
+        seconds: float,
+        calibration: Sequence[Calibration],
+        steps: int,
+        doubts: Doubts = Doubts(),  # noqa: B008  it is frozen
+    ) -> Findings:
         """The report of a run that is done, and its page in the run's folder.
 
         Args:
             pictures: how many pictures the run learned from.
             seconds: how long it took.
             calibration: how well its head does on held-out pictures.
+            steps: optimiser steps that it made.
+            doubts: what speaks against the adapter.
         """
         config = self.config
         files, samples = dict(self._card[0]), self._card[1]
-        facts = trained_facts(config, pictures, seconds, self.base.device)
+        facts = trained_facts(config, pictures, seconds, self.base.device, steps)
         report = run_report(config, facts, calibration, self.sweep, samples)
-        strength, why = 1.0, ""
-        if self.sweep is not None:
-            choice = choose_strength(self.sweep)
-            strength, why = choice.strength, choice.reason
-            if self.calibrated is not None and not self.calibrated.learned:
-                why = self.calibrated.reason
-                self.say(f"no strength is recommended: {why}")
-            else:
-                self.say(f"recommended strength {strength:g}: {why}")
+        for words in doubts.words:
+            self.say(f"warning: {words}")
+        choice = self._choice(doubts)
+        if choice is not None:
+            what = f"recommended strength {choice.strength:g}" if choice.recommended else "no strength is recommended"
+            self.say(f"{what}: {choice.reason}")
         files[REPORT_FILE] = report.to_json().encode()
         if self._works:
             rows = {table: self.records.rows(table) for table in TABLES}
@@ -302,15 +319,30 @@ class Observer:
                 config,
                 report,
                 rows,
-                strength=strength,
-                why=why,
+                choice=choice,
+                doubts=doubts.words,
                 sweep=self.sweep,
                 calibration=calibration,
                 grids=self.grids(),
                 dial=self._dial_words(),
             )
             self.say(f"report written to {page}")
+        strength = 1.0 if choice is None else choice.strength
         return Findings(files, report, strength, None if self.sweep is None else self.sweep.shift)
+
+    def _choice(self, doubts: Doubts) -> Choice | None:
+        """The strength to store; None where nothing was measured."""
+        choice, calibrated = None if self.sweep is None else choose_strength(self.sweep), self.calibrated
+        strength = 1.0 if choice is None else choice.strength
+        if calibrated is not None and not calibrated.learned:
+            more = f". Not learnable from these: about {doubts.more} more ratings may do" if doubts.more else ""
+            return Choice(strength, None, calibrated.reason + more, False)
+        # Alpha cannot vouch for itself: where it is the only judge, it has to know pictures that it has not seen.
+        if doubts.at_chance and not self.config.weights:
+            return Choice(strength, None, f"not learnable from these ratings: about {doubts.more} more may do", False)
+        if calibrated is not None and (choice is None or self.sweep is None or self.sweep.goal is None):
+            return Choice(strength, None, f"the dial holds there, as judged by {calibrated.dial.judge}")
+        return choice
 
     def _dial_words(self) -> DialWords | None:
         if self.calibrated is None or self._dialled is None:
@@ -330,16 +362,16 @@ class Observer:
 
 
 def held_out(config: DataSettings) -> tuple[list[str], str]:
-    """The prompts to look at, and words for them: the held-out prompts, or the run's own if there are none."""
+    """The prompts to look at, the held-out ones or the run's own if there are none, and words for some of them, with
+    {} where their number goes."""
     if config.held_out_prompts is not None:
-        prompts = find_prompts(config.held_out_prompts)
-        return prompts, f"{len(set(prompts))} held-out prompts"
+        return find_prompts(config.held_out_prompts), "{} held-out prompts"
     if config.prompts is not None:
         prompts = find_prompts(config.prompts)
     else:
         assert config.data is not None
         prompts = sorted({picture.prompt for picture in read_folder(config.data).pictures})
-    return prompts, "prompts it was trained on, with noise it was not"
+    return prompts, "{} prompts it was trained on, with noise it was not"
 
 
 def _some(prompts: Sequence[str], count: int) -> list[str]:

@@ -1,6 +1,8 @@
 """What a run writes down as it goes: JSON lines, TensorBoard, and other trackers if asked for.
 
-    losses    every step           the mean losses
+    losses    every step           the mean losses; learning rate, norm of the LoRA's gradient, norm of the LoRA as a
+                                   change of weights, and of a policy the mean square of how far its outputs moved
+    speed     every step           seconds, and GiB of memory at their peak: the GPU's, or without one the process's
     rounds    every online round   rewards and their spread, groups that teach nothing, dropped samples, tilt
     sweeps    every sweep          a line per strength: rewards, statistics of the pictures, the watch's verdict
 
@@ -29,7 +31,7 @@ from nft_pipeline.files.private import without_secrets
 from ..settings.config import TrainConfig
 from ..settings.public import public_settings
 
-TABLES = ("losses", "rounds", "sweeps")
+TABLES = ("losses", "rounds", "sweeps", "speed")
 FLUSH_SECONDS = 10
 
 
@@ -109,7 +111,7 @@ class Records:
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         """The lines of a table, flat; a line cut short by a kill is left out."""
-        return [dict(_flat(entry)) for line in self._lines(table) if (entry := _entry(line)) is not None]
+        return read_table(self._out, table)
 
     def forget_after(self, table: str, number: int) -> None:
         """Drop a table's lines of steps (of rounds, for `rounds`) above `number`: they are about to be done again."""
@@ -129,8 +131,17 @@ class Records:
         return self._out / f"{table}.jsonl"
 
     def _lines(self, table: str) -> list[str]:
-        path = self._path(table)
-        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return _lines_of(self._path(table))
+
+
+def read_table(out: Path, table: str) -> list[dict[str, Any]]:
+    """The lines of a table in a run's folder, flat; a line cut short by a kill is left out."""
+    lines = _lines_of(out / f"{table}.jsonl")
+    return [dict(_flat(entry)) for line in lines if (entry := _entry(line)) is not None]
+
+
+def _lines_of(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
 def _flat(entry: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

@@ -62,24 +62,28 @@ def statistics_curves(sweep: Sweep) -> tuple[Curve, ...]:
     return tuple(curve(sweep, name) for name in STATISTICS)
 
 
-def trained_facts(config: TrainConfig, pictures: int, seconds: float, device: torch.device) -> Trained:
+def trained_facts(
+    config: TrainConfig, pictures: int, seconds: float, device: torch.device, steps: int | None = None
+) -> Trained:
     """How the run went.
 
     Args:
         pictures: how many pictures it learned from.
         seconds: the time of all its parts, those before a stop included.
         device: the device it computed on.
+        steps: optimiser steps that it made; None for all that the settings say.
     """
+    steps = config.total_steps if steps is None else steps
     if config.online:
-        data = f"{pictures} pictures, sampled in {config.rounds} rounds"
+        data = f"{pictures} pictures, sampled in {steps // config.round_steps} rounds"
     elif config.data is not None:
         data = f"{pictures} pictures of a folder" + (", made by the base model" if config.made_by_base else "")
     else:
         data = f"{pictures} pictures sampled from the base model"
     return Trained(
         data=data,
-        rounds=max(1, config.rounds),
-        passes=round(config.total_steps * config.batch / pictures, 4),
+        rounds=max(1, steps // config.round_steps) if config.online else 1,
+        passes=round(steps * config.batch / pictures, 4),
         anchor="none" if config.eta0 is None else f"eta0 {config.eta0:g}",
         hardware=hardware(device),
         hours=round(seconds / 3600, 4),

@@ -21,11 +21,19 @@ LIGHT = 0.3  # brightness, in either direction
 
 @dataclass(frozen=True)
 class Choice:
-    """The strength to recommend, the reason, and the range of strengths that are trusted; None if it is one point."""
+    """The strength that the adapter is stored with.
+
+    Args:
+        strength: above 0.
+        span: the range of strengths that are trusted; None if it is one point.
+        reason: in words.
+        recommended: whether a sweep speaks for it; else nothing was found that does.
+    """
 
     strength: float
     span: tuple[float, float] | None
     reason: str
+    recommended: bool = True
 
 
 def hacking_verdict(sweep: Sweep) -> Hacking | None:
@@ -38,7 +46,9 @@ def hacking_verdict(sweep: Sweep) -> Hacking | None:
         return None
     rising = [point for point in sweep.points if rises(sweep, point)]
     if not rising:
-        return Hacking("none seen", f"{sweep.goal} does not rise at any strength up to {sweep.points[-1].strength:g}.")
+        return Hacking(
+            "none seen", f"{sweep.goal} does not surely rise at any strength up to {sweep.points[-1].strength:g}."
+        )
     if sweep.watched is None:
         second = "No second reward watched."
     else:
@@ -64,17 +74,21 @@ def hacking_verdict(sweep: Sweep) -> Hacking | None:
 def choose_strength(sweep: Sweep) -> Choice:
     """The smallest strength whose reward is within a standard error of the best, among those that are trusted.
 
-    A strength is not trusted if the watched reward or two statistics fall there. If the reward rises nowhere, it is 1.
+    A strength is not trusted if the watched reward or two statistics fall there. If no strength at which the reward
+    rises is trusted, it is half of the smallest of these at most: an adapter that has found a trick is not stored at 1.
+    Nothing is recommended then, nor where the reward rises nowhere.
     """
     if sweep.goal is None:
-        return Choice(1.0, None, "no reward scores new pictures, so 1 it is")
+        return Choice(1.0, None, "no reward scores new pictures", False)
     goal = sweep.goal
     rising = [point for point in sweep.points if rises(sweep, point)]
     if not rising:
-        return Choice(1.0, None, f"{goal} does not surely rise at any strength, so 1 it is: judge by eye")
+        return Choice(1.0, None, f"{goal} does not surely rise at any strength", False)
     trusted = [point for point in rising if is_trusted(sweep, point)]
     if not trusted:
-        return Choice(1.0, None, f"no strength raises {goal} without something falling, so 1 it is: judge by eye")
+        first = rising[0].strength
+        reason = f"no strength from {first:g} on raises {goal} without something falling"
+        return Choice(min(0.5, first / 2), None, reason, False)
     best = max(trusted, key=lambda point: point.values[goal].mean)
     enough = best.values[goal].mean - _finite(best.changes[goal].error)
     chosen = next(point for point in trusted if point.values[goal].mean >= enough)
@@ -83,8 +97,8 @@ def choose_strength(sweep: Sweep) -> Choice:
     return Choice(
         chosen.strength,
         span,
-        f"{goal} is {chosen.values[goal].mean:.3g} there, {sweep.base.values[goal].mean:.3g} at 0, and at best "
-        f"{best.values[goal].mean:.3g} at {best.strength:g}",
+        f"{goal} is {chosen.values[goal].mean:.3g} there, {round(sweep.base.values[goal].mean, 9):.3g} at 0, and at "
+        f"best {best.values[goal].mean:.3g} at {best.strength:g}",
     )
 
 

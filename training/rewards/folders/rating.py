@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import mimetypes
+import sys
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +36,9 @@ class Ratings:
     Args:
         folder: the pictures.
         prompt: for pictures that have none.
+
+    Attributes:
+        pictures: in the order in which the page shows them, which may be changed before it is served.
 
     Raises:
         PictureListError: no pictures, no prompts, or a metadata.jsonl that cannot be read.
@@ -100,7 +104,14 @@ def rating_server(ratings: Ratings, port: int = 0) -> ThreadingHTTPServer:
         pass
 
     Handler.ratings = ratings
-    return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    return _Server(("127.0.0.1", port), Handler)
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing to say of a browser that was closed while it was answered; of anything else what there is."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -11,6 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from nft_pipeline.files.picture_list import PictureListError, find_pictures, read_rows, update_rows
+from nft_pipeline.files.picture_prompt import prompt_in
 from nft_pipeline.files.pictures import read_picture
 
 from ..contract import RewardError
@@ -22,7 +23,8 @@ WRITE_EVERY_SECONDS = 5.0
 def prompts_of(
     folder: Path, pictures: Sequence[str], rows: Mapping[str, Mapping[str, Any]], prompt: str | None = None
 ) -> dict[str, str]:
-    """Each picture's prompt: from its line in metadata.jsonl, from a text file of its name, or else `prompt`.
+    """Each picture's prompt: from its line in metadata.jsonl, from a text file of its name, from what ComfyUI or A1111
+    wrote into the picture itself, or else `prompt`.
 
     Raises:
         PictureListError: some picture has none.
@@ -33,7 +35,8 @@ def prompts_of(
         beside = (folder / picture).with_suffix(".txt")
         if not isinstance(text, str) and beside.is_file():
             text = beside.read_text(encoding="utf-8").strip()
-        text = text if isinstance(text, str) else prompt
+        if not isinstance(text, str):
+            text = prompt_in(folder / picture) or prompt
         if text is not None:
             found[picture] = text
     without = [picture for picture in pictures if picture not in found]
