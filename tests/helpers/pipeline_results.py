@@ -77,7 +77,8 @@ def counts() -> str:
     """The sentence on docs/pipelines.md that counts the page's rows by verdict."""
     by_verdict = Counter(rows().values())
     said = ", ".join(f"{by_verdict[verdict]} {words}" for verdict, words in VERDICTS.items() if by_verdict[verdict])
-    return f"Of the {sum(by_verdict.values())} pipeline classes that diffusers {version()} exports, {said}.\n"
+    whole = f"Of the {sum(by_verdict.values())} pipeline classes that diffusers {version()} exports, {said}."
+    return textwrap.fill(whole, 120) + "\n"
 
 
 def rows() -> dict[str, str]:
