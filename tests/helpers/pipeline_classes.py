@@ -45,6 +45,8 @@ def is_needed(parameter: inspect.Parameter) -> bool:
 def refusal_by_signature(name: str) -> dict[str, str] | None:
     """The verdict on a class, and why, where its constructor and its call alone tell; None where they do not."""
     cls = pipeline_class(name)
+    if not issubclass(cls, diffusers.DiffusionPipeline):  # what stands in for it where a package is missing
+        return None
     parts = inspect.signature(cls.__init__).parameters
     if not any("scheduler" in part for part in parts):
         return {"verdict": "no denoising", "why": "it has no scheduler"}

@@ -76,8 +76,9 @@ def written(results: dict[str, dict[str, Any]], bound: float) -> str:
 def counts() -> str:
     """The sentence on docs/pipelines.md that counts the page's rows by verdict."""
     by_verdict = Counter(rows().values())
-    said = ", ".join(f"{by_verdict[verdict]} {words}" for verdict, words in VERDICTS.items())
-    return f"Of the {sum(by_verdict.values())} pipeline classes that diffusers {version()} exports, {said}.\n"
+    said = ", ".join(f"{by_verdict[verdict]} {words}" for verdict, words in VERDICTS.items() if by_verdict[verdict])
+    whole = f"Of the {sum(by_verdict.values())} pipeline classes that diffusers {version()} exports, {said}."
+    return textwrap.fill(whole, 120) + "\n"
 
 
 def rows() -> dict[str, str]:
