@@ -124,6 +124,7 @@ def places(secrets: dict[str, str], server: str) -> dict[str, Any]:
         **SHOWN,
         "name": "tiny",
         "base_model": "someone/tiny",
+        "base_id": "someone/tiny",
         "reward": "",
         "reward_description": "bright; " + ", ".join(secrets.values()),
         "rewards": {

@@ -97,7 +97,7 @@ def test_the_wrong_base_is_one_sentence_with_a_count() -> None:
     with pytest.raises(AdapterError) as caught:
         match({"transformer.a": layer(6, 4), "transformer.b": layer(6, 4)})
     assert caught.value.what == (
-        "the adapter 'x' is for some/base, the loaded model is a Flux model: 0 of 2 LoRA layers fit"
+        "the adapter 'x' is for some/base, and the loaded model is a Flux model: 0 of 2 LoRA layers fit"
     )
 
 

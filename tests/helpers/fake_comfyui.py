@@ -404,10 +404,12 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
     class PromptServer:
         messages: ClassVar[list[Any]] = []
         handlers: ClassVar[list[Any]] = []
+        answers: ClassVar[dict[str, Any]] = {}
         instance: Any = types.SimpleNamespace(
             send_progress_text=lambda text, node_id: texts.append(text),
             send_sync=lambda event, data: PromptServer.messages.append((event, data)),
             add_on_prompt_handler=lambda handler: PromptServer.handlers.append(handler),
+            routes=types.SimpleNamespace(post=lambda path: lambda answer: PromptServer.answers.update({path: answer})),
         )
 
     io = types.SimpleNamespace(
@@ -462,6 +464,7 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         "comfy_api": {},
         "comfy_api.latest": {"io": io, "ui": ui, "ComfyExtension": type("ComfyExtension", (), {})},
         "server": {"PromptServer": PromptServer},
+        "aiohttp": {"web": types.SimpleNamespace(json_response=lambda data, status=200: (status, data))},
         "folder_paths": {
             "add_model_folder_path": add_folder,
             "get_filename_list": lambda folder_name: sorted({p.name for place in folders for p in place.glob("*")}),

@@ -141,8 +141,8 @@ def main(how: Splitter | None) -> None:
     found = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        small = {**SMALL, "base_model": save_tiny(folder / "model")}
-        configs = {kind: TrainConfig.from_mapping({**small, **more}) for kind, more in kinds_of(how).items()}
+        model = {"base_model": save_tiny(folder / "model")}
+        configs = {kind: TrainConfig.from_mapping({**SMALL, **more, **model}) for kind, more in kinds_of(how).items()}
         train_all(configs, folder, how)
         for kind in configs:
             folders = [folder / f"{kind}-{name}" for name in ("one", "two", "again")]

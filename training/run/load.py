@@ -67,7 +67,7 @@ def base_identity(config: TrainConfig, base: TrainBase) -> BaseModel:
     Hub.
     """
     name = config.base_id or config.base_model
-    if name == config.base_model and is_on_this_machine(name):
+    if config.base_id is None and is_on_this_machine(name):
         name = str(Path(name).resolve())
     return BaseModel(id=name, revision=config.base_revision, fingerprint=fingerprint(base.denoiser))
 

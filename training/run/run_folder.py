@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,13 +48,17 @@ def only_run(out: Path) -> Iterator[None]:
 
 
 def mark_finished(out: Path, config: TrainConfig) -> None:
-    """Write down that the run with these settings is done and its adapter is there; keep its last state beside it."""
-    checkpoint = out / CHECKPOINT
+    """Write down that the run with these settings is done and its adapter is there; keep its last state beside it.
+
+    A checkpoint goes when the run is done, what stays behind may be passed on: its settings are those that others may
+    see.
+    """
+    checkpoint, settings = out / CHECKPOINT, public_settings(config.to_dict())
     if checkpoint.is_file():
-        os.replace(checkpoint, out / LAST)
-    atomic_write_bytes(
-        out / FINISHED, (json.dumps({"settings": public_settings(config.to_dict())}, indent=2) + "\n").encode()
-    )
+        with contextlib.suppress(CheckpointError):  # a damaged one is of no use to a run that goes on
+            relabel(checkpoint, out / LAST, settings)
+        checkpoint.unlink()
+    atomic_write_bytes(out / FINISHED, (json.dumps({"settings": settings}, indent=2) + "\n").encode())
 
 
 def is_finished(out: Path, config: TrainConfig) -> bool:
