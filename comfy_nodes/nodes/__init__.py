@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from nft_pipeline.files.discovery import modules_of
+from nft_pipeline.files.discovery import classes_in, modules_of
 
 from .. import host
 from ..words.errors import speaking_as_a_node
@@ -24,8 +24,8 @@ def find_nodes() -> list[Any]:
     nodes: list[Any] = [
         value
         for module in modules_of(sys.modules[__name__])
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, host.io.ComfyNode) and value.__module__ == module.__name__
+        for value in classes_in(module, host.io.ComfyNode)
+        if value.__module__ == module.__name__
     ]
     for node in nodes:
         node.execute = classmethod(speaking_as_a_node(node.execute.__func__))

@@ -90,9 +90,19 @@ def as_text(value: Tensor | list[Tensor]) -> Tensor:
     """Text tokens as (rows, L, D); lists with one (l, D) per row are padded with zeros, which an alpha head ignores.
 
     Where a token has vectors of several layers, (rows, L, layers, d), D is all of them side by side.
+
+    Raises:
+        FamilyError: the list does not hold one (l, D) per row, such as one of texts beside pictures.
     """
     if isinstance(value, Tensor):
         return value.flatten(2) if value.ndim > 3 else value
+    if any(not isinstance(row, Tensor) or row.ndim != 2 for row in value):
+        shapes = [tuple(row.shape) if isinstance(row, Tensor) else type(row).__name__ for row in value]
+        raise FamilyError(
+            f"the pipeline gives the denoiser its text as {len(value)} parts, {', '.join(map(str, shapes))}, expected "
+            "one Tensor (tokens, channels) for each row. An alpha head cannot read that; a policy adapter has "
+            "none and can be used."
+        )
     longest = max(row.shape[0] for row in value)
     return torch.stack([F.pad(row, (0, 0, 0, longest - row.shape[0])) for row in value])
 

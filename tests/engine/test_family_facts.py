@@ -16,7 +16,7 @@ from helpers.repository import ROOT
 from helpers.zoo import CASES, GENERIC, Case, adapter_for, denoiser_of
 from nft_pipeline.errors import FamilyError, GuidanceError
 from nft_pipeline.families import registry as families
-from nft_pipeline.families.forward_call import as_rows, as_tokens, output_tensor, replace_output, same_state
+from nft_pipeline.families.forward_call import as_rows, as_text, as_tokens, output_tensor, replace_output, same_state
 from nft_pipeline.families.registry import FAMILIES, cfg_switch, family_of, listed_family
 from nft_pipeline.pipeline import DiffusionNFTPipeline
 
@@ -285,3 +285,10 @@ def test_a_refused_pipeline_refuses_an_adapter() -> None:
 def test_the_page_lists_what_is_tested_here() -> None:
     assert PAGE == ROOT / "docs" / "pipelines.md"
     assert PAGE.read_text(encoding="utf-8") == page(), "write it again: make pages"
+
+
+def test_texts_beside_pictures_in_one_list_are_no_text_for_a_head():
+    rows = [torch.ones(3, 8), torch.ones(5, 8)]
+    assert as_text(rows).shape == (2, 5, 8)
+    with pytest.raises(FamilyError, match=r"as 2 parts, \(2, 16, 32\), \(2, 4, 32\), expected one Tensor"):
+        as_text([torch.ones(2, 16, 32), torch.ones(2, 4, 32)])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from types import ModuleType
 
 import pytest
 
 from helpers.architecture_page import CATALOGUES, ORDER, PAGE, by_room, line_of, page
 from helpers.modules import Module, imports, modules, public_definitions
 from helpers.repository import ROOT, repository_files
+from nft_pipeline.files.discovery import classes_in
 
 MODULES = modules()
 # The package's own door loads by name what it lists, so nothing is imported with it and it stands in no circle.
@@ -122,3 +124,9 @@ def test_what_is_cited_exists() -> None:
         # A page of that name was never in the repository.
         faults += [f"{path} cites a page DESIGN" for _ in re.findall(r"\bDESIGN\b", text)]
     assert not faults, "\n".join(faults)
+
+
+def test_what_only_calls_itself_a_class_is_none():
+    module = ModuleType("module")
+    vars(module).update(number=int, alias=list[int], text=str, flag=bool, one=1)
+    assert classes_in(module, int) == [int, bool]

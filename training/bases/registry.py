@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nft_pipeline.files.discovery import modules_of
+from nft_pipeline.files.discovery import classes_in, modules_of
 
 from ..errors import TrainingError
 from . import known
@@ -19,8 +19,8 @@ from .base import TrainBase
 TRAINABLE: dict[str, type[TrainBase]] = {
     kind.pipeline_class: kind
     for module in modules_of(known)
-    for kind in vars(module).values()
-    if isinstance(kind, type) and issubclass(kind, TrainBase) and "pipeline_class" in vars(kind)
+    for kind in classes_in(module, TrainBase)
+    if "pipeline_class" in vars(kind)
 }
 
 
