@@ -143,7 +143,7 @@ def adapters_in(folder: Path) -> dict[str, Path]:
 
 def _fetch(pipe: Any) -> Path:
     """The local copy of a Hub repository, with what diffusers left out of it: it fetches the components alone."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     # The revision and cache the caller named are known from where the components were loaded.
@@ -154,7 +154,16 @@ def _fetch(pipe: Any) -> Path:
             revision, cache = place.parent.name, place.parents[3]
     patterns = [CALL_DEFAULTS, *(f"{ADAPTER_FOLDER}/{pattern}" for pattern in HUB_PATTERNS)]
     try:
-        return Path(snapshot_download(pipe.name_or_path, revision=revision, cache_dir=cache, allow_patterns=patterns))
+        return Path(
+            snapshot_download(
+                pipe.name_or_path,
+                revision=revision,
+                cache_dir=cache,
+                allow_patterns=patterns,
+                # Before 2.0 the client asks the Hub which files a commit has, even when it is offline.
+                local_files_only=constants.HF_HUB_OFFLINE,
+            )
+        )
     except (HfHubHTTPError, OSError) as error:
         raise AdapterError(
             f"the adapters beside {pipe.name_or_path} could not be fetched from the Hub",

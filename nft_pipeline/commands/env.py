@@ -58,6 +58,7 @@ def describe() -> dict[str, str]:
         torch = importlib.import_module("torch")
     except (ImportError, OSError) as error:  # OSError: a shared library of a CUDA build is missing
         return facts | {"device": f"unknown, torch does not import ({type(error).__name__})"}
+    facts["torch"] = str(torch.__version__)  # which names the build, +cu130 or +cpu, where the package's may not
     return facts | _torchvision(torch) | _devices(torch)
 
 

@@ -193,7 +193,11 @@ def test_the_file_of_every_tested_pipeline_makes_its_class(name: str) -> None:
     exec(compile(source, "pipeline.py", "exec"), space)
     made = space[name.replace("Pipeline", "NFTPipeline")]
     assert DiffusionPipeline._get_signature_keys(made) == DiffusionPipeline._get_signature_keys(stock)
-    assert made._get_signature_types() == stock._get_signature_types()
+    # Python 3.10 adds None to the types of what is None by default, by its own rules.
+    kinds = [
+        {part: set(types) - {type(None)} for part, types in cls._get_signature_types().items()} for cls in (made, stock)
+    ]
+    assert kinds[0] == kinds[1]
     assert "nft_strength" in inspect.signature(made.__call__).parameters
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import nft_pipeline
 from helpers.dials import measured_dial
-from helpers.modular import MODULAR, Modular, adapter_for, stock
+from helpers.modular import IS_NEW, MODULAR, Modular, adapter_for, stock
 from helpers.repository import ROOT
 from helpers.tiny import assert_same_state, random_lora, state_of, tiny_adapter, tiny_transformer
 from helpers.zoo import denoiser_of
@@ -78,7 +78,7 @@ def test_the_page_lists_the_pipelines_tested_here() -> None:
     page = (ROOT / "docs" / "modular.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| (\w+)ModularPipeline \| (\w+) \|$", page, re.MULTILINE)
     tested = {(name, type(denoiser_of(case.pipe())).__name__) for name, case in MODULAR.items()}
-    assert set(listed) == tested
+    assert set(listed) == tested if IS_NEW else set(listed) > tested
 
 
 # Exactness

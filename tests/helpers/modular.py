@@ -11,7 +11,6 @@ import torch
 from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.modular_pipelines.anima import before_denoise as anima
 from diffusers.modular_pipelines.anima.denoise import AnimaDenoiseStep
-from diffusers.modular_pipelines.flux3.modular_blocks_flux3 import Flux3CoreDenoiseBlocks
 from diffusers.modular_pipelines.modular_pipeline import SequentialPipelineBlocks
 from diffusers.modular_pipelines.qwenimage.modular_blocks_qwenimage import QwenImageCoreDenoiseStep
 from diffusers.modular_pipelines.stable_diffusion_3.modular_blocks_stable_diffusion_3 import (
@@ -111,6 +110,13 @@ def _list_embeds(indices: list[int]) -> dict[str, Any]:
     return {name: list(value.unbind()) for name, value in _embeds(indices).items()}
 
 
+def _flux3_blocks() -> Any:
+    from diffusers.modular_pipelines.flux3.modular_blocks_flux3 import Flux3CoreDenoiseBlocks
+
+    steps = {name: step for name, step in Flux3CoreDenoiseBlocks.items() if name != "after_denoise"}
+    return SequentialPipelineBlocks.from_blocks_dict(steps)
+
+
 def _flux3() -> nn.Module:
     torch.manual_seed(0)
     transformer = diffusers.Flux3Transformer2DModel(
@@ -195,9 +201,7 @@ MODULAR: dict[str, Modular] = {
         first_block="layers.0",
     ),
     "Flux3": Modular(
-        lambda: SequentialPipelineBlocks.from_blocks_dict(
-            {name: step for name, step in Flux3CoreDenoiseBlocks.items() if name != "after_denoise"}
-        ),
+        _flux3_blocks,
         lambda: {"transformer": _flux3(), "scheduler": _flow_match()},
         lambda indices: {
             **_embeds(indices),
@@ -225,3 +229,6 @@ MODULAR: dict[str, Modular] = {
         },
     ),
 }
+IS_NEW = hasattr(diffusers, "Flux3Transformer2DModel")  # 0.42; Python 3.10 has 0.41
+if not IS_NEW:
+    del MODULAR["Flux3"], MODULAR["Anima"]

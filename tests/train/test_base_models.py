@@ -9,7 +9,7 @@ from helpers.tiny import tiny_pipe
 from helpers.zoo import CASES, denoiser_of
 from helpers.zoo_case import WIDTH, WORDS, rows
 from nft_pipeline.families.forward_call import bind_inputs
-from nft_pipeline.files.discovery import modules_of
+from nft_pipeline.files.discovery import classes_in, modules_of
 from nft_pipeline.training.bases import known
 from nft_pipeline.training.bases.base import TrainBase, rows_of
 from nft_pipeline.training.bases.noising import interpolate, per_sample, raw_target, velocity, vp_norm
@@ -151,8 +151,8 @@ def test_every_trainable_pipeline_is_tested():
 
 
 def test_every_class_of_the_room_says_which_pipeline_it_is_for():
-    kinds = [(module, kind) for module in modules_of(known) for kind in vars(module).values() if isinstance(kind, type)]
-    own = [kind for module, kind in kinds if issubclass(kind, TrainBase) and kind.__module__ == module.__name__]
+    kinds = [(module, kind) for module in modules_of(known) for kind in classes_in(module, TrainBase)]
+    own = [kind for module, kind in kinds if kind.__module__ == module.__name__]
     without = [f"{kind.__module__}.{kind.__name__}" for kind in own if "pipeline_class" not in vars(kind)]
     assert not without, f"{without} have no pipeline_class, so the trainer does not find them"
     assert {kind.pipeline_class: kind for kind in own} == TRAINABLE and len(own) == len(TRAINABLE)
