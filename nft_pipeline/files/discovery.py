@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from types import GenericAlias, ModuleType
-from typing import TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
 def modules_of(room: ModuleType) -> list[ModuleType]:
@@ -16,7 +14,7 @@ def modules_of(room: ModuleType) -> list[ModuleType]:
     return [importlib.import_module(f"{room.__name__}.{name}") for name in names]
 
 
-def classes_in(module: ModuleType, base: type[T]) -> list[type[T]]:
+def classes_in(module: ModuleType, base: type[Any]) -> list[type[Any]]:
     """The classes of this base among what a module has, in its order; on Python 3.10 `list[int]` calls itself one."""
     values = [value for value in vars(module).values() if isinstance(value, type)]
     return [value for value in values if not isinstance(value, GenericAlias) and issubclass(value, base)]
