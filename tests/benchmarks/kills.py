@@ -9,16 +9,18 @@ damaged, too: the newest checkpoint, or a pool. Every twentieth start, by chance
 The others are forked from a process that has imported what it imports, which saves ten seconds each.
 
 At the end everything that the run leaves (weights, config, pictures, the tables of losses, rounds and sweeps, reports)
-has to be that of a run that nobody killed, bit for bit. Only the hours that a report says it took may differ. Finished
-runs are noted in --work, so that this script, killed itself, goes on.
+has to be that of a run that nobody killed, bit for bit. Only times, and the memory that was in use, may differ.
+Finished runs are noted in --work, so that this script, killed itself, goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -32,6 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from helpers.tiny_run import ONLINE, SHOWN, SMALL, prompts, save_tiny
@@ -47,6 +50,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "anchored": {**ROUNDS, "step_law": "odds"},
 }
 STEPS = 12  # of each
+_SPEED = re.compile(rb"<h2>Speed and memory</h2>\s*<img [^>]*>")
 LAST = 5  # kills after the last step, where a run that makes so few pictures spends most of its time
 HEAD = [
     *("run", "runs", "kills", "before the first step", "while it trained", "after the last step", "files damaged"),
@@ -228,14 +232,29 @@ def differing(one: Path, other: Path) -> list[str]:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """All files of a run that somebody looks at, without the hours in its reports."""
+    """All files of a run that somebody looks at, without the times and the memory in its records."""
     files = {str(path.relative_to(out)): path for path in sorted(out.rglob("*")) if path.is_file()}
     data = {name: path.read_bytes() for name, path in files.items() if not name.startswith(("tensorboard", "."))}
     report = json.loads(data["adapter/run_report.json"])
     hours = report["trained"].pop("hours")
     data["adapter/run_report.json"] = json.dumps(report).encode()
-    data["report.html"] = data["report.html"].replace(f"{hours:g}".encode(), b"")
+    data["report.html"] = _SPEED.sub(b"", data["report.html"]).replace(f"{hours:g}".encode(), b"")
+    del data["speed.jsonl"]
+    state = torch.load(io.BytesIO(data["last.pt"]), weights_only=True)
+    del state["seconds"]
+    data["last.pt"] = repr(_plain(state)).encode()
     return data
+
+
+def _plain(value: Any) -> Any:
+    """A state with its tensors as bytes: files of equal states may differ in how often they hold an equal text."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return value
 
 
 def row(kind: str, runs: Sequence[Killed]) -> list[str]:
