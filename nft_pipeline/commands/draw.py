@@ -16,6 +16,8 @@ knows that it made them and trains a positive adapter. The same command draws mo
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `diffusion-nft draw`."""
+    from nft_pipeline.training.settings.trust import add_trust_argument
+
     parser.add_argument("run", metavar="RUN", help="the run's YAML file, or a preset")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="where the pictures go; made when missing")
     parser.add_argument("--count", type=int, default=100, metavar="N", help="how many to draw (default: %(default)s)")
@@ -31,12 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the first picture; each has the next one (default: how many pictures are there already)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; auto takes CUDA if there is one (default)")
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="import the code that the YAML file names (module:name) without asking; look at it first if the file is "
-        "from somebody else",
-    )
+    add_trust_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

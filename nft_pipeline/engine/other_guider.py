@@ -13,6 +13,7 @@ from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 from torch import nn
 
 from ..errors import GuidanceError
+from ..files.discovery import classes_in
 from .caching import hooks_of
 
 _CLASS = "_class_name"
@@ -21,8 +22,8 @@ _SCALARS = (bool, int, float)
 
 def known_guiders() -> dict[str, type[BaseGuidance]]:
     """The guiders of the installed diffusers, by class name."""
-    kinds = {name: value for name, value in vars(diffusers.guiders).items() if isinstance(value, type)}
-    return {name: kind for name, kind in kinds.items() if issubclass(kind, BaseGuidance) and kind is not BaseGuidance}
+    kinds = classes_in(diffusers.guiders, BaseGuidance)
+    return {kind.__name__: kind for kind in kinds if kind is not BaseGuidance}
 
 
 def as_guider(guider: Any) -> BaseGuidance:

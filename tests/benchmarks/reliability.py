@@ -89,8 +89,8 @@ others were forked from a process that had imported what it imports, and called 
 {kills.table(killed)}
 
 Equal means: every file of the run but its logs for TensorBoard has the same bytes as that of a run left alone, except
-for the hours in the reports. A damaged file that was not named is the pool of a round that was over by the time the run
-went on, which is not read.
+for times and the memory in use. A damaged file that was not named is the pool of a round that was over by the time the
+run went on, which is not read.
 """
     print(text)
     PAGE.write_text(text, encoding="utf-8")

@@ -92,7 +92,7 @@ class Tidy(Reward):
         import no_such_package  # noqa: F401
 
     def score(self, images: list[Image], prompts: list[str], metadata: list[Mapping[str, Any]]) -> RewardOutput:
-        raise NotImplementedError
+        return RewardOutput(torch.zeros(len(images)))
 
 
 made_already = Darkness()

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..settings.trust import add_trust_argument
+
 if TYPE_CHECKING:
     from nft_pipeline.adapter import Adapter, AdapterConfig
 
@@ -63,12 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="classifier-free guidance to calibrate at (default: what the adapter was made for). A map for another "
         "scale than before is kept beside the first",
     )
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="import the code that the adapter names (module:name) without asking; look at it first if the adapter is "
-        "from somebody else",
-    )
+    add_trust_argument(parser, "adapter")
     parser.add_argument("--steps", type=int, help="denoising steps (default: what the model sets)")
     parser.add_argument("--batch", type=int, default=32, help="pictures at once (default: 32); less needs less memory")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")

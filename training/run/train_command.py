@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..settings.file import preset_names
+from ..settings.trust import add_trust_argument
 
 HELP = "train an adapter from a run's YAML file, or from a preset"
 
@@ -79,12 +80,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="override one setting, for example --set steps=1000; may be given several times",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; auto takes CUDA if there is one (default)")
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="import the code that the YAML file names (module:name) without asking; look at it first if the file is "
-        "from somebody else",
-    )
+    add_trust_argument(parser)
 
 
 def overrides_of(args: argparse.Namespace) -> dict[str, Any]:

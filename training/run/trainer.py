@@ -298,8 +298,8 @@ class Run:
 
     def _is_hacked(self, learner: Learner) -> bool:
         """Whether the run is to end because the sweep at this step, made now or before a stop, says "seen"."""
-        is_seen = self.config.stop_when_hacked and self.observer.has_seen_hacking(learner.step_number)
-        return processes.any_true(is_seen) if self.config.stop_when_hacked else False
+        wanted = self.config.stop_when_hacked
+        return wanted and processes.any_true(self.observer.has_seen_hacking(learner.step_number))
 
     def _look(self, learner: Learner, again: bool = False) -> None:
         """A sweep, and the adapter as it is now kept beside if it is the best so far.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,21 @@ from .file import read_settings
 from .public import REMOTE
 
 _REWARDS, _PROMPTS = ("reward", "watch_reward"), ("prompts", "held_out_prompts")
+
+
+def add_trust_argument(parser: argparse.ArgumentParser, source: str = "YAML file") -> None:
+    """--trust, of a command that imports what a YAML file or an adapter names.
+
+    Args:
+        parser: of the command.
+        source: what names the code, in a word or two.
+    """
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help=f"import the code that the {source} names (module:name) without asking; look at it first if the "
+        f"{source.split()[-1]} is from somebody else",
+    )
 
 
 def ask_before_code(source: str, overrides: Mapping[str, Any], trust: bool) -> None:
