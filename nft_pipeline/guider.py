@@ -32,19 +32,21 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from diffusers.configuration_utils import register_to_config
-from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
+from diffusers.guiders import ClassifierFreeGuidance
 from torch import nn
 
 from .checks import is_number
 from .dial.tilts import Tilt, tilts_of, tilts_of_rates
 from .engine.engine import NFTEngine
 from .engine.loading import LoadedAdapter, load_into, unload_from
-from .engine.other_guider import SameRandomness, as_config, as_guider, is_plain
 from .engine.stats import NFTStats
 from .engine.terms import Term
 from .engine.trace import Trace
 from .errors import GuidanceError
 from .families.registry import unwrap_compiled
+from .guiders.around import GuiderAround
+from .guiders.one_forward import OneForward
+from .guiders.other_guider import as_config, as_guider, is_plain
 from .settings import GuidanceSettings, warn_of_weights
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ class _Loaded:
         return getattr(self.pipe() if self.pipe is not None else None, "scheduler", None)
 
 
-class DiffusionNFTGuidance(BaseGuidance):
+class DiffusionNFTGuidance(GuiderAround):
     """Reward guidance for modular pipelines, with classifier-free guidance or any other guider of diffusers.
 
     Args:
@@ -153,7 +155,6 @@ class DiffusionNFTGuidance(BaseGuidance):
         nft_subfolder: str | None = None,
         guider: Any = None,
     ) -> None:
-        # Not super().__init__: all that a guider has to remember is in the other one.
         plain = {
             "guidance_scale": guidance_scale,
             "guidance_rescale": guidance_rescale,
@@ -184,23 +185,9 @@ class DiffusionNFTGuidance(BaseGuidance):
         self._loaded: _Loaded | None = None
         self._trace: Trace | None = None
         self._engine: NFTEngine | None = None  # of the present step; None for the stock guider's
-        self._hooks: list[Any] = []
-        self._in_forward = False
+        self._forward: OneForward | None = None
         self._forwards = 0  # of the present step
-        self._randomness: SameRandomness | None = None
         self._prepared: nn.Module | None = None  # what the other guider has put its hooks on
-
-    def __getattr__(self, name: str) -> Any:
-        """What the other guider has: its settings, and the state that diffusers keeps in a guider."""
-        if name in ("guider", "_internal_dict") or name.startswith("__"):  # the second is the config, which is our own
-            raise AttributeError(f"{type(self).__name__} has no {name}")
-        return getattr(self.guider, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Settings of the other guider are set there, where they work."""
-        ours = name.startswith(("_", "nft_")) or name == "guider"
-        target = self if ours or not hasattr(self.guider, name) else self.guider
-        object.__setattr__(target, name, value)
 
     @property
     def nft_stats(self) -> NFTStats | None:
@@ -329,51 +316,7 @@ class DiffusionNFTGuidance(BaseGuidance):
         plain = {name: getattr(self.guider, name) for name in list(_PLAIN)[:3]}
         return {**own, **plain, "start": self._start, "stop": self._stop, "enabled": self._enabled}
 
-    # What the other guider does, over predictions that are guided.
-
-    @property
-    def _input_predictions(self) -> Any:
-        return self.guider._input_predictions
-
-    @property
-    def is_conditional(self) -> bool:
-        """As the other guider says."""
-        return bool(self.guider.is_conditional)
-
-    @property
-    def num_conditions(self) -> int:
-        """How many predictions the other guider asks for in a step."""
-        return int(self.guider.num_conditions)
-
-    def enable(self) -> None:
-        """Switch both kinds of guidance on."""
-        self.guider.enable()
-
-    def disable(self) -> None:
-        """Switch both kinds of guidance off: a step is the base's conditional prediction."""
-        self.guider.disable()
-
-    def get_state(self) -> dict[str, Any]:
-        """The other guider's state."""
-        return self.guider.get_state()
-
-    def prepare_inputs(self, data: Any) -> Any:
-        """The inputs of a step's forwards."""
-        return self.guider.prepare_inputs(data)
-
-    def prepare_inputs_from_block_state(self, data: Any, input_fields: Any) -> Any:
-        """The inputs of a step's forwards."""
-        return self.guider.prepare_inputs_from_block_state(data, input_fields)
-
-    def __call__(self, data: Any) -> Any:
-        """The predictions combined."""
-        return self.guider(data)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The predictions combined."""
-        return self.guider.forward(*args, **kwargs)
-
-    # The guider's contract with the pipeline, in the order of a step.
+    # What is ours in a guider's contract with the pipeline, in the order of a step.
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Any) -> None:
         """A step begins. Raises GuidanceError for settings that are not possible, or without an adapter."""
@@ -414,32 +357,26 @@ class DiffusionNFTGuidance(BaseGuidance):
         self.guider.prepare_models(denoiser)
         self._prepared = denoiser
         self._forwards += 1
-        engine, loaded = self._engine, self._loaded
-        if engine is None or loaded is None:
+        if self._engine is None or self._loaded is None:
             return
         try:
-            self._hook(denoiser, engine, loaded.config.name)
+            self._refuse_another(unwrap_compiled(denoiser), self._engine, self._loaded.config.name)
+            self._forward = OneForward(self._engine, self._release)
         except BaseException:
             self._release()
             raise
 
-    def _hook(self, denoiser: nn.Module, engine: NFTEngine, name: str) -> None:
-        module = unwrap_compiled(denoiser)
+    def cleanup_models(self, denoiser: nn.Module) -> None:
+        """The forward is over. What was put on for it went when it ended; this is for a pipeline that skipped it."""
+        self._release()
+
+    def _refuse_another(self, module: nn.Module, engine: NFTEngine, name: str) -> None:
         if module is not engine.denoiser:
             raise GuidanceError(
                 f"this pipeline runs a {type(module).__name__} that does not carry the adapter {name!r}: it was loaded "
                 f"into another {type(engine.denoiser).__name__} object. "
                 "Call guider.load_nft_adapter(pipe) again; each pipeline needs a guider of its own."
             )
-        self._randomness = SameRandomness(module, one_batch=engine.settings.mode == "batched")
-        # Ours stand around the engine's: when the forward that follows ends, the denoiser is as it was.
-        self._hooks = [module.register_forward_pre_hook(self._enter)]
-        engine.install()
-        self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
-
-    def cleanup_models(self, denoiser: nn.Module) -> None:
-        """The forward is over. What was put on for it went when it ended; this is for a pipeline that skipped it."""
-        self._release()
 
     def _refuse_without_adapter(self) -> None:
         if not self._enabled or (self.nft_strength == 0 and self.nft_beta is None):
@@ -471,25 +408,12 @@ class DiffusionNFTGuidance(BaseGuidance):
         warn_of_weights({config.name: config}, asked, {config.name: settings})
         return asked[config.name], settings
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._in_forward:  # an interrupt left the hooks on; this forward is somebody else's
-            self._release()
-        else:
-            self._in_forward = True
-
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._release()
-
     def _release(self) -> None:
         """The denoiser as it was before `prepare_models`."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._in_forward = [], False
-        if self._randomness is not None:
-            self._randomness.remove()
-        prepared, self._prepared, self._randomness = self._prepared, None, None
-        if self._engine is not None:
-            self._engine.remove()
+        forward, self._forward = self._forward, None
+        prepared, self._prepared = self._prepared, None
+        if forward is not None:
+            forward.remove()
         if prepared is not None:
             self.guider.cleanup_models(prepared)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers.guiders as guiders
@@ -18,9 +19,10 @@ from helpers.modular import MODULAR, Modular, adapter_for, stock
 from helpers.tiny import assert_same_state, random_lora, state_of
 from helpers.zoo import CASES, denoiser_of, load_ordinarily, lora_for
 from helpers.zoo import adapter_for as zoo_adapter_for
-from nft_pipeline.engine.other_guider import known_guiders
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.guider import DiffusionNFTGuidance
+from nft_pipeline.guiders.other_guider import known_guiders
+from nft_pipeline.guiders.same_randomness import SameRandomness
 from nft_pipeline.pipeline import DiffusionNFTPipeline
 
 
@@ -306,3 +308,25 @@ def test_masks_of_one_batch_are_refused() -> None:
     with pytest.raises(GuidanceError, match="drops activations at random, differently in each row"):
         sample(case, pipe)
     assert_same_state(before, state_of(denoiser_of(pipe)))
+
+
+def test_a_pass_gets_the_random_state_of_the_modules_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of the current device: with two GPUs these are two states."""
+    asked: list[tuple[Any, ...]] = []
+
+    class Fake:
+        def get_rng_state(self, *which: Any) -> str:
+            asked.append(which)
+            return "state"
+
+        def set_rng_state(self, state: str, *which: Any) -> None:
+            asked.append((state, *which))
+
+    second = torch.device("cuda", 1)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: Fake())
+    module = torch.nn.Linear(1, 1)
+    monkeypatch.setattr(module, "parameters", lambda: iter([SimpleNamespace(device=second)]))
+    randomness = SameRandomness(torch.nn.Identity(), one_batch=False)
+    randomness._same(module, ())
+    randomness._same(module, ())
+    assert asked == [(second,), ("state", second)]

@@ -36,6 +36,7 @@ ORDER = (
     "nft_pipeline.search",
     "nft_pipeline.engine",
     "nft_pipeline.call",
+    "nft_pipeline.guiders",
     "nft_pipeline.pipeline",
     "nft_pipeline.guider",
     "nft_pipeline.comfy_nodes",

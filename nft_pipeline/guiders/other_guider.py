@@ -1,20 +1,16 @@
-"""The guider of diffusers inside ours: checked, written into a config and read back, and random in one way per step."""
+"""The guider of diffusers inside ours: checked, written into a config and read back."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import diffusers.guiders
-import torch
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
-from torch import nn
 
 from ..errors import GuidanceError
 from ..files.discovery import classes_in
-from .caching import hooks_of
 
 _CLASS = "_class_name"
 _SCALARS = (bool, int, float)
@@ -84,47 +80,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-
-
-class SameRandomness:
-    """Both passes of a step drop the same activations, where the other guider drops them at random (AutoGuidance).
-
-    Each pass would draw a mask of its own, and v_lora - v_old would be the masks' difference too. So a module that
-    drops at random begins each pass after a step's first with the random state that it began the first with.
-
-    Args:
-        denoiser: with the other guider's hooks on it.
-        one_batch: whether both passes are rows of one batch.
-
-    Raises:
-        GuidanceError: they are, so that their masks differ.
-    """
-
-    def __init__(self, denoiser: nn.Module, *, one_batch: bool) -> None:
-        self._states: dict[nn.Module, Any] = {}
-        random = [module for module in denoiser.modules() if any(map(_drops_at_random, hooks_of(module)))]
-        if random and one_batch:
-            raise GuidanceError(
-                'nft_mode="batched" runs both passes as rows of one batch, and the guider inside drops activations at '
-                'random, differently in each row. Use nft_mode="two_pass", or dropout=1.0.'
-            )
-        self._handles = [module.register_forward_pre_hook(self._same) for module in random]
-
-    def remove(self) -> None:
-        """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    def _same(self, module: nn.Module, args: Any) -> None:
-        device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-        of_device = torch if device.type == "cpu" else getattr(torch, device.type)
-        if module in self._states:
-            of_device.set_rng_state(self._states[module])
-        else:
-            self._states[module] = of_device.get_rng_state()
-
-
-def _drops_at_random(hook: Any) -> bool:
-    dropout = getattr(hook, "dropout", 1.0)
-    return not math.isclose(dropout, 1.0) and dropout > 0
