@@ -68,7 +68,7 @@ class Host(Protocol):
         """t at a share of the sampling: 1 at 0, 0 at 1."""
 
     def loaded_twice(self, model: Any, targets: Sequence[Target]) -> bool:
-        """Whether a LoRA loader has put this very LoRA into a MODEL."""
+        """Whether a LoRA loader or a hook has put this very LoRA into a MODEL."""
 
     def guides_on(self, model: Any) -> list[Guide]:
         """The guides on a MODEL."""
