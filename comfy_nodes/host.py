@@ -113,7 +113,7 @@ def answer(path: str, function: Callable[..., str]) -> None:
 
 
 def _loras_on(model: Any, module: str) -> Iterator[Any]:
-    """The LoRAs on a layer of a MODEL: of loaders, of bypass loaders, and of its prompts' hooks once sampling begins."""
+    """The LoRAs on a layer of a MODEL: of loaders, of bypass loaders, and while it samples of its prompts' hooks."""
     for patches in (model.patches, *model.hook_patches.values()):
         yield from (patch[1] for patch in patches.get(f"{module}.weight", []))
     kind = getattr(comfy.weight_adapter, "BypassInjectionManager", ())  # ComfyUI 0.3.64 has none
