@@ -227,9 +227,8 @@ def main(argv: list[str] | None = None) -> int:
     kept = found["memory"]["held"]
     if len(kept) > SETTLED:
         settled, last, alive = kept[SETTLED - 1], kept[-1], found["memory"]["alive"]
-        print(
-            f"\nheld after prompt {SETTLED}: {settled:.0f} MiB, after {len(kept)}: {last:.0f} MiB; guides alive: {alive}"
-        )
+        print(f"\nheld after prompt {SETTLED}: {settled:.0f} MiB, after prompt {len(kept)}: {last:.0f} MiB")
+        print(f"guides alive: {alive}")
         if last > (1 + GROWTH) * settled:
             missed.append(f"memory grew by {last / settled - 1:.1%} in {len(kept)} prompts, at most {GROWTH:.0%}")
     if options.check and missed:

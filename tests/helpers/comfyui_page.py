@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -124,11 +124,40 @@ def open_template(opened: Any, address: str, name: str) -> Any:
 def run_template(page: Any, address: str) -> dict[str, Any]:
     """Press Run; the history's entry when it has ended."""
     before = set(get(f"{address}/history"))
+    press_run(page)
+    return ended(page, address, before)[0]
+
+
+def press_run(page: Any) -> None:
+    """What queues the graph that the page shows."""
     page.get_by_role("button", name="Run", exact=True).first.click()
+
+
+def ended(page: Any, address: str, before: Set[str], jobs: int = 1) -> list[dict[str, Any]]:
+    """The history's entries of jobs that were queued, when they have ended; `before` holds the ids of older ones."""
     for _ in range(600):
-        new = {key: entry for key, entry in get(f"{address}/history").items() if key not in before}
-        if new:
+        history = get(f"{address}/history")
+        new = [dict(entry) for key, entry in history.items() if key not in before]
+        if len(new) >= jobs:
             page.wait_for_timeout(3000)  # until the pictures are on their nodes
-            return dict(next(iter(new.values())))
+            return new
         time.sleep(0.5)
     raise TimeoutError("the queued workflow did not end in five minutes")
+
+
+def act(page: Any, deeds: str) -> Any:
+    """Do with the page's graph what a person does with the mouse: JavaScript in the words of `_DEEDS`."""
+    return page.evaluate(f"() => {{ {_DEEDS} {deeds} }}")
+
+
+_DEEDS = """
+    const of = (type, place = 0) => app.graph.nodes.filter(n => n.type === type)[place];
+    const add = (type) => { const node = LiteGraph.createNode(type); app.graph.add(node); return node; };
+    const slot = (node, name) => node.inputs.findIndex(entry => entry.name === name);
+    const set = (node, name, value) => {
+        const widget = node.widgets.find(widget => widget.name === name);
+        widget.value = value;
+        widget.callback?.(value);
+    };
+    const guide = of("NFTRewardGuidance"), sampler = of("KSampler"), sheet = of("NFTStrengthGrid");
+"""
