@@ -232,9 +232,11 @@ def _with_notes(job: dict[str, Any]) -> dict[str, Any]:
     return add_notes(job, adapter_path)
 
 
-def load_model(path: str) -> Any:
-    """A MODEL from a transformer's file."""
-    return comfy.sd.load_diffusion_model(path)
+def load_model(path: str, around_sampling: Callable[..., Any]) -> Any:
+    """A MODEL from a transformer's file, with what wraps its sampler."""
+    model = comfy.sd.load_diffusion_model(path)
+    model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "nft_model", around_sampling)
+    return model
 
 
 def adapter_names() -> list[str]:

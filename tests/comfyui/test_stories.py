@@ -105,7 +105,7 @@ STORIES = {
     ),
     "a size that the model does not draw": Story(
         "const empty = of('EmptySD3LatentImage'); set(empty, 'width', 1024); set(empty, 'height', 1024);",
-        toast="64",
+        toast="at most 128 x 128, and was asked for 1024 x 1024",
     ),
     "the adapter in a LoRA loader too": Story(
         "const loader = add('LoraLoaderModelOnly'); set(loader, 'lora_name', 'shapes-follow.safetensors');"

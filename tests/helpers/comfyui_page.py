@@ -102,7 +102,7 @@ def browser() -> Iterator[Any]:
     """A headless Chromium that reaches this machine only."""
     from playwright.sync_api import sync_playwright
 
-    options = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
+    options = ["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
         yield opened
