@@ -28,6 +28,7 @@ from helpers.comfyui_page import (
     ended,
     get,
     open_template,
+    photograph,
     press_run,
     put_into_custom_nodes,
 )
@@ -168,7 +169,7 @@ def test_a_story_ends_as_a_person_expects(name: str, site: Any) -> None:
         act(page, deeds)
         press_run(page)
     entries = ended(page, address, before, 1 + len(story.again))
-    page.screenshot(path=pictures / f"{name}.png")
+    photograph(page, pictures / f"{name}.png")
     wrong = bool(story.toast) or story.cancelled
     assert {entry["status"]["status_str"] for entry in entries} == {"error" if wrong else "success"}, entries
     toasts = page.evaluate(TOASTS)
@@ -186,3 +187,21 @@ def test_a_run_after_a_cancelled_one_is_as_if_it_had_not_been(site: Any) -> None
     press_run(page)
     (entry,) = ended(page, address, before)
     assert entry["status"]["status_str"] == "success", entry["status"]
+
+
+def test_app_mode_of_the_template_has_the_dial_alone(site: Any) -> None:
+    address, page, pictures = site
+    if not page.evaluate("app.extensionManager.command.commands.some(command => command.id === 'Comfy.ToggleLinear')"):
+        pytest.skip("this frontend has no App Mode")
+    page.evaluate(ANEW, READY_GRAPH)
+    page.wait_for_timeout(1000)
+    page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
+    page.wait_for_timeout(2000)
+    before = set(get(f"{address}/history"))
+    press_run(page)
+    (entry,) = ended(page, address, before)
+    photograph(page, pictures / "App Mode.png")
+    shown = page.evaluate("document.body.innerText")
+    page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    assert "strength" in shown and "adapter" in shown and "scheduler" not in shown

@@ -112,6 +112,17 @@ def test_links_lead_from_an_output_to_an_input_of_its_type(name: str) -> None:
     assert open_inputs <= LEFT_OPEN
 
 
+def test_app_mode_of_the_first_one_has_the_dial_and_shows_both_pictures() -> None:
+    workflow = read(READY)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    app = workflow["extra"]["linearData"]
+    shown = [(nodes[number]["type"], widget) for number, widget in app["inputs"]]
+    assert ("NFTRewardGuidance", "strength") in shown
+    for number, widget in app["inputs"]:
+        assert widget in {entry["name"] for entry in nodes[number]["inputs"] if "widget" in entry}
+    assert [nodes[number]["type"] for number in app["outputs"]] == ["NFTStrengthGrid", "SaveImage"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_note_says_what_to_do_and_every_model_file_has_its_address(name: str) -> None:
     workflow = read(name)

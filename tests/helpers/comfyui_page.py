@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,14 @@ def ended(page: Any, address: str, before: Set[str], jobs: int = 1) -> list[dict
             return new
         time.sleep(0.5)
     raise TimeoutError("the queued workflow did not end in five minutes")
+
+
+def photograph(page: Any, path: Path) -> None:
+    """A picture of the page for people to look at; none where the browser is too busy to make one."""
+    from playwright.sync_api import TimeoutError as TooBusy
+
+    with suppress(TooBusy):
+        page.screenshot(path=path, timeout=20_000)
 
 
 def act(page: Any, deeds: str) -> Any:
