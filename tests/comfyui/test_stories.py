@@ -162,7 +162,8 @@ def test_a_story_ends_as_a_person_expects(name: str, site: Any) -> None:
     page.evaluate(ANEW, READY_GRAPH)
     page.wait_for_timeout(1000)
     before = set(get(f"{address}/history"))
-    act(page, story.deeds)
+    number = list(STORIES).index(name)  # a seed of its own, or ComfyUI has the picture of another story
+    act(page, f"set(sampler, 'seed', {100 + number}); {story.deeds}")
     press_run(page)
     if story.cancelled:
         page.wait_for_function("line => told.some(text => text.includes(line))", arg=story.line)
