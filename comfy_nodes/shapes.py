@@ -1,6 +1,6 @@
-"""The shipped shapes model's text encoders and VAE as ComfyUI uses them; its transformer needs ComfyUI's loader, and a
-word about sizes.
+"""The shipped shapes model's text encoders and VAE as ComfyUI uses them, and the sizes that it can draw.
 
+Its transformer needs ComfyUI's loader only.
 ComfyUI's own loaders recognise text encoders by their sizes and a VAE by its channels; these are too small to be
 recognised. So this module has a CLIP and a VAE with all that the nodes need which encode a prompt, decode and encode.
 The first uses transformers and tokenizers, which ComfyUI ships, the second uses torch. Both are small and run on the
