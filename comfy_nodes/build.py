@@ -16,8 +16,8 @@ from nft_pipeline.settings import GuidanceSettings
 from . import host
 from .curve import Points
 from .dial import mode_in_words, settings_for_rate, tilt_of_rate
-from .guide import Guide, tap_in_comfyui
-from .match import match_layers
+from .guide import Guide
+from .match import match_layers, tap_in_comfyui
 from .reward_file import RewardFile, describe, needed_base, read_reward_file
 from .run import Plan
 from .words.cautions import LOADED_TWICE

@@ -124,8 +124,9 @@ def forecast_line(chances: Tensor) -> str:
     """The chances of the pictures that are being drawn, (samples,), as a sentence."""
     if len(chances) == 1:
         return f"this picture will be liked with {float(chances):.0%}"
-    low, high, mean = (float(value) for value in (chances.min(), chances.max(), chances.mean()))
-    return f"these {len(chances)} pictures will be liked with {low:.0%} to {high:.0%}, {mean:.0%} on the average"
+    low, high, mean = (f"{float(value):.0%}" for value in (chances.min(), chances.max(), chances.mean()))
+    shares = low if low == high else f"{low} to {high}, {mean} on the average"
+    return f"these {len(chances)} pictures will be liked with {shares}"
 
 
 def dial_lines(config: AdapterConfig) -> list[str]:

@@ -11,7 +11,8 @@ import os
 import sys
 import uuid
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import comfy.sample
 import comfy.samplers
 import comfy.sd
 import comfy.utils
+import comfy.weight_adapter
 import folder_paths
 from comfy.patcher_extension import CallbacksMP, WrappersMP, get_all_wrappers
 from comfy_api.latest import ComfyExtension as ComfyExtension
@@ -67,16 +69,8 @@ class ComfyUI:
         return float(self.noise_level(model, sigma))
 
     def loaded_twice(self, model: Any, targets: Sequence[Target]) -> bool:
-        """Whether a LoRA loader has put this very LoRA into the MODEL, so that v_old contains it already."""
-        for target in targets:
-            for patch in model.patches.get(f"{target.module}.weight", []):
-                weights: tuple[Any, ...] = getattr(patch[1], "weights", ())
-                down = weights[1] if len(weights) > 1 and isinstance(weights[1], Tensor) else None
-                if down is None or down.numel() != target.a.numel():
-                    continue
-                if bool((down.flatten().cpu().float() == target.a.flatten().cpu().float()).all()):
-                    return True
-        return False
+        """Whether a LoRA loader or a hook has put this very LoRA into the MODEL, so that v_old contains it already."""
+        return any(_is_of(lora, target) for target in targets for lora in _loras_on(model, target.module))
 
     def guides_on(self, model: Any) -> list[Guide]:
         """The guides on a MODEL, in the order they were added."""
@@ -116,6 +110,28 @@ def answer(path: str, function: Callable[..., str]) -> None:
         return web.json_response({"said": said})
 
     page.routes.post(path)(respond)
+
+
+def _loras_on(model: Any, module: str) -> Iterator[Any]:
+    """The LoRAs on a layer of a MODEL: of loaders, of bypass loaders, and while it samples of its prompts' hooks."""
+    for patches in (model.patches, *model.hook_patches.values()):
+        yield from (patch[1] for patch in patches.get(f"{module}.weight", []))
+    kind = getattr(comfy.weight_adapter, "BypassInjectionManager", ())  # ComfyUI 0.3.64 has none
+    for injection in chain(*model.injections.values()):
+        # Nothing but the injection's own function knows what it will put on which layer.
+        owners = [cell.cell_contents for cell in getattr(injection.inject, "__closure__", None) or ()]
+        for bypass in chain(*(owner.hooks for owner in owners if isinstance(owner, kind))):
+            if bypass.module is model.model.get_submodule(module):
+                yield bypass.adapter
+
+
+def _is_of(lora: Any, target: Target) -> bool:
+    """Whether a LoRA as ComfyUI holds it, perhaps cast to another dtype, is a layer's of an adapter."""
+    weights: tuple[Any, ...] = getattr(lora, "weights", ())
+    down = weights[1] if len(weights) > 1 and isinstance(weights[1], Tensor) else None
+    if down is None or down.numel() != target.a.numel():
+        return False
+    return bool((down.flatten().cpu() == target.a.flatten().cpu().to(down.dtype)).all())
 
 
 def _server() -> Any:
@@ -216,9 +232,11 @@ def _with_notes(job: dict[str, Any]) -> dict[str, Any]:
     return add_notes(job, adapter_path)
 
 
-def load_model(path: str) -> Any:
-    """A MODEL from a transformer's file."""
-    return comfy.sd.load_diffusion_model(path)
+def load_model(path: str, around_sampling: Callable[..., Any]) -> Any:
+    """A MODEL from a transformer's file, with what wraps its sampler."""
+    model = comfy.sd.load_diffusion_model(path)
+    model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "nft_model", around_sampling)
+    return model
 
 
 def adapter_names() -> list[str]:

@@ -1,4 +1,6 @@
-"""Finds the weight of a ComfyUI model that each layer of a LoRA changes. No layer is dropped in silence.
+"""Finds the weight of a ComfyUI model that each layer of a LoRA changes, and the module that a head listens to.
+
+No layer is dropped in silence.
 
 ComfyUI has a map from the names that other tools give to layers to its own weights:
 
@@ -18,9 +20,11 @@ from torch import Tensor, nn
 from nft_pipeline.adapters.foreign.key_formats import dotted_prefixes, underscored_prefixes
 from nft_pipeline.adapters.foreign.layers import Layer
 from nft_pipeline.adapters.names import PEFT_PREFIX
-from nft_pipeline.errors import AdapterError
+from nft_pipeline.errors import AdapterError, GuidanceError
+from nft_pipeline.families.registry import FAMILIES
 
 from .delta import Target
+from .reward_file import RewardFile
 
 KeyMap = Mapping[str, Any]
 
@@ -134,3 +138,26 @@ def _names(path: str) -> Iterator[str]:
         yield prefix + bare
     for prefix in (*underscored_prefixes(), "lycoris_"):
         yield prefix + bare.replace(".", "_")
+
+
+def tap_in_comfyui(reward: RewardFile, model: nn.Module) -> str | None:
+    """The module of a ComfyUI model whose input the adapter's head reads; None for an adapter without a head.
+
+    Raises:
+        GuidanceError: it is not known where ComfyUI computes what this head reads.
+    """
+    if reward.head is None:
+        return None
+    denoiser, tap = reward.config.denoiser, reward.head.config.tap
+    family = FAMILIES.get(denoiser)
+    if family is not None and family.comfyui_tap is not None and family.tap == tap:
+        try:
+            model.get_submodule(family.comfyui_tap)
+            return family.comfyui_tap
+        except AttributeError:
+            pass
+    known = ", ".join(sorted(f"{kind.tap} of {kind.denoiser}" for kind in FAMILIES.values() if kind.comfyui_tap))
+    raise GuidanceError(
+        f"the alpha head of {reward.config.name!r} reads {tap!r} of {denoiser}, and this version does not know "
+        f'where ComfyUI computes that; it knows {known}. Set kind to "policy" to use the LoRA without its head.'
+    )

@@ -1,5 +1,6 @@
-"""The shipped shapes model's text encoders and VAE as ComfyUI uses them; its transformer needs ComfyUI's loader only.
+"""The shipped shapes model's text encoders and VAE as ComfyUI uses them, and the sizes that it can draw.
 
+Its transformer needs ComfyUI's loader only.
 ComfyUI's own loaders recognise text encoders by their sizes and a VAE by its channels; these are too small to be
 recognised. So this module has a CLIP and a VAE with all that the nodes need which encode a prompt, decode and encode.
 The first uses transformers and tokenizers, which ComfyUI ships, the second uses torch. Both are small and run on the
@@ -16,10 +17,37 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from nft_pipeline.errors import GuidanceError
+
+SIDE, LARGEST = 64, 128  # pixels: what it was trained on, and what it has positions for
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _ENCODERS = ("text_encoder", "text_encoder_2")
 _GROUPS = 2  # norm_num_groups of the VAE's config
 _BLOCKS = 4
+
+
+def refuse_large_pictures(
+    executor: Any,
+    guider: Any,
+    sigmas: Tensor,
+    extra_args: Any,
+    callback: Any,
+    noise: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Wraps the sampler: executor(guider, sigmas, extra_args, callback, noise, ...).
+
+    Raises:
+        GuidanceError: the latents, (B, 16, h, w), are of a picture that is larger than the model can draw.
+    """
+    height, width = (8 * side for side in noise.shape[-2:])
+    if max(height, width) > LARGEST:
+        raise GuidanceError(
+            f"the shapes model draws pictures of {SIDE} x {SIDE} pixels, at most {LARGEST} x {LARGEST}, and was asked "
+            f"for {width} x {height}. Set width and height of the empty latent to {SIDE}."
+        )
+    return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
 
 
 class ShapesText:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .. import host, inputs
+from ..files.ratings import UNRATED, VERDICTS, Shown, facts_of_graph, pictures_of, rate_images, rating_folder
 from ..host import io, ui
-from ..rate import UNRATED, VERDICTS, Shown, facts_of_graph, pictures_of, rate_images, rating_folder
 
 SHOWN = Shown()  # what the buttons on the nodes judge
 

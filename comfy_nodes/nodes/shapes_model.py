@@ -8,7 +8,7 @@ from nft_pipeline.models import shipped_model
 
 from .. import host, inputs
 from ..host import io
-from ..shapes import WEIGHTS, ShapesText, ShapesVAE
+from ..shapes import WEIGHTS, ShapesText, ShapesVAE, refuse_large_pictures
 
 
 class NFTShapesModel(io.ComfyNode):
@@ -38,5 +38,5 @@ class NFTShapesModel(io.ComfyNode):
         """Loads the three from the files of the package."""
         folder = shipped_model("shapes")
         assert folder is not None
-        model = host.load_model(str(folder / "transformer" / WEIGHTS))
+        model = host.load_model(str(folder / "transformer" / WEIGHTS), refuse_large_pictures)
         return io.NodeOutput(model, ShapesText(folder), ShapesVAE(folder))

@@ -123,7 +123,9 @@ class NFTStrengthGrid(io.ComfyNode):
         columns, lines = strengths_of(strengths), prompts_of(prompts)
         cells = cells_of(columns, seeds_of(seeds), max(1, len(lines)))
         if lines and clip is None:
-            raise GuidanceError("there are prompts and no clip. Connect your model's clip, or leave prompts empty.")
+            raise GuidanceError(
+                "prompts has text, but no clip is connected. Connect your model's, or leave prompts empty."
+            )
         reward = loaded or build.load_reward_file(adapter, kind, text_encoder)
         positives = [host.encode(clip, line, positive) for line in lines] or [positive]
 

@@ -23,8 +23,8 @@ class Caution(NamedTuple):
 
 LOADED_TWICE = Caution(
     "loaded twice",
-    "WARNING: a LoRA loader has put this adapter's LoRA into the model already, so the base model contains it. Remove "
-    "that loader: guidance switches the LoRA itself.",
+    "WARNING: a LoRA loader or a hook has put this adapter's LoRA into the model already, so the base model contains "
+    "it. Remove that node: guidance switches the LoRA itself.",
 )
 UNKNOWN_SCALE = Caution(
     "half strength?",

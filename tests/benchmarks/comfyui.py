@@ -7,11 +7,15 @@ A random SD3 of 31 M weights at CFG 1. Every round times each way once, after a 
 and that brings the model into its place: what is measured is drawing, not loading. One way does it the other way round
 and is called so. Ratios are within a round, as in tests/benchmarks/engine.py; times are the process's own CPU time. The
 three ways to the same picture (node, hook LoRA, two models) are compared before anything is timed.
+
+Then a row of prompts, each with a strength of its own and so with a new node on the cached model, shows what the
+process holds after each of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -25,6 +29,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 STRENGTH = 1.5
 AGREE = 1e-3  # of latents of size 1, between ways that do the same arithmetic in another order
+GROWTH = 0.01  # of what the process holds, from the fifth prompt to the last
+SETTLED = 5  # prompts after which nothing is loaded for the first time
 LIMITS = {"idle node": 1.02, "exact": 2.05, "exact, policy": 2.05}
 
 
@@ -111,12 +117,34 @@ def ways(driver: Any) -> dict[str, Callable[[int], Any]]:
     return found
 
 
+def memory(driver: Any, prompts: int) -> dict[str, Any]:
+    """MiB that the process holds after each prompt, and how many guides are alive after the last."""
+    import comfy.sample
+    import comfy.samplers
+    import psutil
+    import torch
+
+    given, held = driver.inputs, []
+    text = [[given["text"], {"pooled_output": given["pooled"]}]]
+    noise, sampler = given["noise"], comfy.samplers.sampler_object("euler")
+    for i in range(prompts):
+        adapter, mode = ("positive", "policy")[i % 2], ("exact", "fast")[i // 2 % 2]
+        values = {"adapter": f"{adapter}.safetensors", "strength": 1 + i / prompts, "mode": mode, "model": driver.base}
+        model = driver.run_node("NFTRewardGuidance", values, {})[0]
+        sigmas, empty = given["sigmas"], torch.zeros_like(noise)
+        comfy.sample.sample_custom(model, noise, 3.5, sampler, sigmas, text, text, empty, disable_pbar=True, seed=i)
+        held.append(psutil.Process().memory_info().rss / 2**20)
+    gc.collect()
+    alive = sum(type(one).__name__ == "Guide" for one in gc.get_objects())
+    return {"held": held, "alive": alive}
+
+
 def numbers(tensors: Any) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
-def inside(root: Path, folder: Path, rounds: int, threads: int) -> dict[str, Any]:
-    """Everything that happens in ComfyUI's interpreter: seconds by way, and weights that are held."""
+def inside(root: Path, folder: Path, rounds: int, threads: int, prompts: int) -> dict[str, Any]:
+    """Everything that happens in ComfyUI's interpreter: seconds by way, weights that are held, memory by prompt."""
     sys.path += [str(ROOT / "tests" / "helpers"), str(ROOT / "tests" / "benchmarks")]
     import torch
     from comfyui_driver import Driver, allow_torchvision_without_its_binary
@@ -146,12 +174,14 @@ def inside(root: Path, folder: Path, rounds: int, threads: int) -> dict[str, Any
                 seconds[name].append(time.process_time() - started)
         timed["LoRA merged"](1)
         backup = numbers(getattr(entry, "weight", entry) for entry in driver.base.backup.values())
+        del timed, drawn
+        kept = memory(driver, prompts)
     parts = load_file(folder / "loras" / "positive.safetensors")
     head = {key for key in parts if key.startswith("alpha_head.")}
     lora = {key for key in parts if key.endswith((".lora_A.weight", ".lora_B.weight"))}
     weights = {"model": numbers(driver.base.model.parameters()), "backup": backup}
     weights |= {"head": numbers(parts[key] for key in head), "LoRA": numbers(parts[key] for key in lora)}
-    return {"seconds": seconds, "weights": weights, "torch": torch.__version__}
+    return {"seconds": seconds, "weights": weights, "memory": kept, "torch": torch.__version__}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -164,6 +194,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=256, help="pixels, a multiple of 16 (default 256: 256 tokens)")
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA (default 16)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1; more makes CPU seconds vague)")
+    parser.add_argument("--prompts", type=int, default=40, help="after the rounds, for what is held (default 40)")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a ratio is above its bar")
     options = parser.parse_args(argv)
     from tests.benchmarks.ratios import table
@@ -171,7 +202,8 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place:
         write_files(Path(place), options.size, options.steps, options.rank)
         command = [options.python, __file__, "--inside", options.comfyui.absolute(), place]
-        done = subprocess.run([*map(str, command), str(options.rounds), str(options.threads)], cwd=place)
+        command += [options.rounds, options.threads, options.prompts]
+        done = subprocess.run([*map(str, command)], cwd=place)
         if done.returncode:
             print("ComfyUI ended with an error; what it said is above", file=sys.stderr)
             return 1
@@ -192,6 +224,13 @@ def main(argv: list[str] | None = None) -> int:
     shares = ("weights added", lambda name: f"{100 * held[name] / model:.0f} %" if name in held else "")
     shown, missed = table(found["seconds"], dict.fromkeys(names, "plain"), {n: LIMITS.get(n) for n in names}, shares)
     print(shown)
+    kept = found["memory"]["held"]
+    if len(kept) > SETTLED:
+        settled, last, alive = kept[SETTLED - 1], kept[-1], found["memory"]["alive"]
+        print(f"\nheld after prompt {SETTLED}: {settled:.0f} MiB, after prompt {len(kept)}: {last:.0f} MiB")
+        print(f"guides alive: {alive}")
+        if last > (1 + GROWTH) * settled:
+            missed.append(f"memory grew by {last / settled - 1:.1%} in {len(kept)} prompts, at most {GROWTH:.0%}")
     if options.check and missed:
         print("\n".join(missed), file=sys.stderr)
         return 1
@@ -201,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--inside"]:
         checkout, place = Path(sys.argv[2]), Path(sys.argv[3])
-        report = inside(checkout, place, int(sys.argv[4]), int(sys.argv[5]))
+        report = inside(checkout, place, *map(int, sys.argv[4:7]))
         (place / "found.json").write_text(json.dumps(report))
     else:
         sys.exit(main())

@@ -15,6 +15,7 @@ from helpers import fake_comfyui as fake
 from helpers.comfyui_dials import RATE, dial, tilt_map
 from helpers.comfyui_world import SIGMAS, STEPS, World
 from nft_pipeline.adapter import AdapterConfig
+from nft_pipeline.comfy_nodes.dial import forecast_line
 from nft_pipeline.comfy_nodes.reward_file import describe, read_reward_file
 from nft_pipeline.dial.scale import calibrated_scale
 from nft_pipeline.errors import GuidanceError
@@ -183,9 +184,8 @@ def test_while_it_draws_the_node_says_how_each_picture_stands(world: World) -> N
     stats = guide_of(guided).stats
     odds = stats.alpha * math.exp(1.6)
     torch.testing.assert_close(stats.forecast, odds / (1 - stats.alpha + odds))
-    low, high = stats.forecast[-1].min(), stats.forecast[-1].max()
     assert steps[-1].startswith("step 5/5  alpha 0.")
-    assert f"\nthese 2 pictures will be liked with {low:.0%} to {high:.0%}, " in steps[-1]
+    assert f"\n{forecast_line(stats.forecast[-1])}" in steps[-1]
     assert "forecast: these pictures are liked with" in world.nodes.NFTAlphaPlot.execute({}, guided).args[2]
     world.noise = world.noise[:1]
     world.positive[0]["model_conds"]["c_crossattn"].cond = world.positive[0]["model_conds"]["c_crossattn"].cond[:1]
@@ -193,6 +193,12 @@ def test_while_it_draws_the_node_says_how_each_picture_stands(world: World) -> N
     assert world.texts[-1].endswith(
         f"\nthis picture will be liked with {float(guide_of(guided).stats.forecast[-1]):.0%}"
     )
+
+
+def test_the_chances_of_several_pictures_are_one_number_where_they_are_the_same(world: World) -> None:
+    assert forecast_line(torch.ones(5)) == "these 5 pictures will be liked with 100%"
+    line = forecast_line(torch.tensor([0.2, 0.4]))
+    assert line == "these 2 pictures will be liked with 20% to 40%, 30% on the average"
 
 
 def test_where_guidance_has_ended_nothing_is_forecast(world: World) -> None:

@@ -301,26 +301,39 @@ def labels(world: World) -> list[list[str]]:
     return [[caution["label"] for caution in data["cautions"]] for data in sent]
 
 
-def loaded_by_a_loader(world: World, model: Any, adapter: str) -> Any:
-    """As from a LoRA loader: patches with the adapter's own matrices."""
+def loaded(world: World, model: Any, adapter: str, way: str) -> Any:
+    """As from a LoRA loader, a hook or a bypass loader of core: the adapter's own matrices on a layer of the MODEL."""
     patched, lora = model.clone(), world.adapters[adapter].lora
     up, down = (lora[f"transformer.proj_out.lora_{side}.weight"] for side in "BA")
     weights = SimpleNamespace(weights=(up, down, None, None, None, None))
-    patched.patches["diffusion_model.final_layer.weight"] = [(1.0, weights, 1.0, None, None)]
+    patches = {"diffusion_model.final_layer.weight": [(1.0, weights, 1.0, None, None)]}
+    if way == "loader":
+        patched.patches |= patches
+    elif way == "hook":
+        patched.hook_patches["a hook"] = patches
+    else:
+        weights.weights = (up.bfloat16(), down.bfloat16(), None, None, None, None)  # as it casts them to the model's
+        layer = patched.model.get_submodule("diffusion_model.final_layer")
+        patched.injections["bypass_lora"] = fake.BypassInjectionManager(layer, weights).create_injections()
     return patched
 
 
+@pytest.mark.parametrize("way", ["loader", "hook", "bypass"])
 @pytest.mark.parametrize("behind", [False, True])
-def test_a_lora_loader_before_or_behind_the_node_is_marked_on_it(world: World, behind: bool) -> None:
+def test_a_lora_that_is_loaded_too_before_or_behind_the_node_is_marked_on_it(
+    world: World, behind: bool, way: str
+) -> None:
     world.sample(world.guided("policy"))
     assert labels(world) == [[], []]
+    world.sample(world.guided("policy", loaded(world, world.model, "other", way)))
+    assert labels(world)[-1] == []
     if behind:
-        model = loaded_by_a_loader(world, world.guided("policy"), "policy")
+        model = loaded(world, world.guided("policy"), "policy", way)
     else:
-        model = world.guided("policy", loaded_by_a_loader(world, world.model, "policy"))
+        model = world.guided("policy", loaded(world, world.model, "policy", way))
     world.sample(model)
     assert labels(world)[-1] == ["loaded twice"]
-    assert "a LoRA loader has put this adapter's LoRA into the model already" in world.texts[-1]
+    assert "a LoRA loader or a hook has put this adapter's LoRA into the model already" in world.texts[-1]
     world.sample(world.guided("policy"))
     assert labels(world)[-1] == []
 

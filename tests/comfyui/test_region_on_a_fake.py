@@ -12,7 +12,7 @@ from torch import Tensor
 
 from helpers import fake_comfyui as fake
 from helpers.comfyui_world import SIGMAS, World, words_of
-from nft_pipeline.comfy_nodes.guide import region_over
+from nft_pipeline.comfy_nodes.passes import region_over
 from nft_pipeline.errors import GuidanceError
 
 

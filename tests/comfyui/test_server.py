@@ -169,6 +169,21 @@ GRAPHS = {
             "model": ["5", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": 5,
             "steps": 4, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}),
     }),
+    "hooked": graph("hooked", {}, **{
+        "70": ("CreateHookLoraModelOnly", {"lora_name": "shapes-warm.safetensors", "strength_model": 1.0}),
+        "71": ("ConditioningSetProperties", {
+            "cond_NEW": ["2", 0], "hooks": ["70", 0], "strength": 1.0, "set_cond_area": "default"}),
+        "6": ("KSampler", {
+            "model": ["5", 0], "positive": ["71", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": 5,
+            "steps": 4, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}),
+    }),
+    "bypassed": graph("bypassed", {}, **{
+        "72": ("LoraLoaderBypassModelOnly", {
+            "model": ["5", 0], "lora_name": "shapes-warm.safetensors", "strength_model": 1.0}),
+        "6": ("KSampler", {
+            "model": ["72", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": 5,
+            "steps": 4, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}),
+    }),
     "gone": graph("gone", {"adapter": "nosuch.safetensors"}),
     "backwards": graph("backwards", {"start_percent": 0.9, "end_percent": 0.1}),
     "base after": graph("base_after"),
@@ -195,7 +210,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         (folder / "models" / kind).mkdir(parents=True)
         shutil.copy(source, folder / "models" / kind / name)
     (folder / "graphs.json").write_text(json.dumps(GRAPHS))
-    (folder / "nodes.json").write_text(json.dumps(NODES))
+    (folder / "nodes.json").write_text(json.dumps([*NODES, "LoraLoaderBypassModelOnly"]))
     with LocalHub() as hub:
         file = shipped / "comfyui" / "shapes-warm.safetensors"
         hub.add("someone/warm", {"comfyui/warm.safetensors": file.read_bytes()})
@@ -226,9 +241,23 @@ def test_all_nodes_are_there_with_a_help_page(server: Any) -> None:
 
 def test_graphs_run_to_their_end(server: Any) -> None:
     report, _, log = server
-    wrong = ("gone", "backwards")
+    wrong = ("gone", "backwards", *without_its_node(report))
     ends = {name: report[f"run {name}"].get("end", report[f"run {name}"]) for name in GRAPHS if name not in wrong}
     assert set(map(str, ends.values())) == {"execution_success"}, (ends, log[-4000:])
+
+
+def without_its_node(report: Any) -> list[str]:
+    """Graphs with a node that this ComfyUI does not have."""
+    return [] if report["info LoraLoaderBypassModelOnly"] else ["bypassed"]
+
+
+@pytest.mark.parametrize("way", ["hooked", "bypassed"])
+def test_an_adapter_that_core_has_put_on_the_model_too_is_said(server: Any, way: str) -> None:
+    report, _, _ = server
+    if way in without_its_node(report):
+        pytest.skip("this ComfyUI has no bypass loader")
+    assert all("LoRA loader or a hook" in text for text in report[f"run {way}"]["texts"]["5"])
+    assert not any("LoRA loader or a hook" in text for text in report["run guided"]["texts"]["5"])
 
 
 def test_pictures_are_what_they_should_be(server: Any) -> None:

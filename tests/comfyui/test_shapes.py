@@ -10,7 +10,8 @@ import torch
 
 from helpers import fake_comfyui as fake
 from nft_pipeline import DiffusionNFTPipeline
-from nft_pipeline.comfy_nodes.shapes import ShapesText, ShapesVAE
+from nft_pipeline.comfy_nodes.shapes import ShapesText, ShapesVAE, refuse_large_pictures
+from nft_pipeline.errors import GuidanceError
 from nft_pipeline.models import shipped_model
 
 
@@ -48,6 +49,19 @@ def test_latents_become_the_pipelines_pictures_and_back(pipe: Any, folder: Path)
     torch.testing.assert_close(vae.encode(pictures), back)
 
 
+def test_a_picture_larger_than_it_can_draw_is_refused_in_a_sentence() -> None:
+    def draw(guider: Any, sigmas: Any, extra_args: Any, callback: Any, noise: torch.Tensor, latent: Any) -> Any:
+        return noise, latent
+
+    def ask(height: int, width: int) -> Any:
+        noise = torch.zeros(1, 16, height, width)
+        return refuse_large_pictures(draw, None, None, {}, None, noise, "latent")
+
+    assert ask(16, 16)[1] == "latent"
+    with pytest.raises(GuidanceError, match="at most 128 x 128, and was asked for 1024 x 512"):
+        ask(64, 128)
+
+
 def test_the_node_gives_model_clip_and_vae_and_the_adapter_is_offered(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -58,6 +72,9 @@ def test_the_node_gives_model_clip_and_vae_and_the_adapter_is_offered(
 
     model, clip, vae = NFTShapesModel.execute().args
     assert isinstance(model, fake.ModelPatcher) and isinstance(clip, ShapesText) and isinstance(vae, ShapesVAE)
+    assert (
+        refuse_large_pictures in model.model_options["transformer_options"]["wrappers"]["sampler_sample"]["nft_model"]
+    )
     assert nodes.host.adapter_names() == []
     nodes.host.offer_shipped_adapters()
     assert nodes.host.adapter_names() == ["shapes-follow.safetensors", "shapes-warm.safetensors"]

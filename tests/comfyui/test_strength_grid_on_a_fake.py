@@ -142,7 +142,7 @@ def test_an_adapter_of_another_loader_is_used_instead_of_the_file(world: World) 
         ({"seeds": "-1"}, "'-1' in seeds is no seed"),
         ({"seeds": str(2**64)}, "is no seed"),
         ({"seeds": "1 to 100"}, "100 seeds x 1 prompts = 300 places, and 256 is the most"),
-        ({"prompts": "a ring"}, "there are prompts and no clip"),
+        ({"prompts": "a ring"}, "prompts has text, but no clip is connected"),
     ],
 )
 def test_what_is_refused(world: World, values: dict[str, Any], fault: str) -> None:

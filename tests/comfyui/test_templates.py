@@ -23,6 +23,7 @@ from helpers.comfyui_page import (
     CHROMIUM,
     READY,
     TEMPLATES,
+    act,
     browser,
     comfyui_server,
     get,
@@ -34,7 +35,7 @@ from helpers.comfyui_page import (
 
 CHECKOUTS = [Path(path) for path in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if path]
 WIDGETS = {"COMBO", "INT", "FLOAT", "STRING"}
-LEFT_OPEN = {"schedule", "clip", "loaded"}  # sockets that need nothing
+LEFT_OPEN = {"schedule", "loaded"}  # sockets that need nothing
 NAMES = [path.stem for path in TEMPLATES]
 
 
@@ -109,6 +110,17 @@ def test_links_lead_from_an_output_to_an_input_of_its_type(name: str) -> None:
     open_inputs = {entry["name"] for node in nodes_of(workflow) for entry in node["inputs"]
                    if entry["link"] is None and "widget" not in entry}  # fmt: skip
     assert open_inputs <= LEFT_OPEN
+
+
+def test_app_mode_of_the_first_one_has_the_dial_and_shows_both_pictures() -> None:
+    workflow = read(READY)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    app = workflow["extra"]["linearData"]
+    shown = [(nodes[number]["type"], widget) for number, widget in app["inputs"]]
+    assert ("NFTRewardGuidance", "strength") in shown
+    for number, widget in app["inputs"]:
+        assert widget in {entry["name"] for entry in nodes[number]["inputs"] if "widget" in entry}
+    assert [nodes[number]["type"] for number in app["outputs"]] == ["NFTStrengthGrid", "SaveImage"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -186,7 +198,7 @@ def test_the_ready_one_mends_a_wrong_picture_when_run_is_pressed(site: Any) -> N
     entry = run_template(page, address)
     assert entry["status"]["status_str"] == "success", entry["status"]
     guided = picture_of(entry, address, "With guidance")
-    set_widget(page, "NFTRewardGuidance", "strength", 0)
+    act(page, "set(guide, 'strength', 0)")
     entry = run_template(page, address)
     assert entry["status"]["status_str"] == "success", entry["status"]
     plain = picture_of(entry, address, "With guidance")
@@ -203,12 +215,12 @@ def test_no_node_is_red_whatever_adapter_and_strength_are_chosen(adapter: str, s
     """The plot, another adapter, strength 0 and -1, and the default sweep: none of them is an error."""
     address, opened = site
     page = open_template(opened, address, READY)
-    page.evaluate(ADD_PLOT)
+    act(page, ADD_PLOT)
     for strength in (0, -1, 2):
-        set_widget(page, "NFTRewardGuidance", "adapter", f"{adapter}.safetensors")
-        set_widget(page, "NFTRewardGuidance", "strength", strength)
+        act(page, f"set(guide, 'adapter', '{adapter}.safetensors')")
+        act(page, f"set(guide, 'strength', {strength})")
         assert run_template(page, address)["status"]["status_str"] == "success", strength
-    page.evaluate(ADD_SWEEP)
+    act(page, ADD_SWEEP)
     assert run_template(page, address)["status"]["status_str"] == "success"
     assert page.evaluate("app.graph.nodes.filter(n => n.has_errors).map(n => n.type)") == []
     page.close()
@@ -227,7 +239,7 @@ def test_few_widgets_are_shown_and_strength_is_a_slider(site: Any) -> None:
 def test_an_error_is_a_toast_with_its_first_sentence_in_the_nodes_words(site: Any) -> None:
     address, opened = site
     page = open_template(opened, address, READY)
-    set_widget(page, "NFTRewardGuidance", "law", "odds")
+    act(page, "set(guide, 'law', 'odds')")
     assert run_template(page, address)["status"]["status_str"] == "error"
     toasts = page.evaluate("[...document.querySelectorAll('.p-toast-message')].map(e => e.innerText)")
     page.close()
@@ -237,7 +249,7 @@ def test_an_error_is_a_toast_with_its_first_sentence_in_the_nodes_words(site: An
 def test_a_lora_loader_behind_the_node_is_a_badge_on_it(site: Any) -> None:
     address, opened = site
     page = open_template(opened, address, READY)
-    page.evaluate(ADD_LOADER)
+    act(page, ADD_LOADER)
     run_template(page, address)
     badges = page.evaluate(f"({GUIDE}.badges ?? []).map(b => (typeof b === 'function' ? b() : b).text)")
     page.close()
@@ -247,7 +259,7 @@ def test_a_lora_loader_behind_the_node_is_a_badge_on_it(site: Any) -> None:
 def test_pictures_are_rated_one_by_one_by_buttons(site: Any, output: Path) -> None:
     address, opened = site
     page = open_template(opened, address, READY)
-    page.evaluate(ADD_RATING)
+    act(page, ADD_RATING)
     run_template(page, address)
     rows = output / "ratings" / "metadata.jsonl"
     assert not rows.exists()
@@ -259,27 +271,14 @@ def test_pictures_are_rated_one_by_one_by_buttons(site: Any, output: Path) -> No
 
 
 GUIDE = "app.graph.nodes.find(n => n.type === 'NFTRewardGuidance')"
-_ADD = """() => {
-    const of = (type, place = 0) => app.graph.nodes.filter(n => n.type === type)[place];
-    const add = (type) => { const node = LiteGraph.createNode(type); app.graph.add(node); return node; };
-    const slot = (node, name) => node.inputs.findIndex(entry => entry.name === name);
-    const guide = of("NFTRewardGuidance"), sampler = of("KSampler");
-    %s
-}"""
-ADD_PLOT = _ADD % "const plot = add('NFTAlphaPlot'); sampler.connect(0, plot, 0); guide.connect(0, plot, 1);"
-ADD_SWEEP = _ADD % "add('NFTStrengthSweep').connect(0, guide, slot(guide, 'strength'));"
-ADD_RATING = _ADD % "of('ImageScaleBy').connect(0, add('NFTRateImages'), 0);"
-ADD_LOADER = _ADD % (
-    "const loader = add('LoraLoaderModelOnly');"
-    "loader.widgets.find(w => w.name === 'lora_name').value = 'shapes-follow.safetensors';"
+ADD_PLOT = "const plot = add('NFTAlphaPlot'); sampler.connect(0, plot, 0); guide.connect(0, plot, 1);"
+ADD_SWEEP = "add('NFTStrengthSweep').connect(0, guide, slot(guide, 'strength'));"
+ADD_RATING = "of('ImageScaleBy').connect(0, add('NFTRateImages'), 0);"
+ADD_LOADER = (
+    "const loader = add('LoraLoaderModelOnly'); set(loader, 'lora_name', 'shapes-follow.safetensors');"
     "guide.connect(0, loader, 0); loader.connect(0, sampler, 0);"
 )
 RED, BLUE = (0, 2), (2, 0)  # the channel that is high, and the one that is low
-
-
-def set_widget(page: Any, node: str, name: str, value: Any) -> None:
-    found = f"app.graph.nodes.find(n => n.type === '{node}').widgets.find(w => w.name === name)"
-    page.evaluate(f"([name, value]) => {{ const w = {found}; w.value = value; w.callback?.(value); }}", [name, value])
 
 
 def titles() -> dict[str, str]:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from helpers import fake_comfyui as fake
 from helpers.comfyui_world import SIGMAS, World, random_lora
 from nft_pipeline.adapters.foreign.layers import Layer
-from nft_pipeline.comfy_nodes.guide import tap_in_comfyui
+from nft_pipeline.comfy_nodes.match import tap_in_comfyui
 from nft_pipeline.comfy_nodes.words.errors import in_node_words
 from nft_pipeline.comfy_nodes.words.looks import family_of
 from nft_pipeline.errors import AdapterError, GuidanceError

@@ -11,8 +11,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def browser() -> Iterator[Any]:
     """A headless Chromium that reaches this machine only."""
     from playwright.sync_api import sync_playwright
 
-    options = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
+    options = ["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
         yield opened
@@ -124,11 +124,48 @@ def open_template(opened: Any, address: str, name: str) -> Any:
 def run_template(page: Any, address: str) -> dict[str, Any]:
     """Press Run; the history's entry when it has ended."""
     before = set(get(f"{address}/history"))
+    press_run(page)
+    return ended(page, address, before)[0]
+
+
+def press_run(page: Any) -> None:
+    """What queues the graph that the page shows."""
     page.get_by_role("button", name="Run", exact=True).first.click()
+
+
+def ended(page: Any, address: str, before: Set[str], jobs: int = 1) -> list[dict[str, Any]]:
+    """The history's entries of jobs that were queued, when they have ended; `before` holds the ids of older ones."""
     for _ in range(600):
-        new = {key: entry for key, entry in get(f"{address}/history").items() if key not in before}
-        if new:
+        history = get(f"{address}/history")
+        new = [dict(entry) for key, entry in history.items() if key not in before]
+        if len(new) >= jobs:
             page.wait_for_timeout(3000)  # until the pictures are on their nodes
-            return dict(next(iter(new.values())))
+            return new
         time.sleep(0.5)
     raise TimeoutError("the queued workflow did not end in five minutes")
+
+
+def photograph(page: Any, path: Path) -> None:
+    """A picture of the page for people to look at; none where the browser is too busy to make one."""
+    from playwright.sync_api import TimeoutError as TooBusy
+
+    with suppress(TooBusy):
+        page.screenshot(path=path, timeout=20_000)
+
+
+def act(page: Any, deeds: str) -> Any:
+    """Do with the page's graph what a person does with the mouse: JavaScript in the words of `_DEEDS`."""
+    return page.evaluate(f"() => {{ {_DEEDS} {deeds} }}")
+
+
+_DEEDS = """
+    const of = (type, place = 0) => app.graph.nodes.filter(n => n.type === type)[place];
+    const add = (type) => { const node = LiteGraph.createNode(type); app.graph.add(node); return node; };
+    const slot = (node, name) => node.inputs.findIndex(entry => entry.name === name);
+    const set = (node, name, value) => {
+        const widget = node.widgets.find(widget => widget.name === name);
+        widget.value = value;
+        widget.callback?.(value);
+    };
+    const guide = of("NFTRewardGuidance"), sampler = of("KSampler"), sheet = of("NFTStrengthGrid");
+"""

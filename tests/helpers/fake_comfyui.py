@@ -104,11 +104,14 @@ class ModelPatcher:
         self.model, self.patches, self.attachments, self.callbacks = model, {}, {}, {}
         self.load_device, self.offload_device = load_device, offload_device
         self.additional_models: dict[str, list[ModelPatcher]] = {}
+        self.hook_patches: dict[str, dict[str, Any]] = {}
+        self.injections: dict[str, list[Any]] = {}
         self.model_options: dict[str, Any] = {"transformer_options": {"wrappers": {}}, "sampler_post_cfg_function": []}
 
     def clone(self) -> ModelPatcher:
         other = ModelPatcher(self.model)
         other.patches, other.attachments = dict(self.patches), dict(self.attachments)
+        other.hook_patches, other.injections = dict(self.hook_patches), dict(self.injections)
         other.additional_models = {key: [one.clone() for one in some] for key, some in self.additional_models.items()}
         ours = self.model_options["transformer_options"]["wrappers"]
         copied = {kind: {key: list(group) for key, group in groups.items()} for kind, groups in ours.items()}
@@ -297,6 +300,16 @@ class VAE:
         return pixels.repeat_interleave(4, 1).repeat_interleave(4, 2)
 
 
+class BypassInjectionManager:
+    """What a bypass loader puts beside one layer."""
+
+    def __init__(self, module: Any, adapter: Any) -> None:
+        self.hooks = [types.SimpleNamespace(module=module, adapter=adapter)]
+
+    def create_injections(self) -> list[Any]:
+        return [types.SimpleNamespace(inject=lambda patcher: [hook.module for hook in self.hooks])]
+
+
 def load_diffusion_model(unet_path: str) -> ModelPatcher:
     return ModelPatcher(BaseModel())
 
@@ -461,6 +474,7 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
             "get_all_wrappers": get_all_wrappers,
         },
         "comfy.sd": {"load_diffusion_model": load_diffusion_model},
+        "comfy.weight_adapter": {"BypassInjectionManager": BypassInjectionManager},
         "comfy_api": {},
         "comfy_api.latest": {"io": io, "ui": ui, "ComfyExtension": type("ComfyExtension", (), {})},
         "server": {"PromptServer": PromptServer},

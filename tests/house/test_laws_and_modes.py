@@ -111,7 +111,7 @@ def test_the_calls_own_help_and_the_page_list_them() -> None:
 def test_the_nodes_have_the_modes_that_their_guide_knows() -> None:
     offered = {name for name, mode in MODES.items() if mode.node}
     assert offered == {"two_pass", "single"}, (
-        "comfy_nodes/guide.py spends one pass or two; write the new mode there first"
+        "comfy_nodes/passes.py spends one pass or two; write the new mode there first"
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from helpers.tiny_run import picture_folder, tiny_base
-from nft_pipeline.comfy_nodes.rate import rate_images
+from nft_pipeline.comfy_nodes.files.ratings import rate_images
 from nft_pipeline.files.picture_list import read_rows, update_rows
 from nft_pipeline.training.data.folder import (
     DataError,

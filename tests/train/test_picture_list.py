@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nft_pipeline.comfy_nodes.rate import rate_images
+from nft_pipeline.comfy_nodes.files.ratings import rate_images
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.files.picture_list import (
     METADATA,
