@@ -60,6 +60,8 @@ def draw_folder(
                     "guidance_scale": base.stock_guidance_scale,
                     "model": config.base_id or config.base_model,
                 }
+                if empty is not None and base.negative_prompt:
+                    facts["negative_prompt"] = base.negative_prompt
                 picture = Image.fromarray(pixels)
                 if picture_name(picture) not in there:
                     new.append((picture, facts))

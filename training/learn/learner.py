@@ -79,7 +79,7 @@ class Learner(Reader):
             self.folds = Folds(fold, lambda: AlphaHead(head_config).to(self.device), config)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=base.dtype == torch.float16)
-        self.law = NoiseLaw(config.noise_shift, config.adaptive_noise)
+        self.law = NoiseLaw(config.noise_shift, config.adaptive_noise, config.noise_spread, config.noise_within)
         # For a positive adapter; for the others the head shares the LoRA's batch.
         self.head_law = NoiseLaw(config.head_noise_shift)
         self._met = torch.zeros(2, NoiseLaw.BINS, dtype=torch.float64)  # what this step has measured for the law

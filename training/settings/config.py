@@ -120,6 +120,11 @@ class TrainConfig(
                 f"authors_trainer is true with rounds {self.rounds} and optimality {self.optimality!r}: their trainer "
                 "samples in rounds and compares within a prompt; set rounds above 0 and optimality: group"
             )
+        if self.negative_prompt and self.guidance_scale <= 1:
+            faults.append(
+                f"negative_prompt is {shown(self.negative_prompt)} with guidance_scale {self.guidance_scale:g}: "
+                "without classifier-free guidance nothing reads it; set guidance_scale above 1, or leave it out"
+            )
         if self.data is not None and self.online:
             faults.append(
                 f"data is {self.data!r} and rounds {self.rounds}: a folder is for offline runs, rounds for online "
