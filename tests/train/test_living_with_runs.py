@@ -24,6 +24,7 @@ from nft_pipeline.hub_cards.report import Hacking
 from nft_pipeline.training.bases.base import TrainBase
 from nft_pipeline.training.data.scorers import RunRewards
 from nft_pipeline.training.errors import TrainingError
+from nft_pipeline.training.learn.export import begin_from
 from nft_pipeline.training.learn.learner import Learner
 from nft_pipeline.training.rewards.contract import Reward, RewardError, RewardInfo, RewardOutput
 from nft_pipeline.training.run import kinds, trainer
@@ -185,7 +186,7 @@ def test_a_run_begins_from_an_adapter_of_its_kind(run, whole, tmp_path, monkeypa
         base = tiny_base()
         learner = Learner(base, base.encode_prompts(["a cat"]), TrainConfig.from_mapping({**SMALL, **changed}))
         with pytest.raises(TrainingError, match=words):
-            learner.begin_from(whole)
+            begin_from(learner, whole)
 
 
 def test_an_online_run_ends_where_hacking_is_seen(run, tmp_path, monkeypatch):

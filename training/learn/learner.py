@@ -15,19 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nft_pipeline.adapter import Adapter
 from nft_pipeline.adapters.alpha_head import AlphaHead
-from nft_pipeline.adapters.base_check import check_base
 
 from ..bases.base import Conditions, TrainBase
 from ..bases.noising import NoiseLaw
+from ..bases.second_order import sampler_levels
 from ..data.pool import Pool
 from ..devices import processes
 from ..devices.memory import is_out_of_memory
 from ..devices.quantised import make_optimizer
 from ..errors import TrainingError
+from ..settings import authors
 from ..settings.config import TrainConfig
-from .batch import Batch, draw, fitted_to_means
+from .batch import Batch, draw, draw_in_turn, fitted_to_means
 from .folds import Folds
 from .objective import Objective, alpha_loss
 from .old_model import Tilt, average_decay, decay_after
@@ -36,7 +36,6 @@ from .reader import Reader
 from .roles import LoraRoles
 
 BETAS = (0.9, 0.99)  # of AdamW
-AUTHORS_BETAS = (0.9, 0.999)
 
 
 class Learner(Reader):
@@ -64,7 +63,8 @@ class Learner(Reader):
         self.generator = torch.Generator().manual_seed(config.seed)
         if config.gradient_checkpointing:
             base.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        self.roles = LoraRoles(base.denoiser, base.family, config.rank, config.lora_targets, with_old=config.online)
+        scale = authors.LORA_SCALE if config.authors_trainer else 1
+        self.roles = LoraRoles(base.denoiser, base.family, config.rank, config.lora_targets, config.online, scale)
         head_config = self.head_config(conditions) if self.objective.has_head else None
         self.head = None if head_config is None else AlphaHead(head_config).to(self.device)
         head_parameters = [] if self.head is None else list(self.head.parameters())
@@ -72,7 +72,7 @@ class Learner(Reader):
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         groups = [{"params": self.roles.parameters, "lr": config.lr}]
         groups += [{"params": head_parameters, "lr": config.head_lr}] if head_parameters else []
-        betas = AUTHORS_BETAS if config.authors_trainer else BETAS
+        betas = authors.BETAS if config.authors_trainer else BETAS
         self.optimizer = make_optimizer(config.optimizer, groups, config.weight_decay, betas)
         self.folds: Folds | None = None
         if fold is not None and head_config is not None:
@@ -80,6 +80,8 @@ class Learner(Reader):
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=base.dtype == torch.float16)
         self.law = NoiseLaw(config.noise_shift, config.adaptive_noise, config.noise_spread, config.noise_within)
+        one = {name: value[:1] for name, value in conditions.items()}
+        self._levels = sampler_levels(base, one) if config.authors_trainer else None
         # For a positive adapter; for the others the head shares the LoRA's batch.
         self.head_law = NoiseLaw(config.head_noise_shift)
         self._met = torch.zeros(2, NoiseLaw.BINS, dtype=torch.float64)  # what this step has measured for the law
@@ -87,32 +89,6 @@ class Learner(Reader):
         self.mean_r = 0.5  # of the last round
         self.facts: dict[str, float] = {}
         self._apart = 0.0  # what this step has measured of a policy's distance
-
-    def begin_from(self, adapter: Adapter) -> None:
-        """Take an adapter's weights in the place of new ones.
-
-        Raises:
-            TrainingError: it is of another kind, base model, rank or layers, or its head is of other sizes.
-        """
-        config, name = self.config, adapter.config.name
-        kind = "positive" if config.kind == "positive" else "policy"
-        if adapter.config.kind != kind:
-            raise TrainingError(
-                f"init_from names {name}, a {adapter.config.kind} adapter, and this run trains a {kind} one. What the "
-                "two learn differs; set objective, or leave init_from out"
-            )
-        check_base(adapter.config, self.base.denoiser, adapter.lora)
-        self.roles.load(adapter.lora, name)
-        if self.head is not None and adapter.head is not None:
-            if self.head.config != adapter.head.config:
-                raise TrainingError(
-                    f"init_from names {name}, whose head is {adapter.head.config}, and this run's would be "
-                    f"{self.head.config}. Set head_width, head_queries and head_layers to the same"
-                )
-            self.head.load_state_dict(adapter.head.state_dict())
-        self.average = [parameter.detach().clone() for parameter in self.parameters]
-        if config.online:
-            self.tilt = Tilt(adapter.config.tilt, adapter.config.tilt)
 
     def _learning_rate(self, step: int) -> float:
         """It rises over the first twentieth. Then offline it falls to zero along a cosine; online it stays constant.
@@ -227,11 +203,20 @@ class Learner(Reader):
         wide = wide_prompts(pool)
         return fitted_to_means(self.draw(pool, self.config.batch, self.law, plus_mass(pool, wide)), pool, wide)
 
+    def _draw_policy(self, pool: Pool) -> Batch:
+        """The states that a policy learns from."""
+        config = self.config
+        if self._levels is None:
+            return self.draw(pool, config.batch, self.law)
+        turn = self.step_number - self.round_number * config.round_steps
+        seed = config.seed * 1_000_003 + 700_001 * (self.round_number + 1)
+        return draw_in_turn(self.base, pool, config.batch, self._levels, turn, seed, self.generator)
+
     def _policy(self, pool: Pool) -> dict[str, float]:
         """Gradients of the policy (or the authors' loss) and, with baseline alpha, of the head it takes b from."""
         config, losses = self.config, {"policy": 0.0, **({} if self.head is None else {"alpha": 0.0})}
         mean = float(pool.r.mean())
-        for _, part in self.draw(pool, config.batch, self.law).parts(self.micro_batch):
+        for _, part in self._draw_policy(pool).parts(self.micro_batch):
             part = part.to(self.device)
             self.roles.use("old")
             old, tokens = self.output_and_tokens(part)

@@ -94,7 +94,7 @@ class Reader:
         """
         self.roles.use("base")
         nothing = torch.empty(len(t))
-        whole = Batch(States(x_t, x_t, x_t, t, nothing), conditions, nothing, nothing, nothing)
+        whole = Batch(States(x_t, x_t, x_t, t, nothing), conditions, torch.arange(len(t)), nothing, nothing, nothing)
 
         def read(rows: Tensor) -> Tensor:
             part = whole.take(rows)

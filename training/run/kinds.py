@@ -22,7 +22,7 @@ from ..data.sources import offline_pools
 from ..devices import processes
 from ..devices.memory import memory_advice, peak_gib
 from ..learn.early import EarlyStop
-from ..learn.export import make_adapter
+from ..learn.export import begin_from, make_adapter
 from ..learn.folds import folds_of
 from ..learn.learner import Learner
 from ..learn.objective import Objective
@@ -98,7 +98,7 @@ class Run:
         learner = Learner(self.base, conditions, self.config, fold)
         if self.config.init_from is not None and not self.path.is_file():
             adapter = read_adapter(self.config.init_from)
-            learner.begin_from(adapter)
+            begin_from(learner, adapter)
             self.say(f"beginning from the adapter {adapter.config.name} in {self.config.init_from}")
         return learner
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..bases.registry import train_base
 from ..devices.precision import choose_precision
 from ..devices.quantised import quantise
 from ..errors import TrainingError
+from ..settings import authors
 from ..settings.config import TrainConfig
 
 
@@ -58,6 +60,8 @@ def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str
     if config.num_frames is not None:
         call["num_frames"] = config.num_frames
     pipe = guided.unwrap()
+    if config.authors_trainer and "max_sequence_length" in signature(pipe.__call__).parameters:
+        call.setdefault("max_sequence_length", authors.TEXT_TOKENS)
     base = train_base(pipe, call, dtype, where)
     if config.negative_prompt and not base.has_cfg:
         raise TrainingError(
