@@ -29,7 +29,7 @@ def draw_folder(
         prompts: taken in turn, each as often as the others.
         folder: made when missing.
         count: how many to draw.
-        seed: of the first picture's noise; None is the one behind the largest that a line has.
+        seed: of the first picture's noise; None is the one behind the largest of this model's pictures there.
 
     Returns:
         How many pictures the folder then has.
@@ -37,7 +37,9 @@ def draw_folder(
     Raises:
         PictureListError: its metadata.jsonl cannot be read.
     """
-    seeds = [row["seed"] for row in read_rows(folder) if isinstance(row.get("seed"), int)]
+    model = config.base_id or config.base_model
+    own = [row for row in read_rows(folder) if row.get("model") == model]  # seeds of others may be beyond 64 bits
+    seeds = [row["seed"] for row in own if isinstance(row.get("seed"), int)]
     first = seed if seed is not None else max(seeds, default=-1) + 1
     which = torch.arange(first, first + count) % len(prompts)
     used, place = which.unique(return_inverse=True)
@@ -58,7 +60,7 @@ def draw_folder(
                     "prompt": prompts[int(which[row])],
                     "seed": first + row,
                     "guidance_scale": base.stock_guidance_scale,
-                    "model": config.base_id or config.base_model,
+                    "model": model,
                 }
                 if empty is not None and base.negative_prompt:
                     facts["negative_prompt"] = base.negative_prompt
