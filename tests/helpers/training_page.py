@@ -1,7 +1,7 @@
 """Tables in docs/training.md: models that can be trained, presets by their memory, and the authors' config.
 
 The first is made from the classes in training/bases/known, the second from the first line of each preset, and the third
-from training/settings/authors.py.
+from training/authors.py.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import re
 
 from helpers.made import with_parts
 from helpers.repository import ROOT
+from nft_pipeline.training.authors import MAP, Theirs
 from nft_pipeline.training.bases.registry import TRAINABLE
-from nft_pipeline.training.settings.authors import MAP, Theirs
 
 PAGE = ROOT / "docs" / "training.md"
 PRESETS = ROOT / "training" / "presets"

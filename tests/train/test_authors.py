@@ -12,6 +12,7 @@ from helpers.tiny import tiny_pipe
 from helpers.tiny_run import ONLINE, config, prompts, random_pool, save_tiny, tiny_base
 from helpers.zoo import CASES
 from helpers.zoo_case import WIDTH, WORDS, rows
+from nft_pipeline.training import authors
 from nft_pipeline.training.bases.registry import train_base
 from nft_pipeline.training.bases.second_order import sampler_levels, second_order
 from nft_pipeline.training.errors import ConfigError, TrainingError
@@ -19,7 +20,6 @@ from nft_pipeline.training.learn.batch import draw_in_turn
 from nft_pipeline.training.learn.learner import Learner
 from nft_pipeline.training.learn.online import round_prompts
 from nft_pipeline.training.run.trainer import train
-from nft_pipeline.training.settings import authors
 from nft_pipeline.training.settings.config import TrainConfig
 
 AUTHORS_KEYS = [

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .. import authors
 from ..bases.base import Conditions, TrainBase, rows_of
 from ..bases.noising import NoiseLaw, interpolate, raw_target
 from ..data.pool import Pool
 from ..devices import processes
-from ..settings import authors
 from .objective import States
 from .posterior import plus_weight, posterior, with_mean_target
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nft_pipeline.adapters.alpha_head import AlphaHead
 
+from .. import authors
 from ..bases.base import Conditions, TrainBase
 from ..bases.noising import NoiseLaw
 from ..bases.second_order import sampler_levels
@@ -25,7 +26,6 @@ from ..devices import processes
 from ..devices.memory import is_out_of_memory
 from ..devices.quantised import make_optimizer
 from ..errors import TrainingError
-from ..settings import authors
 from ..settings.config import TrainConfig
 from .batch import Batch, draw, draw_in_turn, fitted_to_means
 from .folds import Folds

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from nft_pipeline.checks import value_faults
 
+from .. import authors
 from ..bases.noising import velocity, velocity_gain
-from ..settings import authors
 from ..settings.choices import BASELINES, KINDS, STEP_LAWS, Baseline, Kind, StepLaw
 from ..settings.config import TrainConfig
 from ..settings.objective import ObjectiveSettings, objective_faults

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-from ..settings import authors
+from .. import authors
 from ..settings.choices import Schedule
 from ..settings.config import TrainConfig
 from .objective import Objective

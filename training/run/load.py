@@ -13,12 +13,12 @@ from nft_pipeline.adapter import BaseModel, fingerprint
 from nft_pipeline.checks import shown
 from nft_pipeline.models import shipped_model
 
+from .. import authors
 from ..bases.base import TrainBase
 from ..bases.registry import train_base
 from ..devices.precision import choose_precision
 from ..devices.quantised import quantise
 from ..errors import TrainingError
-from ..settings import authors
 from ..settings.config import TrainConfig
 
 
