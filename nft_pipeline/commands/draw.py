@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed",
         type=int,
         metavar="N",
-        help="of the first picture; each has the next one (default: how many pictures are there already)",
+        help="of the first picture; each has the next one (default: the one behind the largest in the folder)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; auto takes CUDA if there is one (default)")
     add_trust_argument(parser)

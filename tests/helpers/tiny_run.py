@@ -71,6 +71,29 @@ def gloomy(images: list[Image.Image], prompts: list[str], metadata: list[Any]) -
     return 1 - bright(images, prompts, metadata)
 
 
+def left(images: list[Image.Image], prompts: list[str], metadata: list[Any]) -> np.ndarray:
+    """Mean brightness of the left half, in steps of 1/500: a pixel that rounds the other way changes nothing."""
+    return np.array([_in_steps(np.asarray(image)[:, : image.width // 2]) for image in images])
+
+
+def upper(images: list[Image.Image], prompts: list[str], metadata: list[Any]) -> np.ndarray:
+    """The same of the upper half."""
+    return np.array([_in_steps(np.asarray(image)[: image.height // 2]) for image in images])
+
+
+def _in_steps(pixels: np.ndarray) -> float:
+    return round(500 * pixels.astype(np.float64).mean() / 255) / 500
+
+
+MET: list[tuple[str, dict[str, Any]]] = []  # prompts and metadata that `listener` was given
+
+
+def listener(images: list[Image.Image], prompts: list[str], metadata: list[Any]) -> np.ndarray:
+    """Numbers from 0 to 1 in order; it remembers what it was given."""
+    MET.extend(zip(prompts, map(dict, metadata), strict=True))
+    return np.linspace(0, 1, len(images))
+
+
 def in_bytes(images: list[Image.Image], prompts: list[str], metadata: list[Any]) -> np.ndarray:
     """As `bright`, 255 for white, and without an `info` that says so."""
     return 255 * bright(images, prompts, metadata)

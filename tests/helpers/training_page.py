@@ -1,15 +1,18 @@
-"""Two tables in docs/training.md: the models that can be trained, and the presets by the memory they are sized for.
+"""Tables in docs/training.md: models that can be trained, presets by their memory, and the authors' config.
 
-The first is made from the classes in training/bases/known, the second from the first line of each preset.
+The first is made from the classes in training/bases/known, the second from the first line of each preset, and the third
+from training/authors.py.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 
 from helpers.made import with_parts
 from helpers.repository import ROOT
+from nft_pipeline.training.authors import MAP, Theirs
 from nft_pipeline.training.bases.registry import TRAINABLE
 
 PAGE = ROOT / "docs" / "training.md"
@@ -39,9 +42,25 @@ def presets() -> str:
     return "".join(["| for | presets |\n|---|---|\n", *rows])
 
 
+def authors() -> str:
+    """The config of DiffusionNFT's authors, key by key, and where each is here."""
+    rows = [
+        f"| {', '.join(f'`{key}`' for key in one.key.split(', '))} | {one.value} | {_ours(one)} | {one.note} |\n"
+        for one in MAP
+    ]
+    return "".join(["| theirs | its value | here | |\n|---|---|---|---|\n", *rows])
+
+
+def _ours(one: Theirs) -> str:
+    if not one.setting:
+        return ""
+    value = json.dumps(one.ours) if isinstance(one.ours, bool | int | float) else one.ours
+    return f"`{one.setting}: {value}`" if isinstance(value, str) else f"`{one.setting}`"
+
+
 def page() -> str:
-    """The page as it should be: its text as it is, with both tables made anew."""
-    return with_parts(PAGE, models=models(), presets=presets())
+    """The page as it should be: its text as it is, with the tables made anew."""
+    return with_parts(PAGE, models=models(), presets=presets(), authors=authors())
 
 
 if __name__ == "__main__":

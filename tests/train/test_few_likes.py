@@ -11,10 +11,11 @@ import pytest
 import torch
 import yaml
 
-from helpers.tiny_run import SMALL, picture_folder, prompts, random_pool, save_tiny, tiny_base
+from helpers.tiny_run import SMALL, config, picture_folder, prompts, random_pool, save_tiny, tiny_base
 from nft_pipeline.adapters.alpha_head import AlphaHead, AlphaHeadConfig
 from nft_pipeline.cli import main
-from nft_pipeline.files.picture_list import read_rows
+from nft_pipeline.files.picture_list import changing_rows, find_pictures, read_rows, update_rows
+from nft_pipeline.training.data.drawn import draw_folder
 from nft_pipeline.training.data.settled import LEAST_STEPS, settled
 from nft_pipeline.training.dial import useful
 from nft_pipeline.training.learn.calibration import Calibration
@@ -147,10 +148,30 @@ def test_the_base_model_draws_a_folder_to_rate_and_more_into_it(model, tmp_path,
     assert main([*command, "3"]) == 0 and main([*command, "2"]) == 0
     assert "5 pictures in" in capsys.readouterr().out
     rows = read_rows(tmp_path / "pictures")
-    assert [(row["image"], row["seed"], row["prompt"]) for row in rows] == [
-        (f"{i:06d}.png", i, ("a cat", "a dog")[i % 2]) for i in range(5)
-    ]
-    assert {row["model"] for row in rows} == {model} and (tmp_path / "pictures" / "000004.png").is_file()
+    assert [(row["seed"], row["prompt"]) for row in rows] == [(i, ("a cat", "a dog")[i % 2]) for i in range(5)]
+    assert {row["model"] for row in rows} == {model}
+    assert sorted(row["image"] for row in rows) == find_pictures(tmp_path / "pictures")
+
+
+def test_drawing_again_keeps_rated_pictures_and_their_ratings(tmp_path):
+    base, settings, folder = tiny_base(), config(), tmp_path / "pictures"
+
+    def content():
+        return {row["image"]: (folder / row["image"]).read_bytes() for row in read_rows(folder)}
+
+    draw_folder(base, settings, ["a cat"], folder, 3)
+    update_rows(folder, {row["image"]: {"liked": True} for row in read_rows(folder)})
+    before = content()
+    with changing_rows(folder) as rows:  # a person deletes the line of the first
+        deleted = rows.pop(next(iter(rows)))
+    assert draw_folder(base, settings, ["a dog"], folder, 2) == 4
+    assert draw_folder(base, settings, ["a dog"], folder, 2, seed=1) == 6
+    assert draw_folder(base, settings, ["a cat"], folder, 2, seed=1) == 6  # these are there already
+    rows, after = read_rows(folder), content()
+    assert [row["seed"] for row in rows] == [1, 2, 3, 4, 1, 2]
+    assert [row.get("liked") for row in rows] == [True, True, None, None, None, None]
+    assert all(after[name] == before[name] for name in before if name != deleted["image"])
+    assert (folder / deleted["image"]).read_bytes() == before[deleted["image"]]
 
 
 def test_what_alpha_is_least_sure_of_comes_first(tmp_path, monkeypatch):

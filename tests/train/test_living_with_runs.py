@@ -24,9 +24,10 @@ from nft_pipeline.hub_cards.report import Hacking
 from nft_pipeline.training.bases.base import TrainBase
 from nft_pipeline.training.data.scorers import RunRewards
 from nft_pipeline.training.errors import TrainingError
+from nft_pipeline.training.learn.export import begin_from
 from nft_pipeline.training.learn.learner import Learner
 from nft_pipeline.training.rewards.contract import Reward, RewardError, RewardInfo, RewardOutput
-from nft_pipeline.training.run import trainer
+from nft_pipeline.training.run import kinds, trainer
 from nft_pipeline.training.run.checkpoint import CheckpointError
 from nft_pipeline.training.run.load import base_identity, load_base, unshareable
 from nft_pipeline.training.run.stopping import Stopped
@@ -133,14 +134,14 @@ def test_a_folder_goes_on_and_its_support_gap_is_computed_once(run, tmp_path, mo
             os.kill(os.getpid(), signal.SIGTERM)
         return real(base, pictures)
 
-    gaps, real_gap = [], trainer.offline_pools.__globals__["support_gap"]
+    gaps, real_gap = [], kinds.offline_pools.__globals__["support_gap"]
 
     def gap(*args):
         gaps.append(1)
         return real_gap(*args)
 
     monkeypatch.setattr(TrainBase, "encode_pictures", encode)
-    monkeypatch.setitem(trainer.offline_pools.__globals__, "support_gap", gap)
+    monkeypatch.setitem(kinds.offline_pools.__globals__, "support_gap", gap)
     with pytest.raises(Stopped):
         run(tmp_path / "run", settings, data=str(data))
     _, said = run(tmp_path / "run", settings, data=str(data))
@@ -185,7 +186,7 @@ def test_a_run_begins_from_an_adapter_of_its_kind(run, whole, tmp_path, monkeypa
         base = tiny_base()
         learner = Learner(base, base.encode_prompts(["a cat"]), TrainConfig.from_mapping({**SMALL, **changed}))
         with pytest.raises(TrainingError, match=words):
-            learner.begin_from(whole)
+            begin_from(learner, whole)
 
 
 def test_an_online_run_ends_where_hacking_is_seen(run, tmp_path, monkeypatch):

@@ -188,15 +188,15 @@ def test_an_adapter_is_there_when_what_comes_after_training_fails(monkeypatch, t
 def round_bytes(settings, out, monkeypatch):
     """What every round wrote, and the latents in it."""
     sizes = []
-    from nft_pipeline.training.run import trainer
+    from nft_pipeline.training.run import kinds
 
-    save = trainer.save_pool
+    save = kinds.save_pool
 
     def saved(pool, path, key):
         save(pool, path, key)
         sizes.append((path.stat().st_size, pool.buckets[0].nbytes))
 
-    monkeypatch.setattr(trainer, "save_pool", saved)
+    monkeypatch.setattr(kinds, "save_pool", saved)
     train(TrainConfig.from_mapping(settings), out, say=lambda line: None, device="cpu")
     return sizes
 

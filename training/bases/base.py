@@ -50,8 +50,8 @@ class TrainBase(ABC):
 
     Args:
         pipe: the pipeline.
-        call: arguments of the pipeline's call, such as num_inference_steps, guidance_scale, height and width. For
-            every family a guidance_scale of 1 means no classifier-free guidance.
+        call: arguments of the pipeline's call, such as num_inference_steps, guidance_scale, negative_prompt, height and
+            width. For every family a guidance_scale of 1 means no classifier-free guidance.
         dtype: the type to which forwards are autocast; float32 means no autocast.
         device: the run's device, to which the pipeline's parts move when they are needed; default: the denoiser's.
 
@@ -63,7 +63,7 @@ class TrainBase(ABC):
     model: ClassVar[str]  # what people call the model, for docs/training.md
     note: ClassVar[str] = ""  # what a person who trains on it has to know, for the same page
     encoders: tuple[str, ...] = ("text_encoder",)
-    has_cfg = True  # whether guidance_scale above 1 is classifier-free guidance, which needs the empty prompt
+    has_cfg = True  # whether guidance_scale above 1 is classifier-free guidance, which needs the negative prompt
     has_frames = False  # whether latents are of videos, (B, C, T, H, W)
     patch = 1  # edges of a latent are multiples of it
     call_defaults: ClassVar[Mapping[str, Any]] = {}  # arguments of the call, unless they are given
@@ -84,6 +84,8 @@ class TrainBase(ABC):
         self.family: Family = family_of(self.denoiser)
         self.prediction = self.family.output(pipe.scheduler)
         self.guidance_scale = float(self.call.get("guidance_scale", 1.0))
+        # Its conditions are given to the call, which takes no text beside them.
+        self.negative_prompt = str(self.call.pop("negative_prompt", None) or "")
         if "num_frames" in self.call and not self.has_frames:
             raise TrainingError(
                 f"num_frames is {self.call['num_frames']}, and a {type(pipe).__name__} draws single pictures. Leave "
@@ -154,14 +156,14 @@ class TrainBase(ABC):
 
     @torch.no_grad()
     def encode_empty(self) -> Conditions | None:
-        """Conditions of the empty prompt, one row, where a call uses classifier-free guidance; else None."""
+        """Conditions of the negative prompt, one row, where a call uses classifier-free guidance; else None."""
         if not (self.has_cfg and self.guidance_scale > 1):
             return None
         with self.placement.instead_of_denoiser(*self._encoders()):
             return self._encode_empty()
 
     def _encode_empty(self) -> Conditions:
-        return self.encode_prompts([""])
+        return self.encode_prompts([self.negative_prompt])
 
     @abstractmethod
     def _encode(self, prompts: list[str]) -> Conditions:

@@ -17,6 +17,9 @@ Noise and VP velocity models see the variance-preserving state x_t / n.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,7 +27,12 @@ from nft_pipeline.families.prediction import PREDICTIONS
 
 
 class NoiseLaw:
-    """How noise levels t in (0, 1) are drawn: t = shift u / (1 + (shift - 1) u), where u in (0, 1) is stratified.
+    """How noise levels t in (0, 1) are drawn, from a stratified u in (0, 1).
+
+        t = shift u / (1 + (shift - 1) u)                    without a spread
+        logit(t) = log(shift) + spread Phi^-1(u)             with one: the logit-normal law; Phi is the normal's
+
+    Levels outside of a range are left out, and those inside keep their proportions.
 
     By default u is uniform. With `adaptive` its density is p(u) ~ sqrt(E |g|^2), where g is the gradient of a sample's
     loss by the network's output, as the steps so far have measured it. A sample then weighs 1 / p(u), so that the
@@ -35,12 +43,22 @@ class NoiseLaw:
     Args:
         shift: 1 is uniform in t; above 1 more levels are near t = 1, where compositions are decided.
         adaptive: whether p is learned.
+        spread: the standard deviation of logit(t), above 0; None is the first law.
+        within: the lowest and the highest t, in [0, 1].
     """
 
     BINS, WARM_UP, EVEN, MEMORY = 12, 8, 0.25, 0.98
 
-    def __init__(self, shift: float, adaptive: bool = False) -> None:
-        self.shift, self.adaptive = shift, adaptive
+    def __init__(
+        self,
+        shift: float,
+        adaptive: bool = False,
+        spread: float | None = None,
+        within: Sequence[float] = (0.0, 1.0),
+    ) -> None:
+        self.shift, self.adaptive, self.spread = shift, adaptive, spread
+        ends = self._below(torch.tensor([float(end) for end in within], dtype=torch.float64))
+        self._low, self._width = float(ends[0]), float(ends[1] - ends[0])
         # Per bin of u: sum of |g|^2 and number of samples, both with older steps fading, and the samples in all.
         self.seen = torch.zeros(3, self.BINS, dtype=torch.float64)
 
@@ -61,7 +79,19 @@ class NoiseLaw:
             at = torch.searchsorted(ends, u.double() * self.BINS, right=True).clamp(max=self.BINS - 1)
             u = ((at + 1 - (ends[at] - u * self.BINS) / p[at]) / self.BINS).clamp(0, 1).float()
             weight = (1 / p[at]).float()
-        return self.shift * u / (1 + (self.shift - 1) * u), weight, at
+        return self._level(self._low + self._width * u), weight, at
+
+    def _level(self, u: Tensor) -> Tensor:
+        """t below which the share u of the law is."""
+        if self.spread is None:
+            return self.shift * u / (1 + (self.shift - 1) * u)
+        return torch.sigmoid(math.log(self.shift) + self.spread * torch.special.ndtri(u))
+
+    def _below(self, t: Tensor) -> Tensor:
+        """The share of the law below t."""
+        if self.spread is None:
+            return t / (self.shift - (self.shift - 1) * t)
+        return torch.special.ndtr((torch.logit(t) - math.log(self.shift)) / self.spread)
 
     def meet(self, met: Tensor) -> None:
         """Add a step's sums of |g|^2 and its numbers of samples per bin, shape (2, BINS)."""

@@ -32,7 +32,7 @@ from .optimality import Optimality, by_prompt, optimality
 from .parts import Parts
 from .pool import Pool
 
-# `diffusion-nft score`, `rate` and `play` and ComfyUI's Rate Images write the last five and `batch_index`, which
+# `diffusion-nft score`, `rate`, `draw` and `play` and ComfyUI's Rate Images write the last six and `batch_index`, which
 # training does not read.
 KEYS = {
     "image",
@@ -43,6 +43,7 @@ KEYS = {
     "batch_index",
     "guidance_scale",
     "model",
+    "negative_prompt",
     "scores",
     "reward",
     "adapter",

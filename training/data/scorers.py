@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cached_property
 
 import torch
 
 from ..rewards.contract import Reward
-from ..rewards.find import Scorer, as_probability, as_scores
+from ..rewards.find import Facts, Scorer, as_probability, as_scores, prompt_facts
 from ..rewards.registry import load_reward, options_of
 from ..settings.config import TrainConfig
 from ..settings.public import public_names, public_reward
@@ -37,7 +38,7 @@ class RunRewards:
         Raises:
             RewardError: no such reward, or it cannot be loaded.
         """
-        return {shown: self._as(self._load(name)) for shown, name in self._names.items()}
+        return {shown: self._as(self._load(name), self._facts) for shown, name in self._names.items()}
 
     def watched(self, own_scale: bool = True) -> dict[str, Scorer]:
         """The one that is watched by its public name, on its own scale or as r; empty without one.
@@ -45,13 +46,20 @@ class RunRewards:
         Errors as `trained`.
         """
         name = self._config.watch_reward
-        return {public_reward(name): (as_scores if own_scale else as_probability)(self._load(name))} if name else {}
+        scorer = as_scores if own_scale else as_probability
+        return {public_reward(name): scorer(self._load(name), self._facts)} if name else {}
 
     def identity(self, shown: str) -> str:
         """A short text that changes whenever a reward of `trained` would give other scores by the run's settings."""
         name = self._names[shown]
         told = [name, self._as.__name__, self._config.reward_options.get(name, {})]
+        told += [self._facts] if self._facts else []
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _facts(self) -> Facts:
+        """What the files of the run's prompts say of them; a reward gets it as metadata."""
+        return prompt_facts(self._config.prompts, self._config.held_out_prompts)
 
     def let_go(self) -> None:
         """Free their memory; what is needed again is loaded again."""

@@ -18,7 +18,7 @@ from nft_pipeline.files.picture_list import METADATA
 from nft_pipeline.files.private import without_password
 
 from ..bases.base import TrainBase
-from ..rewards.find import find_prompts
+from ..rewards.find import find_prompts, prompt_facts
 from ..settings.config import TrainConfig
 from .folder import folder_pool, read_folder, split, support_gap
 from .parts import Parts
@@ -64,7 +64,8 @@ def offline_pools(
 
 
 def _drawn_with(base: TrainBase, config: TrainConfig) -> dict[str, Any]:
-    return {"base": config.base_model, "dtype": str(base.dtype), "call": base.call, **_revision(config)}
+    negative = {"negative_prompt": base.negative_prompt} if base.negative_prompt else {}
+    return {"base": config.base_model, "dtype": str(base.dtype), "call": base.call, **negative, **_revision(config)}
 
 
 def _revision(config: TrainConfig) -> dict[str, Any]:
@@ -97,6 +98,8 @@ def _sampled(
         size, seed = config.held_out_size, config.seed + HELD_OUT_SEED
     weights = {without_password(name): weight for name, weight in config.weights.items()}
     made = {"prompts": prompts, "reward": weights, "size": size, "seed": seed, "batch": config.pool_batch}
+    if facts := prompt_facts(config.prompts, config.held_out_prompts):
+        made["facts"] = facts
     label = "held out" if held_out else "pool"
     path, key = out / f"{label.replace(' ', '_')}.safetensors", pool_key({**_settings(base, config), **made})
     drawn = {"prompts": prompts, "size": size, "seed": seed}

@@ -14,6 +14,7 @@ from ..settings.trust import add_trust_argument
 if TYPE_CHECKING:
     from nft_pipeline.adapter import Adapter, AdapterConfig
 
+    from ..rewards.find import Facts
     from ..settings.choices import Method
     from .calibrate import Calibrated
     from .measure_adapter import Judging
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from nft_pipeline.adapter import read_adapter
     from nft_pipeline.sampling import pick_device, pick_dtype
 
-    from ..rewards.find import find_prompts
+    from ..rewards.find import find_prompts, prompt_facts
     from ..settings.public import public_names
     from ..settings.trust import ask
     from .calibrate import LEAST
@@ -109,13 +110,13 @@ def run(args: argparse.Namespace) -> int:
     # As the trainer counts it, where 1 is without guidance for every family.
     made_at = settings.get("guidance_scale", config.guidance_scale)
     scale = made_at if args.guidance_scale is None else args.guidance_scale
-    call: dict[str, Any] = {"guidance_scale": scale}
+    call: dict[str, Any] = {"guidance_scale": scale, "negative_prompt": settings.get("negative_prompt", "")}
     if args.steps:
         call["num_inference_steps"] = args.steps
     prompts = find_prompts(prompts_name)
     if args.by_hand is not None:
         return _by_hand(args, pipe, folder, prompts, call)
-    judging = _judging(args, config, settings)
+    judging = _judging(args, config, settings, prompt_facts(prompts_name))
     if not judging.rewards and pipe.nft_adapters["default"].head is None:
         raise ValueError(f"{config.name!r} has no alpha head that could judge; give --reward")
     who = " + ".join(public_names(judging.rewards).values()) or "its own alpha head"
@@ -126,15 +127,15 @@ def run(args: argparse.Namespace) -> int:
     return _write(folder, adapter, found)
 
 
-def _judging(args: argparse.Namespace, config: AdapterConfig, settings: dict[str, Any]) -> Judging:
+def _judging(args: argparse.Namespace, config: AdapterConfig, settings: dict[str, Any], facts: Facts) -> Judging:
     """Who judges: what --reward names, or the rewards of the run; nobody where there are only likes."""
     from ..rewards.find import find_reward
     from ..settings.public import LEFT_OUT
     from .measure_adapter import Judging
 
-    watch = find_reward(args.watch) if args.watch else None
+    watch = find_reward(args.watch, facts=facts) if args.watch else None
     if args.reward is not None:
-        rewards = {} if args.reward == "alpha" else {args.reward: find_reward(args.reward)}
+        rewards = {} if args.reward == "alpha" else {args.reward: find_reward(args.reward, facts=facts)}
         return Judging(rewards, {}, watch=watch)
     name = config.reward.get("name", "")
     recorded = settings.get("rewards")
@@ -145,7 +146,7 @@ def _judging(args: argparse.Namespace, config: AdapterConfig, settings: dict[str
         options = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
         weights[one] = float(options.pop("weight", 1.0))
         known = {key: value for key, value in options.items() if value != LEFT_OUT}
-        rewards[one] = find_reward(one, own_scale=method != "raw", **known)
+        rewards[one] = find_reward(one, own_scale=method != "raw", facts=facts, **known)
     return Judging(rewards, weights, method, settings.get("optimality_at"), watch, settings.get("mix", "mean"))
 
 

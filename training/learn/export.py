@@ -1,4 +1,4 @@
-"""Makes the adapter that is written (config, LoRA, alpha head) of a finished learner."""
+"""Makes the adapter that is written (config, LoRA, alpha head) of a finished learner, and begins a learner from one."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from nft_pipeline.adapter import Adapter, AdapterConfig, BaseModel
+from nft_pipeline.adapters.base_check import check_base
 from nft_pipeline.dial.measured import Dial
 from nft_pipeline.dial.promise import tilt_at_weight
 from nft_pipeline.files.private import without_secrets
 from nft_pipeline.guidance import beta_from_tilt
 
 from ..data.optimality import TOP_SHARE
+from ..errors import TrainingError
 from ..settings.public import public_settings
 from .calibration import Calibration
 from .learner import Learner
 from .maths import accumulated_tilt
+from .old_model import Tilt
 
 _NORMALISERS = {
     "raw": "none, already in [0, 1]",
@@ -176,3 +179,30 @@ def without_paths(value: Any) -> Any:
         if path.is_absolute() or (len(path.parts) > 1 and path.exists()):
             return path.name
     return value
+
+
+def begin_from(learner: Learner, adapter: Adapter) -> None:
+    """Give a learner an adapter's weights in the place of new ones.
+
+    Raises:
+        TrainingError: it is of another kind, base model, rank or layers, or its head is of other sizes.
+    """
+    config, name = learner.config, adapter.config.name
+    kind = "positive" if config.kind == "positive" else "policy"
+    if adapter.config.kind != kind:
+        raise TrainingError(
+            f"init_from names {name}, a {adapter.config.kind} adapter, and this run trains a {kind} one. What the "
+            "two learn differs; set objective, or leave init_from out"
+        )
+    check_base(adapter.config, learner.base.denoiser, adapter.lora)
+    learner.roles.load(adapter.lora, name)
+    if learner.head is not None and adapter.head is not None:
+        if learner.head.config != adapter.head.config:
+            raise TrainingError(
+                f"init_from names {name}, whose head is {adapter.head.config}, and this run's would be "
+                f"{learner.head.config}. Set head_width, head_queries and head_layers to the same"
+            )
+        learner.head.load_state_dict(adapter.head.state_dict())
+    learner.average = [parameter.detach().clone() for parameter in learner.parameters]
+    if config.online:
+        learner.tilt = Tilt(adapter.config.tilt, adapter.config.tilt)

@@ -9,77 +9,36 @@ In an offline run `old` is the base, so an anchor costs nothing. No text encoder
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nft_pipeline.adapter import Adapter
-from nft_pipeline.adapters.alpha_head import AlphaHead, AlphaHeadConfig
-from nft_pipeline.adapters.base_check import check_base
-from nft_pipeline.families.forward_call import as_tokens, first_argument
+from nft_pipeline.adapters.alpha_head import AlphaHead
 
+from .. import authors
 from ..bases.base import Conditions, TrainBase
-from ..bases.noising import NoiseLaw, interpolate, raw_target
+from ..bases.noising import NoiseLaw
+from ..bases.second_order import sampler_levels
 from ..data.pool import Pool
 from ..devices import processes
 from ..devices.memory import is_out_of_memory
 from ..devices.quantised import make_optimizer
 from ..errors import TrainingError
 from ..settings.config import TrainConfig
+from .batch import Batch, draw, draw_in_turn, fitted_to_means
 from .folds import Folds
-from .objective import Objective, States, alpha_loss
+from .objective import Objective, alpha_loss
 from .old_model import Tilt, average_decay, decay_after
-from .posterior import plus_mass, plus_weight, posterior, wide_prompts, with_mean_target
+from .posterior import plus_mass, wide_prompts
+from .reader import Reader
 from .roles import LoraRoles
 
 BETAS = (0.9, 0.99)  # of AdamW
-AUTHORS_BETAS = (0.9, 0.999)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """States of drawn samples with their conditions, on the CPU.
-
-    Args:
-        rows: the samples' places in the pool, (B,).
-        weight: the weights of their losses, (B,).
-        bin: the bins of their noise levels in the law these were drawn from, (B,).
-    """
-
-    states: States
-    conditions: Conditions
-    rows: Tensor
-    weight: Tensor
-    bin: Tensor
-
-    def take(self, index: Tensor) -> Batch:
-        """The rows of these indices, (n,), as a batch of their own."""
-        s = self.states
-        states = States(s.x_0[index], s.x_t[index], s.y[index], s.t[index], s.r[index], s.prediction)
-        conditions = {name: value[index] for name, value in self.conditions.items()}
-        return Batch(states, conditions, self.rows[index], self.weight[index], self.bin[index])
-
-    def parts(self, size: int) -> Iterator[tuple[Tensor, Batch]]:
-        """This process's share in parts of at most `size` samples (0: one part), each with its places in the batch."""
-        mine = torch.arange(processes.rank(), len(self.rows), processes.count())
-        for index in mine.split(size or max(1, len(mine))):
-            yield index, self.take(index)
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`; row numbers and noise bins stay where they are."""
-        s = self.states
-        x_0, x_t, y, t, r = (value.to(device) for value in (s.x_0, s.x_t, s.y, s.t, s.r))
-        states = States(x_0, x_t, y, t, r, s.prediction)
-        conditions = {name: value.to(device) for name, value in self.conditions.items()}
-        return Batch(states, conditions, self.rows, self.weight.to(device), self.bin)
-
-
-class Learner:
+class Learner(Reader):
     """LoRA, head, their optimiser and their running averages on one base model.
 
     The base's own weights are frozen. `remove` takes the LoRAs out again.
@@ -99,28 +58,30 @@ class Learner:
         self, base: TrainBase, conditions: Conditions, config: TrainConfig, fold: Tensor | None = None
     ) -> None:
         self.base, self.config, self.objective = base, config, Objective.of(config)
-        self.device = base.device
         base.placement.bring_denoiser()  # LoRAs begin where its weights are
         torch.manual_seed(config.seed)  # the initial LoRA and head
         self.generator = torch.Generator().manual_seed(config.seed)
         if config.gradient_checkpointing:
             base.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        self.roles = LoraRoles(base.denoiser, base.family, config.rank, config.lora_targets, with_old=config.online)
-        head_config = self._head_config(conditions) if self.objective.has_head else None
+        scale = authors.LORA_SCALE if config.authors_trainer else 1
+        self.roles = LoraRoles(base.denoiser, base.family, config.rank, config.lora_targets, config.online, scale)
+        head_config = self.head_config(conditions) if self.objective.has_head else None
         self.head = None if head_config is None else AlphaHead(head_config).to(self.device)
         head_parameters = [] if self.head is None else list(self.head.parameters())
         self.parameters: list[nn.Parameter] = [*self.roles.parameters, *head_parameters]
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         groups = [{"params": self.roles.parameters, "lr": config.lr}]
         groups += [{"params": head_parameters, "lr": config.head_lr}] if head_parameters else []
-        betas = AUTHORS_BETAS if config.authors_trainer else BETAS
+        betas = authors.BETAS if config.authors_trainer else BETAS
         self.optimizer = make_optimizer(config.optimizer, groups, config.weight_decay, betas)
         self.folds: Folds | None = None
         if fold is not None and head_config is not None:
             self.folds = Folds(fold, lambda: AlphaHead(head_config).to(self.device), config)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=base.dtype == torch.float16)
-        self.law = NoiseLaw(config.noise_shift, config.adaptive_noise)
+        self.law = NoiseLaw(config.noise_shift, config.adaptive_noise, config.noise_spread, config.noise_within)
+        one = {name: value[:1] for name, value in conditions.items()}
+        self._levels = sampler_levels(base, one) if config.authors_trainer else None
         # For a positive adapter; for the others the head shares the LoRA's batch.
         self.head_law = NoiseLaw(config.head_noise_shift)
         self._met = torch.zeros(2, NoiseLaw.BINS, dtype=torch.float64)  # what this step has measured for the law
@@ -128,48 +89,6 @@ class Learner:
         self.mean_r = 0.5  # of the last round
         self.facts: dict[str, float] = {}
         self._apart = 0.0  # what this step has measured of a policy's distance
-
-    def begin_from(self, adapter: Adapter) -> None:
-        """Take an adapter's weights in the place of new ones.
-
-        Raises:
-            TrainingError: it is of another kind, base model, rank or layers, or its head is of other sizes.
-        """
-        config, name = self.config, adapter.config.name
-        kind = "positive" if config.kind == "positive" else "policy"
-        if adapter.config.kind != kind:
-            raise TrainingError(
-                f"init_from names {name}, a {adapter.config.kind} adapter, and this run trains a {kind} one. What the "
-                "two learn differs; set objective, or leave init_from out"
-            )
-        check_base(adapter.config, self.base.denoiser, adapter.lora)
-        self.roles.load(adapter.lora, name)
-        if self.head is not None and adapter.head is not None:
-            if self.head.config != adapter.head.config:
-                raise TrainingError(
-                    f"init_from names {name}, whose head is {adapter.head.config}, and this run's would be "
-                    f"{self.head.config}. Set head_width, head_queries and head_layers to the same"
-                )
-            self.head.load_state_dict(adapter.head.state_dict())
-        self.average = [parameter.detach().clone() for parameter in self.parameters]
-        if config.online:
-            self.tilt = Tilt(adapter.config.tilt, adapter.config.tilt)
-
-    def _head_config(self, conditions: Conditions) -> AlphaHeadConfig:
-        """The sizes of a head for this base model."""
-        one = {name: value[:1] for name, value in conditions.items()}
-        self.roles.use("base")
-        with torch.no_grad(), self._tapped() as seen:
-            self.base.predict(torch.zeros(self.base.latent_shape(1)), torch.full((1,), 0.5), one)
-        text_dim = None if self.base.family.text is None else self.base.text(one).shape[-1]
-        return AlphaHeadConfig(
-            feature_dim=as_tokens(seen[0]).shape[-1],
-            text_dim=text_dim,
-            width=self.config.head_width,
-            queries=self.config.head_queries,
-            layers=self.config.head_layers,
-            tap=self.base.family.tap,
-        )
 
     def _learning_rate(self, step: int) -> float:
         """It rises over the first twentieth. Then offline it falls to zero along a cosine; online it stays constant.
@@ -184,71 +103,11 @@ class Learner:
             return (step + 1) / warmup
         return 1.0 if self.config.online else 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
-    # Forwards.
-
-    @contextmanager
-    def _tapped(self) -> Iterator[list[Tensor]]:
-        """Collects what the head reads in every forward within."""
-        seen: list[Tensor] = []
-        module = self.base.denoiser.get_submodule(self.base.family.tap)
-        handle = module.register_forward_pre_hook(
-            lambda module, args, kwargs: seen.append(first_argument(args, kwargs)), with_kwargs=True
-        )
-        try:
-            yield seen
-        finally:
-            handle.remove()
-
-    @torch.no_grad()
-    def output_and_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The raw output of the role in use, and the tokens that the head reads in it."""
-        with self._tapped() as seen:
-            output = self.base.predict(batch.states.x_t, batch.states.t, batch.conditions)
-        return output, as_tokens(seen[-1])
-
-    def logit(
-        self, batch: Batch, tokens: Tensor, lora_scale: Tensor | None = None, head: AlphaHead | None = None
-    ) -> Tensor:
-        """The head's logit of alpha, (B,), from tokens of a pass with the LoRA at this scale, (B,); None for off.
-
-        `head` is another one than the learner's own.
-        """
-        head = head or self.head
-        assert head is not None
-        text = None if head.config.text_dim is None else self.base.text(batch.conditions).to(self.device)
-        return head(tokens, batch.states.t.to(self.device), text, lora_scale)
-
-    @torch.no_grad()
-    def alpha(self, x_t: Tensor, t: Tensor, conditions: Conditions, head: AlphaHead | None = None) -> Tensor:
-        """alpha(x_t, c, t) as inference reads it, from the base pass, `pool_batch` rows at once; (B,).
-
-        `head` is another one than the learner's own.
-        """
-        self.roles.use("base")
-        nothing = torch.empty(len(t))
-        whole = Batch(States(x_t, x_t, x_t, t, nothing), conditions, nothing, nothing, nothing)
-
-        def read(rows: Tensor) -> Tensor:
-            part = whole.take(rows)
-            return torch.sigmoid(self.logit(part, self.output_and_tokens(part)[1], head=head))
-
-        parts = self.base.fits.parts("reading alpha", torch.arange(len(t)), self.config.pool_batch, read)
-        return torch.cat([alpha for _, alpha in parts])
-
     # The step.
 
     def draw(self, pool: Pool, n: int, law: NoiseLaw, mass: Tensor | None = None) -> Batch:
         """`n` states of samples drawn in proportion to `mass`, or evenly, at noise levels of `law`."""
-        g = self.generator
-        rows = pool.draw(n, g, mass)
-        low, high = self.base.noise_range()
-        levels, weight, at = law.draw(n, g)
-        t = low + (high - low) * levels
-        x_0 = pool.x_0(rows)
-        eps = torch.randn(x_0.shape, generator=g)
-        y = raw_target(self.base.prediction, x_0, eps, t)
-        states = States(x_0, interpolate(x_0, eps, t)[0], y, t, pool.r[rows], self.base.prediction)
-        return Batch(states, pool.conditions_of(rows), rows, weight, at)
+        return draw(self.base, pool, n, law, self.generator, mass)
 
     def step(self, pool: Pool) -> dict[str, float]:
         """One optimiser step; returns the mean losses.
@@ -342,23 +201,22 @@ class Learner:
     def _draw_plus(self, pool: Pool) -> Batch:
         """The states that v_plus is fitted to."""
         wide = wide_prompts(pool)
-        batch = self.draw(pool, self.config.batch, self.law, plus_mass(pool, wide))
-        s, here = batch.states, wide[batch.rows]
-        if not here.any():
-            return batch
-        x_0, alpha = posterior(pool, batch.rows, s.x_t, s.t)
-        weight = plus_weight(alpha, here, float(pool.r.mean()))
-        y = torch.where(here.view(-1, *[1] * (s.y.ndim - 1)), with_mean_target(s, x_0), s.y)
-        batch = replace(batch, states=replace(s, y=y), weight=batch.weight * weight / weight.mean())
-        if processes.count() > 1:
-            return batch  # with one model split over processes, all of them have to run as many forwards
-        return batch.take(weight.nonzero().squeeze(1))
+        return fitted_to_means(self.draw(pool, self.config.batch, self.law, plus_mass(pool, wide)), pool, wide)
+
+    def _draw_policy(self, pool: Pool) -> Batch:
+        """The states that a policy learns from."""
+        config = self.config
+        if self._levels is None:
+            return self.draw(pool, config.batch, self.law)
+        turn = self.step_number - self.round_number * config.round_steps
+        seed = config.seed * 1_000_003 + 700_001 * (self.round_number + 1)
+        return draw_in_turn(self.base, pool, config.batch, self._levels, turn, seed, self.generator)
 
     def _policy(self, pool: Pool) -> dict[str, float]:
         """Gradients of the policy (or the authors' loss) and, with baseline alpha, of the head it takes b from."""
         config, losses = self.config, {"policy": 0.0, **({} if self.head is None else {"alpha": 0.0})}
         mean = float(pool.r.mean())
-        for _, part in self.draw(pool, config.batch, self.law).parts(self.micro_batch):
+        for _, part in self._draw_policy(pool).parts(self.micro_batch):
             part = part.to(self.device)
             self.roles.use("old")
             old, tokens = self.output_and_tokens(part)

@@ -6,7 +6,7 @@
                by the odds law tilt is rho / (1 + rho alpha)       minimised by  M10's v_old + s (v_plus - v_old)
                samples may be weighed as `paper` weighs them        `self_weight`
     paper      DiffusionNFT's loss as its authors write it         `paper_loss`
-               + 0.0001 |v - v_ref|^2 as their trainer adds it     `AUTHORS_KL`
+               + 0.0001 |v - v_ref|^2 as their trainer adds it     `authors.KL`
     head       BCE(alpha, r)                                       minimised by  alpha = E[r | x_t]
 
 These are M1, M2, M6 and M7 of docs/theory.md; the formulas stand in `maths.py`. Outputs and targets are the
@@ -25,13 +25,12 @@ from torch.nn import functional as F
 
 from nft_pipeline.checks import value_faults
 
+from .. import authors
 from ..bases.noising import velocity, velocity_gain
 from ..settings.choices import BASELINES, KINDS, STEP_LAWS, Baseline, Kind, StepLaw
 from ..settings.config import TrainConfig
 from ..settings.objective import ObjectiveSettings, objective_faults
 from .maths import accumulated_tilt, anchor_kappa, anchor_weight, paper_loss, regression_target
-
-AUTHORS_KL = 1e-4  # weight of |v - v_ref|^2 in velocity space, to the base model, in the authors' trainer
 
 
 def squared_error(v: Tensor, target: Tensor) -> Tensor:
@@ -265,7 +264,7 @@ class Objective:
         if ref is None:
             raise ValueError("the authors' velocity KL needs the reference model's output")
         v_ref = velocity(states.prediction, ref, states.x_t, states.t)
-        return loss + AUTHORS_KL * squared_error(v, v_ref.detach())
+        return loss + authors.KL * squared_error(v, v_ref.detach())
 
     def passes(self, online: bool) -> tuple[int, int]:
         """(forwards, backwards) of the denoiser for each sample.
@@ -287,7 +286,7 @@ class Objective:
         what += f", refit {self.refit:g}" if self.refit else ""
         what += ", self-normalised" if self.self_normalise else ""
         what += ", odds law" if self.step_law == "odds" else ""
-        what += f", velocity KL {AUTHORS_KL:g} to the base" if self.authors_trainer else ""
+        what += f", velocity KL {authors.KL:g} to the base" if self.authors_trainer else ""
         reached = accumulated_tilt(self.tilt, rounds, self.eta0)
         anchor = "no anchor: the tilt grows with every round"
         if self.anchored:

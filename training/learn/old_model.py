@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+from .. import authors
 from ..settings.choices import Schedule
 from ..settings.config import TrainConfig
 from .objective import Objective
@@ -37,7 +38,7 @@ def average_decay(step: int, config: TrainConfig) -> float:
     min((1 + step) / (10 + step), 0.9)      the authors' trainer
     """
     if config.authors_trainer:
-        return min((1 + step) / (10 + step), 0.9)
+        return min((1 + step) / (10 + step), authors.MOST_DECAY)
     return min(step / (step + 10), config.ema)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..bases.base import Conditions, TrainBase, rows_of
+from ..bases.second_order import second_order
 from ..data.optimality import CENTRED, Optimality, optimality
 from ..data.pool import Pool, score
 from ..devices import processes
@@ -151,13 +153,14 @@ def sample_round(
     latents = torch.zeros(noise.shape)
     scores = torch.zeros(len(rewards), len(which), dtype=torch.float64)
     roles.use("old")
+    solver = second_order(base) if config.authors_trainer else nullcontext()
     parts = torch.arange(len(which)).split(config.pool_batch)
     asked = []
 
     def draw(rows: Tensor) -> Tensor:
         return base.sample_batch(rows_of(prompts.conditions, which[rows]), noise[rows], empty)
 
-    with ThreadPoolExecutor(max_workers=1) as judge:
+    with solver, ThreadPoolExecutor(max_workers=1) as judge:
         # A turn is one batch for each process; all of them stop between the same two.
         turns = range(0, len(parts), processes.count())
         for turn in tqdm(
@@ -203,4 +206,5 @@ def sample_round(
     )
     kept = torch.from_numpy(found.kept)
     r = torch.from_numpy(found.r[found.kept])
-    return Pool.of(latents[kept].half(), which[kept], prompts.conditions, r), found
+    clean = latents[kept] if config.authors_trainer else latents[kept].half()
+    return Pool.of(clean, which[kept], prompts.conditions, r), found

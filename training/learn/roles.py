@@ -35,19 +35,22 @@ class LoraRoles:
     Args:
         denoiser: the base model's denoiser, without LoRAs of these names.
         family: the denoiser's family; it names the default layers.
-        rank: the rank of the LoRAs; lora_alpha is the same, so that their own scale is 1.
+        rank: the rank of the LoRAs.
         targets: the layers, as peft name suffixes; [] is the family's default.
         with_old: whether there is an `old` apart from the base. It starts as theta, and theta starts as the base.
+        scale: of what the LoRAs add, lora_alpha / rank.
     """
 
-    def __init__(self, denoiser: nn.Module, family: Family, rank: int, targets: list[str], with_old: bool) -> None:
-        self.denoiser, self.family, self.rank = denoiser, family, rank
+    def __init__(
+        self, denoiser: nn.Module, family: Family, rank: int, targets: list[str], with_old: bool, scale: int = 1
+    ) -> None:
+        self.denoiser, self.family, self.rank, self.scale = denoiser, family, rank, scale
         denoiser.requires_grad_(False)
         names = (OLD, THETA) if with_old else (THETA,)
         for name in names:
             config = LoraConfig(
                 r=rank,
-                lora_alpha=rank,
+                lora_alpha=scale * rank,
                 init_lora_weights="gaussian",
                 target_modules=targets or list(family.lora_targets),
             )
@@ -96,9 +99,9 @@ class LoraRoles:
         torch._foreach_lerp_(tuple(self.old_parameters), [theta.detach() for theta in self.parameters], 1 - decay)
 
     def lora(self) -> dict[str, Tensor]:
-        """Theta's LoRA under diffusers' keys."""
+        """Theta's LoRA under diffusers' keys, with its scale in B."""
         state: dict[str, Any] = get_peft_model_state_dict(self.denoiser, adapter_name=THETA)
-        return lora_from_peft(state, alpha=self.rank, rank=self.rank, component=self.family.component)
+        return lora_from_peft(state, alpha=self.scale * self.rank, rank=self.rank, component=self.family.component)
 
     @torch.no_grad()
     def load(self, lora: Mapping[str, Tensor], name: str) -> None:
@@ -128,7 +131,7 @@ class LoraRoles:
                         f"init_from names {name}, which has {tuple(given.shape)} in {layer} where this run has "
                         f"{tuple(own.shape)}. Set rank to its rank"
                     )
-                own.copy_(given)
+                own.copy_(given if side == "A" else given / self.scale)
         for old, theta in zip(self.old_parameters, self.parameters, strict=bool(self.old_parameters)):
             old.copy_(theta)
 
@@ -138,7 +141,7 @@ class LoraRoles:
         pairs = zip(self.parameters[::2], self.parameters[1::2], strict=True)
         # |BA|^2 is the sum of (A A^T) * (B^T B), and BA itself is never made.
         squares = [((a.flatten(1) @ a.flatten(1).T) * (b.flatten(1).T @ b.flatten(1))).sum() for a, b in pairs]
-        return float(torch.stack(squares).sum().clamp(min=0).sqrt())
+        return self.scale * float(torch.stack(squares).sum().clamp(min=0).sqrt())
 
     def remove(self) -> None:
         """Take the LoRAs out. The denoiser is then as it was, except for requires_grad."""

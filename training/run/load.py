@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import BaseModel, fingerprint
+from nft_pipeline.checks import shown
 from nft_pipeline.models import shipped_model
 
+from .. import authors
 from ..bases.base import TrainBase
 from ..bases.registry import train_base
 from ..devices.precision import choose_precision
@@ -29,8 +32,8 @@ def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str
     number format it does.
 
     Raises:
-        TrainingError: a family the trainer does not know, a package that `quantise` needs is not installed, or the Hub
-            wants its terms accepted first.
+        TrainingError: a family the trainer does not know, or one that has no negative prompt and is given one; a
+            package that `quantise` needs is not installed; or the Hub wants its terms accepted first.
     """
     where = find_device(device)
     dtype, reason = choose_precision(config.precision, where)
@@ -48,13 +51,23 @@ def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str
                 f"https://huggingface.co/{config.base_model}, accept them, and log in here with `hf auth login`"
             ) from error
         raise
-    call = {"num_inference_steps": config.pool_steps, "guidance_scale": config.guidance_scale}
+    call: dict[str, Any] = {"num_inference_steps": config.pool_steps, "guidance_scale": config.guidance_scale}
     call |= {key: value for key, value in guided.call_defaults.items() if key not in call}
     if config.resolution is not None:
         call |= {"height": config.resolution, "width": config.resolution}
+    if config.negative_prompt:
+        call["negative_prompt"] = config.negative_prompt
     if config.num_frames is not None:
         call["num_frames"] = config.num_frames
-    base = train_base(guided.unwrap(), call, dtype, where)
+    pipe = guided.unwrap()
+    if config.authors_trainer and "max_sequence_length" in signature(pipe.__call__).parameters:
+        call.setdefault("max_sequence_length", authors.TEXT_TOKENS)
+    base = train_base(pipe, call, dtype, where)
+    if config.negative_prompt and not base.has_cfg:
+        raise TrainingError(
+            f"negative_prompt is {shown(config.negative_prompt)}, and a {type(pipe).__name__} has no classifier-free "
+            "guidance that could read it. Leave it out"
+        )
     if config.quantise != "none":
         quantise(base.denoiser, config.quantise, dtype, where)
     return base, reason

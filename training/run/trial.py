@@ -22,7 +22,7 @@ from ..data.pool import Pool, score
 from ..data.scorers import RunRewards
 from ..devices.memory import memory_advice
 from ..learn.calibration import calibrate
-from ..learn.export import make_adapter
+from ..learn.export import begin_from, make_adapter
 from ..learn.learner import Learner
 from ..settings.config import TrainConfig
 from ..show.observer import Observer
@@ -89,7 +89,7 @@ class Trial:
         learner = Learner(base, pool.conditions, replace(config, checkpoint_every=0))
         try:
             if config.init_from is not None:
-                learner.begin_from(read_adapter(config.init_from))
+                begin_from(learner, read_adapter(config.init_from))
             with memory_advice("training", micro_batch=config.micro_batch):
                 self.pace.step = timed(lambda: learner.step(pool))
             if config.online:

@@ -120,6 +120,16 @@ class TrainConfig(
                 f"authors_trainer is true with rounds {self.rounds} and optimality {self.optimality!r}: their trainer "
                 "samples in rounds and compares within a prompt; set rounds above 0 and optimality: group"
             )
+        if self.authors_trainer and (self.adaptive_noise or self.noise_spread or self.noise_within != [0, 1]):
+            faults.append(
+                "authors_trainer is true, and so their trainer's noise levels, the sampler's own, are taken: leave out "
+                "adaptive_noise, noise_spread and noise_within"
+            )
+        if self.negative_prompt and self.guidance_scale <= 1:
+            faults.append(
+                f"negative_prompt is {shown(self.negative_prompt)} with guidance_scale {self.guidance_scale:g}: "
+                "without classifier-free guidance nothing reads it; set guidance_scale above 1, or leave it out"
+            )
         if self.data is not None and self.online:
             faults.append(
                 f"data is {self.data!r} and rounds {self.rounds}: a folder is for offline runs, rounds for online "

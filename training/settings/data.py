@@ -60,8 +60,9 @@ class DataSettings(Section):
     """
 
     prompts: Annotated[str | None, optional(TEXT)] = None
-    """The prompts that pictures are sampled for: a built-in list, a text file with one prompt per line, or
-    module:function.
+    """The prompts that pictures are sampled for: a built-in list, a text file with one prompt per line, a .jsonl file,
+    or module:function. A .jsonl file has one object per line, {"prompt": ...} with whatever else a reward wants to know
+    of the prompt, which it gets as `metadata`.
 
     Choose prompts like those you will draw with. A few hundred different ones are better than many pictures of a few.
     Leave it out with a folder of pictures, which brings its own prompts.

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
-from nft_pipeline.checks import flag, number, optional, whole
+from nft_pipeline.checks import Check, flag, number, optional, whole
 
 from .section import MAY_CHANGE, Section, texts
+
+
+def _is_range(value: Any) -> bool:
+    right = isinstance(value, list) and len(value) == 2 and all(number(0, 1).holds(end) for end in value)
+    return right and value[0] < value[1]
+
+
+_RANGE = Check(_is_range, "a list of two numbers from 0 to 1, the smaller one first")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +148,22 @@ class OptimiserSettings(Section):
 
     Raise it, to 3 or 4, for rewards about colours, places and composition, which are decided at high noise. Lower it
     towards 1 for rewards about fine detail.
+    """
+
+    noise_spread: Annotated[float | None, optional(number(above=0))] = None
+    """The standard deviation of the logit-normal law, by which noise levels are then drawn for the LoRA: logit(t) is
+    normal, with mean log(noise_shift). Left out, they are drawn as noise_shift says, and reach both ends.
+
+    Set it to 1 to train as SD 3 and FLUX were, with few levels near pure noise and near the finished picture. Lower it
+    to narrow the levels further.
+    """
+
+    noise_within: Annotated[list[float], _RANGE] = field(default_factory=lambda: [0.0, 1.0])
+    """The lowest and the highest noise level that the LoRA is trained at, as shares of the range that the model knows.
+    Levels between them keep their proportions. The head of a positive run is trained at all levels.
+
+    Set it to [0.5, 1] for composition alone, or to [0, 0.5] for fine detail alone. The LoRA is on at the other levels
+    too when pictures are drawn, and has learned nothing there.
     """
 
     head_noise_shift: Annotated[float, number(above=0)] = 4.0

@@ -78,13 +78,17 @@ class ObjectiveSettings(Section):
     """
 
     authors_trainer: Annotated[bool, flag()] = False
-    """Whether a run with objective paper also does the rest as the trainer of DiffusionNFT's authors does. It adds
-    their velocity KL to the base model with weight 0.0001, sums the raw scores of several rewards before it normalises
-    them, takes equal prompts of a round as one group, averages the weights by their rule with decay 0.9, and runs AdamW
-    with their betas and without a warm-up.
+    """Whether a run with objective paper also does the rest as the trainer of DiffusionNFT's authors does. It samples
+    by their second-order solver, keeps the pictures in 32 bits, trains on each of them at nine tenths of the sampler's
+    own noise levels, gives the LoRA an alpha of twice its rank, and adds their velocity KL to the base model with
+    weight 0.0001. It sums the raw scores of several rewards before it normalises them, takes equal prompts of a round
+    as one group, averages the weights by their rule with decay 0.9, and runs AdamW with their betas and without a
+    warm-up.
 
     Set it to true to compare with published runs; the preset paper has it, with their numbers for the other settings.
-    It needs rounds and optimality group, does not read ema, and costs one more forward per sample.
+    It needs rounds, optimality group and a flow model, does not read ema and noise_shift, and costs one more forward
+    per sample. To go through each round once, as they do, batch has to be round_prompts times group_size times the
+    levels (9 of 10 pool_steps), divided by round_steps.
     """
 
 

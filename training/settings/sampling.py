@@ -8,7 +8,7 @@ from typing import Annotated
 from nft_pipeline.checks import Check, number, optional, whole
 
 from .choices import SCHEDULES
-from .section import MAY_CHANGE, Section
+from .section import MAY_CHANGE, TEXT_OR_EMPTY, Section
 
 _DECAY = number(0, below=1)
 _FOLLOWING = Check(
@@ -61,6 +61,14 @@ class SamplingSettings(Section):
 
     Keep it at 1 where pictures without guidance can be judged at all, because the adapter learns the guidance along.
     Raise it where they cannot, as with SD 1.5 and SDXL; for a distilled model set what you draw with.
+    """
+
+    negative_prompt: Annotated[str, TEXT_OR_EMPTY] = ""
+    """What classifier-free guidance leads away from, in everything that the run draws; "" is the empty prompt. It is
+    read with a guidance_scale above 1 alone.
+
+    Set it to the one that you draw with, such as "blurry, low quality" for SD 1.5 and SDXL, so that the run learns from
+    pictures like yours. Leave it out for models that need none.
     """
 
     resolution: Annotated[int | None, optional(whole(8))] = None

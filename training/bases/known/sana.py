@@ -28,7 +28,7 @@ class SanaBase(TrainBase):
         return self._instructed(prompts, self.call.get("complex_human_instruction", stock))
 
     def _encode_empty(self) -> Conditions:
-        return {name: value.float().cpu() for name, value in self._instructed([""], None).items()}
+        return {name: value.float().cpu() for name, value in self._instructed([self.negative_prompt], None).items()}
 
     def _instructed(self, prompts: list[str], instruction: list[str] | None) -> Conditions:
         given = {"do_classifier_free_guidance": False, "complex_human_instruction": instruction}

@@ -22,7 +22,10 @@ class SDBase(TrainBase):
 
     pipeline_class = "StableDiffusionPipeline"
     model = "Stable Diffusion 1 and 2"
-    note = "These models predict noise or velocity. They are trained with the same objectives, exactly (M9)."
+    note = (
+        "These models predict noise or velocity. They are trained with the same objectives, exactly (M9). Without "
+        "guidance they draw poorly: where a reward cannot judge their pictures, set `guidance_scale`."
+    )
 
     def prepare(self) -> None:
         """Reads the scheduler's table of noise levels."""
