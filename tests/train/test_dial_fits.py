@@ -135,7 +135,7 @@ def test_prompts_as_unequal_as_those_of_a_benchmark_are_within_the_stated_errors
         errors.append(curve.error(np.array(at)))
     moved_off = np.mean(missed, 0) - np.mean(missed, 0)[0]
     assert np.abs(moved_off).max() < 0.024, moved_off  # smoothing takes some of where it stops
-    assert np.sqrt(np.square(missed).mean(0)).max() < 0.035
+    assert np.sqrt(np.square(missed).mean(0)).max() < 0.038
     assert np.std(missed, 0) == pytest.approx(np.mean(errors, 0), rel=0.3), "errors count which prompts were drawn"
 
 
