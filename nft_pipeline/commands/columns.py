@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .particles import of_the_law
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -52,7 +54,7 @@ class Columns:
                 )
         if args.also or args.law is not None:
             return cls(tuple(args.strengths))
-        config = pipe.nft_config
+        config = pipe.nft_config if args.particles is None else of_the_law(pipe.nft_config)
         scale = guidance_scale_of(pipe._nft_stock_class, (), {**pipe.call_defaults, **stock})
         drawn: dict[str, Any] = {"mode": args.mode, "guidance_scale": scale}
         strengths, asked = tuple(args.strengths), tuple(args.rate or ())

@@ -21,6 +21,7 @@ from .guided import (
     foreign,
     stock_arguments,
 )
+from .particles import add_particles_argument, check_particles, draw_groups, survivors_words
 
 if TYPE_CHECKING:
     from ..engine.stats import NFTStats
@@ -31,6 +32,7 @@ starts from the same noise, so what differs along a row is guidance and nothing 
 
   diffusion-nft sample "a circle left of a cross"
   diffusion-nft sample "a ring" "two squares" --strengths 0 1 2 4 --out strengths.png
+  diffusion-nft sample "a ring" --particles 16 --strengths 1
   diffusion-nft sample "a ring" --seeds 0 1 2 3 4 5 6 7 --rate 0.5 0.7 0.9 --reward warm --out rates.png
 
 Above each column stands the share of pictures of these prompts that will be liked, as far as the adapter's calibration
@@ -64,10 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds",
         type=int,
         nargs="+",
-        default=[0, 1, 2, 3],
         metavar="N",
-        help="seeds of the starting noise, one row per seed (default: 0 1 2 3). More rows tell a real effect from "
-        "luck; with several prompts one seed is often enough",
+        help="seeds of the starting noise, one row per seed (default: 0 1 2 3, or 0 with --particles). More rows tell "
+        "a real effect from luck; with several prompts one seed is often enough",
     )
 
     how = parser.add_argument_group("guidance")
@@ -130,6 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --candidates: the step after which they are compared (default: a seventh of the steps). Raise it if "
         "the choice is often wrong; each of the candidates takes that many steps",
     )
+    add_particles_argument(how)
     how.add_argument(
         "--guide",
         choices=GUIDE,
@@ -194,30 +196,36 @@ def run(args: argparse.Namespace) -> int:
     pipe = pipe.to(device)
     stock = stock_arguments(args)
     plan = Columns.of(pipe, args, stock)
-    rows = [(prompt, seed) for prompt in args.prompts for seed in args.seeds]
-    print(f"{len(rows)} rows x {len(plan.strengths)} strengths on {device}, {str(dtype).removeprefix('torch.')}")
+    seeds = args.seeds or ([0, 1, 2, 3] if args.particles is None else [0])
+    rows = [(prompt, seed) for prompt in args.prompts for seed in seeds]
+    each = args.particles or 1
+    print(f"{len(rows) * each} rows x {len(plan.strengths)} strengths on {device}, {str(dtype).removeprefix('torch.')}")
+    survivors: list[list[int]] = []
     with torch.inference_mode():
-        columns, stats = draw(
-            pipe,
-            rows,
-            plan.strengths,
-            batch=args.batch,
-            nft_law=args.law,
-            nft_interval=tuple(args.interval),
-            nft_mode=args.mode,
-            nft_combine=args.combine,
-            nft_guide=args.guide,
-            nft_cap=args.cap,
-            nft_candidates=args.candidates,
-            nft_choose_after=args.choose_after,
-            **stock,
-        )
-    texts = [prompt for prompt, _ in rows]
+        if args.particles is not None:
+            columns, stats, survivors = draw_groups(pipe, rows, plan.strengths, args.particles, **stock)
+        else:
+            columns, stats = draw(
+                pipe,
+                rows,
+                plan.strengths,
+                batch=args.batch,
+                nft_law=args.law,
+                nft_interval=tuple(args.interval),
+                nft_mode=args.mode,
+                nft_combine=args.combine,
+                nft_guide=args.guide,
+                nft_cap=args.cap,
+                nft_candidates=args.candidates,
+                nft_choose_after=args.choose_after,
+                **stock,
+            )
+    texts = [prompt for prompt, _ in rows for _ in range(each)]
     measured = [None if args.reward is None else liked(column, texts, args.reward) for column in columns]
     pictures = [list(row) for row in zip(*columns, strict=True)]
     grid = labelled_grid(
         pictures,
-        row_labels(args.prompts, args.seeds),
+        row_labels(args.prompts, seeds, each),
         [plan.label(place, share) for place, share in enumerate(measured)],
         scale=args.scale if args.scale is not None else scale_for(pictures[0][0].width),
         title=title(args),
@@ -229,6 +237,8 @@ def run(args: argparse.Namespace) -> int:
     for place, share in enumerate(measured):
         if words := plan.words(place, share):
             print(words)
+    for strength, group in zip(plan.strengths, survivors, strict=False):
+        print(survivors_words(strength, group, each))
     print(f"wrote {args.out} ({grid.width} x {grid.height} px)")
     return 0
 
@@ -237,7 +247,7 @@ def check(args: argparse.Namespace) -> None:
     """Refuse what would fail only after the sampling.
 
     Raises:
-        ValueError: not a PNG, no steps, an empty batch, a scale below 1.
+        ValueError: not a PNG, no steps, an empty batch, a scale below 1, or an option that --particles has no use for.
     """
     if args.out.suffix.lower() != ".png":
         raise ValueError(f"--out is {str(args.out)!r}; the grid is a PNG, so give a name that ends in .png")
@@ -245,6 +255,7 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}; expected a whole number of at least 1")
+    check_particles(args)
 
 
 def stats_table(strengths: Sequence[float], stats: Sequence[Sequence[NFTStats]]) -> str:
@@ -275,13 +286,15 @@ def stats_table(strengths: Sequence[float], stats: Sequence[Sequence[NFTStats]])
     return "\n".join(lines)
 
 
-def row_labels(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    """One label per row: prompt, seed or both, whichever differs between rows."""
+def row_labels(prompts: Sequence[str], seeds: Sequence[int], each: int = 1) -> list[str]:
+    """One label per row: prompt, seed or both, whichever differs; with `each` pictures of a seed also which it is."""
     if len(prompts) == 1:
-        return [f"seed {seed}" for seed in seeds]
-    if len(seeds) == 1:
-        return list(prompts)
-    return [f"{prompt}\nseed {seed}" for prompt in prompts for seed in seeds]
+        labels = [f"seed {seed}" for seed in seeds]
+    elif len(seeds) == 1:
+        labels = list(prompts)
+    else:
+        labels = [f"{prompt}\nseed {seed}" for prompt in prompts for seed in seeds]
+    return labels if each == 1 else [f"{label}, {place}" for label in labels for place in range(1, each + 1)]
 
 
 def title(args: argparse.Namespace) -> str:

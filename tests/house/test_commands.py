@@ -255,6 +255,28 @@ def test_sample_tries_candidates_and_counts_their_forwards(
     assert [row[-1] for row in table] == [f"{(2 + 6) / 2:.2f}", f"{(4 + 9) / 2:.2f}"]
 
 
+def test_sample_draws_particles_and_promises_the_odds_law(
+    folders: tuple[str, str], calibrated: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sample", "a ring", "two rings", "--particles", "3", "--strengths", "0", "2", "--model", folders[0]]
+    command += ["--adapter", calibrated, "--device", "cpu", "--out", str(tmp_path / "grid.png")]
+    assert main([*command, "--reward", "helpers.tiny_run:bright"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("6 rows x 2 strengths")
+    assert [line.split()[-1] for line in lines[2:4]] == ["1.00", "1.00"], "one forward per step at every strength"
+    assert "not measured: what the odds law promises" in lines[5] and "measured" in lines[5]
+    assert lines[5].endswith("of 6 pictures")
+    for line in lines[6:8]:
+        assert re.fullmatch(r"strength [02]: [123](\.\d+)? of 3 noises have descendants among the pictures", line)
+    assert lines[6].startswith("strength 0: 3 of 3 "), "without a tilt nothing is drawn anew"
+    first = (tmp_path / "grid.png").read_bytes()
+    assert main([*command, "--reward", "helpers.tiny_run:bright"]) == 0
+    assert (tmp_path / "grid.png").read_bytes() == first
+    capsys.readouterr()
+    assert main([*command, "--particles", "1"]) == 2
+    assert "particles is 1, expected a whole number of at least 2" in capsys.readouterr().err
+
+
 def test_a_picture_depends_on_seed_and_prompt_but_not_on_the_batch(folders: tuple[str, str]) -> None:
     from nft_pipeline import DiffusionNFTPipeline
 
@@ -279,6 +301,8 @@ def test_a_picture_depends_on_seed_and_prompt_but_not_on_the_batch(folders: tupl
         (["--cap", "-1"], "nft_cap is -1.0, expected a number above 0"),
         (["--candidates", "0"], "nft_candidates is 0, expected a whole number of at least 1"),
         (["--scale", "-1"], "--scale is -1"),
+        (["--particles", "8", "--candidates", "4", "--law", "nft"], "so --law, --candidates would do nothing"),
+        (["--particles", "8", "--interval", "0.2", "1"], "so --interval would do nothing"),
         (["--device", "nosuch"], "--device is 'nosuch', which cannot be used here"),
         (["--model", "./nosuch"], "nosuch"),
     ],
@@ -309,6 +333,7 @@ def test_the_stats_table_reads_like_the_stats() -> None:
 def test_row_labels_name_what_differs() -> None:
     assert sample.row_labels(["a ring"], [3, 4]) == ["seed 3", "seed 4"]
     assert sample.row_labels(["a ring", "a cross"], [0]) == ["a ring", "a cross"]
+    assert sample.row_labels(["a ring"], [3, 4], 2) == ["seed 3, 1", "seed 3, 2", "seed 4, 1", "seed 4, 2"]
     assert sample.row_labels(["a", "b"], [0, 1]) == ["a\nseed 0", "a\nseed 1", "b\nseed 0", "b\nseed 1"]
 
 

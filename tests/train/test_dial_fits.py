@@ -1,5 +1,7 @@
 """The statistics behind a calibration find what is known: curves, slopes, spreads, scales and budgets."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,54 @@ def test_a_weight_that_met_easy_prompts_by_chance_is_not_taken_for_a_good_one():
     assert (evened < 0.7 * plain).all(), f"evened {evened}, plain {plain}"
     assert np.abs(np.mean(off["evened"], 0)).max() < 0.012
     assert np.std(scaled) == pytest.approx(1.0, abs=0.2), "its errors are still those of other prompts"
+
+
+CATEGORIES = np.log([0.81 / 0.19, 0.22 / 0.78, 0.23 / 0.77, 0.7 / 0.3, 0.15 / 0.85, 0.04 / 0.96])
+TRIED = {-0.6: 221, -0.34: 150, -0.2: 71, 0.12: 71, 0.165: 150, 0.3: 71}  # weights, and pictures at each
+TRIED |= {0.335: 150, 0.6: 71, 0.78: 150, 1.0: 71, 1.4: 221}
+
+
+def unequal_prompts(seed, count):
+    """Logits of base rates that differ by .3 between prompts, and how far a policy moves each at weight 1."""
+    random = np.random.default_rng(seed)
+    kind = random.integers(0, 6, count)
+    return CATEGORIES[kind] + random.normal(0, 0.8, count), np.array([2.4, 2.5, 4, 2.1, 1.8, 2.6])[kind]
+
+
+def stops_at_1(weight):
+    return (math.log1p(math.exp(-8.24)) - np.logaddexp(-8.4 * weight, -8.24)) / 8 + (weight if weight < 0 else 0) * 0.2
+
+
+def test_prompts_as_unequal_as_those_of_a_benchmark_are_within_the_stated_errors():
+    """As a calibration draws: two noises of each of 300 prompts, in turn, less alike to the base's the more weight."""
+    at = (0.0, 0.3, 0.5, 0.7, 1.0, 1.2)
+    others, moves = unequal_prompts(10**6, 20_000)
+    truth = [float(sigmoid(others + moves * stops_at_1(weight)).mean()) for weight in at]
+    missed, errors = [], []
+    for seed in range(60):
+        base, moved = unequal_prompts(seed, 300)
+        random = np.random.default_rng(1000 + seed)
+        prompts, noise = np.repeat(np.arange(300), 2), random.logistic(size=600)
+        parts = [(0.0, np.arange(600), noise)]
+        first = 0
+        for weight, count in TRIED.items():
+            rows = (first + np.arange(count)) % 600
+            first += count
+            kept = random.random(count) < math.exp(-abs(weight))
+            parts.append((weight, rows, np.where(kept, noise[rows], random.logistic(size=count))))
+        r = [
+            (base[prompts[rows]] + moved[prompts[rows]] * stops_at_1(weight) + u > 0).astype(float)
+            for weight, rows, u in parts
+        ]
+        weights = np.concatenate([np.full(len(rows), weight) for weight, rows, _ in parts])
+        rows = np.concatenate([rows for _, rows, _ in parts])
+        curve = fit_curve(weights, np.concatenate(r), prompts[rows], rows)
+        missed.append(curve.rate(np.array(at)) - truth)
+        errors.append(curve.error(np.array(at)))
+    moved_off = np.mean(missed, 0) - np.mean(missed, 0)[0]
+    assert np.abs(moved_off).max() < 0.024, moved_off  # smoothing takes some of where it stops
+    assert np.sqrt(np.square(missed).mean(0)).max() < 0.038
+    assert np.std(missed, 0) == pytest.approx(np.mean(errors, 0), rel=0.3), "errors count which prompts were drawn"
 
 
 def test_few_prompts_take_errors_over_pictures():

@@ -105,10 +105,11 @@ class _Calibration:
     def __init__(self, draws: Draws, judge: Judge, settings: Settings, watch: Judge | None) -> None:
         self.draws, self.judge, self.settings, self.watch = draws, judge, settings, watch
         base_count = int(SHARES["base"] * settings.pictures)
-        prompts = min(len(draws.texts), max(16, base_count // 4))
+        prompts = min(len(draws.texts), max(16, base_count // 2))
         # By chance, because lists of prompts are often sorted or take their kinds in turn.
         chosen = np.random.default_rng(SEED).permutation(len(draws.texts))[:prompts]
-        # Two pictures of a prompt stand together, so that every stretch says something about variety.
+        # Two pictures of a prompt stand together, so that every stretch says something about variety; and no more where
+        # there are prompts enough, because which prompts there are is most of the chance where they are unequal.
         self.rows = [(int(chosen[place // 2 % prompts]), SEED + settings.seed + place) for place in range(base_count)]
         self._prompts = np.array([prompt for prompt, _ in self.rows])
         self.has_head = draws.head is not None
