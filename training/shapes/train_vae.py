@@ -23,13 +23,13 @@ LATENT_NOISE = 0.2  # at most, of the scaled latents: the decoder learns to igno
 POSTERIOR = 0.05  # standard deviation of the encoder's posterior, in scaled latents; not learned
 
 
-def train_vae(steps: int, scenes: int, seed: int = 0) -> AutoencoderKL:
-    """The VAE of the shapes model, from drawn scenes."""
+def train_vae(steps: int, scenes: int, batch: int = 32, seed: int = 0) -> AutoencoderKL:
+    """The VAE of the shapes model, from drawn scenes: so many steps on so many pictures each."""
     rng = np.random.default_rng(seed)
     sizes = Sizes()
     components = PatchComponents.of_drawn_scenes(sizes.latent_channels)
     pictures = np.stack([draw(sample_scene(rng, stray=1)) for _ in tqdm(range(scenes), desc="scenes")])
-    return learn_vae(sizes, components, lambda n: pictures[rng.integers(scenes, size=n)], steps, seed=seed)
+    return learn_vae(sizes, components, lambda n: pictures[rng.integers(scenes, size=n)], steps, batch, seed=seed)
 
 
 def learn_vae(
