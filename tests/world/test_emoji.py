@@ -118,6 +118,13 @@ class TestCaptions:
         assert wrong == pytest.approx(0.2 * 25 / 26, abs=0.035)
         assert all(sum(a != b for a, b in zip(word, written, strict=True)) <= 1 for word, written in pairs)
 
+    def test_a_last_stage_misspells_more_and_leaves_the_latents_basis_alone(self, drawn):
+        more = examples.Pictures(drawn.world, examples.EmojiTraining(drawn_signs=60, batch=16, misspelt_more=1.0))
+        changed = (more.drawn != drawn.drawn).any((1, 2, 3))
+        assert changed.mean() == pytest.approx(0.8 * 25 / 26, abs=0.15)
+        assert torch.equal(more.things, drawn.things)
+        assert torch.equal(more.signs[~changed], drawn.signs[~changed])
+
 
 class TestNamed:
     @pytest.mark.parametrize(

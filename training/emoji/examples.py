@@ -34,6 +34,7 @@ class EmojiTraining:
     empty: float = 0.08
     commas: float = 0.2  # "red apple, 3d, on pink" in place of "3d red apple on pink"
     misspelt: float = 0.2
+    misspelt_more: float = 0.0  # of the signs that are right: what a last stage of training adds
     shift: float = 3.0  # of the noise levels: the sampler's
     seed: int = 0
 
@@ -55,6 +56,8 @@ class Pictures:
         self.components = PatchComponents.of_pictures(
             np.concatenate([composed, self.drawn[:1500]]), SIZES.latent_channels
         )
+        if settings.misspelt_more:  # after the components, which have to be those of the VAE
+            self._misspell(signs)
         self.things = self.latents_of(self.shown)
         self.signs = torch.cat(
             [self.components.encode(self.drawn[i : i + 500]).half() for i in range(0, len(signs), 500)]
@@ -94,12 +97,16 @@ class Pictures:
 
     def _sign(self) -> tuple[str, str, int, int, Path]:
         rng, world = self.rng, self.world
-        word = written = world.words[rng.integers(len(world.words))]
-        if rng.random() < self.settings.misspelt:
-            place = rng.integers(len(word))
-            written = word[:place] + chr(ord("A") + rng.integers(26)) + word[place + 1 :]
+        word = world.words[rng.integers(len(world.words))]
+        written = _misspelt(word, rng) if rng.random() < self.settings.misspelt else word
         font = world.fonts[rng.integers(len(world.fonts))]
         return word, written, int(rng.integers(len(BACKGROUNDS))), int(rng.integers(len(INKS))), font
+
+    def _misspell(self, signs: list[tuple[str, str, int, int, Path]]) -> None:
+        rng = np.random.default_rng(self.settings.seed + 1)
+        for i, (word, written, background, ink, font) in enumerate(signs):
+            if word == written and rng.random() < self.settings.misspelt_more:
+                self.drawn[i] = draw_sign(_misspelt(word, rng), list(BACKGROUNDS)[background], ink, font)
 
     def _sign_caption(self, i: int) -> str:
         word, background = self.said[i]
@@ -116,3 +123,9 @@ class Pictures:
             list(BACKGROUNDS)[background] if chance[3] else "",
             commas=self.rng.random() < settings.commas,
         )
+
+
+def _misspelt(word: str, rng: np.random.Generator) -> str:
+    """One letter by chance another one; once in 26 times it is the same."""
+    place = rng.integers(len(word))
+    return word[:place] + chr(ord("A") + rng.integers(26)) + word[place + 1 :]

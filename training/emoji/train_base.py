@@ -115,9 +115,23 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write the pipeline into")
     parser.add_argument("--steps", type=int, default=EmojiTraining.steps, help="fewer leaves things blurred")
     parser.add_argument("--seed", type=int, default=EmojiTraining.seed)
+    parser.add_argument(
+        "--misspelt-more",
+        type=float,
+        default=EmojiTraining.misspelt_more,
+        metavar="SHARE",
+        help="of the signs that are right, give this share a wrong letter too (default: none); for a last stage that "
+        "leaves a reward more to teach",
+    )
+    parser.add_argument(
+        "--average",
+        type=float,
+        default=EmojiTraining.average,
+        help="of the running average of the weights (default: %(default)s); a short last stage wants it shorter",
+    )
     args = parser.parse_args()
-    world = World.of(fetch(args.packages))
-    train_base(world, args.vae, EmojiTraining(steps=args.steps, seed=args.seed), args.out)
+    settings = EmojiTraining(steps=args.steps, seed=args.seed, misspelt_more=args.misspelt_more, average=args.average)
+    train_base(World.of(fetch(args.packages)), args.vae, settings, args.out)
 
 
 if __name__ == "__main__":
