@@ -1,6 +1,7 @@
-"""What ships with the package: a small base model and adapters for it, found by name.
+"""What ships with the package: two small base models and adapters for them, found by name.
 
-A name is a shipped one only as it stands: "shapes" is the shipped model, "./shapes" a folder of yours.
+A name is a shipped one only as it stands: "shapes" is the shipped model, "./shapes" a folder of yours. ComfyUI's node
+pack leaves out the larger model and its adapters (.comfyignore), whose names then mean nothing.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-MODELS = ("shapes",)
-ADAPTERS = ("shapes-warm", "shapes-follow")
 _HERE = Path(__file__).parent
+MODELS = tuple(name for name in ("shapes", "emoji") if (_HERE / name).is_dir())
+ADAPTERS = tuple(
+    name for name in ("shapes-warm", "shapes-follow", "emoji-3d", "emoji-words") if (_HERE / name).is_dir()
+)
 
 
 def shipped_model(name: str) -> Path | None:

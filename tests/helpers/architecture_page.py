@@ -48,6 +48,7 @@ ORDER = (
     "nft_pipeline.training.devices",
     "nft_pipeline.training.bases",
     "nft_pipeline.training.shapes",
+    "nft_pipeline.training.emoji",
     "nft_pipeline.training.rewards",
     "nft_pipeline.training.rewards.kinds",
     "nft_pipeline.training.data",

@@ -1,1 +1,1 @@
-"""The shapes world at work: the demo, the command eval, and what both measure and show."""
+"""The shipped worlds at work: the demo, the command eval, and what both measure and show."""

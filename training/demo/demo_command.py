@@ -10,23 +10,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nft_pipeline.laws import LAWS
+from nft_pipeline.models import MODELS
 
 if TYPE_CHECKING:
     from .measure import Point, Workload
+    from .worlds import DemoWorld
 
 HELP = "train a small adapter before your eyes and measure it"
 STRENGTHS = (0.0, 0.5, 1.0, 2.0)
 WEIGHTS = (0.25, 0.5, 0.75, 1.0, 1.5)
-PICTURED = ("a square on white", "a large cross on white", "a large ring", "a large triangle on white")
 SEED = 90_001  # for the noise that is measured on, which is neither the training pool's nor the held-out pool's
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `diffusion-nft demo`."""
     parser.description = (
-        "Trains an adapter for the reward 'red or orange, where the prompt leaves the colour open' on the shipped "
-        "model, samples held-out prompts at strength 0, 0.5, 1 and 2, and writes pictures, table and adapter. Four or "
-        "five minutes on two cores. The exit code is 1 if guidance did not help."
+        "Trains an adapter on a shipped model, samples held-out prompts at strength 0, 0.5, 1 and 2, and writes "
+        "pictures, table and adapter. On the emoji model the reward is 'the thing is drawn in 3-D, where the prompt "
+        "leaves the style open', on the shapes model 'red or orange, where the prompt leaves the colour open'. Four to "
+        "six minutes on two cores. The exit code is 1 if guidance did not help."
+    )
+    parser.add_argument(
+        "--model", choices=MODELS, default=MODELS[0], help=f"the shipped model to run on (default: {MODELS[0]})"
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: demo)")
     parser.add_argument(
@@ -51,36 +56,38 @@ def run(args: argparse.Namespace) -> int:
     from ..settings.config import TrainConfig
     from .measure import CALIBRATED, Workload, measure_base, measure_laws, measure_lora_weight
     from .report import law_table, plot_promise, rival_table
+    from .worlds import DEMOS
 
     started = time.monotonic()
     if args.n < 30:
         raise ValueError(f"--n is {args.n}, expected at least 30: fewer pictures cannot tell whether guidance helped")
     out: Path = args.out
+    world = DEMOS[args.model]
     # The demo measures for itself, with more pictures than a run's own grids and sweep take.
     overrides: dict[str, Any] = {"seed": args.seed, "samples_every": 0, "sweep_size": 0}
     overrides |= {"steps": args.steps} if args.steps else {}
-    config = TrainConfig.from_yaml("shapes_warm", overrides)
+    config = TrainConfig.from_yaml(world.preset, overrides)
     result = train(config, out / "run")
-    guided = DiffusionNFTPipeline.from_pretrained("shapes", nft_adapter=result.adapter)
+    guided = DiffusionNFTPipeline.from_pretrained(args.model, nft_adapter=result.adapter)
     reward = find_reward(config.reward)
     dtype, _ = choose_precision("auto", guided.transformer.device)
-    held_out, call = find_prompts("shapes_warm_held_out"), dict(guided.call_defaults)
-    work = Workload(held_out, n=args.n, seed=SEED, batch=120, call=call, dtype=dtype)
+    held_out, call = find_prompts(config.held_out_prompts), dict(guided.call_defaults)
+    work = Workload(held_out, n=args.n, seed=SEED, batch=120, call=call, dtype=dtype, quality=world.quality)
     tilts = [strength * config.tilt for strength in STRENGTHS]
     base = measure_base(guided.unwrap(), work, reward)
     guided.load_nft_adapter(result.adapter)
     ways = ((CALIBRATED,) if result.adapter.config.dial is not None else ()) + tuple(reversed(LAWS))
     points = measure_laws(guided, work, reward, base, tilts, ways)
-    grid = _grid(guided)
+    grid = _grid(guided, world)
     rivals = measure_lora_weight(guided.unwrap(), result.folder, work, reward, base, WEIGHTS)
 
     grid.save(out / "strengths.png")
-    plot_promise([points], rivals, out / "promise.png", f"shapes-warm, one training run, n = {args.n} a point")
+    title = f"{config.name}, one training run, n = {args.n} a point"
+    plot_promise([points], rivals, out / "promise.png", title, world.quality_words)
     plot_reliability(result.calibration, out / "alpha.png", "alpha on held-out samples")
     seconds = time.monotonic() - started
-    table = _text(
-        work, base, law_table(points, rivals), rival_table(rivals), calibration_table(result.calibration), seconds
-    )
+    tables = (law_table(points, rivals), rival_table(rivals), calibration_table(result.calibration))
+    table = _text(args.model, world, work, base, tables, seconds)
     (out / "table.md").write_text(table, encoding="utf-8")
     (out / "table.json").write_text(
         json.dumps([point.to_dict() for point in (base, *points, *rivals)], indent=2) + "\n", encoding="utf-8"
@@ -91,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     return _verdict(base, points)
 
 
-def _grid(guided: Any) -> Any:
+def _grid(guided: Any, world: DemoWorld) -> Any:
     """One row per prompt and one column per strength, with the same noise along a row."""
     import torch
 
@@ -100,21 +107,23 @@ def _grid(guided: Any) -> Any:
     columns = []
     guided.set_progress_bar_config(disable=True)
     for strength in STRENGTHS:
-        generators = [torch.Generator().manual_seed(SEED + i) for i in range(len(PICTURED))]
-        columns.append(guided(list(PICTURED), nft_strength=strength, generator=generators).images)
-    rows = [[column[i] for column in columns] for i in range(len(PICTURED))]
+        generators = [torch.Generator().manual_seed(SEED + i) for i in range(len(world.pictured))]
+        columns.append(guided(list(world.pictured), nft_strength=strength, generator=generators).images)
+    rows = [[column[i] for column in columns] for i in range(len(world.pictured))]
     labels = [f"strength {strength:g}" for strength in STRENGTHS]
-    return labelled_grid(
-        rows, list(PICTURED), labels, scale=3, title="Reward: red or orange, where the prompt leaves the colour open"
-    )
+    title = f"Reward: {world.reward}"
+    return labelled_grid(rows, list(world.pictured), labels, scale=3, title=title)
 
 
-def _text(work: Workload, base: Point, laws: str, rivals: str, alpha: str, seconds: float) -> str:
-    return f"""# Demo: reward guidance on the shapes model
+def _text(
+    model: str, world: DemoWorld, work: Workload, base: Point, tables: tuple[str, str, str], seconds: float
+) -> str:
+    laws, rivals, alpha = tables
+    return f"""# Demo: reward guidance on the {model} model
 
-Reward: everything drawn is red or orange, where the prompt leaves the colour open. Held-out prompts and noise,
-n = {work.n} pictures per row, {work.call["num_inference_steps"]} steps, no classifier-free guidance, one training run.
-Base rate {base.rate:.3f}, picture quality {base.quality:.3f} (template overlap, 1 = as drawn).
+Reward: {world.reward}. Held-out prompts and noise, n = {work.n} pictures per row,
+{work.call["num_inference_steps"]} steps, no classifier-free guidance, one training run.
+Base rate {base.rate:.3f}, quality {base.quality:.3f} ({world.quality_words}).
 
 {laws}
 

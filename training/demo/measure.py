@@ -1,4 +1,4 @@
-"""Measuring guidance on the shapes model: how often o = 1, how good the pictures are, and what was promised.
+"""Measuring guidance on a shipped model: how often o = 1, how good the pictures are, and what was promised.
 
 Every way of steering is a list of `Point`s on the same prompts and the same noise, so that rows differ by the steering
 alone: both guidance laws, and the rival, plain LoRA weight strength.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +26,12 @@ from ..shapes.score import judge
 from ..shapes.world import Prompt
 
 CALIBRATED = "calibrated"
+Quality = Callable[[np.ndarray, Sequence[str]], float]  # of pictures, uint8 (n, H, W, 3), and their prompts
+
+
+def template_overlap(pictures: np.ndarray, texts: Sequence[str]) -> float:
+    """The mean overlap of what is drawn with the shapes model's templates, in [0, 1]; the prompts do not matter."""
+    return float(np.mean([judge(picture, Prompt()).quality for picture in pictures]))
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Point:
         setting: tilt for the laws, weight for the LoRA; 0 for the base.
         n: number of pictures.
         rate: share of pictures with o = 1.
-        quality: mean template overlap in [0, 1].
+        quality: of the pictures, in [0, 1]; the workload says what that is.
         promise: what docs/theory.md, M10, promises for this tilt, for a calibrated adapter up to what it reaches; None
             for the rivals, which promise nothing.
     """
@@ -70,6 +76,7 @@ class Workload:
         batch: pictures per call.
         call: further arguments of the pipeline's call, such as num_inference_steps.
         dtype: bf16 samples under autocast.
+        quality: what counts as a picture's quality.
     """
 
     prompts: Sequence[str]
@@ -78,6 +85,7 @@ class Workload:
     batch: int
     call: dict[str, Any]
     dtype: torch.dtype = torch.float32
+    quality: Quality = template_overlap
 
     def texts(self) -> list[str]:
         """The prompt of each of the n pictures: all prompts in turn, from the first again when they are used up."""
@@ -98,15 +106,20 @@ class Workload:
         return base.decode_latents(latents)
 
 
-def measure_pictures(pictures: np.ndarray, texts: Sequence[str], reward: Scorer) -> tuple[float, float]:
-    """(rate of o = 1, mean template overlap)."""
-    quality = float(np.mean([judge(picture, Prompt()).quality for picture in pictures]))
-    return float(np.mean(reward(pictures, texts) > 0.5)), quality
+def measure_pictures(
+    pictures: np.ndarray, texts: Sequence[str], reward: Scorer, quality: Quality = template_overlap
+) -> tuple[float, float]:
+    """(rate of o = 1, quality)."""
+    return float(np.mean(reward(pictures, texts) > 0.5)), quality(pictures, texts)
+
+
+def _measured(work: Workload, pictures: np.ndarray, reward: Scorer) -> tuple[float, float]:
+    return measure_pictures(pictures, work.texts(), reward, work.quality)
 
 
 def measure_base(pipe: Any, work: Workload, reward: Scorer) -> Point:
     """The base model on its own."""
-    rate, quality = measure_pictures(work.pictures(pipe, "base"), work.texts(), reward)
+    rate, quality = _measured(work, work.pictures(pipe, "base"), reward)
     return Point("base", 0.0, work.n, rate, quality, rate)
 
 
@@ -139,7 +152,7 @@ def measure_laws(
                 points.append(Point(law, 0.0, base.n, base.rate, base.quality, expected))
                 continue
             pictures = work.pictures(guided, f"{law} {tilt:+g}", **steering)
-            points.append(Point(law, tilt, work.n, *measure_pictures(pictures, work.texts(), reward), expected))
+            points.append(Point(law, tilt, work.n, *_measured(work, pictures, reward), expected))
     return points
 
 
@@ -162,7 +175,7 @@ def measure_lora_weight(
         for weight in weights:
             stock.set_adapters(name, weight)
             pictures = work.pictures(stock, f"lora weight {weight:g}")
-            points.append(Point("lora weight", weight, work.n, *measure_pictures(pictures, work.texts(), reward)))
+            points.append(Point("lora weight", weight, work.n, *_measured(work, pictures, reward)))
     return points
 
 

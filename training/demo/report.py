@@ -55,12 +55,21 @@ def spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
-def plot_promise(runs: Sequence[Sequence[Point]], rivals: Sequence[Point], path: Path, title: str) -> None:
+def plot_promise(
+    runs: Sequence[Sequence[Point]],
+    rivals: Sequence[Point],
+    path: Path,
+    title: str,
+    quality: str = "picture quality (template overlap)",
+) -> None:
     """Left: measured rate over tilt beside the promise. Right: picture quality over measured rate, rivals included.
 
     Args:
         runs: the laws' points of one or more training runs; more than one are drawn with their spread.
         rivals: points of the rivals, of all runs.
+        path: of the picture.
+        title: above it.
+        quality: what the points' quality is.
     """
     from matplotlib.figure import Figure
 
@@ -102,7 +111,7 @@ def plot_promise(runs: Sequence[Sequence[Point]], rivals: Sequence[Point], path:
             label=name,
         )
     left.set(xlabel="tilt λ = 2/β", ylabel="P(o = 1)", ylim=(-0.02, 1.02))
-    right.set(xlabel="measured P(o = 1)", ylabel="picture quality (template overlap)")
+    right.set(xlabel="measured P(o = 1)", ylabel=quality)
     for axis in (left, right):
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8)

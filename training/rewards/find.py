@@ -155,6 +155,7 @@ def _imported(name: str) -> Callable:
 
 
 def _built_in() -> dict[str, Callable[[], list[str]]]:
-    from ..shapes.prompts import PROMPTS  # reads the shapes world, which needs scipy
+    from ..emoji.prompts import PROMPTS as EMOJI
+    from ..shapes.prompts import PROMPTS as SHAPES  # reads the shapes world, which needs scipy
 
-    return PROMPTS
+    return {**SHAPES, **EMOJI}

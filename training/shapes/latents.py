@@ -38,14 +38,19 @@ class PatchComponents:
 
     @classmethod
     def of_drawn_scenes(cls, channels: int, scenes: int = 4000, seed: int = 0) -> PatchComponents:
-        """Principal components of drawn scenes.
+        """The components of drawn scenes of the shapes world."""
+        rng = np.random.default_rng(seed)
+        return cls.of_pictures(np.stack([draw(sample_scene(rng, stray=1)) for _ in range(scenes)]), channels)
+
+    @classmethod
+    def of_pictures(cls, pictures: np.ndarray, channels: int) -> PatchComponents:
+        """Principal components of pictures, uint8 (N, 64, 64, 3).
 
         A component of standard deviation s becomes a channel of deviation in proportion to sqrt(s): between s, which
         would leave edges to the very last step, and 1, which would give them the weight of colours. The first (the
         background's brightness) gets no more than the second. The mean square over all channels is 1.
         """
-        rng = np.random.default_rng(seed)
-        patches = to_patches(np.stack([draw(sample_scene(rng, stray=1)) for _ in range(scenes)])).flatten(0, 1).double()
+        patches = to_patches(pictures).flatten(0, 1).double()
         mean = patches.mean(0)
         variance, components = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
         spread = variance.flip(0)[:channels].sqrt()

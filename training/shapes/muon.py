@@ -1,7 +1,8 @@
-"""Muon in float32: momentum whose matrix is made orthogonal before it is applied (Jordan et al., 2024).
+"""Muon in a chosen precision: momentum whose matrix is made orthogonal before it is applied (Jordan et al., 2024).
 
 torch.optim.Muon iterates in bfloat16, which a CPU without bf16 units only emulates: there it took seven times as long
-as forward and backward together. The rule is the same, with the step size of AdamW (2502.16982): 0.2 sqrt(max(m, n)).
+as forward and backward together. On a CPU that has them, float32 takes as long as forward and backward together. The
+rule is the same, with the step size of AdamW (2502.16982): 0.2 sqrt(max(m, n)).
 """
 
 from __future__ import annotations
@@ -31,8 +32,16 @@ def orthogonalise(matrices: Tensor, rounds: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum and decoupled weight decay, for 2-D parameters. Like shapes are done in one go."""
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -50,6 +59,6 @@ class Muon(torch.optim.Optimizer):
                 alike[parameter.shape].append((parameter, update))
             for shape, pairs in alike.items():
                 size = group["lr"] * 0.2 * max(shape) ** 0.5
-                updates = orthogonalise(torch.stack([update for _, update in pairs]))
+                updates = orthogonalise(torch.stack([update for _, update in pairs]).to(self.dtype)).float()
                 for (parameter, _), update in zip(pairs, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=size)

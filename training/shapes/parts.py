@@ -41,12 +41,15 @@ def vocabulary() -> list[str]:
     return sorted({*words, *(word for relation in RELATIONS for word in relation.split())})
 
 
-def build_tokenizer(sizes: Sizes) -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte pairs make every word of the grammar one token (letters spell any other word)."""
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+def build_tokenizer(sizes: Sizes, words: list[str], marks: str = "") -> CLIPTokenizer:
+    """A CLIP tokenizer whose byte pairs make every one of `words` one token.
+
+    Letters spell any other word; each of `marks` (digits, quotes) is a token of its own.
+    """
+    letters = [*(chr(c) for c in range(ord("a"), ord("z") + 1)), *marks]
     vocab = ["<|startoftext|>", *letters, *(letter + "</w>" for letter in letters)]
     merges: list[tuple[str, str]] = []
-    for word in sorted(vocabulary(), key=len):
+    for word in sorted(words, key=len):
         pieces = [*word[:-1], word[-1] + "</w>"]
         # Play back the merges so far in rank order, as the tokenizer will, then join what they leave from the left.
         for left, right in merges:
@@ -63,7 +66,7 @@ def build_tokenizer(sizes: Sizes) -> CLIPTokenizer:
     tokenizer = CLIPTokenizer(
         vocab={piece: i for i, piece in enumerate(vocab)}, merges=merges, model_max_length=sizes.text_tokens
     )
-    for word in vocabulary():
+    for word in words:
         ids = tokenizer(word).input_ids
         if len(ids) != 3:
             raise AssertionError(

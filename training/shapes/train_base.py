@@ -29,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
+from transformers import CLIPTokenizer
 
 from ..devices.precision import autocast, choose_precision
 from .latents import PatchComponents
@@ -42,6 +43,7 @@ from .parts import (
     build_vae,
     embed_ids,
     tokenize,
+    vocabulary,
 )
 from .world import Scene, caption, draw, sample_scene
 
@@ -105,9 +107,9 @@ def draw_latents(scenes: list[Scene], channels: int, batch: int = 500) -> Tensor
 class TextAndDenoiser(nn.Module):
     """What is trained together: velocity from noisy latents and token ids."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: Sizes, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
-        self.tokenizer = build_tokenizer(sizes)
+        self.tokenizer = tokenizer
         self.encoders = nn.ModuleList(build_text_encoder(sizes, self.tokenizer) for _ in range(2))
         self.transformer = build_transformer(sizes)
 
@@ -149,7 +151,9 @@ class TextAndDenoiser(nn.Module):
         )
 
 
-def build_optimizers(model: TextAndDenoiser, settings: BaseTraining) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: TextAndDenoiser, lr: float, dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for embeddings, input, output, norms and biases."""
     inside = [*model.transformer.transformer_blocks.parameters()]
     for encoder in model.encoders:
@@ -158,8 +162,8 @@ def build_optimizers(model: TextAndDenoiser, settings: BaseTraining) -> list[tor
     chosen = {id(parameter) for parameter in matrices}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     return [
-        Muon(matrices, lr=MUON * settings.lr, weight_decay=0.01),
-        torch.optim.AdamW(rest, lr=settings.lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True),
+        Muon(matrices, lr=MUON * lr, weight_decay=0.01, dtype=dtype),
+        torch.optim.AdamW(rest, lr=lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True),
     ]
 
 
@@ -175,13 +179,13 @@ def train_base(vae: Path, settings: BaseTraining, out: Path, start: Path | None 
     rng = np.random.default_rng(settings.seed)
     scenes = [sample_scene(rng, settings.stray) for _ in range(settings.scenes)]
     latents = draw_latents(scenes, Sizes().latent_channels)
-    model = TextAndDenoiser(Sizes())
+    model = TextAndDenoiser(Sizes(), build_tokenizer(Sizes(), vocabulary()))
     if start is not None:
         model.load(start)
     average = AveragedModel(
         model, multi_avg_fn=get_ema_multi_avg_fn(max(0.0, 1 - 4 / settings.steps))
     )  # about the last quarter
-    optimizers = build_optimizers(model, settings)
+    optimizers = build_optimizers(model, settings.lr)
     schedules = [
         torch.optim.lr_scheduler.OneCycleLR(
             optimizer, lr, total_steps=settings.steps, pct_start=0.04, cycle_momentum=False, div_factor=25
@@ -217,17 +221,22 @@ def train_base(vae: Path, settings: BaseTraining, out: Path, start: Path | None 
             bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}")
             print(f"step {step + 1} loss {np.mean(losses[-100:]):.4f} {time.monotonic() - began:.0f}s", flush=True)
         if (step + 1) % save_every == 0 or step + 1 == settings.steps:
-            save(average.module, vae, out)
+            save(average.module, load_vae(vae, Sizes()), out)
 
 
-def save(model: Any, vae_folder: Path, out: Path) -> None:
+def load_vae(folder: Path, sizes: Sizes) -> AutoencoderKL:
+    """The VAE in a folder written by train_vae, without that folder's name in its config."""
+    vae = build_vae(sizes)
+    vae.load_state_dict(AutoencoderKL.from_pretrained(folder).state_dict())
+    return vae
+
+
+def save(model: Any, vae: AutoencoderKL, out: Path) -> None:
     """Write the pipeline folder and the call arguments it was trained for.
 
     Denoiser and VAE are stored in half precision (diffusers loads them as float32); the text encoders are not, because
     transformers would keep them in half.
     """
-    vae = build_vae(Sizes())  # a loaded one would carry the folder's name in its config
-    vae.load_state_dict(AutoencoderKL.from_pretrained(vae_folder).state_dict())
     halved = [copy.deepcopy(part).half() for part in (model.transformer, vae)]
     pipe = model.pipeline(vae)
     pipe.register_modules(transformer=halved[0], vae=halved[1])

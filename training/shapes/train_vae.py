@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +23,41 @@ LATENT_NOISE = 0.2  # at most, of the scaled latents: the decoder learns to igno
 POSTERIOR = 0.05  # standard deviation of the encoder's posterior, in scaled latents; not learned
 
 
-def train_vae(steps: int, scenes: int, batch: int = 32, lr: float = 3e-3, seed: int = 0) -> AutoencoderKL:
+def train_vae(steps: int, scenes: int, batch: int = 32, seed: int = 0) -> AutoencoderKL:
+    """The VAE of the shapes model, from drawn scenes: so many steps on so many pictures each."""
+    rng = np.random.default_rng(seed)
+    sizes = Sizes()
+    components = PatchComponents.of_drawn_scenes(sizes.latent_channels)
+    pictures = np.stack([draw(sample_scene(rng, stray=1)) for _ in tqdm(range(scenes), desc="scenes")])
+    return learn_vae(sizes, components, lambda n: pictures[rng.integers(scenes, size=n)], steps, batch, seed=seed)
+
+
+def learn_vae(
+    sizes: Sizes,
+    components: PatchComponents,
+    pictures: Callable[[int], np.ndarray],
+    steps: int,
+    batch: int = 32,
+    lr: float = 3e-3,
+    seed: int = 0,
+) -> AutoencoderKL:
     """The decoder draws from exact, slightly noisy latents (L1 + MSE); the encoder learns those latents (MSE).
 
     SD3 tools scale latents by fixed numbers, z -> (z - 0.0609) * 1.5305; both halves of the VAE work on that z.
+
+    Args:
+        sizes: of the model.
+        components: what the scaled latents are.
+        pictures: n of them at random, uint8 (n, 64, 64, 3).
+        steps: of the optimiser.
+        batch: pictures per step.
+        lr: the highest learning rate.
+        seed: of the weights and the noise.
     """
     torch.manual_seed(seed)
     dtype, _ = choose_precision("auto", torch.device("cpu"))
-    rng = np.random.default_rng(seed)
-    vae = build_vae(Sizes())
+    vae = build_vae(sizes)
     shift, scale = vae.config.shift_factor, vae.config.scaling_factor
-    components = PatchComponents.of_drawn_scenes(vae.config.latent_channels)
-    pictures = np.stack([draw(sample_scene(rng, stray=1)) for _ in tqdm(range(scenes), desc="scenes")])
     half = vae.config.latent_channels
     with torch.no_grad():
         vae.encoder.conv_out.weight[half:] = 0.0
@@ -42,7 +66,7 @@ def train_vae(steps: int, scenes: int, batch: int = 32, lr: float = 3e-3, seed: 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
     start, bar = time.monotonic(), tqdm(range(steps), desc="vae", smoothing=0.05)
     for step in bar:
-        chosen = pictures[rng.integers(scenes, size=batch)]
+        chosen = pictures(batch)
         x = torch.from_numpy(chosen).permute(0, 3, 1, 2).float() / 127.5 - 1.0
         latents = components.encode(chosen)
         noise = LATENT_NOISE * torch.rand(batch, 1, 1, 1) * torch.randn_like(latents)

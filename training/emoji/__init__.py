@@ -1,0 +1,1 @@
+"""The emoji world: pictures people drew, words on signs, and how the shipped model that draws them was trained."""
