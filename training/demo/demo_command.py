@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     guided = DiffusionNFTPipeline.from_pretrained(args.model, nft_adapter=result.adapter)
     reward = find_reward(config.reward)
     dtype, _ = choose_precision("auto", guided.transformer.device)
-    held_out, call = find_prompts(config.held_out_prompts), dict(guided.call_defaults)
+    held_out, call = find_prompts(world.held_out), dict(guided.call_defaults)
     work = Workload(held_out, n=args.n, seed=SEED, batch=120, call=call, dtype=dtype, quality=world.quality)
     tilts = [strength * config.tilt for strength in STRENGTHS]
     base = measure_base(guided.unwrap(), work, reward)

@@ -17,6 +17,7 @@ class DemoWorld:
     Args:
         preset: the training run's settings.
         reward: what is liked, in words.
+        held_out: a built-in list of prompts that the run does not train on.
         pictured: prompts whose pictures are shown.
         quality: how good pictures are beside the reward, in [0, 1].
         quality_words: what that number is.
@@ -24,6 +25,7 @@ class DemoWorld:
 
     preset: str
     reward: str
+    held_out: str
     pictured: tuple[str, ...]
     quality: Quality
     quality_words: str
@@ -42,6 +44,7 @@ DEMOS: dict[str, DemoWorld] = {
     "emoji": DemoWorld(
         preset="emoji_3d",
         reward="the thing is drawn in 3-D, where the prompt leaves the style open",
+        held_out="emoji_things_held_out",
         pictured=("red heart", "dog face on white", "automobile on yellow", "grinning face", "owl on blue"),
         quality=all_named_is_shown,
         quality_words="share of pictures that show all that the prompt names",
@@ -49,6 +52,7 @@ DEMOS: dict[str, DemoWorld] = {
     "shapes": DemoWorld(
         preset="shapes_warm",
         reward="red or orange, where the prompt leaves the colour open",
+        held_out="shapes_warm_held_out",
         pictured=("a square on white", "a large cross on white", "a large ring", "a large triangle on white"),
         quality=template_overlap,
         quality_words="template overlap, 1 = as drawn",

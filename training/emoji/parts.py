@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tokenizers import AddedToken
 from transformers import CLIPTokenizer
@@ -43,6 +45,7 @@ def copy_capitalised(model: TextAndDenoiser) -> None:
         if len(token) > 1 and token[0].isupper()
     ]
     to, source = (torch.tensor(column) for column in zip(*pairs, strict=True))
-    for encoder in model.encoders:
+    encoders: Any = model.encoders
+    for encoder in encoders:
         table = encoder.get_input_embeddings().weight
         table[to] = table[source]

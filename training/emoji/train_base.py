@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -102,8 +103,9 @@ def train_base(world: World, vae: Path, settings: EmojiTraining, out: Path, save
             )
             written.replace(checkpoint)
             if (vae / "config.json").is_file():
-                copy_capitalised(average.module)
-                save(average.module, load_vae(vae, SIZES), out)
+                averaged = cast(TextAndDenoiser, average.module)
+                copy_capitalised(averaged)
+                save(averaged, load_vae(vae, SIZES), out)
                 Contents.of(world).write(out)
 
 
