@@ -48,7 +48,7 @@ PAGE = """# Words on signs
 Made by `python tests/benchmarks/words.py --write` on {date} ({machine} CPU, {precision}, torch {torch}).
 A picture of 64 x 64 pixels is right if rapidocr, which others trained, reads exactly the word that the prompt has in
 quotes. The words have three or four letters and were on no sign that the base model or the adapter learned from:
-{words} words, drawn {turns} times each, n = {n} pictures a row, with the same noise in every row. Errors are standard
+{words} words, drawn {turns} times each, n = {n} pictures per row, with the same noise in every row. Errors are standard
 errors over pictures. Variety is how unlike {group} pictures of one word are (root mean square of their difference in
 [0, 1]), over {groups} words.
 
@@ -146,7 +146,7 @@ def plot(lines: dict[str, tuple[list[int], list[float]]], path: Path) -> None:
 
 
 def strip(pipe: Any, words: list[str]) -> Image.Image:
-    """One row a word, one column a strength, the same noise along a row."""
+    """One row per word, one column per strength, the same noise along a row."""
     pipe.set_progress_bar_config(disable=True)
     columns = []
     for strength in STRENGTHS:
