@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nft_pipeline.laws import LAWS
 from nft_pipeline.models import MODELS
 
 if TYPE_CHECKING:
@@ -76,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
     tilts = [strength * config.tilt for strength in STRENGTHS]
     base = measure_base(guided.unwrap(), work, reward)
     guided.load_nft_adapter(result.adapter)
-    ways = ((CALIBRATED,) if result.adapter.config.dial is not None else ()) + tuple(reversed(LAWS))
+    ways = (
+        CALIBRATED if result.adapter.config.dial is not None else "odds",
+    )  # a run too small to calibrate has no map
     points = measure_laws(guided, work, reward, base, tilts, ways)
     grid = _grid(guided, world)
     rivals = measure_lora_weight(guided.unwrap(), result.folder, work, reward, base, WEIGHTS)
@@ -140,14 +141,10 @@ Took {seconds:.0f} s after installation.
 
 
 def _verdict(base: Point, points: list[Point]) -> int:
-    """0 if the strongest setting raised the rate by at least 0.1 and by three standard errors, else 1.
-
-    The adapter's own way decides, or the odds law if the run was too small to be calibrated.
-    """
-    way = points[0].method
-    strongest = max((point for point in points if point.method == way), key=lambda point: point.setting)
+    """0 if the strongest setting raised the rate by at least 0.1 and by three standard errors, else 1."""
+    strongest = max(points, key=lambda point: point.setting)
     needed = max(0.1, 3 * (strongest.error**2 + base.error**2) ** 0.5)
     helped = strongest.rate - base.rate >= needed
-    words = f"{way}, P(o=1) {base.rate:.3f} -> {strongest.rate:.3f} at strength {STRENGTHS[-1]:g}"
+    words = f"{strongest.method}, P(o=1) {base.rate:.3f} -> {strongest.rate:.3f} at strength {STRENGTHS[-1]:g}"
     print(f"Guidance helped: {words}" if helped else f"Guidance did not help: {words}; expected {needed:.3f} more")
     return 0 if helped else 1
