@@ -85,9 +85,12 @@ def run(args: argparse.Namespace) -> int:
     grid.save(out / "strengths.png")
     title = f"{config.name}, one training run, n = {args.n} a point"
     plot_promise([points], rivals, out / "promise.png", title, world.quality_words)
-    plot_reliability(result.calibration, out / "alpha.png", "alpha on held-out samples")
+    if result.calibration:  # a run that was finished before has its own in its report
+        plot_reliability(result.calibration, out / "alpha.png", "alpha on held-out samples")
     seconds = time.monotonic() - started
-    tables = (law_table(points, rivals), rival_table(rivals), calibration_table(result.calibration))
+    again = "The run was finished before; run/report.html has it."
+    alpha = calibration_table(result.calibration) if result.calibration else again
+    tables = (law_table(points, rivals), rival_table(rivals), alpha)
     table = _text(args.model, world, work, base, tables, seconds)
     (out / "table.md").write_text(table, encoding="utf-8")
     (out / "table.json").write_text(
