@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .measure import Point, Workload
     from .worlds import DemoWorld
 
+DEFAULT = "emoji"
 HELP = "train a small adapter before your eyes and measure it"
 STRENGTHS = (0.0, 0.5, 1.0, 2.0)
 WEIGHTS = (0.25, 0.5, 0.75, 1.0, 1.5)
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "six minutes on two cores. The exit code is 1 if guidance did not help."
     )
     parser.add_argument(
-        "--model", choices=MODELS, default=MODELS[0], help=f"the shipped model to run on (default: {MODELS[0]})"
+        "--model", choices=MODELS, default=DEFAULT, help=f"the shipped model to run on (default: {DEFAULT})"
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: demo)")
     parser.add_argument(
@@ -79,11 +80,11 @@ def run(args: argparse.Namespace) -> int:
         CALIBRATED if result.adapter.config.dial is not None else "odds",
     )  # a run too small to calibrate has no map
     points = measure_laws(guided, work, reward, base, tilts, ways)
-    grid = _grid(guided, world)
+    grid = strengths_grid(guided, world)
     rivals = measure_lora_weight(guided.unwrap(), result.folder, work, reward, base, WEIGHTS)
 
     grid.save(out / "strengths.png")
-    title = f"{config.name}, one training run, n = {args.n} a point"
+    title = f"{config.name}, one training run, n = {args.n} per point"
     plot_promise([points], rivals, out / "promise.png", title, world.quality_words)
     if result.calibration:  # a run that was finished before has its own in its report
         plot_reliability(result.calibration, out / "alpha.png", "alpha on held-out samples")
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     return _verdict(base, points)
 
 
-def _grid(guided: Any, world: DemoWorld) -> Any:
+def strengths_grid(guided: Any, world: DemoWorld) -> Any:
     """One row per prompt and one column per strength, with the same noise along a row."""
     import torch
 

@@ -45,7 +45,7 @@ DEMOS: dict[str, DemoWorld] = {
         preset="emoji_3d",
         reward="the thing is drawn in 3-D, where the prompt leaves the style open",
         held_out="emoji_things_held_out",
-        pictured=("red heart", "dog face on white", "automobile on yellow", "grinning face", "owl on blue"),
+        pictured=("grinning face", "dog face on white", "automobile on yellow", "house", "red heart"),
         quality=all_named_is_shown,
         quality_words="share of pictures that show all that the prompt names",
     ),
