@@ -212,8 +212,9 @@ def attach_choice(model: Any, choice: Choice) -> Any:
 
 def offer_shipped_adapters() -> None:
     """Let the files of the shipped adapters be found beside those in models/loras."""
-    for folder in filter(None, map(shipped_adapter, ADAPTERS)):
-        folder_paths.add_model_folder_path("loras", str(folder / COMFYUI_FOLDER))
+    folders = [folder / COMFYUI_FOLDER for folder in map(shipped_adapter, ADAPTERS) if folder is not None]
+    for folder in filter(Path.is_dir, folders):  # adapters of the emoji model have no such file
+        folder_paths.add_model_folder_path("loras", str(folder))
 
 
 def convert_lora(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -63,7 +63,9 @@ def main() -> None:
     prompts, reward = find_prompts(world.held_out), find_reward("emoji_3d")
     call = dict(pipe.call_defaults)
     work = Workload(prompts, args.n, seed=70_001, batch=128, call=call, dtype=dtype, quality=world.quality)
+    mode = pipe.promise(strength=1).mode
     base = measure_base(pipe.unwrap(), work, reward)
+    pipe.load_nft_adapter(ADAPTER)
     points = measure_laws(pipe, work, reward, base, TILTS, [CALIBRATED])
     grid = strengths_grid(pipe, world)
     rivals = measure_lora_weight(pipe.unwrap(), folder, work, reward, base, WEIGHTS)
@@ -77,7 +79,7 @@ def main() -> None:
         prompts=len(prompts),
         steps=call["num_inference_steps"],
         quality=world.quality_words,
-        mode=pipe.promise(strength=1).mode,
+        mode=mode,
         laws=law_table(points, rivals),
         rivals=rival_table(rivals),
         reach=max(point.rate for point in (*points, *rivals)),

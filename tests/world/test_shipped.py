@@ -63,7 +63,8 @@ def test_shipped_adapters_fit_the_shipped_model(name):
     base = shipped_model(adapter.config.base_model.id)
     check_base(adapter.config, SD3Transformer2DModel.from_pretrained(base / "transformer"), adapter.lora)
     assert adapter.config.name == name and (adapter.head is not None) == (adapter.config.kind == "positive")
-    assert (shipped_adapter(name) / "comfyui" / f"{name}.safetensors").is_file()
+    in_comfyui = (shipped_adapter(name) / "comfyui" / f"{name}.safetensors").is_file()
+    assert in_comfyui == (adapter.config.base_model.id == "shapes")  # whose model ComfyUI's nodes load
 
 
 def test_names_are_shipped_only_as_they_stand():
