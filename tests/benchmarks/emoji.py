@@ -144,7 +144,7 @@ def sheets(bench: Bench, contents: Contents, world: World) -> str:
     rng = np.random.default_rng(5)
     names = list(contents.things)
     random = [
-        sign_prompt(contents.held_out_words[i]) if i % 5 == 4 else thing_prompt(names[rng.integers(len(names))])
+        sign_prompt(contents.held_out_words[i // 5]) if i % 5 == 4 else thing_prompt(names[rng.integers(len(names))])
         for i in range(100)
     ]
     plain_sheet(bench.draw(random, 12), 20).save(DOCS / "pictures/emoji_random.png", optimize=True)

@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the page and its pictures")
     args = parser.parse_args()
     config = TrainConfig.from_yaml(args.run / "settings.yaml")
-    adapter = args.run / "best" if (args.run / "best").is_dir() else args.run / "adapter"
+    adapter = args.run / "adapter"
     pipe = DiffusionNFTPipeline.from_pretrained("emoji", nft_adapter=str(adapter))
     dtype, precision = choose_precision("auto", pipe.transformer.device)
     bench = Bench(args.turns, dict(pipe.call_defaults), dtype)
