@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.repository import ROOT
+from nft_pipeline.models import ADAPTERS, MODELS
 
 PROBE = """
 import asyncio, importlib.util, sys
@@ -48,7 +49,9 @@ def test_the_registrys_archive_has_what_the_nodes_need_and_no_more() -> None:
         pytest.skip("not a git checkout, and the patterns are git's")
     command = ["git", "ls-files", "-z", "--cached", "--ignored", "--exclude-from=.comfyignore"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
-    left_out = {Path(name).parts[0] for name in listed if name}
+    models = {Path(name).parts[2] for name in listed if name.startswith("nft_pipeline/")}
+    left_out = {Path(name).parts[0] for name in listed if name} - {"nft_pipeline"}
     rooms = {"docs", "hub_cards", "tests", "training"}
     tools = {".ci", ".github", ".pre-commit-config.yaml", "CITATION.cff", "Makefile", "constraints.txt", "mkdocs.yml"}
     assert left_out == rooms | tools
+    assert models == {name for name in (*MODELS, *ADAPTERS) if name.startswith("emoji")}

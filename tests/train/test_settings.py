@@ -155,7 +155,7 @@ def test_a_number_in_yaml_may_have_an_exponent_alone(tmp_path, text):
 
 
 def test_yaml_files_that_cannot_be_used(tmp_path):
-    with pytest.raises(ConfigError, match=r"neither a file nor a preset; presets: flux1_dev, .*, large_model, "):
+    with pytest.raises(ConfigError, match=r"neither a file nor a preset; presets: emoji_3d, .*, large_model, "):
         TrainConfig.from_yaml(tmp_path / "nothing.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(ConfigError, match=r"broken.yaml is not YAML"):

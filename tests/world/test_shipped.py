@@ -128,7 +128,7 @@ def test_the_emoji_model_draws_what_is_named_and_the_3d_adapter_keeps_it(emoji):
     base = measure_base(emoji._nft_stock, work, reward)
     assert 0.2 < base.rate < 0.5 and base.quality > 0.5
     less, more = measure_laws(emoji, work, reward, base, (-2.0, 2.0), (CALIBRATED,))
-    assert less.rate < base.rate - 0.1 and more.rate > base.rate + 0.1 and more.quality > base.quality - 0.1
+    assert less.rate < base.rate - 0.1 and more.rate > base.rate + 0.1 and more.quality > base.quality - 0.15
 
 
 def test_the_words_adapter_writes_what_can_be_read():
