@@ -14,8 +14,8 @@ def add_model_argument(group: argparse._ActionsContainer) -> None:
         "--model",
         default="shapes",
         metavar="NAME",
-        help="base model: the shipped 'shapes', a diffusers folder, a Hub id or a checkpoint in one file (default: "
-        "%(default)s). It must be the one the adapter was trained on",
+        help="base model: the shipped 'shapes' or 'emoji', a diffusers folder, a Hub id or a checkpoint in one file "
+        "(default: %(default)s). It must be the one the adapter was trained on",
     )
 
 

@@ -46,7 +46,8 @@ GROUPS = 24
 SHOWN = 8  # words in the picture
 PAGE = """# Words on signs
 
-Made by `python tests/benchmarks/words.py --write` on {date} ({machine} CPU, {precision}, torch {torch}).
+Made by `python tests/benchmarks/words.py --run RUN --turns {turns} --write` on {date} ({machine} CPU,
+{precision}, torch {torch}).
 A picture of 64 x 64 pixels is right if rapidocr, which others trained, reads exactly the word that the prompt has in
 quotes. The words have three or four letters and were on no sign that the base model or the adapter learned from:
 {words} words, drawn {turns} times each, n = {n} pictures per row, with the same noise in every row. Errors are standard

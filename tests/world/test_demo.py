@@ -6,8 +6,10 @@ import pytest
 
 from nft_pipeline.adapter import read_adapter
 from nft_pipeline.cli import main
-from nft_pipeline.models import shipped_adapter
+from nft_pipeline.models import MODELS, shipped_adapter
+from nft_pipeline.training.demo.worlds import DEMOS
 from nft_pipeline.training.run import trainer
+from nft_pipeline.training.settings.config import TrainConfig
 
 WRITTEN = {"run", "strengths.png", "promise.png", "table.md", "table.json", "adapter"}
 
@@ -22,3 +24,10 @@ def test_a_demo_whose_run_is_finished_measures_again(monkeypatch: pytest.MonkeyP
     assert main(["demo", "--model", "shapes", "--n", "60", "--out", str(tmp_path / "demo")]) == 0
     assert {path.name for path in (tmp_path / "demo").iterdir()} == WRITTEN
     assert "run/report.html has it" in (tmp_path / "demo" / "table.md").read_text(encoding="utf-8")
+
+
+def test_every_shipped_model_has_a_demo_of_its_own() -> None:
+    assert set(DEMOS) == set(MODELS)
+    for model, world in DEMOS.items():
+        config = TrainConfig.from_yaml(world.preset)
+        assert (config.base_model, config.held_out_prompts) == (model, world.held_out)

@@ -16,6 +16,7 @@ import argparse
 import copy
 import json
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,20 +201,9 @@ def train_base(vae: Path, settings: BaseTraining, out: Path, start: Path | None 
             for i in chosen
         ]
         x_0 = latents[torch.from_numpy(chosen)].float()
-        eps = torch.randn_like(x_0)
-        u = (torch.arange(len(x_0)) + torch.rand(len(x_0))) / len(x_0)  # stratified: less noise in the gradient
-        t = settings.shift * u / (1 + (settings.shift - 1) * u)
-        x_t = (1 - t)[:, None, None, None] * x_0 + t[:, None, None, None] * eps
-        padding = (torch.rand(len(x_0)) < 0.25) * float(T5_PADDING)
-        ids, y = tokenize(prompts, model.tokenizer), eps - x_0
-        with autocast(x_t.device, dtype), sdpa_kernel(SDPBackend.MATH):
-            v = model(x_t, t, ids, padding).float()
-        loss = F.mse_loss(v, y)
-        model.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
+        loss = flow_loss(model, x_0, prompts, settings.shift, dtype)
+        descend(model, loss, optimizers)
+        for schedule in schedules:
             schedule.step()
         average.update_parameters(model)
         losses.append(loss.item())
@@ -222,6 +212,45 @@ def train_base(vae: Path, settings: BaseTraining, out: Path, start: Path | None 
             print(f"step {step + 1} loss {np.mean(losses[-100:]):.4f} {time.monotonic() - began:.0f}s", flush=True)
         if (step + 1) % save_every == 0 or step + 1 == settings.steps:
             save(average.module, load_vae(vae, Sizes()), out)
+
+
+def flow_loss(
+    model: TextAndDenoiser,
+    x_0: Tensor,
+    prompts: list[str],
+    shift: float,
+    dtype: torch.dtype,
+    order: Callable[[int], Tensor] = torch.arange,
+) -> Tensor:
+    """Flow matching's loss on a batch: the mean square of v - (eps - x_0) at noise levels of its own.
+
+    Args:
+        model: learns.
+        x_0: scaled latents, (B, C, h, w).
+        prompts: their captions.
+        shift: of the noise levels.
+        dtype: bf16 computes under autocast.
+        order: which stretch of [0, 1] each picture's level comes from, (B,) from B. `torch.randperm` where pictures of
+            one kind stand together in the batch.
+    """
+    eps = torch.randn_like(x_0)
+    u = (order(len(x_0)) + torch.rand(len(x_0))) / len(x_0)  # stratified: less noise in the gradient
+    t = shift * u / (1 + (shift - 1) * u)
+    x_t = (1 - t)[:, None, None, None] * x_0 + t[:, None, None, None] * eps
+    padding = (torch.rand(len(x_0)) < 0.25) * float(T5_PADDING)
+    ids = tokenize(prompts, model.tokenizer)
+    with autocast(x_t.device, dtype), sdpa_kernel(SDPBackend.MATH):
+        v = model(x_t, t, ids, padding).float()
+    return F.mse_loss(v, eps - x_0)
+
+
+def descend(model: nn.Module, loss: Tensor, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """One step of all optimisers down the loss, its gradient clipped to length 1."""
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
 
 
 def load_vae(folder: Path, sizes: Sizes) -> AutoencoderKL:
