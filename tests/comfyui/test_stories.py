@@ -27,6 +27,7 @@ from helpers.comfyui_page import (
     comfyui_server,
     ended,
     get,
+    interrupt,
     open_template,
     photograph,
     press_run,
@@ -50,7 +51,7 @@ class Story(NamedTuple):
     Args:
         deeds: JavaScript in the words of helpers.comfyui_page.act.
         again: deeds after which Run is pressed once more.
-        cancelled: whether the job is cancelled at its second step.
+        cancelled: whether the job is cancelled while it samples.
         toast: a part of the error's sentence; "" where the job ends well, and then there is no toast at all.
         fault: the type of the node that the person has set wrongly, which alone may be red.
         badges: on Reward Guidance.
@@ -166,8 +167,10 @@ def test_a_story_ends_as_a_person_expects(name: str, site: Any) -> None:
     act(page, f"set(sampler, 'seed', {100 + number}); {story.deeds}")
     press_run(page)
     if story.cancelled:
-        page.wait_for_function("line => told.some(text => text.includes(line))", arg=story.line)
-        page.evaluate("app.extensionManager.command.execute('Comfy.Interrupt')")
+        while not get(f"{address}/queue")["queue_running"]:
+            page.wait_for_timeout(50)
+        page.wait_for_timeout(1500)
+        interrupt(address)
     for deeds in story.again:
         act(page, deeds)
         press_run(page)

@@ -57,6 +57,12 @@ def get(address: str) -> Any:
         return json.loads(answer.read())
 
 
+def interrupt(address: str) -> None:
+    """What the page's Cancel asks of the server; the page itself is too busy with a thousand quick steps to ask."""
+    asked = urllib.request.Request(f"{address}/interrupt", b"{}", {"Content-Type": "application/json"})
+    urllib.request.urlopen(asked, timeout=60).close()
+
+
 def pretend_to_have(folder: Path, workflow: Mapping[str, Any]) -> None:
     """Empty files under the names that a workflow's loaders ask for: the page looks at names only."""
     for node in workflow["nodes"]:
