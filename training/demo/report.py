@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def plot_promise(
             label=name,
         )
     left.set(xlabel="tilt λ = 2/β", ylabel="P(o = 1)", ylim=(-0.02, 1.02))
-    right.set(xlabel="measured P(o = 1)", ylabel=quality)
+    right.set(xlabel="measured P(o = 1)", ylabel=fill(quality, 34))
     for axis in (left, right):
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8)
