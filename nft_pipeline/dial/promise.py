@@ -97,6 +97,7 @@ def promise(
     strength: float = 1.0,
     *,
     rate: float | Sequence[float] | None = None,
+    spread: float = 0.0,
     mode: str | None = None,
     guidance_scale: float | None = None,
 ) -> Promise:
@@ -107,6 +108,7 @@ def promise(
         strength: 0 is the base model, 1 as the author shipped it.
         rate: the base rate of the prompt in question, in (0, 1), or one for each of several prompts, whose promises are
             averaged (M11); None is that of the prompts it was calibrated on, or the stored base rate.
+        spread: where `rate` is one number and the mean of several prompts, the standard deviation between their rates.
         mode: None is the adapter's own.
         guidance_scale: that is drawn with; None is the scale of the calibration.
 
@@ -120,24 +122,36 @@ def promise(
             f"rate is {rate!r}, expected a number between 0 and 1, or several: the share of liked pictures without "
             "guidance."
         )
+    if not is_number(spread) or spread < 0 or (spread > 0 and (rates is None or len(rates) > 1)):
+        raise GuidanceError(
+            f"spread is {spread!r} beside rate {rate!r}, expected a number of 0 or more: how far the base rates of "
+            "prompts differ whose mean is rate. Leave it out for one prompt, or give rate as a list."
+        )
     if not is_number(strength) or not math.isfinite(strength):
         raise GuidanceError(f"strength is {strength!r}, expected a finite number: 0 is the base model.")
     tilt, dial = float(strength) * config.tilt, config.dial
     tilt_map = None if dial is None else dial.map_for(mode, guidance_scale)
     if dial is None or tilt_map is None:
-        base, result = _unmeasured(config, rates, tilt)
+        base, result = _unmeasured(config, rates, spread, tilt)
         return Promise(tilt, base, result, math.nan, False, mode or "two_pass")
     reached = min(max(tilt, tilt_map.lowest), tilt_map.highest)
     error = float(np.interp(reached, tilt_map.tilts, tilt_map.errors))
     if rates is None:
         base, result = tilt_map.base, float(np.interp(reached, tilt_map.tilts, tilt_map.rates))
     else:
-        base, result = float(np.mean(rates)), float(np.mean([odds_rate(p, reached) for p in rates]))
+        base, result = float(np.mean(rates)), _mean_of(rates, spread, reached)
     limits = [_reach_limit(dial, tilt_map, tilt, config.tilt), _scale_limit(tilt_map, guidance_scale)]
     return Promise(tilt, base, result, error, True, tilt_map.mode, "; ".join(filter(None, limits)))
 
 
-def _unmeasured(config: AdapterConfig, rates: Sequence[float] | None, tilt: float) -> tuple[float, float]:
+def _mean_of(rates: Sequence[float], spread: float, tilt: float) -> float:
+    """The promise averaged over these rates, or over those around the only one."""
+    return float(np.mean([mean_promise(p, spread, tilt) for p in rates]))
+
+
+def _unmeasured(
+    config: AdapterConfig, rates: Sequence[float] | None, spread: float, tilt: float
+) -> tuple[float, float]:
     """(base rate, rate) by the odds law alone, where no map says what the adapter does."""
     base = base_rate(config)
     each = rates if rates is not None else [] if base is None else [base]
@@ -146,7 +160,7 @@ def _unmeasured(config: AdapterConfig, rates: Sequence[float] | None, tilt: floa
             f"nothing is known of the base rate of {config.name!r}, so nothing can be promised. Calibrate it "
             "(diffusion-nft calibrate), or give the prompt's own rate."
         )
-    return float(np.mean(each)), float(np.mean([odds_rate(p, tilt) for p in each]))
+    return float(np.mean(each)), _mean_of(each, spread, tilt)
 
 
 def base_rate(config: AdapterConfig) -> float | None:

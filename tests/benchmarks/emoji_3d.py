@@ -34,9 +34,10 @@ reward is `emoji_3d`: {reward}. n = {n} pictures per row of {prompts} prompts th
 their own, {steps} steps, no classifier-free guidance. Quality is the {quality}. One training run of the preset
 `emoji_3d`, calibrated with 3,000 pictures by `diffusion-nft calibrate`.
 
-The calibrated dial is in the mode `{mode}`. The promise is p e^λ / (1 - p + p e^λ) from the base rate p of these
-pictures, up to what the calibration says that the adapter reaches (M10 in [theory.md](../theory.md)). The calibration
-drew the same prompts with other noises.
+The calibrated dial is in the mode `{mode}`. The promise is p e^λ / (1 - p + p e^λ) for each prompt and then averaged
+(M10 and M11 in [theory.md](../theory.md)), up to what the calibration says that the adapter reaches. Without guidance
+{base:.3f} of these pictures are liked, and the rates of prompts differ with a standard deviation of {spread:.3f}. The
+calibration drew the same prompts with other noises.
 
 {laws}
 
@@ -80,6 +81,8 @@ def main() -> None:
         steps=call["num_inference_steps"],
         quality=world.quality_words,
         mode=mode,
+        base=base.rate,
+        spread=base.spread,
         laws=law_table(points, rivals),
         rivals=rival_table(rivals),
         reach=max(point.rate for point in (*points, *rivals)),

@@ -1,9 +1,13 @@
 """What the demo and the benchmarks conclude from their points."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
+from nft_pipeline.dial.promise import odds_rate
 from nft_pipeline.training.demo.demo_command import _verdict
-from nft_pipeline.training.demo.measure import Point, Workload, matched_quality
+from nft_pipeline.training.demo.measure import Point, Workload, matched_quality, measure_base, measure_laws
 from nft_pipeline.training.demo.report import law_table, plot_promise, rival_table
 
 
@@ -50,3 +54,18 @@ def test_tables_and_plot_hold_promise_measurement_and_rival(tmp_path):
 def test_a_workload_goes_round_its_prompts():
     work = Workload(["a", "b", "c"], n=5, seed=0, batch=2, call={})
     assert work.texts() == ["a", "b", "c", "a", "b"]
+
+
+def test_what_is_promised_is_averaged_over_prompts_that_differ(monkeypatch):
+    monkeypatch.setattr(Workload, "pictures", lambda *_, **__: np.zeros((n, 1, 1, 3), np.uint8))
+    n, often = 800, {f"{name} {i}": rate for i in range(10) for name, rate in (("easy", 0.8), ("hard", 0.2))}
+    work = Workload(list(often), n=n, seed=0, batch=2, call={}, quality=lambda pictures, texts: 1.0)
+    draws = np.random.default_rng(0).random(n)
+    reward = lambda pictures, texts: (draws < np.array([often[text] for text in texts])).astype(float)  # noqa: E731
+    base = measure_base(None, work, reward)
+    assert base.spread == pytest.approx(0.3, abs=0.03)
+    guided = SimpleNamespace(nft_config=SimpleNamespace(tilt=2.0))
+    (point,) = measure_laws(guided, work, reward, base, (2.0,), ("odds",))
+    each = np.mean([odds_rate(rate, 2.0) for rate in often.values()])
+    assert point.promise == pytest.approx(each, abs=0.03)
+    assert odds_rate(base.rate, 2.0) - each > 0.05  # what the pooled rate would have promised

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from nft_pipeline.dial.promise import promise
-from nft_pipeline.guidance import promised_rate
+from nft_pipeline.dial.promise import mean_promise, promise
 
 from ..bases.registry import train_base
+from ..dial.curve import rate_between_prompts
 from ..rewards.find import Scorer
 from ..shapes.score import judge
 from ..shapes.world import Prompt
@@ -44,8 +44,9 @@ class Point:
         n: number of pictures.
         rate: share of pictures with o = 1.
         quality: of the pictures, in [0, 1]; the workload says what that is.
-        promise: what docs/theory.md, M10, promises for this tilt, for a calibrated adapter up to what it reaches; None
-            for the rivals, which promise nothing.
+        promise: what is promised for this tilt, for each prompt by docs/theory.md, M10, and then averaged (M11), for a
+            calibrated adapter up to what it reaches; None for the rivals, which promise nothing.
+        spread: of the base, how far the prompts' rates differ: their standard deviation, without what chance adds.
     """
 
     method: str
@@ -54,6 +55,7 @@ class Point:
     rate: float
     quality: float
     promise: float | None = None
+    spread: float = 0.0
 
     @property
     def error(self) -> float:
@@ -119,8 +121,10 @@ def _measured(work: Workload, pictures: np.ndarray, reward: Scorer) -> tuple[flo
 
 def measure_base(pipe: Any, work: Workload, reward: Scorer) -> Point:
     """The base model on its own."""
-    rate, quality = _measured(work, work.pictures(pipe, "base"), reward)
-    return Point("base", 0.0, work.n, rate, quality, rate)
+    pictures, texts = work.pictures(pipe, "base"), work.texts()
+    liked = np.asarray(reward(pictures, texts) > 0.5, dtype=np.float64)
+    rate, _, spread = rate_between_prompts(liked, np.array(texts))
+    return Point("base", 0.0, work.n, rate, work.quality(pictures, texts), rate, spread)
 
 
 def measure_laws(
@@ -143,13 +147,13 @@ def measure_laws(
         for tilt in tilts:
             strength = tilt / guided.nft_config.tilt
             if law == CALIBRATED:
-                expected = promise(guided.nft_config, strength, rate=base.rate).rate
+                expected = promise(guided.nft_config, strength, rate=base.rate, spread=base.spread).rate
                 steering: dict[str, Any] = {"nft_strength": strength}
             else:
-                expected = float(promised_rate(base.rate, tilt))
+                expected = mean_promise(base.rate, base.spread, tilt)
                 steering = {"nft_strength": strength, "nft_law": law, "nft_mode": mode}
             if tilt == 0:
-                points.append(Point(law, 0.0, base.n, base.rate, base.quality, expected))
+                points.append(Point(law, 0.0, base.n, base.rate, base.quality, expected, base.spread))
                 continue
             pictures = work.pictures(guided, f"{law} {tilt:+g}", **steering)
             points.append(Point(law, tilt, work.n, *_measured(work, pictures, reward), expected))

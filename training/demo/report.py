@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nft_pipeline.guidance import promised_rate
+from nft_pipeline.dial.promise import mean_promise
 from nft_pipeline.laws import LAWS
 
 from .measure import CALIBRATED, Point, matched_quality
@@ -77,10 +77,10 @@ def plot_promise(
     figure = Figure(figsize=(10.5, 4.2))
     left, right = figure.subplots(1, 2)
     points = [point for run in runs for point in run]
-    base = float(np.mean([point.rate for point in points if point.setting == 0]))
+    base, between = np.mean([(point.rate, point.spread) for point in points if point.setting == 0], axis=0).tolist()
     tilts = np.linspace(min(p.setting for p in points) - 0.2, max(p.setting for p in points) + 0.2, 200)
-    promises = [float(promised_rate(base, tilt)) for tilt in tilts]
-    left.plot(tilts, promises, color="0.15", linewidth=1.2, label="promised (M10)")
+    promises = [mean_promise(base, between, tilt) for tilt in tilts]
+    left.plot(tilts, promises, color="0.15", linewidth=1.2, label="promised (M11)")
     for law in dict.fromkeys(point.method for point in points):
         of_law = [point for point in points if point.method == law]
         settings = sorted({point.setting for point in of_law})
