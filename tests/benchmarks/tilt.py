@@ -20,6 +20,7 @@ import torch
 
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import read_adapter
+from nft_pipeline.dial.scale import BARELY
 from nft_pipeline.training.demo.measure import (
     CALIBRATED,
     Point,
@@ -28,9 +29,11 @@ from nft_pipeline.training.demo.measure import (
     measure_base,
     measure_laws,
     measure_lora_weight,
+    measure_rates,
 )
 from nft_pipeline.training.demo.report import markdown, plot_promise, spread
 from nft_pipeline.training.devices.precision import choose_precision
+from nft_pipeline.training.dial.measure_adapter import draws_of
 from nft_pipeline.training.learn.calibration import Calibration, plot_reliability
 from nft_pipeline.training.rewards.find import find_prompts, find_reward
 from nft_pipeline.training.run.trainer import train
@@ -40,6 +43,7 @@ TILTS = (-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 4.0)
 LAWS = ("odds", "nft")
 WAYS = {"own": (CALIBRATED,), "two_pass": LAWS, "single": ("odds",)}  # "own": the mode that the calibration chose
 WEIGHTS = (-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.5)
+RATES = (0.5, 0.7, 0.9)  # asked for by nft_rate
 NOISE_SEED = 80_001
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -74,6 +78,8 @@ def one_run(seed: int, n: int, work: Path) -> dict:
     base = measure_base(guided.unwrap(), load, reward)
     guided.load_nft_adapter(read_adapter(folder / "adapter"))
     own = [guided.nft_config.dial.own.mode, guided.nft_config.dial.own.slope]
+    alphas = mean_alphas(guided, load)
+    rates = measure_rates(guided, load, reward, RATES)
     modes = {mode: measure_laws(guided, load, reward, base, TILTS, laws, mode) for mode, laws in WAYS.items()}
     rivals = measure_lora_weight(guided.unwrap(), folder / "adapter", load, reward, base, WEIGHTS)
     measured = {
@@ -82,10 +88,20 @@ def one_run(seed: int, n: int, work: Path) -> dict:
         "modes": {mode: [point.to_dict() for point in points] for mode, points in modes.items()},
         "rivals": [point.to_dict() for point in rivals],
         "own": own,
+        "alphas": alphas,
+        "rates": [point.to_dict() for point in rates],
         **trained,
     }
     done.write_text(json.dumps(measured))
     return measured
+
+
+def mean_alphas(guided: DiffusionNFTPipeline, load: Workload) -> list[tuple[float, float]]:
+    """(noise level, mean of alpha) at each step of the base model, which has to stay at the base rate (M12)."""
+    draws = draws_of(guided, "default", load.prompts, load.batch, load.call)
+    rows = [(i % len(load.prompts), load.seed + i) for i in range(load.n)]
+    drawn = draws.draw(rows, BARELY, "single", 1.0)
+    return list(zip(drawn.levels.tolist(), drawn.alphas.mean(1).tolist(), strict=True))
 
 
 def law_table(runs: list[dict], mode: str) -> str:
@@ -153,6 +169,26 @@ def report(runs: list[dict], n: int) -> str:
             for i, t in enumerate(levels)
         ],
     )
+    asked = markdown(
+        ["asked for", "measured P(o=1)", "off by", "quality"],
+        [
+            [
+                f"{rate:g}",
+                spread([p["rate"] for p in same]),
+                f"{np.mean([p['rate'] for p in same]) - rate:+.3f}",
+                spread([p["quality"] for p in same]),
+            ]
+            for rate in RATES
+            for same in [[p for run in runs for p in run["rates"] if p["setting"] == rate]]
+        ],
+    )
+    steps = markdown(
+        ["noise level", "mean alpha less base rate"],
+        [
+            [f"{level:.3f}", spread([run["alphas"][step][1] - run["base"]["rate"] for run in runs])]
+            for step, (level, _) in enumerate(runs[0]["alphas"])
+        ],
+    )
     _, precision = choose_precision("auto", torch.device("cpu"))
     device = f"{platform.machine()} CPU, {precision.partition(':')[0]}, torch {torch.__version__}"
     own = "; ".join(f"{run['own'][0]}, alpha trusted by {run['own'][1]:.2f}" for run in runs)
@@ -167,14 +203,18 @@ rate is at most {0.5 / n**0.5:.3f}.
 
 Base model: P(o=1) {spread([run["base"]["rate"] for run in runs])}, quality {base_quality:.3f} (overlap with drawn
 templates, 1 = as drawn).
-The promise is p e^λ / (1 - p + p e^λ) from each run's own base rate p (M10 in [theory.md](../theory.md)).
+The promise is p e^λ / (1 - p + p e^λ) for each prompt and then averaged (M10 and M11 in [theory.md](../theory.md)),
+from each run's own base rates. Between prompts their standard deviation is
+{spread([run["base"]["spread"] for run in runs])}.
 
 The adapter's own way, as its run calibrated it: {own}. The promise ends where the calibration says that
 the adapter reaches no further.
 
 {law_table(runs, "own")}
 
-`nft_rate` goes through the same map: it asks for a rate instead of a tilt.
+`nft_rate` goes through the same map. It asks for a rate instead of a tilt:
+
+{asked}
 
 Two passes by the laws alone, without the calibration: two forwards per step.
 
@@ -201,6 +241,10 @@ the chance that a liked picture's alpha is above a disliked one's.
 {alpha}
 
 ![Reliability by noise level](../pictures/alpha_reliability.png)
+
+While the base model draws, the mean of alpha should stay at the base rate from step to step (M12):
+
+{steps}
 """
 
 

@@ -162,7 +162,7 @@ def test_a_promise_with_a_calibration_is_the_map_s_as_far_as_it_reaches():
     assert promise(config, 3.0, rate=0.2).rate == pytest.approx(odds_rate(0.2, 4.0))
     between = promise(config, 1.0, rate=0.3, spread=0.2)
     assert between.rate == pytest.approx(mean_promise(0.3, 0.2, 2.0)) and between.rate < odds_rate(0.3, 2.0)
-    with pytest.raises(GuidanceError, match="spread is 0.2 beside rate None, expected a number of 0 or more"):
+    with pytest.raises(GuidanceError, match=r"spread is 0\.2 beside rate None, expected a number of 0 or more"):
         promise(config, 1.0, spread=0.2)
     law = promise(config, 1.0, mode="two_pass")
     assert not law.measured and law.rate == pytest.approx(odds_rate(0.4, 2.0)), "p as the calibration measured it"

@@ -160,6 +160,15 @@ def measure_laws(
     return points
 
 
+def measure_rates(guided: Any, work: Workload, reward: Scorer, rates: Iterable[float]) -> list[Point]:
+    """A calibrated adapter asked for shares of liked pictures by nft_rate; the setting is what was asked for."""
+    points = []
+    for rate in rates:
+        pictures = work.pictures(guided, f"rate {rate:g}", nft_rate=rate)
+        points.append(Point(CALIBRATED, rate, work.n, *_measured(work, pictures, reward), rate))
+    return points
+
+
 @contextmanager
 def with_lora(stock: Any, folder: Path) -> Iterator[str]:
     """The stock pipeline with the adapter's LoRA loaded by diffusers' own loader; yields its name."""
