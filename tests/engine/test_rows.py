@@ -199,7 +199,8 @@ def test_numbers_of_numpy_and_torch_are_numbers(one: Any) -> None:
     assert torch.equal(sample(pipe, nft_rate=one * 0.5), sample(pipe, nft_rate=0.5))
     assert torch.equal(sample(pipe, nft_interval=(0 * one, one)), sample(pipe))
     assert torch.equal(sample(pipe, nft_schedule=lambda t: one), sample(pipe))
-    assert pipe.promise(strength=one, rate=one * 0.5) == pipe.promise(rate=0.5)
+    # Their errors are NaN, so the two are not equal.
+    assert repr(pipe.promise(strength=one, rate=one * 0.5)) == repr(pipe.promise(rate=0.5))
     if "int" in str(one.dtype):
         sample(pipe, nft_candidates=one + 1, nft_choose_after=one)
 

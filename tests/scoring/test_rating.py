@@ -83,10 +83,11 @@ def test_it_serves_the_pictures_and_nothing_else(folder: Path, address: tuple[st
         ("/rate", {"image": "no.png", "liked": True}, {}, 400, "there is no picture 'no.png' here"),
         ("/rate", {"image": "00.png", "liked": 1}, {}, 400, "liked is 1, expected true or false"),
         ("/rate", [], {}, 400, "expected an object with image and liked"),
-        ("/rate", b"{", {}, 400, "Expecting property name"),
+        ("/rate", b"{", {}, 400, "that is no rating: no JSON (Expecting property name"),
+        ("/rate", b"\xff", {}, 400, "utf-8"),
         ("/rate", b"x" * 20_000, {}, 413, "that is no rating: too large"),
         ("/rate", b"{}", {"Content-Length": "\u00b2"}, 413, "that is no rating: too large, or of no length"),
-        ("/rate", b"[" * 4900, {}, 400, "nested too deeply"),
+        ("/rate", b"[" * 4900, {}, 400, "that is no rating: "),  # too deep for Python until 3.12, no end for later ones
         ("/other", {}, {}, 404, "there is nothing at /other"),
         ("/rate", {"image": "00.png", "liked": True}, {"Host": "evil.example"}, 403, "not another name"),
     ],

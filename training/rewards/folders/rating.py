@@ -161,7 +161,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json(HTTPStatus.NOT_FOUND, {"error": f"there is nothing at {self.path}"})
         except RecursionError:
             self._json(HTTPStatus.BAD_REQUEST, {"error": "that is no rating: its JSON is nested too deeply"})
-        except ValueError as error:  # RatingError, PictureListError, no JSON
+        except json.JSONDecodeError as error:
+            self._json(HTTPStatus.BAD_REQUEST, {"error": f"that is no rating: no JSON ({error})"})
+        except ValueError as error:  # RatingError, PictureListError, no text
             self._json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
         except OSError as error:
             self._json(HTTPStatus.INSUFFICIENT_STORAGE, {"error": f"the rating was not kept: {error}"})
