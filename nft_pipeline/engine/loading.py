@@ -17,7 +17,8 @@ from ..adapters.keys import SECOND, component_lora
 from ..errors import AdapterError, FamilyError
 from ..families.ranks import refuse_split_weights
 from ..families.registry import FAMILIES, check_pipeline, family_of, unwrap_compiled
-from .injection import inject_lora, remove_lora, swap_lora, swap_plan
+from .injection import inject_lora, remove_lora
+from .swapping import planned_swap, swap
 from .terms import find_tap
 
 if TYPE_CHECKING:
@@ -101,9 +102,11 @@ def swap_adapter(pipe: Any, stock_class: type, loaded: LoadedAdapter, adapter: A
             "v_old",
             advice="Load it without hotswap.",
         )
-    plans = [swap_plan(denoisers[part], name, adapter.lora, part) for part, name in loaded.loras.items()]
-    for plan in plans:
-        swap_lora(plan)
+    plans = [
+        planned_swap(denoisers[part], name, loaded.adapter.lora, adapter.lora, part)
+        for part, name in loaded.loras.items()
+    ]
+    swap([matrix for plan in plans for matrix in plan])
     return LoadedAdapter(adapter, loaded.loras, loaded.old)
 
 
