@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from helpers.by_hand import BY_HAND
 from helpers.derived_tests import derived_tests
 from helpers.pipeline_classes import pipeline_class, pipeline_names, refusal_by_signature
 from helpers.pipeline_results import PAGE, results_in, written
@@ -90,14 +91,15 @@ def _failure(error: Exception) -> dict[str, str]:
 def _cases(name: str, tests: StockTests) -> Iterator[tuple[str, Any]]:
     zoo = next((key for key in ZOO if key.partition(",")[0] == name), None)
     if zoo is not None:
-        yield "ours", lambda: _of_zoo(zoo)
+        yield "ours", lambda: _of_case(ZOO[zoo])
+    if name in BY_HAND:
+        yield "by hand", lambda: _of_case(BY_HAND[name])
     for source, found in (("theirs", tests.of(name)), ("siblings", derived_tests(name, tests))):
         for test in found:
             yield source, lambda test=test: _of_test(name, test)
 
 
-def _of_zoo(key: str) -> tuple[Any, Any, dict[str, bool]]:
-    case = ZOO[key]
+def _of_case(case: Any) -> tuple[Any, Any, dict[str, bool]]:
     variants = {**({"CFG": True} if case.cfg([0]) else {}), "without CFG": False}
     return case, case.pipe(), variants
 

@@ -1,0 +1,312 @@
+"""Cases for the table of pipeline classes that neither diffusers' tests nor the zoo build: most are made of a case's
+parts in the zoo, with what the class takes besides. helpers/pipeline_table.py measures them, the suite does not."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from helpers.zoo import CASES, GENERIC, SIBLINGS
+from helpers.zoo_case import WIDTH, Case, awake, batched, embeds, inpainted, kl_vae, picture, rows, size
+from helpers.zoo_unets import stable_diffusion, unet
+
+_ZOO = {**CASES, **SIBLINGS, **GENERIC}
+Arguments = Callable[[list[int]], dict[str, Any]]
+
+
+def _no_more(indices: list[int]) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class CaseByHand(Case):
+    """A case that may say that, without guidance, a sample of a batch is not the same as alone."""
+
+    own_rows: bool = True
+
+
+@dataclass(frozen=True)
+class _Unconditional(CaseByHand):
+    """A pipeline that is told how many pictures to draw, and gives arrays."""
+
+    def sample(self, pipe: Any, indices: list[int] | None = None, *, cfg: bool = False, **kwargs: Any) -> Tensor:
+        indices = [0] if indices is None else indices
+        more = {} if "image" in inspect.signature(type(pipe).__call__).parameters else {"batch_size": len(indices)}
+        result = super().sample(pipe, indices, cfg=cfg, output_type="np", **more, **kwargs)
+        return torch.as_tensor(result).reshape(len(indices), -1)
+
+
+def _parts(sibling: str) -> dict[str, Any]:
+    """The parts of a case's pipeline in the zoo."""
+    return dict(_ZOO[sibling].pipe().components)
+
+
+def _made(cls: Any, parts: dict[str, Any], **more: Any) -> Any:
+    """A pipeline of these parts, as far as it takes them, and of None for what else it must have."""
+    taken = inspect.signature(cls.__init__).parameters
+    needed = [n for n, p in taken.items() if p.default is inspect.Parameter.empty and n not in ("self", "args")]
+    return cls(**{**dict.fromkeys(needed), **{n: part for n, part in parts.items() if n in taken}, **more})
+
+
+def _like(
+    sibling: str, cls: Any, *, more: Arguments = _no_more, case: dict[str, Any] | None = None, **parts: Callable[[], Any]
+) -> Case:
+    """A case called as its sibling is, with more arguments; `case` is what else is different, `parts` make others."""
+
+    def build() -> Any:
+        return _made(cls, _parts(sibling), **{name: part() for name, part in parts.items()})
+
+    return _called_as(sibling, build, more, **(case or {}))
+
+
+def _called_as(sibling: str, build: Callable[[], Any], more: Arguments = _no_more, **case: Any) -> Case:
+    """The same for a pipeline that is built in another way."""
+    theirs = _ZOO[sibling]
+    fields = {"cfg": theirs.cfg, "start": theirs.start, "steps": theirs.steps, "alone": theirs.alone, **case}
+    return CaseByHand(build, lambda indices: {**theirs.conditions(indices), **more(indices)}, **fields)
+
+
+def _small_unet(channels: int = 3, out: int | None = None, **more: Any) -> Any:
+    torch.manual_seed(0)
+    return diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=channels,
+        out_channels=out or channels,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        **more,
+    ).eval()
+
+
+def _vq() -> Any:
+    torch.manual_seed(0)
+    return diffusers.VQModel(
+        block_out_channels=(4,),
+        down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",),
+        latent_channels=3,
+        num_vq_embeddings=8,
+        norm_num_groups=1,
+    ).eval()
+
+
+def _unconditional(
+    cls: Any,
+    scheduler: Any,
+    *,
+    channels: int = 3,
+    steps: int = 2,
+    more: Arguments = _no_more,
+    own_rows: bool = True,
+    **parts: Any,
+) -> Case:
+    def build() -> Any:
+        made = {name: part() for name, part in parts.items()}
+        return cls(unet=_small_unet(channels, 3), scheduler=scheduler(), **made)
+
+    return _Unconditional(build, more, cfg=_no_more, start=None, steps=steps, own_rows=own_rows)
+
+
+def _half_painted(indices: list[int]) -> dict[str, Any]:
+    return {"image": picture(indices)["image"] * 2 - 1, "mask_image": inpainted(indices)["mask_image"]}
+
+
+def _upscaler() -> Any:
+    pipe = stable_diffusion(diffusers.StableDiffusionPipeline)
+    parts = {**pipe.components, "unet": unet(in_channels=7, num_class_embeds=1000)}
+    return _made(diffusers.StableDiffusionUpscalePipeline, parts, low_res_scheduler=diffusers.DDPMScheduler())
+
+
+def _union() -> Any:
+    torch.manual_seed(3)
+    return awake(
+        diffusers.ControlNetUnionModel(
+            in_channels=4,
+            block_out_channels=(8,),
+            layers_per_block=1,
+            cross_attention_dim=WIDTH,
+            norm_num_groups=4,
+            attention_head_dim=4,
+            transformer_layers_per_block=1,
+            down_block_types=("DownBlock2D",),
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+            conditioning_embedding_out_channels=(4,),
+            num_trans_channel=8,
+            num_trans_head=2,
+            num_proj_channel=8,
+        )
+    )
+
+
+def _controls(name: str) -> Arguments:
+    def arguments(indices: list[int]) -> dict[str, Any]:
+        return {name: [rows(indices, 3, 8, 8, seed=6).sigmoid()], "control_mode": [0], "controlnet_conditioning_scale": 0.7}
+
+    return arguments
+
+
+def _z_control(channels: int) -> Callable[[], Any]:
+    def make() -> Any:
+        torch.manual_seed(3)
+        net = diffusers.ZImageControlNetModel(
+            control_layers_places=[0],
+            control_refiner_layers_places=[0],
+            control_in_dim=channels,
+            add_control_noise_refiner="control_noise_refiner" if channels > 4 else None,
+            dim=32,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+        )
+        return awake(net)
+
+    return make
+
+
+def _controlled_cogview4() -> Any:
+    torch.manual_seed(0)
+    parts = _parts("CogView4Pipeline")
+    config = {**parts["transformer"].config, "in_channels": 8}
+    parts["transformer"] = awake(diffusers.CogView4Transformer2DModel.from_config(config))
+    return _made(diffusers.CogView4ControlPipeline, parts, vae=kl_vae())
+
+
+def _edited_wan() -> Any:
+    torch.manual_seed(0)
+    parts = _parts("WanImageToVideoPipeline")
+    config = {**_parts("WanPipeline")["transformer"].config, "in_channels": 8}
+    parts["transformer"] = awake(diffusers.WanTransformer3DModel.from_config(config))
+    return _made(diffusers.LucyEditPipeline, parts)
+
+
+def _painted_chroma() -> Any:
+    pipe = _made(diffusers.ChromaInpaintPipeline, _parts("ChromaImg2ImgPipeline"))
+    pipe.transformer.register_to_config(guidance_embeds=False)  # the class asks for it, and no Chroma has it
+    return pipe
+
+
+def _kolors_from_a_picture() -> Any:
+    """The class does not hand on pooled embeddings that it is given, so they are made of the others."""
+    pipe = _made(diffusers.KolorsImg2ImgPipeline, _parts("StableDiffusionXLImg2ImgPipeline"))
+    encode = pipe.encode_prompt
+
+    def encode_prompt(**given: Any) -> Any:
+        signs = [sign for sign in ("", "negative_") if given[f"{sign}prompt_embeds"] is not None]
+        pooled = {f"{sign}pooled_prompt_embeds": given[f"{sign}prompt_embeds"].mean(1) for sign in signs}
+        return encode(**given, **pooled)
+
+    pipe.encode_prompt = encode_prompt
+    return pipe
+
+
+def _seen(indices: list[int], edge: int) -> Tensor:
+    return picture(indices, edge)["image"]
+
+
+BY_HAND: dict[str, Case] = {
+    "AltDiffusionPipeline": _like("StableDiffusionPipeline", diffusers.AltDiffusionPipeline),
+    "AltDiffusionImg2ImgPipeline": _like("StableDiffusionImg2ImgPipeline", diffusers.AltDiffusionImg2ImgPipeline),
+    "LDMPipeline": _unconditional(diffusers.LDMPipeline, diffusers.DDIMScheduler, vqvae=_vq),
+    "LDMSuperResolutionPipeline": _unconditional(
+        diffusers.LDMSuperResolutionPipeline,
+        diffusers.DDIMScheduler,
+        channels=6,
+        vqvae=_vq,
+        more=lambda indices: {"image": picture(indices)["image"]},
+    ),
+    "ScoreSdeVePipeline": _unconditional(
+        diffusers.ScoreSdeVePipeline, lambda: diffusers.ScoreSdeVeScheduler(sigma_max=2.0)
+    ),
+    "KarrasVePipeline": _unconditional(diffusers.KarrasVePipeline, diffusers.KarrasVeScheduler, steps=3),
+    "RePaintPipeline": _unconditional(
+        diffusers.RePaintPipeline, diffusers.RePaintScheduler, steps=6, more=_half_painted, own_rows=False
+    ),
+    "ConsistencyModelPipeline": _unconditional(
+        diffusers.ConsistencyModelPipeline, diffusers.CMStochasticIterativeScheduler
+    ),
+    "StableDiffusionUpscalePipeline": Case(
+        _upscaler,
+        **batched(pooled=False, more=lambda indices: {"image": picture(indices)["image"]}, sized=False),
+    ),
+    "StableDiffusionParadigmsPipeline": Case(
+        lambda: stable_diffusion(diffusers.StableDiffusionParadigmsPipeline, diffusers.DDIMParallelScheduler),
+        **batched(pooled=False),
+    ),
+    "StableDiffusionDepth2ImgPipeline": _like(
+        "StableDiffusionImg2ImgPipeline",
+        diffusers.StableDiffusionDepth2ImgPipeline,
+        more=lambda indices: {"depth_map": rows(indices, 8, 8, seed=7)},
+        unet=lambda: unet(in_channels=5),
+    ),
+    "StableDiffusionXLControlNetUnionPipeline": _like(
+        "StableDiffusionXLPipeline",
+        diffusers.StableDiffusionXLControlNetUnionPipeline,
+        more=_controls("control_image"),
+        case={"own_rows": False},  # its attention over pictures is over those of the batch
+        controlnet=_union,
+        add_watermarker=lambda: False,
+    ),
+    "StableDiffusionXLControlNetUnionImg2ImgPipeline": _like(
+        "StableDiffusionXLImg2ImgPipeline",
+        diffusers.StableDiffusionXLControlNetUnionImg2ImgPipeline,
+        more=_controls("control_image"),
+        case={"own_rows": False},  # its attention over pictures is over those of the batch
+        controlnet=_union,
+        add_watermarker=lambda: False,
+    ),
+    "StableDiffusionXLControlNetUnionInpaintPipeline": _like(
+        "StableDiffusionXLInpaintPipeline",
+        diffusers.StableDiffusionXLControlNetUnionInpaintPipeline,
+        more=_controls("control_image"),
+        case={"own_rows": False},  # its attention over pictures is over those of the batch
+        controlnet=_union,
+        add_watermarker=lambda: False,
+    ),
+    "ZImageControlNetPipeline": _like(
+        "ZImagePipeline",
+        diffusers.ZImageControlNetPipeline,
+        more=lambda indices: {"control_image": _seen(indices, 16), **size(16)},
+        case={"start": (4, 16, 16)},
+        controlnet=_z_control(4),
+        vae=kl_vae,
+    ),
+    "ZImageControlNetInpaintPipeline": _like(
+        "ZImagePipeline",
+        diffusers.ZImageControlNetInpaintPipeline,
+        more=lambda indices: {
+            "image": _seen(indices, 16),
+            "control_image": _seen(indices, 16),
+            "mask_image": (_seen(indices, 16)[:, :1] > 0.5).float(),
+            **size(16),
+        },
+        case={"start": (4, 16, 16)},
+        controlnet=_z_control(9),
+        vae=kl_vae,
+    ),
+    "CogView4ControlPipeline": _called_as(
+        "CogView4Pipeline",
+        _controlled_cogview4,
+        lambda indices: {**size(16), "control_image": _seen(indices, 16)},
+        start=(4, 16, 16),
+    ),
+    "ChromaInpaintPipeline": _called_as("ChromaImg2ImgPipeline", _painted_chroma, inpainted),
+    "KolorsPipeline": _like("StableDiffusionXLPipeline", diffusers.KolorsPipeline),
+    "KolorsImg2ImgPipeline": Case(
+        _kolors_from_a_picture, **batched(pooled=True, more=picture, sized=False)
+    ),
+    "LucyEditPipeline": _called_as(
+        "WanPipeline", _edited_wan, lambda indices: {"video": rows(indices, 5, 3, 64, 64, seed=6).sigmoid()}
+    ),
+}
