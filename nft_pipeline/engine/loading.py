@@ -131,9 +131,7 @@ def _check(denoisers: Mapping[str, nn.Module], adapter: Adapter, like: Adapter |
         find_tap(denoiser, adapter)
 
 
-def _refuse_shared_layers(
-    pipe: Any, stock_class: type, denoisers: Mapping[str, nn.Module], adapter: Adapter
-) -> None:
+def _refuse_shared_layers(pipe: Any, stock_class: type, denoisers: Mapping[str, nn.Module], adapter: Adapter) -> None:
     """Raise FamilyError if another part of the pipeline runs layers of a denoiser that the LoRA changes, as Z-Image's
     ControlNet does: it runs before the denoiser, once, where no pass of guidance switches the LoRA."""
     changed: dict[int, str] = {}
@@ -147,10 +145,10 @@ def _refuse_shared_layers(
             shared = sorted(changed[id(module)] for module in part.modules() if id(module) in changed)
             if shared:
                 raise FamilyError(
-                    f"{stock_class.__name__} cannot be guided with the adapter {adapter.config.name!r}: its {name} runs "
-                    f"{len(shared)} of the layers that the LoRA changes, such as {shared[0]}, outside of the denoiser, "
-                    "where guidance does not switch the LoRA. Use the family's plain pipeline, or an adapter without "
-                    "these layers."
+                    f"{stock_class.__name__} cannot be guided with the adapter {adapter.config.name!r}: its {name} "
+                    f"runs {len(shared)} of the layers that the LoRA changes, such as {shared[0]}, outside of the "
+                    "denoiser, where guidance does not switch the LoRA. Use the family's plain pipeline, or an adapter "
+                    "without these layers."
                 )
 
 

@@ -228,7 +228,7 @@ def test_one_bad_number_anywhere_is_found_before_anything_is_written(number: flo
     before = ours(pipe.transformer)
     spoilt = list(other.head.state_dict().values() if where == "head" else other.lora.values())
     spoilt[0 if where == "first" else -1].view(-1)[-1] = number
-    with pytest.raises(AdapterError, match="holds 1 of .* numbers that are NaN or infinite"):
+    with pytest.raises(AdapterError, match=r"holds 1 of .* numbers that are NaN or infinite"):
         guided.load_nft_adapter(other, hotswap=True)
     assert all(torch.equal(before[key], value) for key, value in ours(pipe.transformer).items())
 

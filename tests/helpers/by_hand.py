@@ -4,16 +4,19 @@ parts in the zoo, with what the class takes besides. helpers/pipeline_table.py m
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import diffusers
+import PIL.Image
 import torch
 from torch import Tensor
 
+from helpers.stock_tests import StockTests, per_sample
 from helpers.zoo import CASES, GENERIC, SIBLINGS
-from helpers.zoo_case import WIDTH, Case, awake, batched, embeds, inpainted, kl_vae, picture, rows, size
+from helpers.zoo_case import WIDTH, WORDS, Case, awake, batched, inpainted, kl_vae, picture, rows, size
 from helpers.zoo_unets import stable_diffusion, unet
 
 _ZOO = {**CASES, **SIBLINGS, **GENERIC}
@@ -42,6 +45,44 @@ class _Unconditional(CaseByHand):
         return torch.as_tensor(result).reshape(len(indices), -1)
 
 
+class TestByHand:
+    """A test of diffusers, of another class or one that cannot be used as it is, with other parts and inputs.
+
+    Args:
+        of: the class that it is of.
+        inputs, parts: what to change or add.
+        prepare: what to do to the pipeline.
+    """
+
+    def __init__(
+        self,
+        of: str,
+        *,
+        inputs: Callable[[], dict[str, Any]] = dict,
+        parts: Callable[[], dict[str, Any]] = dict,
+        prepare: Callable[[Any], Any] = lambda pipe: None,
+    ) -> None:
+        self.of, self._inputs, self._parts, self.prepare = of, inputs, parts, prepare
+        self._test: Any = None
+
+    def found(self, tests: StockTests) -> TestByHand:
+        """The same, with the test it is made of."""
+        self._test = next(iter(tests.of(self.of)))
+        return self
+
+    @property
+    def batch_params(self) -> frozenset[str]:
+        return per_sample(self._test) | self._inputs().keys()
+
+    def get_dummy_components(self) -> dict[str, Any]:
+        return {**self._test.get_dummy_components(), **self._parts()}
+
+    def get_dummy_inputs(self) -> dict[str, Any]:
+        wanted = inspect.signature(self._test.get_dummy_inputs).parameters
+        given = self._test.get_dummy_inputs("cpu") if "device" in wanted else self._test.get_dummy_inputs()
+        return {**given, **self._inputs()}
+
+
 def _parts(sibling: str) -> dict[str, Any]:
     """The parts of a case's pipeline in the zoo."""
     return dict(_ZOO[sibling].pipe().components)
@@ -55,7 +96,12 @@ def _made(cls: Any, parts: dict[str, Any], **more: Any) -> Any:
 
 
 def _like(
-    sibling: str, cls: Any, *, more: Arguments = _no_more, case: dict[str, Any] | None = None, **parts: Callable[[], Any]
+    sibling: str,
+    cls: Any,
+    *,
+    more: Arguments = _no_more,
+    case: dict[str, Any] | None = None,
+    **parts: Callable[[], Any],
 ) -> Case:
     """A case called as its sibling is, with more arguments; `case` is what else is different, `parts` make others."""
 
@@ -152,7 +198,11 @@ def _union() -> Any:
 
 def _controls(name: str) -> Arguments:
     def arguments(indices: list[int]) -> dict[str, Any]:
-        return {name: [rows(indices, 3, 8, 8, seed=6).sigmoid()], "control_mode": [0], "controlnet_conditioning_scale": 0.7}
+        return {
+            name: [rows(indices, 3, 8, 8, seed=6).sigmoid()],
+            "control_mode": [0],
+            "controlnet_conditioning_scale": 0.7,
+        }
 
     return arguments
 
@@ -215,7 +265,132 @@ def _seen(indices: list[int], edge: int) -> Tensor:
     return picture(indices, edge)["image"]
 
 
-BY_HAND: dict[str, Case] = {
+def _kandinsky_texts() -> dict[str, Any]:
+    made: dict[str, Any] = {"prompt": None}
+    for sign, seed in (("", 2), ("negative_", 4)):
+        made[f"{sign}prompt_embeds_qwen"] = rows([0], WORDS, 32, seed=seed)
+        made[f"{sign}prompt_embeds_clip"] = rows([0], 16, seed=seed)
+        made[f"{sign}prompt_cu_seqlens"] = torch.tensor([0, WORDS], dtype=torch.int32)
+    return made
+
+
+def _music_texts() -> dict[str, Any]:
+    signs = {"": 2, "negative_": 4}
+    made = {f"{sign}prompt_embeds": rows([0], 32, seed=seed) for sign, seed in signs.items()}
+    return {**made, "prompt": None, "negative_prompt": None, "output_type": "latent"}
+
+
+def _control_net_for_masks() -> dict[str, Any]:
+    torch.manual_seed(0)
+    net = diffusers.QwenImageControlNetModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=3,
+        joint_attention_dim=16,
+        axes_dims_rope=(8, 4, 4),
+        extra_condition_channels=4,
+    )
+    return {"controlnet": awake(net)}
+
+
+def _ernie() -> Any:
+    torch.manual_seed(0)
+    transformer = diffusers.ErnieImageTransformer2DModel(
+        hidden_size=32,
+        num_attention_heads=2,
+        num_layers=1,
+        ffn_hidden_size=16,
+        in_channels=4,
+        out_channels=4,
+        text_in_dim=WIDTH,
+        rope_axes_dim=(8, 4, 4),
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=4.0)
+    return _made(diffusers.ErnieImagePipeline, {"transformer": awake(transformer), "scheduler": scheduler})
+
+
+def _ernie_texts(indices: list[int], sign: str = "", seed: int = 2) -> dict[str, Any]:
+    return {f"{sign}prompt_embeds": list(rows(indices, WORDS, WIDTH, seed=seed))}
+
+
+def _kandinsky6() -> Any:
+    torch.manual_seed(0)
+    transformer = diffusers.Kandinsky6Transformer3DModel(
+        in_visual_dim=4,
+        out_visual_dim=4,
+        in_text_dim=WIDTH,
+        in_text_dim2=WIDTH,
+        time_dim=16,
+        model_dim=16,
+        ff_dim=32,
+        num_text_blocks=1,
+        num_visual_blocks=1,
+        axes_dims=(2, 2, 4),
+        in_audio_dim=4,
+        out_audio_dim=4,
+        model_dim_a=16,
+        time_dim_a=16,
+        ff_dim_a=32,
+        axes_dims_a=(2, 2, 4),
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0)
+    pipe = _made(diffusers.Kandinsky6TI2VAPipeline, {"transformer": awake(transformer), "scheduler": scheduler})
+    pipe.audio_vae = pipe.vocoder = object()  # it asks for them, and needs them only for what is heard in the end
+    return pipe
+
+
+def _kandinsky6_texts(indices: list[int], sign: str = "", seed: int = 2) -> dict[str, Any]:
+    return {
+        f"{sign}prompt_embeds": rows(indices, WORDS, WIDTH, seed=seed),
+        f"{sign}pooled_prompt_embeds": rows(indices, WIDTH, seed=seed + 1),
+    }
+
+
+class _NoProcessor:
+    image_processor = None
+
+
+def _edited_longcat() -> Any:
+    cls: Any = diffusers.LongCatImageEditPipeline
+    sys.modules[cls.__module__].calculate_dimensions = lambda area, ratio: (16, 16)  # type: ignore[attr-defined]
+    text_encoder = _ZOO["LongCatImagePipeline"].pipe()._encode_prompt
+    pipe = _made(cls, {**_parts("LongCatImagePipeline"), "vae": kl_vae(16)}, text_processor=_NoProcessor())
+    pipe._encode_prompt = lambda prompts, image: text_encoder(prompts)
+    return pipe
+
+
+def _hunyuan_from_a_picture() -> Any:
+    pipe = _made(diffusers.HunyuanVideo15ImageToVideoPipeline, _parts("HunyuanVideo15Pipeline"))
+    pipe.vision_num_semantic_tokens = 4
+    pipe.encode_image = lambda batch_size, **_: rows([0], 4, WIDTH, seed=9).repeat(batch_size, 1, 1)
+    pipe.video_processor.calculate_default_height_width = lambda *_, **__: (32, 32)
+    return pipe
+
+
+def _no_size(case: Case) -> Arguments:
+    return lambda indices: {n: v for n, v in case.conditions(indices).items() if n not in ("height", "width")}
+
+
+def _heard_as_spectrogram(pipe: Any) -> None:
+    """Without the vocoder, whose random weights hear nearly nothing."""
+    pipe.mel_spectrogram_to_waveform = lambda mel: mel.flatten(1)
+
+
+def inpainted_32() -> Tensor:
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., 16:] = 1.0
+    return mask
+
+
+def _picture_file(edge: int = 32) -> PIL.Image.Image:
+    pixels = (rows([0], edge, edge, 3, seed=6)[0].sigmoid() * 255).to(torch.uint8).numpy()
+    return PIL.Image.fromarray(pixels)
+
+
+BY_HAND: dict[str, Case | TestByHand] = {
     "AltDiffusionPipeline": _like("StableDiffusionPipeline", diffusers.AltDiffusionPipeline),
     "AltDiffusionImg2ImgPipeline": _like("StableDiffusionImg2ImgPipeline", diffusers.AltDiffusionImg2ImgPipeline),
     "LDMPipeline": _unconditional(diffusers.LDMPipeline, diffusers.DDIMScheduler, vqvae=_vq),
@@ -227,7 +402,7 @@ BY_HAND: dict[str, Case] = {
         more=lambda indices: {"image": picture(indices)["image"]},
     ),
     "ScoreSdeVePipeline": _unconditional(
-        diffusers.ScoreSdeVePipeline, lambda: diffusers.ScoreSdeVeScheduler(sigma_max=2.0)
+        diffusers.ScoreSdeVePipeline, lambda: diffusers.ScoreSdeVeScheduler(sigma_max=2.0), own_rows=False
     ),
     "KarrasVePipeline": _unconditional(diffusers.KarrasVePipeline, diffusers.KarrasVeScheduler, steps=3),
     "RePaintPipeline": _unconditional(
@@ -303,10 +478,66 @@ BY_HAND: dict[str, Case] = {
     ),
     "ChromaInpaintPipeline": _called_as("ChromaImg2ImgPipeline", _painted_chroma, inpainted),
     "KolorsPipeline": _like("StableDiffusionXLPipeline", diffusers.KolorsPipeline),
-    "KolorsImg2ImgPipeline": Case(
-        _kolors_from_a_picture, **batched(pooled=True, more=picture, sized=False)
-    ),
+    "KolorsImg2ImgPipeline": Case(_kolors_from_a_picture, **batched(pooled=True, more=picture, sized=False)),
     "LucyEditPipeline": _called_as(
         "WanPipeline", _edited_wan, lambda indices: {"video": rows(indices, 5, 3, 64, 64, seed=6).sigmoid()}
+    ),
+    "Kandinsky5I2IPipeline": TestByHand(
+        "Kandinsky5I2IPipeline",
+        inputs=_kandinsky_texts,
+        prepare=lambda pipe: setattr(pipe, "resolutions", [(64, 64)]),
+    ),
+    "Kandinsky5I2VPipeline": TestByHand("Kandinsky5I2VPipeline", inputs=_kandinsky_texts),
+    "Kandinsky5T2VPipeline": TestByHand("Kandinsky5T2VPipeline", inputs=_kandinsky_texts),
+    "QwenImageControlNetInpaintPipeline": TestByHand(
+        "QwenImageControlNetPipeline",
+        inputs=lambda: {"control_mask": inpainted_32()},
+        parts=_control_net_for_masks,
+    ),
+    "CycleDiffusionPipeline": TestByHand(
+        "StableDiffusionImg2ImgPipeline",
+        inputs=lambda: {"source_prompt": "a drawing of a cat", "source_guidance_scale": 1.0},
+        parts=lambda: {"scheduler": diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)},
+    ),
+    "VideoToVideoSDPipeline": TestByHand(
+        "VideoToVideoSDPipeline", inputs=lambda: {"output_type": "latent", "strength": 1.0}
+    ),
+    "AudioLDMPipeline": TestByHand("AudioLDMPipeline", prepare=_heard_as_spectrogram),
+    "I2VGenXLPipeline": TestByHand("I2VGenXLPipeline", inputs=lambda: {"clip_skip": None}),
+    "MusicLDMPipeline": TestByHand("MusicLDMPipeline", inputs=_music_texts),
+    "ErnieImagePipeline": Case(
+        _ernie,
+        conditions=lambda indices: {**_ernie_texts(indices), **size(64), "guidance_scale": 1.0},
+        cfg=lambda indices: {**_ernie_texts(indices, "negative_", 4), "guidance_scale": 4.0},
+        start=(4, 4, 4),
+    ),
+    "LongCatImageEditPipeline": Case(
+        _edited_longcat,
+        conditions=lambda indices: {
+            "prompt": [f"2 {i}" for i in indices],
+            "image": _picture_file(16),
+            "guidance_scale": 1.0,
+        },
+        cfg=lambda indices: {"negative_prompt": [f"3 {i}" for i in indices], "guidance_scale": 4.0},
+        start=None,
+        alone=True,
+    ),
+    "HunyuanVideo15ImageToVideoPipeline": CaseByHand(
+        _hunyuan_from_a_picture,
+        conditions=lambda indices: {**_no_size(_ZOO["HunyuanVideo15Pipeline"])(indices), "image": _picture_file()},
+        cfg=_no_more,
+        start=None,
+        alone=True,
+    ),
+    "Kandinsky6TI2VAPipeline": Case(
+        _kandinsky6,
+        conditions=lambda indices: {
+            **_kandinsky6_texts(indices),
+            **size(64),
+            "num_frames": 5,
+            "guidance_scale": 1.0,
+        },
+        cfg=lambda indices: {**_kandinsky6_texts(indices, "negative_", 4), "guidance_scale": 4.0},
+        start=None,
     ),
 }
