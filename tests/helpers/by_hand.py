@@ -3,10 +3,8 @@ parts in the zoo, with what the class takes besides. helpers/pipeline_table.py m
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import diffusers
@@ -14,108 +12,20 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from helpers.stock_tests import StockTests, per_sample
-from helpers.zoo import CASES, GENERIC, SIBLINGS
+from helpers.by_hand_case import (
+    ZOO,
+    Arguments,
+    CaseByHand,
+    TestByHand,
+    Unconditional,
+    called_as,
+    like,
+    made,
+    no_more,
+    parts_of,
+)
 from helpers.zoo_case import WIDTH, WORDS, Case, awake, batched, inpainted, kl_vae, picture, rows, size
 from helpers.zoo_unets import stable_diffusion, unet
-
-_ZOO = {**CASES, **SIBLINGS, **GENERIC}
-Arguments = Callable[[list[int]], dict[str, Any]]
-
-
-def _no_more(indices: list[int]) -> dict[str, Any]:
-    return {}
-
-
-@dataclass(frozen=True)
-class CaseByHand(Case):
-    """A case that may say that, without guidance, a sample of a batch is not the same as alone."""
-
-    own_rows: bool = True
-
-
-@dataclass(frozen=True)
-class _Unconditional(CaseByHand):
-    """A pipeline that is told how many pictures to draw, and gives arrays."""
-
-    def sample(self, pipe: Any, indices: list[int] | None = None, *, cfg: bool = False, **kwargs: Any) -> Tensor:
-        indices = [0] if indices is None else indices
-        more = {} if "image" in inspect.signature(type(pipe).__call__).parameters else {"batch_size": len(indices)}
-        result = super().sample(pipe, indices, cfg=cfg, output_type="np", **more, **kwargs)
-        return torch.as_tensor(result).reshape(len(indices), -1)
-
-
-class TestByHand:
-    """A test of diffusers, of another class or one that cannot be used as it is, with other parts and inputs.
-
-    Args:
-        of: the class that it is of.
-        inputs, parts: what to change or add.
-        prepare: what to do to the pipeline.
-    """
-
-    def __init__(
-        self,
-        of: str,
-        *,
-        inputs: Callable[[], dict[str, Any]] = dict,
-        parts: Callable[[], dict[str, Any]] = dict,
-        prepare: Callable[[Any], Any] = lambda pipe: None,
-    ) -> None:
-        self.of, self._inputs, self._parts, self.prepare = of, inputs, parts, prepare
-        self._test: Any = None
-
-    def found(self, tests: StockTests) -> TestByHand:
-        """The same, with the test it is made of."""
-        self._test = next(iter(tests.of(self.of)))
-        return self
-
-    @property
-    def batch_params(self) -> frozenset[str]:
-        return per_sample(self._test) | self._inputs().keys()
-
-    def get_dummy_components(self) -> dict[str, Any]:
-        return {**self._test.get_dummy_components(), **self._parts()}
-
-    def get_dummy_inputs(self) -> dict[str, Any]:
-        wanted = inspect.signature(self._test.get_dummy_inputs).parameters
-        given = self._test.get_dummy_inputs("cpu") if "device" in wanted else self._test.get_dummy_inputs()
-        return {**given, **self._inputs()}
-
-
-def _parts(sibling: str) -> dict[str, Any]:
-    """The parts of a case's pipeline in the zoo."""
-    return dict(_ZOO[sibling].pipe().components)
-
-
-def _made(cls: Any, parts: dict[str, Any], **more: Any) -> Any:
-    """A pipeline of these parts, as far as it takes them, and of None for what else it must have."""
-    taken = inspect.signature(cls.__init__).parameters
-    needed = [n for n, p in taken.items() if p.default is inspect.Parameter.empty and n not in ("self", "args")]
-    return cls(**{**dict.fromkeys(needed), **{n: part for n, part in parts.items() if n in taken}, **more})
-
-
-def _like(
-    sibling: str,
-    cls: Any,
-    *,
-    more: Arguments = _no_more,
-    case: dict[str, Any] | None = None,
-    **parts: Callable[[], Any],
-) -> Case:
-    """A case called as its sibling is, with more arguments; `case` is what else is different, `parts` make others."""
-
-    def build() -> Any:
-        return _made(cls, _parts(sibling), **{name: part() for name, part in parts.items()})
-
-    return _called_as(sibling, build, more, **(case or {}))
-
-
-def _called_as(sibling: str, build: Callable[[], Any], more: Arguments = _no_more, **case: Any) -> Case:
-    """The same for a pipeline that is built in another way."""
-    theirs = _ZOO[sibling]
-    fields = {"cfg": theirs.cfg, "start": theirs.start, "steps": theirs.steps, "alone": theirs.alone, **case}
-    return CaseByHand(build, lambda indices: {**theirs.conditions(indices), **more(indices)}, **fields)
 
 
 def _small_unet(channels: int = 3, out: int | None = None, **more: Any) -> Any:
@@ -152,7 +62,7 @@ def _unconditional(
     *,
     channels: int = 3,
     steps: int = 2,
-    more: Arguments = _no_more,
+    more: Arguments = no_more,
     own_rows: bool = True,
     **parts: Any,
 ) -> Case:
@@ -160,7 +70,7 @@ def _unconditional(
         made = {name: part() for name, part in parts.items()}
         return cls(unet=_small_unet(channels, 3), scheduler=scheduler(), **made)
 
-    return _Unconditional(build, more, cfg=_no_more, start=None, steps=steps, own_rows=own_rows)
+    return Unconditional(build, more, cfg=no_more, start=None, steps=steps, own_rows=own_rows)
 
 
 def _half_painted(indices: list[int]) -> dict[str, Any]:
@@ -170,7 +80,7 @@ def _half_painted(indices: list[int]) -> dict[str, Any]:
 def _upscaler() -> Any:
     pipe = stable_diffusion(diffusers.StableDiffusionPipeline)
     parts = {**pipe.components, "unet": unet(in_channels=7, num_class_embeds=1000)}
-    return _made(diffusers.StableDiffusionUpscalePipeline, parts, low_res_scheduler=diffusers.DDPMScheduler())
+    return made(diffusers.StableDiffusionUpscalePipeline, parts, low_res_scheduler=diffusers.DDPMScheduler())
 
 
 def _union() -> Any:
@@ -227,29 +137,29 @@ def _z_control(channels: int) -> Callable[[], Any]:
 
 def _controlled_cogview4() -> Any:
     torch.manual_seed(0)
-    parts = _parts("CogView4Pipeline")
+    parts = parts_of("CogView4Pipeline")
     config = {**parts["transformer"].config, "in_channels": 8}
     parts["transformer"] = awake(diffusers.CogView4Transformer2DModel.from_config(config))
-    return _made(diffusers.CogView4ControlPipeline, parts, vae=kl_vae())
+    return made(diffusers.CogView4ControlPipeline, parts, vae=kl_vae())
 
 
 def _edited_wan() -> Any:
     torch.manual_seed(0)
-    parts = _parts("WanImageToVideoPipeline")
-    config = {**_parts("WanPipeline")["transformer"].config, "in_channels": 8}
+    parts = parts_of("WanImageToVideoPipeline")
+    config = {**parts_of("WanPipeline")["transformer"].config, "in_channels": 8}
     parts["transformer"] = awake(diffusers.WanTransformer3DModel.from_config(config))
-    return _made(diffusers.LucyEditPipeline, parts)
+    return made(diffusers.LucyEditPipeline, parts)
 
 
 def _painted_chroma() -> Any:
-    pipe = _made(diffusers.ChromaInpaintPipeline, _parts("ChromaImg2ImgPipeline"))
+    pipe = made(diffusers.ChromaInpaintPipeline, parts_of("ChromaImg2ImgPipeline"))
     pipe.transformer.register_to_config(guidance_embeds=False)  # the class asks for it, and no Chroma has it
     return pipe
 
 
 def _kolors_from_a_picture() -> Any:
     """The class does not hand on pooled embeddings that it is given, so they are made of the others."""
-    pipe = _made(diffusers.KolorsImg2ImgPipeline, _parts("StableDiffusionXLImg2ImgPipeline"))
+    pipe = made(diffusers.KolorsImg2ImgPipeline, parts_of("StableDiffusionXLImg2ImgPipeline"))
     encode = pipe.encode_prompt
 
     def encode_prompt(**given: Any) -> Any:
@@ -309,7 +219,7 @@ def _ernie() -> Any:
         rope_axes_dim=(8, 4, 4),
     )
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=4.0)
-    return _made(diffusers.ErnieImagePipeline, {"transformer": awake(transformer), "scheduler": scheduler})
+    return made(diffusers.ErnieImagePipeline, {"transformer": awake(transformer), "scheduler": scheduler})
 
 
 def _ernie_texts(indices: list[int], sign: str = "", seed: int = 2) -> dict[str, Any]:
@@ -337,7 +247,7 @@ def _kandinsky6() -> Any:
         axes_dims_a=(2, 2, 4),
     )
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0)
-    pipe = _made(diffusers.Kandinsky6TI2VAPipeline, {"transformer": awake(transformer), "scheduler": scheduler})
+    pipe = made(diffusers.Kandinsky6TI2VAPipeline, {"transformer": awake(transformer), "scheduler": scheduler})
     pipe.audio_vae = pipe.vocoder = object()  # it asks for them, and needs them only for what is heard in the end
     return pipe
 
@@ -356,14 +266,14 @@ class _NoProcessor:
 def _edited_longcat() -> Any:
     cls: Any = diffusers.LongCatImageEditPipeline
     sys.modules[cls.__module__].calculate_dimensions = lambda area, ratio: (16, 16)  # type: ignore[attr-defined]
-    text_encoder = _ZOO["LongCatImagePipeline"].pipe()._encode_prompt
-    pipe = _made(cls, {**_parts("LongCatImagePipeline"), "vae": kl_vae(16)}, text_processor=_NoProcessor())
+    text_encoder = ZOO["LongCatImagePipeline"].pipe()._encode_prompt
+    pipe = made(cls, {**parts_of("LongCatImagePipeline"), "vae": kl_vae(16)}, text_processor=_NoProcessor())
     pipe._encode_prompt = lambda prompts, image: text_encoder(prompts)
     return pipe
 
 
 def _hunyuan_from_a_picture() -> Any:
-    pipe = _made(diffusers.HunyuanVideo15ImageToVideoPipeline, _parts("HunyuanVideo15Pipeline"))
+    pipe = made(diffusers.HunyuanVideo15ImageToVideoPipeline, parts_of("HunyuanVideo15Pipeline"))
     pipe.vision_num_semantic_tokens = 4
     pipe.encode_image = lambda batch_size, **_: rows([0], 4, WIDTH, seed=9).repeat(batch_size, 1, 1)
     pipe.video_processor.calculate_default_height_width = lambda *_, **__: (32, 32)
@@ -391,8 +301,8 @@ def _picture_file(edge: int = 32) -> PIL.Image.Image:
 
 
 BY_HAND: dict[str, Case | TestByHand] = {
-    "AltDiffusionPipeline": _like("StableDiffusionPipeline", diffusers.AltDiffusionPipeline),
-    "AltDiffusionImg2ImgPipeline": _like("StableDiffusionImg2ImgPipeline", diffusers.AltDiffusionImg2ImgPipeline),
+    "AltDiffusionPipeline": like("StableDiffusionPipeline", diffusers.AltDiffusionPipeline),
+    "AltDiffusionImg2ImgPipeline": like("StableDiffusionImg2ImgPipeline", diffusers.AltDiffusionImg2ImgPipeline),
     "LDMPipeline": _unconditional(diffusers.LDMPipeline, diffusers.DDIMScheduler, vqvae=_vq),
     "LDMSuperResolutionPipeline": _unconditional(
         diffusers.LDMSuperResolutionPipeline,
@@ -419,13 +329,13 @@ BY_HAND: dict[str, Case | TestByHand] = {
         lambda: stable_diffusion(diffusers.StableDiffusionParadigmsPipeline, diffusers.DDIMParallelScheduler),
         **batched(pooled=False),
     ),
-    "StableDiffusionDepth2ImgPipeline": _like(
+    "StableDiffusionDepth2ImgPipeline": like(
         "StableDiffusionImg2ImgPipeline",
         diffusers.StableDiffusionDepth2ImgPipeline,
         more=lambda indices: {"depth_map": rows(indices, 8, 8, seed=7)},
         unet=lambda: unet(in_channels=5),
     ),
-    "StableDiffusionXLControlNetUnionPipeline": _like(
+    "StableDiffusionXLControlNetUnionPipeline": like(
         "StableDiffusionXLPipeline",
         diffusers.StableDiffusionXLControlNetUnionPipeline,
         more=_controls("control_image"),
@@ -433,7 +343,7 @@ BY_HAND: dict[str, Case | TestByHand] = {
         controlnet=_union,
         add_watermarker=lambda: False,
     ),
-    "StableDiffusionXLControlNetUnionImg2ImgPipeline": _like(
+    "StableDiffusionXLControlNetUnionImg2ImgPipeline": like(
         "StableDiffusionXLImg2ImgPipeline",
         diffusers.StableDiffusionXLControlNetUnionImg2ImgPipeline,
         more=_controls("control_image"),
@@ -441,7 +351,7 @@ BY_HAND: dict[str, Case | TestByHand] = {
         controlnet=_union,
         add_watermarker=lambda: False,
     ),
-    "StableDiffusionXLControlNetUnionInpaintPipeline": _like(
+    "StableDiffusionXLControlNetUnionInpaintPipeline": like(
         "StableDiffusionXLInpaintPipeline",
         diffusers.StableDiffusionXLControlNetUnionInpaintPipeline,
         more=_controls("control_image"),
@@ -449,7 +359,7 @@ BY_HAND: dict[str, Case | TestByHand] = {
         controlnet=_union,
         add_watermarker=lambda: False,
     ),
-    "ZImageControlNetPipeline": _like(
+    "ZImageControlNetPipeline": like(
         "ZImagePipeline",
         diffusers.ZImageControlNetPipeline,
         more=lambda indices: {"control_image": _seen(indices, 16), **size(16)},
@@ -457,7 +367,7 @@ BY_HAND: dict[str, Case | TestByHand] = {
         controlnet=_z_control(4),
         vae=kl_vae,
     ),
-    "ZImageControlNetInpaintPipeline": _like(
+    "ZImageControlNetInpaintPipeline": like(
         "ZImagePipeline",
         diffusers.ZImageControlNetInpaintPipeline,
         more=lambda indices: {
@@ -470,16 +380,16 @@ BY_HAND: dict[str, Case | TestByHand] = {
         controlnet=_z_control(9),
         vae=kl_vae,
     ),
-    "CogView4ControlPipeline": _called_as(
+    "CogView4ControlPipeline": called_as(
         "CogView4Pipeline",
         _controlled_cogview4,
         lambda indices: {**size(16), "control_image": _seen(indices, 16)},
         start=(4, 16, 16),
     ),
-    "ChromaInpaintPipeline": _called_as("ChromaImg2ImgPipeline", _painted_chroma, inpainted),
-    "KolorsPipeline": _like("StableDiffusionXLPipeline", diffusers.KolorsPipeline),
+    "ChromaInpaintPipeline": called_as("ChromaImg2ImgPipeline", _painted_chroma, inpainted),
+    "KolorsPipeline": like("StableDiffusionXLPipeline", diffusers.KolorsPipeline),
     "KolorsImg2ImgPipeline": Case(_kolors_from_a_picture, **batched(pooled=True, more=picture, sized=False)),
-    "LucyEditPipeline": _called_as(
+    "LucyEditPipeline": called_as(
         "WanPipeline", _edited_wan, lambda indices: {"video": rows(indices, 5, 3, 64, 64, seed=6).sigmoid()}
     ),
     "Kandinsky5I2IPipeline": TestByHand(
@@ -524,8 +434,8 @@ BY_HAND: dict[str, Case | TestByHand] = {
     ),
     "HunyuanVideo15ImageToVideoPipeline": CaseByHand(
         _hunyuan_from_a_picture,
-        conditions=lambda indices: {**_no_size(_ZOO["HunyuanVideo15Pipeline"])(indices), "image": _picture_file()},
-        cfg=_no_more,
+        conditions=lambda indices: {**_no_size(ZOO["HunyuanVideo15Pipeline"])(indices), "image": _picture_file()},
+        cfg=no_more,
         start=None,
         alone=True,
     ),

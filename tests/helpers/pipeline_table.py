@@ -30,7 +30,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from helpers.by_hand import BY_HAND, TestByHand
+from helpers.by_hand import BY_HAND
+from helpers.by_hand_case import TestByHand
 from helpers.derived_tests import derived_tests
 from helpers.pipeline_classes import pipeline_class, pipeline_names, refusal_by_signature
 from helpers.pipeline_results import PAGE, results_in, written
