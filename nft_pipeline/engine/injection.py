@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.base_check import check_lora_modules
-from ..adapters.keys import component_lora, lora_key, lora_modules
+from ..adapters.keys import lora_key
 from ..errors import AdapterError
 from ..families.registry import unwrap_compiled
 from .lora_loading import attach_lora
@@ -88,7 +88,7 @@ def remove_lora(denoiser: nn.Module, name: str) -> None:
     """
     denoiser = unwrap_compiled(denoiser)
     layers = tuner_layers(denoiser)
-    _refuse_fused(name, [layer for layer in layers.values() if name in layer.merged_adapters])
+    refuse_fused(name, [layer for layer in layers.values() if name in layer.merged_adapters])
     for path, layer in layers.items():
         # Out of the active set first: deleting an active adapter makes peft activate another one.
         layer._active_adapter = [other for other in layer.active_adapters if other != name]
@@ -101,67 +101,6 @@ def remove_lora(denoiser: nn.Module, name: str) -> None:
         # What peft and diffusers leave on a model that has carried a LoRA.
         for attribute in ("peft_config", "_hf_peft_config_loaded"):
             denoiser.__dict__.pop(attribute, None)
-
-
-def swap_plan(
-    denoiser: nn.Module, name: str, lora: Mapping[str, Tensor], component: str
-) -> list[tuple[Tensor, Tensor, int]]:
-    """What `swap_lora` is to do: the matrices that are there, the numbers for each, and the dimension of the rank.
-
-    Args:
-        denoiser: carries a LoRA of that name.
-        name: what `inject_lora` returned.
-        lora: diffusers-keyed; of the same layers, and of the same rank or a smaller one.
-        component: the first part of its keys.
-
-    Raises:
-        AdapterError: the numbers do not fit into the matrices.
-    """
-    layers: dict[str, Any] = {
-        path: layer for path, layer in tuner_layers(unwrap_compiled(denoiser)).items() if hasattr(layer, "lora_A")
-    }
-    layers = {path: layer for path, layer in layers.items() if name in layer.lora_A}
-    there, new = sorted(layers), lora_modules(component_lora(lora, component))
-    if there != new:
-        differing = sorted(set(there) ^ set(new))
-        raise AdapterError(
-            f"the adapter cannot take the loaded one's place: their LoRAs change different layers ({len(new)} and "
-            f"{len(there)}; one of them alone has {differing[0] if differing else 'none'})",
-            advice="Load it without hotswap.",
-        )
-    _refuse_fused(name, [layer for layer in layers.values() if layer.merged])
-    plan = []
-    for path, layer in layers.items():
-        for dim, (side, matrices) in enumerate((("A", layer.lora_A), ("B", layer.lora_B))):
-            weight, given = matrices[name].weight, lora[lora_key(component, path, side)]
-            sizes = list(weight.shape)
-            sizes[dim] = min(sizes[dim], given.shape[dim])
-            if list(given.shape) != sizes:
-                raise AdapterError(
-                    f"the adapter cannot take the loaded one's place: its {side} matrix of {path} has the shape "
-                    f"{tuple(given.shape)}, the loaded one's {tuple(weight.shape)}",
-                    advice="A smaller rank fits into a larger one: load the adapter of the largest rank first.",
-                )
-            if weight.is_meta:
-                raise AdapterError(
-                    "the loaded adapter's numbers are elsewhere (sequential offloading), so others cannot take their "
-                    "place",
-                    advice="Load it without hotswap, or use another kind of offloading.",
-                )
-            plan.append((weight, given, dim))
-    return plan
-
-
-def swap_lora(plan: list[tuple[Tensor, Tensor, int]]) -> None:
-    """Put another LoRA's numbers into the matrices of the one that is there.
-
-    Modules and tensors stay the same objects, so what was compiled stays compiled. A smaller rank leaves zeros.
-    """
-    with torch.no_grad():
-        for weight, given, dim in plan:
-            if given.shape != weight.shape:
-                weight.zero_()
-            weight.narrow(dim, 0, given.shape[dim]).copy_(given)
 
 
 @contextmanager
@@ -204,7 +143,7 @@ class LoraSwitch:
                     f"the {name} LoRA is on {len(self._layers[name])} layers of {type(denoiser).__name__}, expected "
                     f"{number}: LoRAs were unloaded or deleted since. Call load_nft_adapter again."
                 )
-            _refuse_fused(name, [layer for layer in self._layers[name] if layer.merged])
+            refuse_fused(name, [layer for layer in self._layers[name] if layer.merged])
             _refuse_second_copy(name, self._layers[name], self._names)
         self._saved: dict[int, tuple[Any, Any, bool, dict[str, float]]] = {}
 
@@ -261,7 +200,8 @@ def _put_back(denoiser: nn.Module, active: Mapping[int, list[str]]) -> None:
         layer._active_adapter = list(active.get(id(layer), everywhere))
 
 
-def _refuse_fused(name: str, layers: list[BaseTunerLayer]) -> None:
+def refuse_fused(name: str, layers: list[BaseTunerLayer]) -> None:
+    """Raise AdapterError if there are layers, with a LoRA `name`, that have something fused into them."""
     if layers:
         fused = sorted({adapter for layer in layers for adapter in layer.merged_adapters})
         raise AdapterError(
@@ -303,7 +243,8 @@ def _keep_out_of_fp8(denoiser: nn.Module, name: str, lora: Mapping[str, Tensor],
             weight = matrices[name].weight if name in matrices else None
             if weight is not None and weight.is_floating_point() and weight.dtype.itemsize == 1:
                 dtype: Any = denoiser.dtype
-                weight.data = lora[lora_key(component, path, side)].to(weight.device, dtype)
+                # A copy: a swap writes into it, and the adapter keeps its own.
+                weight.data = lora[lora_key(component, path, side)].to(weight.device, dtype, copy=True)
 
 
 def _replace(denoiser: nn.Module, path: str, module: nn.Module) -> None:

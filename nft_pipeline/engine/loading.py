@@ -6,6 +6,7 @@ A pipeline has one denoiser, or two of one class, one for high and one for low n
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..adapters.keys import SECOND, component_lora
+from ..adapters.keys import SECOND, component_lora, lora_modules
 from ..errors import AdapterError, FamilyError
 from ..families.ranks import refuse_split_weights
 from ..families.registry import FAMILIES, check_pipeline, family_of, unwrap_compiled
-from .injection import inject_lora, remove_lora, swap_lora, swap_plan
+from .injection import inject_lora, remove_lora
+from .swapping import planned_swap, swap
 from .terms import find_tap
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def load_adapter(pipe: Any, stock_class: type, adapter: Adapter) -> LoadedAdapte
     denoisers = find_denoisers(pipe, stock_class, adapter.config.component)
     for denoiser in denoisers.values():
         check_pipeline(stock_class, family_of(denoiser))
+    _refuse_shared_layers(pipe, stock_class, denoisers, adapter)
     return load_into(denoisers, adapter, pipe=pipe)
 
 
@@ -101,9 +104,11 @@ def swap_adapter(pipe: Any, stock_class: type, loaded: LoadedAdapter, adapter: A
             "v_old",
             advice="Load it without hotswap.",
         )
-    plans = [swap_plan(denoisers[part], name, adapter.lora, part) for part, name in loaded.loras.items()]
-    for plan in plans:
-        swap_lora(plan)
+    plans = [
+        planned_swap(denoisers[part], name, loaded.adapter.lora, adapter.lora, part)
+        for part, name in loaded.loras.items()
+    ]
+    swap([matrix for plan in plans for matrix in plan])
     return LoadedAdapter(adapter, loaded.loras, loaded.old)
 
 
@@ -124,6 +129,27 @@ def _check(denoisers: Mapping[str, nn.Module], adapter: Adapter, like: Adapter |
         if like is None or _made_for(adapter) != _made_for(like):
             check_base(adapter.config, denoiser, adapter.lora)
         find_tap(denoiser, adapter)
+
+
+def _refuse_shared_layers(pipe: Any, stock_class: type, denoisers: Mapping[str, nn.Module], adapter: Adapter) -> None:
+    """Raise FamilyError if another part of the pipeline runs layers of a denoiser that the LoRA changes, as Z-Image's
+    ControlNet does: it runs before the denoiser, once, where no pass of guidance switches the LoRA."""
+    changed: dict[int, str] = {}
+    for lora in (adapter.lora, adapter.old or {}):
+        for component, denoiser in denoisers.items():
+            for path in lora_modules(component_lora(lora, component)):
+                with contextlib.suppress(AttributeError):  # an adapter for another model has its own error
+                    changed[id(unwrap_compiled(denoiser).get_submodule(path))] = f"{component}.{path}"
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module) and name not in denoisers:
+            shared = sorted(changed[id(module)] for module in part.modules() if id(module) in changed)
+            if shared:
+                raise FamilyError(
+                    f"{stock_class.__name__} cannot be guided with the adapter {adapter.config.name!r}: its {name} "
+                    f"runs {len(shared)} of the layers that the LoRA changes, such as {shared[0]}, outside of the "
+                    "denoiser, where guidance does not switch the LoRA. Use the family's plain pipeline, or an adapter "
+                    "without these layers."
+                )
 
 
 def _made_for(adapter: Adapter) -> tuple[str, str]:

@@ -108,7 +108,7 @@ def by_scheduler(*, state: str, timestep: str) -> Reader:
 
     With flow sigmas, or sigmas and no alphas_cumprod, timestep is 1000 t, t, 1 - t or 1000 (1 - t), whichever is the
     scheduler's own t of the step; where it is none of them, 1000 t, or t where the timestep is 1 or below. With
-    alphas_cumprod it is an index into it.
+    alphas_cumprod it is an index into it. Sigmas above 1 are no flow's but those of x_0 + sigma eps: see `_of_sigmas`.
     """
     read_index = variance_preserving(state=state, timestep=timestep)
 
@@ -118,6 +118,8 @@ def by_scheduler(*, state: str, timestep: str) -> Reader:
         if not (is_flow or config.get("use_flow_sigmas")):
             return read_index(inputs, scheduler)
         value = raw_timestep(inputs, state, timestep)
+        if float(torch.as_tensor(scheduler.sigmas).max()) > 1.001:
+            return _of_sigmas(value, scheduler)
         whole = config.get("num_train_timesteps", 1000)
         forms = torch.stack([value / whole, value, 1 - value, 1 - value / whole])
         distance = (forms - _level_of_step(scheduler, whole)).abs().amax(1)
@@ -125,6 +127,22 @@ def by_scheduler(*, state: str, timestep: str) -> Reader:
         return torch.where(distance.amin() < 0.01, forms[distance.argmin()], likeliest)
 
     return noise_level
+
+
+def _of_sigmas(value: Tensor, scheduler: Any) -> Tensor:
+    """t = sigma / (1 + sigma) for a timestep that is a label of the scheduler's, which has a sigma for each, or sigma
+    itself, whichever is nearer."""
+    tables = (scheduler.timesteps, scheduler.sigmas)
+    labels, sigmas = (torch.as_tensor(table, device=value.device).float() for table in tables)
+    from_label, from_sigma = ((value[:, None] - each[None]).abs() for each in (labels, sigmas))
+    is_label = from_label.amin(1) <= from_sigma.amin(1)
+    if torch.minimum(from_label.amin(1), from_sigma.amin(1)).max() > 1e-3 * value.abs().max().clamp(min=1.0):
+        raise FamilyError(
+            f"cannot tell the noise level of timestep {value[0].item():g}: it is neither a timestep nor a sigma of the "
+            f"{type(scheduler).__name__}. Set pipe.scheduler to one with alphas_cumprod, such as DDIMScheduler."
+        )
+    sigma = torch.where(is_label, sigmas[from_label.argmin(1)], value)
+    return sigma / (1 + sigma)
 
 
 def _level_of_step(scheduler: Any, whole: int) -> float:

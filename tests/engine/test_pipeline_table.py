@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import diffusers
 import pytest
 
 from helpers import pipeline_table
+from helpers.by_hand import BY_HAND
 from helpers.pipeline_classes import pipeline_names, refusal_by_signature
-from helpers.pipeline_results import VERDICTS, rows, version
+from helpers.pipeline_results import PAGE, VERDICTS, results_in, rows, version, written
 from helpers.zoo import CASES, GENERIC, SIBLINGS
 
 of_this_version = pytest.mark.skipif(
@@ -30,11 +33,28 @@ def test_what_the_suite_measures_is_right_on_the_page() -> None:
     assert {name for name in measured if rows()[name] != "right"} == set()
 
 
+def test_what_is_built_by_hand_is_right_or_refused_on_the_page() -> None:
+    assert {rows()[name] for name in BY_HAND} == {"right", "refused"}
+
+
 @of_this_version
 def test_what_a_signature_tells_is_on_the_page() -> None:
     for name, verdict in rows().items():
         by_signature = refusal_by_signature(name)
         assert by_signature is None or by_signature["verdict"] == verdict, name
+
+
+@of_this_version
+def test_rows_that_are_not_measured_anew_stay_as_they_are(tmp_path: Path) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert written(results_in(tmp_path, pipeline_names()), pipeline_table.BOUND) == page
+    (tmp_path / "FluxPipeline.json").write_text(
+        '{"verdict": "wrong", "why": "FluxPipeline breaks"}', encoding="utf-8"
+    )
+    changed = written(results_in(tmp_path, pipeline_names()), pipeline_table.BOUND).splitlines()
+    others = [line.partition("(")[0] for line in changed if "| FluxPipeline |" not in line and line.startswith("| ")]
+    assert all(line in page for line in others) and len(others) == len(pipeline_names())
+    assert any(line.endswith("the class breaks") for line in changed)
 
 
 def test_a_wrong_class_is_called_wrong() -> None:

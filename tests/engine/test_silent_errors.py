@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -14,8 +15,11 @@ import pytest
 import torch
 
 from helpers import zoo_odd
-from helpers.tiny import sample, tiny_adapter, tiny_pipe
+from helpers.by_hand import BY_HAND
+from helpers.properties import BELOW_1
+from helpers.tiny import assert_same_state, sample, state_of, tiny_adapter, tiny_pipe
 from helpers.zoo import CASES, GENERIC, Case, adapter_for
+from nft_pipeline.engine.lora_loading import attach_lora
 from nft_pipeline.errors import FamilyError, GuidanceError
 from nft_pipeline.families.batch import prompts_and_images
 from nft_pipeline.families.forward_call import bind_inputs, call_arguments, output_tensors, replace_output
@@ -181,6 +185,28 @@ def test_a_further_output_of_other_rows_is_refused() -> None:
         output_tensors((two, three))
 
 
+# Layers that another part of the pipeline runs.
+
+
+@pytest.mark.parametrize("name", ["ZImageControlNetPipeline", "ZImageControlNetInpaintPipeline"])
+def test_a_lora_on_layers_that_the_control_net_runs_too_is_refused(name: str) -> None:
+    """The ControlNet ran them with the LoRA off in every pass: a fifth of the picture was wrong."""
+    case = BY_HAND[name]
+    pipe = case.pipe()
+    adapter = adapter_for(case, pipe, kind="policy", text=False)
+    before = state_of(pipe.transformer)
+    with pytest.raises(FamilyError, match=r"its controlnet runs \d+ of the layers that the LoRA changes, such as tr"):
+        DiffusionNFTPipeline.from_pipe(pipe, adapter)
+    assert_same_state(before, state_of(pipe.transformer))
+    own = {key: tensor for key, tensor in adapter.lora.items() if ".layers." in key}
+    assert own and len(own) < len(adapter.lora)
+    guided_pipe = DiffusionNFTPipeline.from_pipe(pipe, replace(adapter, lora=own))
+    at_1, below = case.sample(guided_pipe, [1]), case.sample(guided_pipe, [1], nft_strength=BELOW_1)
+    guided_pipe.unload_nft_adapter()
+    attach_lora(pipe.transformer, own, "transformer", "on")
+    assert max(share(below, at_1), share(at_1, case.sample(pipe, [1]))) < 2e-5
+
+
 # Noise levels.
 
 
@@ -209,6 +235,25 @@ def test_noise_levels_of_denoisers_nobody_has_listed(name: str) -> None:
     case.sample(pipe, num_inference_steps=6)
     levels = pipe.nft_stats.noise_level[:, 0]
     assert levels[0] > 0.9 and levels.diff().max() < 0 and levels[-1] < 0.6
+
+
+@pytest.mark.parametrize("name", ["ConsistencyModelPipeline", "ScoreSdeVePipeline"])
+def test_noise_levels_under_sigmas_that_are_no_flow(name: str) -> None:
+    """They were taken for a flow's: 27 and 5 for the first pipeline, .67 twice for the second."""
+    case = BY_HAND[name]
+    pipe = guided(case, kind="positive")
+    case.sample(pipe)
+    sigmas = pipe.scheduler.sigmas[:2]
+    each_step = pipe.nft_stats.noise_level[:, 0].reshape(2, -1)  # the second one corrects before it predicts
+    torch.testing.assert_close(each_step, (sigmas / (1 + sigmas))[:, None].expand_as(each_step).float())
+
+
+def test_a_timestep_that_is_nothing_of_the_schedulers_is_refused() -> None:
+    case = BY_HAND["ConsistencyModelPipeline"]
+    pipe = guided(case)
+    pipe.unet.register_forward_pre_hook(lambda unet, args: (args[0], args[1] + 7.0))
+    with pytest.raises(FamilyError, match="it is neither a timestep nor a sigma of the CMStochasticIterativeScheduler"):
+        case.sample(pipe)
 
 
 def test_a_last_timestep_of_1_is_little_noise() -> None:

@@ -12,6 +12,7 @@ import torch
 from helpers.tiny import assert_same_state, random_lora, state_of
 from helpers.zoo import CASES, adapter_for
 from nft_pipeline.adapter import Adapter, AdapterError, read_adapter, write_adapter
+from nft_pipeline.engine import swapping
 from nft_pipeline.pipeline import DiffusionNFTPipeline
 
 WAN = CASES["WanPipeline"]
@@ -115,3 +116,30 @@ def test_on_disk_and_back(tmp_path: Any) -> None:
     again = read_adapter(write_adapter(tmp_path / "both", adapter))
     assert again.config == adapter.config and again.lora.keys() == adapter.lora.keys()
     assert all(torch.equal(again.lora[key], tensor) for key, tensor in adapter.lora.items())
+
+
+def test_a_swap_changes_both_or_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = two_transformers()
+    first = adapter_of_both(pipe)
+    other = replace(first, lora={key: tensor * 0.5 for key, tensor in first.lora.items()})
+    guided = DiffusionNFTPipeline.from_pipe(pipe, other)
+    expected = WAN.sample(guided, **CALL)
+    guided.load_nft_adapter(first)
+    before = [state_of(pipe.transformer), state_of(pipe.transformer_2)]
+    key = next(key for key in reversed(other.lora) if key.startswith("transformer_2.") and ".lora_B." in key)
+    with pytest.raises(AdapterError):  # the last matrix of the second denoiser does not fit
+        guided.load_nft_adapter(replace(other, lora={**other.lora, key: other.lora[key][1:]}), hotswap=True)
+    write = swapping._write
+
+    def interrupted(weight: torch.Tensor, numbers: torch.Tensor) -> None:
+        write(weight, numbers)
+        if numbers is other.lora[key]:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(swapping, "_write", interrupted)
+        guided.load_nft_adapter(other, hotswap=True)
+    for denoiser, state in zip((pipe.transformer, pipe.transformer_2), before, strict=True):
+        assert_same_state(state, state_of(denoiser))
+    guided.load_nft_adapter(other, hotswap=True)
+    assert torch.equal(WAN.sample(guided, **CALL), expected)

@@ -12,7 +12,7 @@ from torch import nn
 
 from nft_pipeline.engine.loading import find_denoisers
 from nft_pipeline.errors import FamilyError
-from nft_pipeline.families.registry import FAMILIES, check_pipeline
+from nft_pipeline.families.registry import FAMILIES, check_pipeline, family_of
 
 # Two of LEDITS++'s have the model behind the word. Modular pipelines are guided by a guider (docs/modular.md), and
 # DiffusionPipeline is what all are made of.
@@ -56,8 +56,11 @@ def refusal_by_signature(name: str) -> dict[str, str] | None:
         if component is None or (isinstance(kind, type) and not issubclass(kind, nn.Module)):
             find_denoisers(SimpleNamespace(), cls, component or "transformer")
         else:
-            denoiser = getattr(parts[component].annotation, "__name__", str(parts[component].annotation))
-            check_pipeline(cls, FAMILIES.get(denoiser, FAMILIES["FluxTransformer2DModel"]))
+            denoiser = getattr(kind, "__name__", str(kind))
+            # Of a class without a file its forward's signature decides, for which no weights are needed.
+            known = FAMILIES.get(denoiser, FAMILIES["FluxTransformer2DModel"])
+            is_model = isinstance(kind, type) and denoiser not in FAMILIES
+            check_pipeline(cls, family_of(kind.__new__(kind)) if is_model else known)
     except FamilyError as error:
         return {"verdict": "refused", "why": str(error)}
     return None

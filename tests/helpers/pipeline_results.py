@@ -26,7 +26,8 @@ _HEAD = """# Every pipeline class
 Made by `python -m helpers.pipeline_table` in tests/ with diffusers {version}: a row for each of the {count} pipeline
 classes that diffusers exports ([modular pipelines](../modular.md) have a guider instead). Each is a tiny random model
 in its real class, called with two steps on a CPU in fp32. It is built as this repository's tests build it ("ours"), as
-diffusers' own test of the class does ("theirs"), or of the parts of the tests of classes with like names ("siblings").
+diffusers' own test of the class does ("theirs"), of the parts of the tests of classes with like names ("siblings"), or
+by tests/helpers/by_hand.py ("by hand").
 
 - **right**: every property below holds. A cell that says "refused" is a combination that raises an error saying why.
 - **refused**: loading an adapter, or any guided call, raises an error that says why.
@@ -61,7 +62,7 @@ def written(results: dict[str, dict[str, Any]], bound: float) -> str:
     ]
     reasons: dict[str, int] = {}
     for name, result in results.items():
-        cells = [_cell(result.get("measured", {}), what) for what in WHOLE]
+        cells = result.get("cells") or [_cell(result.get("measured", {}), what) for what in WHOLE]
         verdict = result["verdict"]
         if "why" in result:
             said = _plain(name, result["why"])
@@ -93,13 +94,29 @@ def version() -> str:
     return str(found)
 
 
+def on_page() -> dict[str, dict[str, Any]]:
+    """What the page says of each class, as `written` takes it."""
+    table, _, reasons = PAGE.read_text(encoding="utf-8").partition("\n## Why\n")
+    why = dict(re.findall(r"^(\d+)\. (.*)$", reasons, re.MULTILINE))
+    results: dict[str, dict[str, Any]] = {}
+    for line in table.splitlines():
+        name, verdict, source, *cells = [cell.strip() for cell in line.strip("|").split("|")] + [""] * 3
+        if line.startswith("| ") and name != "class":
+            plain, _, number = verdict.removesuffix(")").partition(" (")
+            reason = {"why": why[number]} if number else {}
+            results[name] = {"verdict": plain, "source": source, "cells": cells[: len(WHOLE)], **reason}
+    return results
+
+
 def results_in(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """What is in the cache, by class name."""
-    files = {name: folder / f"{name}.json" for name in names}
-    return {
-        name: json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"verdict": "not tried"}
-        for name, file in files.items()
-    }
+    """What is in the cache, by class name; what is not there is as on the page, if that is of the same diffusers."""
+    before = on_page() if version() == importlib.metadata.version("diffusers") else {}
+    results = {}
+    for name in names:
+        file = folder / f"{name}.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else before.get(name)
+        results[name] = known or {"verdict": "not tried"}
+    return results
 
 
 def _cell(measured: dict[str, dict[str, Any]], what: str) -> str:

@@ -7,13 +7,15 @@
 The page here was made with NEW at 58eb52c0; ftfy, sentencepiece and torchsde let more classes be built.
 
 A class of the zoo is measured on its case there. Any other is built tiny as diffusers' own tests build it, or, where
-they have none, of the parts of its siblings' tests; helpers/whole_properties.py says what is measured. What is known
-stays in build/pipelines, a file for each class. The names of classes behind the folders measure these anew, and the
-table is written from all files there are.
+they have none, of the parts of its siblings' tests; what neither builds, helpers/by_hand.py may.
+helpers/whole_properties.py says what is measured. What is known stays in build/pipelines, a file for each class. The
+names of classes behind the folders measure these anew; without names, all that have no file yet are measured. Rows of
+other classes stay as the page has them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import signal
@@ -28,6 +30,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from helpers.by_hand import BY_HAND
+from helpers.by_hand_case import TestByHand
 from helpers.derived_tests import derived_tests
 from helpers.pipeline_classes import pipeline_class, pipeline_names, refusal_by_signature
 from helpers.pipeline_results import PAGE, results_in, written
@@ -73,7 +77,8 @@ def result_of(name: str, tests: StockTests) -> dict[str, Any]:
         try:
             measured = whole(case, pipe, variants, text=source == "ours")
             if judged(measured)["verdict"] == "wrong":  # or right but for rounding, which some enlarge?
-                measured = whole(case, case.pipe().to(torch.float64), variants, text=source == "ours")
+                with contextlib.suppress(RuntimeError):  # not every class can do with fp64
+                    measured = whole(case, case.pipe().to(torch.float64), variants, text=source == "ours")
         except _REFUSALS as error:
             return {"verdict": "refused", "why": str(error), "source": source}
         except Exception as error:
@@ -90,14 +95,20 @@ def _failure(error: Exception) -> dict[str, str]:
 def _cases(name: str, tests: StockTests) -> Iterator[tuple[str, Any]]:
     zoo = next((key for key in ZOO if key.partition(",")[0] == name), None)
     if zoo is not None:
-        yield "ours", lambda: _of_zoo(zoo)
+        yield "ours", lambda: _of_case(ZOO[zoo])
+    if name in BY_HAND:
+        yield "by hand", lambda: _by_hand(name, tests)
     for source, found in (("theirs", tests.of(name)), ("siblings", derived_tests(name, tests))):
         for test in found:
             yield source, lambda test=test: _of_test(name, test)
 
 
-def _of_zoo(key: str) -> tuple[Any, Any, dict[str, bool]]:
-    case = ZOO[key]
+def _by_hand(name: str, tests: StockTests) -> tuple[Any, Any, dict[str, bool]]:
+    made = BY_HAND[name]
+    return _of_test(name, made.found(tests)) if isinstance(made, TestByHand) else _of_case(made)
+
+
+def _of_case(case: Any) -> tuple[Any, Any, dict[str, bool]]:
     variants = {**({"CFG": True} if case.cfg([0]) else {}), "without CFG": False}
     return case, case.pipe(), variants
 

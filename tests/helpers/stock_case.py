@@ -46,13 +46,16 @@ class StockCase:
         with stand_ins():
             parts = self._test.get_dummy_components()
         kind = getattr(self._test, "pipeline_class", self.cls)
-        needed = (name for name, part in taken(kind.__init__).items() if is_needed(part))
+        parameters = taken(kind.__init__)
+        parts = {name: part for name, part in parts.items() if name in parameters}
+        needed = (name for name, part in parameters.items() if is_needed(part))
         absent = dict.fromkeys(name for name in needed if name not in (*_DENOISERS, "scheduler", "vae"))
         pipe = kind(**{**absent, **parts})
         for name, part in pipe.components.items():
             if isinstance(part, nn.Module):
                 awake(part) if name in _DENOISERS else _reads_all(part.eval())
         pipe.set_progress_bar_config(disable=True)
+        getattr(self._test, "prepare", lambda pipe: None)(pipe)
         return pipe
 
     def settle(self, pipe: Any) -> None:
