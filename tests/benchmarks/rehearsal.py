@@ -7,7 +7,7 @@ For each preset: its base model is written with random weights (tests/benchmarks
 (a pool of four pictures, two optimiser steps, a sweep, a grid, the head's calibration), `verify`, `sample` and
 `push --dry-run` are run one after another, each in a process of its own. Pictures are noise; what is looked at is that
 every command ends well, how long it takes, and how much memory its process has at most. --tiny runs the same on tiny
-models. --write makes docs/measured/rehearsal.md.
+models. --write keeps the page among docs/measured.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="tiny models, to try this script")
     parser.add_argument("--calibrate", action="store_true", help=f"the dial too, with {CALIBRATED} pictures")
     parser.add_argument("--kept", action="store_true", help="take what is in --work of an earlier call, run the rest")
-    parser.add_argument("--write", action="store_true", help="write docs/measured/rehearsal.md")
+    parser.add_argument("--write", action="store_true", help="keep the page in docs")
     args = parser.parse_args(argv)
     everything = {}
     for preset in args.only:

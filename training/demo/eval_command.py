@@ -20,8 +20,8 @@ rewards nor steps need be those of its training.
   diffusion-nft eval --adapter runs/ocr/adapter --prompts test.txt --reward ocr --reward pickscore --steps 40
   diffusion-nft eval --model stabilityai/stable-diffusion-3.5-medium --prompts test.txt --reward pickscore
 
-Without --prompts and --reward it scores the shapes model on ShapesEval: held-out prompts of six categories, every
-picture checked against its prompt from pixels alone. About half a minute for 600 pictures on two cores."""
+Without prompts of yours it scores the shapes model on ShapesEval: prompts of six categories that it was not trained on,
+every picture checked against its prompt from pixels alone. About half a minute for 600 pictures on two cores."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
