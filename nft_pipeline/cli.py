@@ -62,7 +62,7 @@ COMMANDS: dict[str, Command] = {
     "draw": Command("nft_pipeline.commands.draw", "draw a folder of the base model's own pictures, to rate"),
     "rate": Command("nft_pipeline.commands.rate", "like and dislike pictures on a local page, for training on them"),
     "reward": Command("nft_pipeline.commands.reward", "list the rewards, or serve one to runs on other machines"),
-    "eval": Command("nft_pipeline.training.demo.eval_command", "score the shapes model, with or without an adapter"),
+    "eval": Command("nft_pipeline.training.demo.eval_command", "score an adapter on prompts and rewards of your own"),
     "env": Command("nft_pipeline.commands.env", "print versions and device, to paste into a bug report"),
 }
 

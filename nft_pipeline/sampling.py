@@ -20,7 +20,7 @@ def draw(
     """Draw every row at every strength, with a progress bar; a row starts from the same noise at each.
 
     Args:
-        pipe: the guided pipeline; its own progress bar is switched off.
+        pipe: the guided pipeline, without an adapter for strength 0 alone; its own progress bar is switched off.
         rows: (prompt, seed) of each.
         strengths: one per column.
         batch: pictures drawn at once, at least 1.
@@ -46,7 +46,7 @@ def draw(
                     prompt=[prompt for prompt, _ in part],
                     # On the CPU whatever the device, so that a seed is the same noise everywhere.
                     generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in part],
-                    nft_strength=strength,
+                    nft_strength=None if strength == 0 and not pipe.nft_adapters else strength,
                     **call,
                 )
                 columns[-1].extend(result.images)

@@ -48,7 +48,9 @@ MAP = (
     Theirs("reward_fn", "names with weights", "rewards"),
     Theirs("dataset, prompt_fn", "a text file, or JSON lines with facts", "prompts"),
     Theirs("sample.num_steps", "10; 25 for several rewards", "pool_steps", 10),
-    Theirs("sample.eval_num_steps", "40", note="Sweeps and grids take `pool_steps`."),
+    Theirs(
+        "sample.eval_num_steps", "40", "sweep_steps", 40, "Of sweeps and grids; the dial is calibrated at `pool_steps`."
+    ),
     Theirs("sample.guidance_scale", "1.0", "guidance_scale", 1.0),
     Theirs("sample.solver", "dpm2", _SWITCH, True, "The pipeline's own scheduler is used without it."),
     Theirs("sample.deterministic, sample.noise_level", "true; not read", note="Ours is always so."),
@@ -91,6 +93,12 @@ MAP = (
     ),
     Theirs("max_sequence_length (in train_nft_sd3.py)", "128", _SWITCH, True, "It is the pipeline's own without it."),
     Theirs("mixed_precision", "fp16", "precision", "auto", "bf16 where the hardware is fast in it."),
-    Theirs("save_freq", "30 rounds", "checkpoint_every", 50, "In steps; a run goes on from them exactly."),
+    Theirs(
+        "save_freq",
+        "30 rounds",
+        "export_every",
+        30,
+        "In steps, of which a round has one. `checkpoint_every` is for going on.",
+    ),
     Theirs("eval_freq", "10 rounds", "sweep_every", 0),
 )

@@ -39,7 +39,8 @@ def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
     return CLIPTextModelWithProjection(config).eval()
 
 
-def _tokenizer() -> CLIPTokenizer:
+def clip_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer that spells every word letter by letter; 77 tokens, as CLIP has them."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     pieces = ["<|startoftext|>", *letters, *(letter + "</w>" for letter in letters), "<|endoftext|>"]
     return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], model_max_length=77)
@@ -62,7 +63,7 @@ def _vae() -> AutoencoderKL:
 
 
 def _sd3(heads: int, depth: int, **more: Any) -> StableDiffusion3Pipeline:
-    tokenizer = _tokenizer()
+    tokenizer = clip_tokenizer()
     transformer = SD3Transformer2DModel(
         sample_size=32,
         patch_size=2,

@@ -114,6 +114,75 @@ def test_the_launcher_of_accelerate_trains_what_one_process_does(how, tmp_path):
     assert max(float((one[key] - two[key]).abs().max()) for key in one) < 0.02 * moved
 
 
+def machine(rank, port, *arguments):
+    """A started `accelerate launch` by the file for several machines, as one of two that are both this one."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FILES / "machines.yaml")]
+    command += ["--num_processes", "2", "--machine_rank", str(rank), "--main_process_ip", "127.0.0.1"]
+    return subprocess.Popen(
+        [*command, "--main_process_port", str(port), "-m", "nft_pipeline", "train", *arguments, "--trust"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": TREE},
+    )
+
+
+def ended(*running):
+    """What they said, and their exit codes."""
+    try:
+        return [process.communicate(timeout=900)[0] for process in running], [process.returncode for process in running]
+    finally:
+        for process in running:
+            process.kill()
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FILES.glob("*.yaml")))
+def test_accelerate_reads_the_launch_files(name):
+    from accelerate.commands.config import load_config_from_file
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    found = load_config_from_file(str(FILES / name))
+    written = yaml.safe_load((FILES / name).read_text())
+    assert {key: getattr(found, key) for key in ("num_machines", "num_processes")} == {
+        key: written[key] for key in ("num_machines", "num_processes")
+    }
+    given = ["--config_file", str(FILES / name), "-m", "nft_pipeline", "train", "my_run.yaml"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(given))
+    kinds = {"deepspeed.yaml": "use_deepspeed", "fsdp.yaml": "use_fsdp", "machines.yaml": "multi_gpu"}
+    assert getattr(arguments, kinds[name])
+    if name == "machines.yaml":
+        assert (arguments.num_machines, arguments.machine_rank) == (2, 0)
+        assert (arguments.main_process_ip, arguments.main_process_port) == ("10.0.0.1", 29500)
+
+
+@pytest.mark.long
+def test_two_machines_train_what_one_process_does(tmp_path):
+    settings = {**SMALL, "base_model": save_tiny(tmp_path / "model"), "steps": 2, "batch": 10, "checkpoint_every": 0}
+    run_file = tmp_path / "my_run.yaml"
+    run_file.write_text(yaml.safe_dump(settings))
+    train(TrainConfig.from_yaml(run_file), tmp_path / "one", say=lambda line: None, device="cpu")
+    port, arguments = free_port(), [str(run_file), "--out", str(tmp_path / "two"), "--device", "cpu"]
+    said, codes = ended(*(machine(rank, port, *arguments) for rank in (0, 1)))
+    assert codes == [0, 0], said
+    assert "adapter written to" in said[0] and "adapter written to" not in said[1]
+    one, two = (load_file(tmp_path / name / "adapter" / LORA) for name in ("one", "two"))
+    moved = max(float(value.abs().max()) for key, value in one.items() if "lora_B" in key)
+    assert one.keys() == two.keys() and moved > 1e-3
+    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 0.02 * moved
+
+
+@pytest.mark.long
+def test_machines_without_a_common_folder_are_told(tmp_path, monkeypatch):
+    run_file = tmp_path / "my_run.yaml"
+    run_file.write_text(yaml.safe_dump({**SMALL, "base_model": "nowhere", "batch": 10}))
+    port = free_port()
+    both = (machine(r, port, str(run_file), "--out", str(tmp_path / f"out{r}"), "--device", "cpu") for r in (0, 1))
+    said, codes = ended(*both)
+    assert 0 not in codes
+    assert "do not have one folder" in said[0] and "on a disk that all of them share" in said[0]
+    assert "It is another one for the process of rank 1 on " in said[1]
+
+
 def faults_of(tmp_path, **settings):
     """What train raises before it loads anything, which is what check says too."""
     with pytest.raises(TrainingError) as caught:

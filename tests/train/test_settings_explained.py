@@ -90,7 +90,7 @@ def test_a_setting_without_a_text_is_named() -> None:
 def test_the_settings_that_may_change_when_a_run_goes_on() -> None:
     cost = {"micro_batch", "pool_batch", "gradient_checkpointing", "checkpoint_every"}
     looks = {"samples_every", "sample_prompts", "sweep_size", "sweep_strengths", "sweep_every", "watch_reward"}
-    looks |= {"calibration_pictures", "stop_when_hacked"}
+    looks |= {"calibration_pictures", "stop_when_hacked", "sweep_steps", "sweep_rewards", "export_every"}
     assert TrainConfig.may_change == cost | looks | {"trackers", "keep_last", "keep_best", "base_id"}
 
 

@@ -49,6 +49,18 @@ class RunRewards:
         scorer = as_scores if own_scale else as_probability
         return {public_reward(name): scorer(self._load(name), self._facts)} if name else {}
 
+    def others(self) -> dict[str, Scorer]:
+        """Those that sweeps measure beside, by their public names, on their own scales. Errors as `trained`."""
+        taken = {*self._names, *self.watched()}
+        found: dict[str, Scorer] = {}
+        for name, shown in public_names(self._config.sweep_rewards).items():
+            one, number = shown, 1
+            while one in taken:
+                one, number = f"{shown} {number + 1}", number + 1
+            found[one] = as_scores(self._load(name), self._facts)
+            taken.add(one)
+        return found
+
     def identity(self, shown: str) -> str:
         """A short text that changes whenever a reward of `trained` would give other scores by the run's settings."""
         name = self._names[shown]

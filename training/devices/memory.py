@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -66,6 +67,41 @@ def peak_gib(device: torch.device) -> float:
         return 0.0
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+@contextmanager
+def peak_within(device: torch.device) -> Iterator[dict[str, float]]:
+    """GiB of memory that were in use at most within, as "GiB" of the mapping that is given, from its end on.
+
+    On CUDA it is what tensors took, on a CPU the whole process, the files included that it reads its weights from. It
+    begins the count of `peak_gib` anew. The mapping stays empty where the system does not tell.
+    """
+    found: dict[str, float] = {}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield found
+        found["GiB"] = peak_gib(device)
+        return
+    counts = _forget_peak()
+    yield found
+    if counts and (peak := _peak_since()) is not None:
+        found["GiB"] = peak
+
+
+def _forget_peak() -> bool:
+    """Have Linux count the largest size of this process anew; whether it does."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _peak_since() -> float | None:
+    """GiB that this process had at most since then."""
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    sizes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return sizes[0] / 2**20 if sizes else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -81,6 +81,9 @@ def check(
         stage(f"reward {public_reward(name)}", partial(find_reward, name, **options.get(name, {})))
     if isinstance(mapping.get("watch_reward"), str) and mapping["watch_reward"]:
         stage(f"reward {public_reward(mapping['watch_reward'])}", partial(find_reward, mapping["watch_reward"]))
+    more = mapping.get("sweep_rewards")
+    for name in [name for name in more if isinstance(name, str)] if isinstance(more, list) else []:
+        stage(f"reward {public_reward(name)}", partial(find_reward, name))
     for key in ("prompts", "held_out_prompts"):
         if isinstance(mapping.get(key), str):
             stage(key, partial(find_prompts, mapping[key]))
@@ -111,6 +114,9 @@ def check(
         stage("one optimiser step, samples, a sweep and a calibration, an adapter", lambda: trial.steps(pool))
     for phase, room in base.fits.room.items():
         say(f"memory: {phase}, {room} at once fit")
+    if trial.peaks:
+        phases = ", ".join(f"{phase} {gib:.1f}" for phase, gib in trial.peaks.items())
+        say(f"memory: GiB of {'the GPU' if base.device.type == 'cuda' else 'this process'} at most: {phases}")
     if not faults:
         say(_hours(config, prompts, folder, trial))
     say(Objective.of(config).describe(config.online, max(1, config.rounds)))
@@ -122,7 +128,7 @@ def check(
 def _hours(config: TrainConfig, prompts: list[str], folder: Folder | None, trial: Trial) -> str:
     """How long the run takes, by phase, from what the trial timed."""
     work = work_of(config, len(set(prompts)), len(set(held_out(config)[0])), len(folder.pictures) if folder else 0)
-    phases = seconds_of(work, trial.pace, config.pool_steps)
+    phases = seconds_of(work, trial.pace, config.pool_steps, config.sweep_steps or config.pool_steps)
     parts = ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in phases.items())
     return f"the run takes about {duration(sum(phases.values()))}: {parts}"
 

@@ -101,16 +101,23 @@ class Pace:
     step: float = 0.0
 
 
-def seconds_of(work: Work, pace: Pace, denoising_steps: int) -> dict[str, float]:
-    """Seconds by phase, of the phases that the run has."""
-    draw, show = (start + denoising_steps * step for start, step in (pace.draw, pace.show))
+def seconds_of(work: Work, pace: Pace, denoising_steps: int, shown_steps: int | None = None) -> dict[str, float]:
+    """Seconds by phase, of the phases that the run has.
+
+    Args:
+        work, pace: of the run.
+        denoising_steps: of a picture.
+        shown_steps: of a picture in a grid or a sweep; None for as many.
+    """
+    draw, dial = (start + denoising_steps * step for start, step in (pace.draw, pace.show))
+    show = pace.show[0] + (shown_steps or denoising_steps) * pace.show[1]
     phases = {
         "encoding prompts": work.prompts * pace.prompt,
         "encoding pictures": work.encoded * pace.encode,
         "drawing and scoring": work.drawn * (draw + pace.decode + pace.score),
         "training": work.steps * pace.step,
         "sample grids": work.grids * show,
-        "calibration": work.dial * (show + pace.score) + work.read * pace.read,
+        "calibration": work.dial * (dial + pace.score) + work.read * pace.read,
         "sweeps": work.sweeps * (show + pace.score),
     }
     return {phase: seconds for phase, seconds in phases.items() if seconds > 0}
@@ -157,7 +164,8 @@ class Clock:
 
     def __init__(self, config: TrainConfig) -> None:
         work = work_of(config, 0, GRID_PROMPTS, 0)
-        self.config, self._after = config, work.dial + work.sweeps  # sweeps between rounds as if all were to come
+        longer = (config.sweep_steps or config.pool_steps) / config.pool_steps
+        self.config, self._after = config, work.dial + longer * work.sweeps  # sweeps of rounds as if all were to come
         self._drawn = self._steps = 0
         self._drawing = self._stepping = 0.0
 

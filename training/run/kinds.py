@@ -39,6 +39,7 @@ from .sharding import Sharding
 from .stopping import Stopped, Stopper
 
 Say = Callable[[str], None]
+EXPORTS = "adapters"  # folder of the adapters that are kept while a run goes on
 
 
 class Run:
@@ -272,9 +273,21 @@ class Run:
                 bar.update()
                 left = duration(self.clock.left(learner.step_number, learner.round_number + 1) or 0.0)
                 bar.set_postfix({**{name: f"{loss:.4f}" for name, loss in smooth.items()}, "left in all": left})
+                self._export_if_due(learner, pool)
                 due = config.checkpoint_every and learner.step_number % config.checkpoint_every == 0
                 if due and learner.step_number < until:
                     self._save(learner)
+
+    def _export_if_due(self, learner: Learner, pool: Pool) -> None:
+        """Keep the adapter as it is at this step. A run that goes on from an earlier one writes it again, the same."""
+        every, step = self.config.export_every, learner.step_number
+        if not every or step % every:
+            return
+        pictures = self._sampled(learner) if self.config.online else len(pool)
+        with averaged(learner):
+            adapter = make_adapter(learner, self.base_identity, pool.r.mean().item(), pictures)
+        if processes.rank() == 0:
+            write_adapter(self.out / EXPORTS / f"step-{step:06d}", adapter)
 
     def _resume(self, learner: Learner) -> None:
         if state := load_checkpoint(self.path, self.config.to_dict(), self.say):

@@ -37,8 +37,9 @@ def load_base(config: TrainConfig, device: str = "auto") -> tuple[TrainBase, str
     """
     where = find_device(device)
     dtype, reason = choose_precision(config.precision, where)
-    # Beside a CPU weights are kept in what they compute in; frozen ones need no more.
-    is_small = where.type != "cpu" and dtype != torch.float32
+    # Frozen weights need no more than they compute in. On a CPU "auto" keeps them in fp32 as ever: what a run there
+    # learns does not change with this.
+    is_small = dtype != torch.float32 and (where.type != "cpu" or config.precision != "auto")
     kept: dict[str, Any] = {"dtype": {"default": dtype, "vae": torch.float32}} if is_small else {}
     wanted = {"revision": config.base_revision, "variant": config.base_variant}
     kept |= {name: value for name, value in wanted.items() if value is not None}

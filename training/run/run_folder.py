@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from nft_pipeline.adapters.write import CARD_NAMES
 from nft_pipeline.files.atomic import atomic_write_bytes
 
+from ..devices import processes
 from ..errors import TrainingError
 from ..settings.config import TrainConfig
 from ..settings.public import public_settings
@@ -20,6 +24,8 @@ ADAPTER = "adapter"
 CHECKPOINT = "checkpoint.pt"
 LAST = "last.pt"  # the state of a finished run, for one that goes on from it
 LENGTHS = ("steps", "rounds")
+TOGETHER = ".together"  # what the processes of a run see to know that they have one folder
+PATIENCE = 20.0  # seconds; a disk that machines share may show a new file late
 
 
 @contextlib.contextmanager
@@ -45,6 +51,44 @@ def only_run(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def check_one_folder(out: Path) -> None:
+    """See that the processes of a run have one folder, also where they are on several machines.
+
+    Args:
+        out: the run's folder, which exists.
+
+    Raises:
+        TrainingError: in every process, where some of them have another folder than the first.
+    """
+    if processes.count() == 1:
+        return
+    path, is_first = out / TOGETHER, processes.rank() == 0
+    token = secrets.randbelow(2**50)
+    if is_first:
+        path.write_text(str(token))
+    wanted = int(processes.sum_numbers({"token": float(token if is_first else 0)})["token"])
+    patience = time.monotonic() + PATIENCE
+    while not (found := _number_in(path) == wanted) and time.monotonic() < patience:
+        time.sleep(0.2)
+    is_apart = processes.any_true(not found)  # only now has everybody looked
+    if is_first:
+        path.unlink(missing_ok=True)
+    if is_apart:
+        mine = (
+            "" if found else f" It is another one for the process of rank {processes.rank()} on {socket.gethostname()}."
+        )
+        raise TrainingError(
+            f"the processes of this run do not have one folder: {out.resolve()} is not the same on all machines.{mine} "
+            "Give an --out on a disk that all of them share, under the same path"
+        )
+
+
+def _number_in(path: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        return int(path.read_text())
+    return None
 
 
 def mark_finished(out: Path, config: TrainConfig) -> None:

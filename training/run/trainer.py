@@ -25,7 +25,7 @@ from ..show.doubts import Doubts, doubts
 from .checkpoint import by_step
 from .kinds import Run, Say, silent
 from .load import base_identity, load_base, unshareable
-from .run_folder import ADAPTER, card_files, go_on_from_finished, is_finished, mark_finished, only_run
+from .run_folder import ADAPTER, card_files, check_one_folder, go_on_from_finished, is_finished, mark_finished, only_run
 from .sharding import Sharding, check_sharding
 from .stopping import Stopper
 
@@ -65,6 +65,7 @@ def train(config: TrainConfig, out: Path, *, say: Say = print, device: str = "au
     if processes.rank() != 0:
         say = silent
     out.mkdir(parents=True, exist_ok=True)
+    check_one_folder(out)
     with only_run(out) if processes.rank() == 0 else nullcontext():
         if more and processes.rank() == 0:
             go_on_from_finished(out, config)

@@ -20,7 +20,7 @@ from ..data.folder import Folder, load_picture
 from ..data.optimality import optimality
 from ..data.pool import Pool, score
 from ..data.scorers import RunRewards
-from ..devices.memory import memory_advice
+from ..devices.memory import memory_advice, peak_within
 from ..learn.calibration import calibrate
 from ..learn.export import begin_from, make_adapter
 from ..learn.learner import Learner
@@ -43,21 +43,25 @@ class Trial:
 
     Attributes:
         pace: what was timed.
+        peaks: GiB of memory that each phase took at most, in the order in which they were tried; see `peak_within`.
     """
 
     def __init__(self, base: TrainBase, config: TrainConfig, prompts: Sequence[str], folder: Folder | None) -> None:
         self.base, self.config, self.folder, self.pace = base, config, folder, Pace()
+        self.peaks: dict[str, float] = {}
         self.rewards = RunRewards(config, base.device)
         self.texts = sorted(set(prompts), key=len, reverse=True)[:PROMPTS_AT_ONCE]
 
     def pool(self) -> Pool:
         """One batch made as the run makes them. The scores are computed; how they become r is not tested."""
         base, config, texts, pace = self.base, self.config, self.texts, self.pace
-        conditions, empty = base.encode_prompts(texts), base.encode_empty()
-        pace.prompt = timed(lambda: base.encode_prompts(texts)) / len(texts)
+        with self._phase("encoding prompts"):
+            conditions, empty = base.encode_prompts(texts), base.encode_empty()
+            pace.prompt = timed(lambda: base.encode_prompts(texts)) / len(texts)
         if self.folder is not None:
             pictures = self._of_folder(self.folder)
-            pace.encode = timed(lambda: base.encode_pictures(pictures)) / len(pictures)
+            with self._phase("encoding pictures"):
+                pace.encode = timed(lambda: base.encode_pictures(pictures)) / len(pictures)
             rows = len(self.folder.pictures)
         else:
             rows = config.round_prompts * config.group_size if config.online else config.pool_size
@@ -75,11 +79,14 @@ class Trial:
                 )
                 return torch.cat([latents for _, latents in parts])
 
-        latents = draw(min(2, config.pool_steps))
-        pace.draw = timed_drawing(draw, rows)
-        decoded = base.decode_latents(latents)
-        pace.decode = timed(lambda: base.decode_latents(latents)) / rows
-        self._score(decoded, prompt)
+        with self._phase("drawing"):
+            latents = draw(min(2, config.pool_steps))
+            pace.draw = timed_drawing(draw, rows)
+        with self._phase("decoding"):
+            decoded = base.decode_latents(latents)
+            pace.decode = timed(lambda: base.decode_latents(latents)) / rows
+        with self._phase("scoring"):
+            self._score(decoded, prompt)
         return Pool.of(latents.half(), prompt, conditions, torch.linspace(0.1, 0.9, rows))
 
     def steps(self, pool: Pool) -> None:
@@ -90,16 +97,17 @@ class Trial:
         try:
             if config.init_from is not None:
                 begin_from(learner, read_adapter(config.init_from))
-            with memory_advice("training", micro_batch=config.micro_batch):
+            with self._phase("training"), memory_advice("training", micro_batch=config.micro_batch):
                 self.pace.step = timed(lambda: learner.step(pool))
             if config.online:
                 learner.finish_round()
-            with tempfile.TemporaryDirectory() as folder:
+            with self._phase("sweeps"), tempfile.TemporaryDirectory() as folder:
                 self._show(learner, identity, Path(folder))
                 write_adapter(Path(folder) / "adapter", make_adapter(learner, identity, 0.5, len(pool)))
             if config.kind == "positive":
                 read = partial(calibrate, learner.alpha, pool, noise_levels=(0.5,), draws=1)
-                self.pace.read = timed(read) / len(pool)
+                with self._phase("reading alpha"):
+                    self.pace.read = timed(read) / len(pool)
         finally:
             with suppress(Exception):
                 learner.remove()
@@ -108,7 +116,7 @@ class Trial:
         config, base = self.config, self.base
         rows = min(config.pool_batch, config.sweep_size)
         small: dict[str, Any] = {"sweep_size": rows, "samples_every": min(1, config.samples_every)}
-        small |= {"sweep_strengths": [0.0, 1.0], "trackers": [], "keep_best": False}
+        small |= {"sweep_strengths": [0.0, 1.0], "sweep_steps": None, "trackers": [], "keep_best": False}
         observer = Observer(replace(config, **small), base, identity, out, self.rewards, say=lambda line: None)
         try:
             observer.begin(learner)
@@ -149,6 +157,14 @@ class Trial:
         others = np.ascontiguousarray(pictures[:, :, ::-1])  # scores of the same pictures may be remembered
         again = timed(lambda: [score(reward, name, others, texts) for name, reward in rewards.items()])
         self.pace.score = again / len(pictures)
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Within, the phase of this name is at work, and its memory is measured."""
+        with peak_within(self.base.device) as found:
+            yield
+        if "GiB" in found:
+            self.peaks[name] = found["GiB"]
 
     @contextmanager
     def _steps(self, count: int) -> Iterator[None]:

@@ -141,6 +141,13 @@ class TrainConfig(
             faults.append(
                 f"watch_reward is {public_reward(self.watch_reward)!r}, which is trained on; watch one that is not"
             )
+        known = {self.reward: "trained on", **dict.fromkeys(self.rewards, "trained on"), self.watch_reward: "watched"}
+        for name in self.sweep_rewards:
+            if name in known:
+                faults.append(
+                    f"sweep_rewards has {public_reward(name)!r}, which is {known[name]} and measured anyway; "
+                    "leave it out"
+                )
         if self.keep_best and not (self.online and self.sweep_every and self.sweep_size and 1 in self.sweep_strengths):
             faults.append(
                 "keep_best is true, which needs an online run with sweeps to compare: rounds, sweep_every and "

@@ -67,6 +67,8 @@ def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     public["reward"] = settings.get("reward") and public_reward(settings["reward"])
     if settings.get("watch_reward"):
         public["watch_reward"] = public_reward(settings["watch_reward"])
+    if settings.get("sweep_rewards"):
+        public["sweep_rewards"] = [public_reward(name) for name in settings["sweep_rewards"]]
     rewards = settings.get("rewards") or {}
     public["rewards"] = {shown: _entry(rewards[name]) for name, shown in public_names(rewards).items()}
     return {name: public[name] for name in settings}

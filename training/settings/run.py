@@ -107,7 +107,7 @@ class MachineSettings(Section):
     else fp32.
 
     Set fp32 when losses are not finite or when two machines should agree closely, and fp16 on GPUs without bf16 when
-    fp32 does not fit.
+    fp32 does not fit. On a CPU set bf16 when a model does not fit: its weights are then kept in bf16, too.
     """
 
     seed: Annotated[int, whole(0)] = 0
@@ -129,6 +129,14 @@ class MachineSettings(Section):
 
     Raise it when you may want to go back to an earlier step by hand, also after the run. Each checkpoint is as large
     as the first.
+    """
+
+    export_every: Annotated[int, whole(0), MAY_CHANGE] = 0
+    """Optimiser steps between adapters that are kept while the run goes on, in OUT/adapters/step-000100 and so on; 0
+    keeps none. They are whole adapters, which `sample`, `eval` and ComfyUI take, without a report or a calibration.
+
+    Set it to look at an adapter before the run ends, or to choose among them afterwards. Each is as large as the
+    finished one.
     """
 
     keep_best: Annotated[bool, flag(), MAY_CHANGE] = False

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from nft_pipeline.checks import Check, flag, number, optional, whole
 
-from .section import MAY_CHANGE, TEXT_OR_EMPTY, Section, texts
+from .section import MAY_CHANGE, TEXT, TEXT_OR_EMPTY, Section, texts
 
 TRACKERS = ("wandb", "trackio")
 
@@ -21,6 +21,11 @@ def _are_trackers(value: Any) -> bool:
     return isinstance(value, list) and all(entry in TRACKERS for entry in value) and len(set(value)) == len(value)
 
 
+def _are_rewards(value: Any) -> bool:
+    return isinstance(value, list) and all(TEXT.holds(name) for name in value) and len(set(value)) == len(value)
+
+
+_REWARDS = Check(_are_rewards, "a list of different rewards, or [] for none")
 _STRENGTHS = Check(_are_strengths, "a list of different strengths from 0 on, 0 and at least one other")
 _TRACKERS = Check(_are_trackers, f"a list of {' and '.join(TRACKERS)}, or [] for TensorBoard alone")
 
@@ -64,6 +69,14 @@ class ShowSettings(Section):
     Add larger ones when the largest is still the best. Leave some out when sampling is slow.
     """
 
+    sweep_steps: Annotated[int | None, optional(whole(1)), MAY_CHANGE] = None
+    """Denoising steps of the pictures in sweeps and sample grids. Left out, it is pool_steps, as the run draws what it
+    learns from.
+
+    Set it to the number that you will draw with, where the run samples with fewer to save time: DiffusionNFT's authors
+    sample with 10 and measure with 40. The dial is calibrated at pool_steps.
+    """
+
     sweep_every: Annotated[int, whole(0), MAY_CHANGE] = 0
     """Rounds between the sweeps of an online run; 0 makes one sweep, at the end. An offline run always makes one.
 
@@ -85,6 +98,14 @@ class ShowSettings(Section):
 
     Set it whenever you have a second opinion on the pictures: with it the hacking watch can be sure, and without it you
     are to judge.
+    """
+
+    sweep_rewards: Annotated[list[str], _REWARDS, MAY_CHANGE] = field(default_factory=list)
+    """More rewards that sweeps measure and nothing trains on, named as `reward` is; [] is none. They stand in the
+    records, the report and the card, and the hacking watch does not read them.
+
+    Set it to what you will be compared on, such as [pickscore, hps_v2] in a run that trains on ocr. The one that is to
+    warn of a trick is watch_reward.
     """
 
     stop_when_hacked: Annotated[bool, flag(), MAY_CHANGE] = False

@@ -64,6 +64,7 @@ def code_in(settings: Mapping[str, Any]) -> list[str]:
     rewards = settings.get("rewards")
     names = [settings.get(name) for name in _REWARDS]
     names += list(rewards) if isinstance(rewards, Mapping) else []
+    names += settings["sweep_rewards"] if isinstance(settings.get("sweep_rewards"), list) else []
     found = [name for name in names if isinstance(name, str) and ":" in name and not name.startswith(REMOTE)]
     lists = [settings.get(name) for name in _PROMPTS]
     found += [name for name in lists if isinstance(name, str) and ":" in name and not Path(name).is_file()]

@@ -41,6 +41,7 @@ class Live:
         texts: the prompts that will be drawn.
         batch: pictures drawn at once.
         stop: asked between batches whether the run is to stop.
+        steps: denoising steps; None for those of the base's call.
     """
 
     def __init__(
@@ -50,10 +51,11 @@ class Live:
         texts: Sequence[str],
         batch: int,
         stop: Callable[[], bool] = lambda: False,
+        steps: int | None = None,
     ) -> None:
         self.base, self.base_identity = base, base_identity
         self.texts, self.batch = list(texts), batch
-        self.stop = stop
+        self.stop, self.steps = stop, steps
         self.conditions = base.encode_prompts(self.texts)
         self.empty = base.encode_empty()
         self.dial: Dial | None = None  # what a calibration found; pictures are drawn by it from then on
@@ -69,6 +71,8 @@ class Live:
 
         def draw(rows: Sequence[tuple[int, int]], strength: float, label: str) -> np.ndarray:
             self.base.call["nft_strength"] = float(strength)
+            if self.steps is not None:
+                self.base.call["num_inference_steps"] = self.steps
             prompt = torch.tensor([prompt for prompt, _ in rows])
             one = self.base.latent_shape(1)
             noise = torch.cat([torch.randn(one, generator=torch.Generator().manual_seed(seed)) for _, seed in rows])

@@ -108,7 +108,7 @@ class Observer:
             self._held, self._shown = len(held), range(len(held), len(held) + len(shown))
             tried = _some(known, DIAL_PROMPTS) if self._calibrates else []
             self._tried = range(len(held) + len(shown), len(held) + len(shown) + len(tried))
-            self.live = Live(base, base_identity, [*held, *shown, *tried], config.pool_batch, stop)
+            self.live = Live(base, base_identity, [*held, *shown, *tried], config.pool_batch, stop, config.sweep_steps)
 
     @property
     def draws(self) -> bool:
@@ -198,6 +198,7 @@ class Observer:
                 config.public_weights,
                 watched,
                 self._words,
+                self._rewards.others(),
             )
         except Interrupted:
             return None

@@ -38,7 +38,7 @@ def run_report(
         return RunReport(alpha=alpha, samples=tuple(samples), trained=trained)
     watched = () if sweep.watched is None else (sweep.watched,)
     return RunReport(
-        rewards=tuple(curve(sweep, name, name in sweep.trained) for name in (*sweep.trained, *watched)),
+        rewards=tuple(curve(sweep, name, name in sweep.trained) for name in (*sweep.trained, *watched, *sweep.others)),
         alpha=alpha,
         samples=tuple(samples),
         hacking=hacking_verdict(sweep),

@@ -7,7 +7,7 @@ are enough of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from .live import Live
 GROUP = 4  # pictures per prompt
 ENOUGH_PROMPTS = 8  # to take errors over prompts
 SEED = 7_000_000  # of the first picture: no training sample's noise
+Table = dict[float, dict[str, np.ndarray]]  # by strength and by name: a number for each picture, NaN where missing
 STATISTICS = ("edge density", "colour entropy", "brightness", "diversity", "distance to base")
 
 
@@ -56,6 +57,7 @@ class Sweep:
         watched: the name of a reward that was not trained on; None if there is none.
         prompts: what prompts these were, in words.
         shift: how far strength 1 moves the log-odds of the goal, see `log_odds_shift`; None if that says nothing.
+        others: the names of rewards that were measured beside, and that nothing is concluded from.
     """
 
     points: tuple[SweepPoint, ...]
@@ -64,6 +66,7 @@ class Sweep:
     watched: str | None
     prompts: str
     shift: Shift | None = None
+    others: tuple[str, ...] = ()
 
     @property
     def base(self) -> SweepPoint:
@@ -102,6 +105,7 @@ def run_sweep(
     weights: Mapping[str, float],
     watched: tuple[str, Scorer] | None,
     prompts: str,
+    others: Mapping[str, Scorer] | None = None,
 ) -> Sweep:
     """Draw, score and measure.
 
@@ -111,6 +115,7 @@ def run_sweep(
         rewards, weights: the rewards that were trained on and their weights, by name; may be empty.
         watched: the name of a reward that was not trained on, and the reward.
         prompts: what prompts these are, in words.
+        others: more rewards by name, to be measured beside.
 
     Raises:
         RewardError: scores of another number than pictures.
@@ -118,21 +123,51 @@ def run_sweep(
     """
     texts = [live.texts[prompt] for prompt, _ in rows]
     groups = np.array([prompt for prompt, _ in rows])
-    judges = {**rewards, **({watched[0]: watched[1]} if watched is not None else {})}
-    table: dict[float, dict[str, np.ndarray]] = {}
-    base: np.ndarray | None = None
+    judges = {**rewards, **({watched[0]: watched[1]} if watched is not None else {}), **(others or {})}
     with live.of(learner) as draw:
-        for strength in sorted(strengths):
-            pictures = draw(rows, strength, "sweep")
-            small = picture_stats.shrunk(pictures)
-            base = small if strength == 0 else base
-            scores = {name: score(reward, name, pictures, texts) for name, reward in judges.items()}
-            table[strength] = {**scores, **_statistics(small, small if base is None else base, groups)}
+        table = measured(lambda strength: draw(rows, strength, "sweep"), texts, groups, strengths, judges)
     goal = next(iter(rewards), None)
     if len(rewards) > 1:
         goal = OVERALL
         _add_overall(table, weights)
-    points = tuple(
+    shift = None
+    if goal is not None and 1 in table:
+        shift = log_odds_shift(table[0.0][goal], table[1.0][goal], groups)
+    named = None if watched is None else watched[0]
+    return Sweep(points_of(table, groups), tuple(rewards), goal, named, prompts, shift, tuple(others or ()))
+
+
+def measured(
+    draw: Callable[[float], np.ndarray],
+    texts: Sequence[str],
+    groups: np.ndarray,
+    strengths: Sequence[float],
+    judges: Mapping[str, Scorer],
+) -> Table:
+    """What each picture is worth at each strength, by rising strength.
+
+    Args:
+        draw: the pictures at a strength, uint8 (n, H, W, 3); their noise is the same at each.
+        texts: their prompts.
+        groups: a number for each prompt, (n,).
+        strengths: 0 among them.
+        judges: the rewards, by name.
+
+    Raises:
+        RewardError: scores of another number than pictures.
+    """
+    base = picture_stats.shrunk(drawn := draw(0.0))
+    table: Table = {}
+    for strength in sorted(strengths):
+        pictures = drawn if strength == 0 else draw(strength)
+        scores = {name: score(reward, name, pictures, texts) for name, reward in judges.items()}
+        table[strength] = {**scores, **_statistics(picture_stats.shrunk(pictures), base, groups)}
+    return table
+
+
+def points_of(table: Table, groups: np.ndarray) -> tuple[SweepPoint, ...]:
+    """Means and changes from strength 0, of what `measured` gives."""
+    return tuple(
         SweepPoint(
             strength,
             {name: estimate(value, groups) for name, value in columns.items()},
@@ -140,10 +175,6 @@ def run_sweep(
         )
         for strength, columns in table.items()
     )
-    shift = None
-    if goal is not None and 1 in table:
-        shift = log_odds_shift(table[0.0][goal], table[1.0][goal], groups)
-    return Sweep(points, tuple(rewards), goal, None if watched is None else watched[0], prompts, shift)
 
 
 def estimate(values: np.ndarray, groups: np.ndarray) -> Estimate:
