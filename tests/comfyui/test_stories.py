@@ -116,7 +116,7 @@ STORIES = {
         badges=("\u26a0 loaded twice",),
         line="a LoRA loader or a hook has put",
     ),
-    "a job is cancelled": Story("set(sampler, 'steps', 3000);", cancelled=True, line="step 2/3000"),
+    "a job is cancelled": Story("set(sampler, 'steps', 3000);", cancelled=True, line="/3000  "),
 }  # fmt: skip
 GUIDE = "app.graph.nodes.find(n => n.type === 'NFTRewardGuidance')"
 BADGES = f"({GUIDE}?.badges ?? []).map(b => (typeof b === 'function' ? b() : b).text).filter(t => t.includes('\u26a0'))"
