@@ -21,9 +21,10 @@ from nft_pipeline.models import shipped_adapter
 
 CLIENT = ROOT / "tests" / "helpers" / "comfyui_client.py"
 CLONE = "diffusion-nft"
-# No first-run tour; texts at every zoom.
+# No first-run tour, of App Mode neither; texts at every zoom.
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
+    "Comfy.OnboardingCoachmarks.Seen": ["appMode", "firstRun"],
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasInfo": False,
