@@ -111,8 +111,8 @@ class Guest(Protocol):
     def before(self, x: Tensor) -> None:
         """Sees the module's input."""
 
-    def after(self, module: nn.Module, x: Tensor, out: Tensor) -> Tensor:
-        """Gives the module's output, changed or not."""
+    def after(self, module: nn.Module, x: Tensor, out: Tensor, shared: bool) -> Tensor:
+        """Gives the module's output, changed or not. If it may be `shared` with somebody, it is not written into."""
 
 
 @dataclass
@@ -126,18 +126,17 @@ class LoraGuest:
     def before(self, x: Tensor) -> None:
         """Nothing to see."""
 
-    def after(self, module: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+    def after(self, module: nn.Module, x: Tensor, out: Tensor, shared: bool) -> Tensor:
         """out + scale B A x, in the rows that are meant."""
         scale = self.switch.scale
         if scale is None:
             return out
         dim = 1 if isinstance(module, nn.Conv2d) else -1
-        # A copy: what comes out of another node's forward may be shared with somebody.
-        out = out.clone()
+        if shared or not out.is_contiguous():
+            out = out.clone(memory_format=torch.contiguous_format)
         for target, (a, b) in zip(self.targets, self._matrices(x), strict=True):
-            change = _change(module, x, a, b, scale, target.layer)
             part = out if target.size is None else out.narrow(dim, target.start, target.size)
-            part.add_(change)
+            _add_change(part, module, x, a, b, scale, target.layer)
         return out
 
     def _matrices(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -158,7 +157,7 @@ class Listener:
         """Keep it."""
         self.seen = x
 
-    def after(self, module: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+    def after(self, module: nn.Module, x: Tensor, out: Tensor, shared: bool) -> Tensor:
         """Unchanged."""
         return out
 
@@ -177,7 +176,7 @@ class Dispatcher:
 
     module: nn.Module
     original: Callable[..., Any]
-    own: bool  # somebody replaced the forward before us
+    own: bool  # somebody replaced the forward before us, and may keep what comes out of it
 
     def __init__(self) -> None:
         self.guests: list[Guest] = []
@@ -194,7 +193,7 @@ class Dispatcher:
             guest.before(x)
         out = self.original(*args, **kwargs)
         for guest in self.guests:
-            out = guest.after(self.module, x, out)
+            out = guest.after(self.module, x, out, shared=self.own)
         return out
 
     def leave(self, guest: Guest) -> None:
@@ -243,12 +242,24 @@ def install(
         yield
 
 
-def _change(module: nn.Module, x: Tensor, a: Tensor, b: Tensor, scale: float | Tensor, layer: str) -> Tensor:
-    """B (scale A x): A's output is as wide as the rank, and often a hundred times less to scale than B's."""
+def _add_change(
+    out: Tensor, module: nn.Module, x: Tensor, a: Tensor, b: Tensor, scale: float | Tensor, layer: str
+) -> None:
+    """out += B (scale A x): A's output is as wide as the rank, and often a hundred times less to scale than B's.
+
+    In one multiplication that adds to what is there: a change of its own, as large as the output, would be written and
+    read once more, which on a narrow layer takes as long as computing it.
+    """
     if isinstance(module, nn.Conv2d):
         inner = F.conv2d(x, a, None, module.stride, module.padding, module.dilation)
-        return F.conv2d(_scaled(inner, scale, layer), b)
-    return F.linear(_scaled(F.linear(x, a), scale, layer), b)
+        out.add_(F.conv2d(_scaled(inner, scale, layer), b))
+        return
+    inner = _scaled(F.linear(x, a), scale, layer)
+    if out.dtype == inner.dtype:
+        # Rows of a contiguous output are one matrix, also where they are cut out of wider ones.
+        out.view(-1, out.shape[-1]).addmm_(inner.reshape(-1, inner.shape[-1]), b.T)
+    else:
+        out.add_(F.linear(inner, b))
 
 
 def _scaled(inner: Tensor, scale: float | Tensor, layer: str) -> Tensor:

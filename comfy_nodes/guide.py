@@ -120,8 +120,11 @@ class Guide:
         # A guider with two scales of classifier-free guidance has no `cfg`.
         run = self.run = self._begin(guider, len(sigmas) - 1, getattr(guider, "cfg", None))
         try:
-            with self._installed(run.model):
-                drawn = executor(guider, sigmas, *args, **kwargs)
+            try:
+                with self._installed(run.model):
+                    drawn = executor(guider, sigmas, *args, **kwargs)
+            finally:
+                run.settle()
             self._say_what_went_wrong(run, guider.model_patcher)
             return drawn
         finally:

@@ -32,7 +32,7 @@ from comfy_api.latest import io as io
 from comfy_api.latest import ui as ui
 from torch import Tensor
 
-from nft_pipeline.adapters.names import COMFYUI_FOLDER
+from nft_pipeline.adapters.names import COMFYUI_FOLDER, LORA_FILE
 from nft_pipeline.dial.tilts import is_off
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.models import ADAPTERS, shipped_adapter
@@ -213,8 +213,15 @@ def attach_choice(model: Any, choice: Choice) -> Any:
 def offer_shipped_adapters() -> None:
     """Let the files of the shipped adapters be found beside those in models/loras."""
     folders = [folder / COMFYUI_FOLDER for folder in map(shipped_adapter, ADAPTERS) if folder is not None]
-    for folder in filter(Path.is_dir, folders):  # adapters of the emoji model have no such file
+    for folder in filter(Path.is_dir, folders):
         folder_paths.add_model_folder_path("loras", str(folder))
+
+
+def _shipped_as_folders() -> dict[str, Path]:
+    """The LoRA's file by name, of shipped adapters without a file for models/loras: those of the emoji model, whose
+    weights would ship twice. The nodes read their folders."""
+    folders = {name: folder for name in ADAPTERS if (folder := shipped_adapter(name)) is not None}
+    return {name: folder / LORA_FILE for name, folder in folders.items() if not (folder / COMFYUI_FOLDER).is_dir()}
 
 
 def convert_lora(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -241,13 +248,13 @@ def load_model(path: str, around_sampling: Callable[..., Any]) -> Any:
 
 
 def adapter_names() -> list[str]:
-    """The files of models/loras."""
-    return list(folder_paths.get_filename_list("loras"))
+    """The files of models/loras, and shipped adapters that are folders, by their names."""
+    return [*folder_paths.get_filename_list("loras"), *_shipped_as_folders()]
 
 
 def adapter_path(name: str) -> str:
-    """Where such a file is. Raises FileNotFoundError if it is gone."""
-    return str(folder_paths.get_full_path_or_raise("loras", name))
+    """Where such a file is; of a folder, the LoRA in it. Raises FileNotFoundError if it is gone."""
+    return str(_shipped_as_folders().get(name) or folder_paths.get_full_path_or_raise("loras", name))
 
 
 def loras_folder() -> Path:

@@ -1,4 +1,4 @@
-"""A file of models/loras as a reward adapter: our own single file, or anybody's plain LoRA.
+"""A file of models/loras as a reward adapter: our own single file or folder, or anybody's plain LoRA.
 
 reward = read_reward_file(path)               # LoRA at scale 1, head, config
 print(describe(reward))
@@ -23,6 +23,8 @@ from nft_pipeline.adapters.foreign.files import (
     read_lora,
 )
 from nft_pipeline.adapters.foreign.layers import Layer, bake, scales_of
+from nft_pipeline.adapters.names import CONFIG_FILE, LORA_FILE
+from nft_pipeline.adapters.read import read_adapter
 from nft_pipeline.adapters.single_file import read_single_file
 from nft_pipeline.dial.measured import Dial
 from nft_pipeline.errors import AdapterError
@@ -64,7 +66,8 @@ def read_reward_file(
     """Read a file, checking all of it.
 
     Args:
-        path: a .safetensors file. One called adapter_model.safetensors is read with the adapter_config.json beside it.
+        path: a .safetensors file. One called adapter_model.safetensors is read with the adapter_config.json beside it,
+            and an adapter's pytorch_lora_weights.safetensors with all that is in its folder.
         kind: "auto" reads it as what it says it is, and a plain LoRA as a policy. "policy" leaves an alpha head out, so
             that the push is the same for every picture. "positive" insists on a head.
         text_encoder: what to do with a plain LoRA that has layers of a text encoder, one of `TEXT_ENCODER`: "refuse"
@@ -84,7 +87,8 @@ def read_reward_file(
         raise AdapterError(
             f"{path.name} is a pickle, which can run code and is never loaded; ask its author for safetensors"
         )
-    adapter = read_single_file(path)
+    in_folder = path.name == LORA_FILE and (path.parent / CONFIG_FILE).is_file()
+    adapter = read_adapter(path.parent) if in_folder else read_single_file(path)
     if adapter is None:
         return _read_plain(path, kind, text_encoder, convert)
     layers = {

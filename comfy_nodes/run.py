@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from nft_pipeline.modes import MODES
 from nft_pipeline.settings import GuidanceSettings
 
 from .dial import chances, forecast_line
+from .live_text import LiveText
 
 Conds = Sequence[Mapping[str, Any]]  # ComfyUI's list of the prompts behind one prediction, each with its "uuid"
 
@@ -124,7 +126,7 @@ class Run:
         self.met = False  # any prediction was asked for
         self.compared = False  # any pass with the LoRA on beside one without
         self.moved = False  # and they differed
-        self._head, self._say = head, say
+        self._head, self._text = head, LiveText(say)
         self._chances: list[Tensor] = []  # of being liked, (samples,) of each step, NaN if not known
 
     @property
@@ -240,19 +242,29 @@ class Run:
         self.alpha = self.alpha if alpha is None else alpha
         nan = torch.full_like(t, math.nan)
         self.recorder.step(t, (nan if alpha is None else alpha)[None], scale[None], push, 1 if cost == 1 else 2)
-        line = [f"step {self.recorder.steps}/{self.steps}"]
-        line += [f"alpha {alpha.mean():.2f}"] if alpha is not None else []
-        line += [f"scale {scale.mean():.2f}"]
-        line += [f"push {push.mean():.1%}"] if bool(push.isfinite().all()) else []
-        lines = ["  ".join([*line, f"cost x{cost:.2g}"])]
         liked = None
         if alpha is not None:
             factor = float(self.settings.multiplier(t).mean())
             tilt = tuple(one * factor for one in self.tilt) if isinstance(self.tilt, tuple) else self.tilt * factor
             liked = chances(self.config, alpha, tilt, t, self.settings)
         self._chances.append(nan if liked is None else liked)
+        self._text.offer(partial(self._line, self.recorder.steps, alpha, scale, push, cost, liked))
+
+    def _line(
+        self, step: int, alpha: Tensor | None, scale: Tensor, push: Tensor, cost: float, liked: Tensor | None
+    ) -> str:
+        """What stands under the node after a step."""
+        line = [f"step {step}/{self.steps}"]
+        line += [f"alpha {alpha.mean():.2f}"] if alpha is not None else []
+        line += [f"scale {scale.mean():.2f}"]
+        line += [f"push {push.mean():.1%}"] if bool(push.isfinite().all()) else []
+        lines = ["  ".join([*line, f"cost x{cost:.2g}"])]
         lines += [] if liked is None else [forecast_line(liked)]
-        self._say("\n".join([*lines, *self.warnings]))
+        return "\n".join([*lines, *self.warnings])
+
+    def settle(self) -> None:
+        """Show the last step, when no other will come."""
+        self._text.settle()
 
     def stats(self) -> NFTStats:
         """The record as a whole."""

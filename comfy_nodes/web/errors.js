@@ -5,9 +5,9 @@ import { nodeOf } from "./nodes.js";
 
 const OURS = /(GuidanceError|AdapterError)$/;
 
-/** Up to the first full stop that ends a sentence, or the first line's end. */
+/** Up to the first full stop that ends a sentence, or the first line's end, where a list of faults may begin. */
 export function firstSentence(text) {
-  const line = String(text).trim().split("\n")[0];
+  const line = String(text).trim().split("\n")[0].replace(/:$/, ".");
   const end = line.search(/\.(?=\s+[A-Z])/);
   return end < 0 ? line : line.slice(0, end + 1);
 }

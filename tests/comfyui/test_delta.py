@@ -146,6 +146,39 @@ def test_a_replacement_that_was_there_before_is_put_back() -> None:
     assert net.qkv.forward is theirs
 
 
+def test_what_another_nodes_forward_gives_is_not_written_into() -> None:
+    net, kept = Net(), []
+    forward = net.qkv.forward
+
+    def keeping(x: Tensor) -> Tensor:
+        kept.append(forward(x))
+        return kept[-1]
+
+    net.qkv.forward = keeping  # type: ignore[method-assign]
+    with install(TARGETS, net, Switch(1.0)):
+        out = net(*INPUT)[0]
+    assert torch.equal(kept[0], Net()(*INPUT)[0])
+    close((out,), (merged(1.0)(*INPUT)[0],))
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [(2, torch.float64), (1, torch.float64), (2, torch.float32)])
+def test_an_output_that_lies_across_memory_or_has_another_dtype_is_changed_as_any(
+    rows: int, dtype: torch.dtype
+) -> None:
+    class Across(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).to(dtype).transpose(0, 1).contiguous().transpose(0, 1)
+
+    net, x = Net(), INPUT[0][:rows]
+    across = Across(5, 12).double()
+    across.load_state_dict(net.qkv.state_dict())
+    net.qkv = across
+    with install(TARGETS, net, Switch(1.0)):
+        found = net(x, INPUT[1])[0]
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, merged(1.0)(x, INPUT[1])[0].to(dtype))
+
+
 def test_a_replacement_made_meanwhile_is_left_alone_and_may_leave_when_it_likes() -> None:
     net, switch = Net(), Switch(1.0)
     with install(TARGETS, net, switch):

@@ -22,6 +22,7 @@ from helpers.comfyui_contract import contract_faults
 from helpers.comfyui_world import SIGMAS, STEPS, World, random_lora, words_of
 from helpers.repository import ROOT
 from nft_pipeline.adapter import AdapterError
+from nft_pipeline.comfy_nodes import live_text
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.files.picture_list import ratings_lock
 from nft_pipeline.guidance import law_scale
@@ -287,11 +288,52 @@ def test_the_second_pass_has_names_of_its_own_for_caches(world: World) -> None:
     assert names[::2] == [world.positive[0]["uuid"]] * STEPS
 
 
-def test_live_text_says_where_it_is(world: World) -> None:
+def steps_shown(world: World, pause: float, monkeypatch: pytest.MonkeyPatch, guided: Any) -> list[int]:
+    """Which steps the node's line told of, in a run with this many seconds for each."""
+    time = [0.0]
+    monkeypatch.setattr(live_text, "monotonic", lambda: time[0])
+    step = guided.model.apply_model
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        time[0] += pause / 2  # two passes in each step
+        return step(*args, **kwargs)
+
+    world.texts.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(guided.model, "apply_model", slow)
+        world.sample(guided)
+    return [int(text.removeprefix("step ").partition("/")[0]) for text in world.texts]
+
+
+def test_live_text_says_where_it_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     guided = world.guided(law="nft")
-    world.sample(guided)
-    assert len(world.texts) == STEPS
+    assert steps_shown(world, 0.2, monkeypatch, guided) == [1, 2, 3, 4, 5]
     assert world.texts[2].startswith("step 3/5  alpha 0.") and world.texts[2].endswith("cost x2")
+
+
+def test_live_text_comes_ten_times_per_second_at_most_and_the_last_step_is_shown(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guided = world.guided(law="nft")
+    assert steps_shown(world, 0.06, monkeypatch, guided) == [1, 3, 5]
+    assert steps_shown(world, 0.001, monkeypatch, guided) == [1, 5]
+
+
+def test_the_last_step_is_shown_of_a_job_that_is_cancelled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    guided = world.guided(law="nft")
+    step, passes = guided.model.apply_model, iter(range(100))
+
+    def cancelled(*args: Any, **kwargs: Any) -> Any:
+        if next(passes) == 6:
+            raise InterruptedError("cancelled")
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(live_text, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(guided.model, "apply_model", cancelled)
+    world.texts.clear()
+    with pytest.raises(InterruptedError):
+        world.sample(guided)
+    assert [text.partition("  ")[0] for text in world.texts] == ["step 1/5", "step 3/5"]
 
 
 def labels(world: World) -> list[list[str]]:

@@ -27,9 +27,9 @@ pytestmark = pytest.mark.skipif(not CHECKOUTS, reason="COMFYUI_PATH does not nam
 DRIVER = ROOT / "tests" / "helpers" / "comfyui_driver.py"
 
 if CHECKOUTS:
-    from helpers.comfyui_jobs import CFGS, PARITY, WRONG, write_files
+    from helpers.comfyui_jobs import CFGS, EMOJI, PARITY, WRONG, write_files
 else:
-    CFGS, PARITY, WRONG = (), {}, {}  # type: ignore[assignment]
+    CFGS, EMOJI, PARITY, WRONG = (), {}, {}, {}  # type: ignore[assignment]
 
 
 @dataclass
@@ -164,9 +164,9 @@ def test_compiled_models_are_guided_and_not_guided_as_asked(outcome: Outcome) ->
 
 
 @pytest.mark.parametrize("cfg", CFGS)
-@pytest.mark.parametrize("name", PARITY)
+@pytest.mark.parametrize("name", [*PARITY, *EMOJI])
 def test_latents_are_those_of_the_pipeline(outcome: Outcome, name: str, cfg: float) -> None:
-    job, base = f"parity {name} {cfg}", f"parity base {cfg}"
+    job, base = f"parity {name} {cfg}", f"parity emoji base {cfg}" if name in EMOJI else f"parity base {cfg}"
     gap = (outcome.latents[job] - outcome.reference[job]).abs().max().item()
     effect = (outcome.reference[job] - outcome.reference[base]).abs().max().item()
     print(f"{job}: latents differ by {gap:.1e}, guidance moves them by {effect:.2f}")

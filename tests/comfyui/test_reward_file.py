@@ -48,6 +48,20 @@ def test_the_single_file_is_the_folder(positive: Adapter, single: Path) -> None:
     assert_same(found, positive)
 
 
+def test_a_folders_lora_is_read_with_all_that_is_in_the_folder(positive: Adapter, single: Path, tmp_path: Path) -> None:
+    folder = single.parent.parent
+    found, same = read_reward_file(folder / "pytorch_lora_weights.safetensors"), read_reward_file(single)
+    assert found.config == same.config == positive.config and found.layers.keys() == same.layers.keys()
+    assert all(torch.equal(layer.b, same.layers[path].b) for path, layer in found.layers.items())
+    assert found.head is not None and same.head is not None
+    weights = same.head.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in found.head.state_dict().items())
+    alone = tmp_path / "pytorch_lora_weights.safetensors"
+    alone.write_bytes((folder / "pytorch_lora_weights.safetensors").read_bytes())
+    with pytest.raises(AdapterError, match="has faults"):  # the LoRA alone is not the adapter
+        read_reward_file(alone)
+
+
 def test_as_the_nodes_see_it(positive: Adapter, single: Path) -> None:
     reward = read_reward_file(single)
     assert reward.head is not None and reward.config == positive.config and reward.form is None

@@ -328,7 +328,8 @@ def test_a_saved_picture_says_what_guided_it(server: Any) -> None:
 def test_a_line_under_the_node_says_how_far_it_is(server: Any) -> None:
     report, _, _ = server
     texts = report["run guided"]["texts"]["5"]
-    assert [text.partition("  ")[0] for text in texts] == [f"step {i}/4" for i in range(1, 5)]
+    shown = [text.partition("  ")[0] for text in texts]  # ten per second at most, and the last
+    assert shown[0] == "step 1/4" and shown[-1] == "step 4/4" and shown == sorted(set(shown))
     assert "alpha 0." in texts[0] and "push" in texts[0]
     first, *steps = report["run measured"]["texts"]["5"]
     assert "liked becomes 60%" in first and "this picture will be liked with " in steps[-1]

@@ -7,7 +7,8 @@ writes latents.safetensors and report.json into the folder. A job:
 
     {"name": ..., "steps": [{"lora": file, "strength": 1.0}, {"node": "NFTRewardGuidance", "values": {...}}, ...],
      "cfg": 1.0, "sampler": "euler", "prompts": 1 or 2 positive ones at once, "stop": step to be interrupted after,
-     "use": name of a MODEL kept by an earlier job, "keep": name to keep this MODEL under}
+     "use": name of a MODEL kept by an earlier job, "keep": name to keep this MODEL under,
+     "base": name of a shipped model to start from, with its own prompts ("<name> text", ...), instead of base}
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Driver:
 
         self.inputs = load_file(folder / "inputs.safetensors")
         self.base = comfy.sd.load_diffusion_model(str(folder / "base.safetensors"))
+        self.shipped: dict[str, Any] = {}
         self.kept: dict[str, Any] = {}
         self.latents: dict[str, torch.Tensor] = {}
         self.report: dict[str, Any] = {}
@@ -85,8 +87,15 @@ class Driver:
         values = {key: outputs[value[1:]] if str(value).startswith("$") else value for key, value in values.items()}
         return called.execute(**values).args
 
+    def base_of(self, job: dict[str, Any]) -> Any:
+        """The model that a job starts from, of which there is one, as in a graph whose nodes are cached."""
+        name = job.get("base")
+        if name is not None and name not in self.shipped:
+            self.shipped[name] = self.run_node("NFTShapesModel", {"model": name}, {})[0]
+        return self.base if name is None else self.shipped[name]
+
     def build(self, job: dict[str, Any], notes: list[str]) -> Any:
-        model = self.kept[job["use"]] if "use" in job else self.base
+        model = self.kept[job["use"]] if "use" in job else self.base_of(job)
         outputs: dict[str, Any] = {}
         for step in job.get("steps", []):
             if "lora" in step:
@@ -123,11 +132,13 @@ class Driver:
         loaded = [one.model.model for one in self.comfy.model_management.current_loaded_models if one.model is not None]
         weights = [one for one in loaded if type(one).__name__ == "Weights"]  # of adapters
         entry["counted"] = sum(p.numel() * p.element_size() for one in weights for p in one.parameters())
-        entry["replaced_forwards"] = sum("forward" in m.__dict__ for m in self.base.model.modules())
-        entry["patched"] = len(self.base.patches)
+        base = self.base_of(job)
+        entry["replaced_forwards"] = sum("forward" in m.__dict__ for m in base.model.modules())
+        entry["patched"] = len(base.patches)
 
     def sample(self, model: Any, job: dict[str, Any]) -> torch.Tensor:
-        given, samplers = self.inputs, self.comfy.samplers
+        samplers, own = self.comfy.samplers, f"{job['base']} " if "base" in job else ""
+        given = {key: self.inputs.get(own + key, tensor) for key, tensor in self.inputs.items()}
         positive = [[given["text"], {"pooled_output": given["pooled"]}]]
         if job.get("prompts", 1) == 2:
             positive += [[given["negative_text"], {"pooled_output": given["negative_pooled"]}]]

@@ -36,6 +36,16 @@ PARITY: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "dialled rate": ("dialled", {"rate": 0.75}, {"nft_rate": 0.75}),
     "dialled policy": ("swung", {"strength": 0.9}, {"nft_strength": 0.9}),
 }  # fmt: skip
+# The same on the shipped model emoji, with adapters that are folders.
+EMOJI: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "emoji-3d": ("emoji-3d", {"strength": 1.5}, {"nft_strength": 1.5}),
+    "emoji-3d nft": ("emoji-3d", {"law": "nft"}, {"nft_law": "nft"}),
+    "emoji-3d odds": (
+        "emoji-3d", {"law": "odds", "mode": "exact"}, {"nft_law": "odds", "nft_mode": "two_pass"}
+    ),
+    "emoji-3d odds fast": ("emoji-3d", {"law": "odds", "mode": "fast"}, {"nft_law": "odds", "nft_mode": "single"}),
+    "emoji-words": ("emoji-words", {"strength": 0.7}, {"nft_strength": 0.7}),
+}  # fmt: skip
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "truncated": ({"adapter": "truncated.safetensors"}, "truncated or damaged"),
     "empty": ({"adapter": "empty.safetensors"}, "truncated or no safetensors file"),
@@ -127,6 +137,10 @@ def make_jobs() -> list[dict[str, Any]]:
         for name, (adapter, values, _) in PARITY.items():
             steps = [guidance(f"{adapter}.safetensors", **values)]
             jobs.append({"name": f"parity {name} {cfg}", "cfg": cfg, "steps": steps})
+        jobs.append({"name": f"parity emoji base {cfg}", "cfg": cfg, "base": "emoji"})
+        for name, (adapter, values, _) in EMOJI.items():
+            steps = [guidance(adapter, **values)]
+            jobs.append({"name": f"parity {name} {cfg}", "cfg": cfg, "base": "emoji", "steps": steps})
         steps = [guidance(strength=0.0), choice(CANDIDATES)]
         jobs.append({"name": f"early choice {cfg}", "cfg": cfg, "steps": steps})
     for name, (values, _) in WRONG.items():
@@ -135,7 +149,7 @@ def make_jobs() -> list[dict[str, Any]]:
 
 
 def write_files(folder: Path) -> dict[str, torch.Tensor]:
-    """base.safetensors, loras/, inputs.safetensors and jobs.json; returns what the pipeline draws for PARITY."""
+    """base.safetensors, loras/, inputs.safetensors and jobs.json; returns the pipeline's latents for both parities."""
     loras = folder / "loras"
     loras.mkdir(parents=True)
     shipped = shipped_adapter("shapes-warm")
@@ -207,23 +221,23 @@ def _reference(folder: Path, adapters: dict[str, Path]) -> dict[str, torch.Tenso
     noise = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(5))
     pipes = {name: DiffusionNFTPipeline.from_pretrained("shapes", nft_adapter=path) for name, path in adapters.items()}
     pipes["base"] = DiffusionNFTPipeline.from_pretrained("shapes")
+    for name in {adapter for adapter, _, _ in EMOJI.values()}:
+        pipes[name] = DiffusionNFTPipeline.from_pretrained("emoji", nft_adapter=name)
+    pipes["emoji base"] = DiffusionNFTPipeline.from_pretrained("emoji")
     for pipe in pipes.values():
         pipe.set_progress_bar_config(disable=True)
-    text, negative, pooled, negative_pooled = pipes["base"].encode_prompt(
-        prompt="a circle left of a cross",
-        prompt_2=None,
-        prompt_3=None,
-        negative_prompt="a red square",
-        max_sequence_length=0,
-        do_classifier_free_guidance=True,
-    )
+    prompts = {
+        "": _conditioning(pipes["base"], "a circle left of a cross", "a red square"),
+        "emoji ": _conditioning(pipes["emoji base"], "cat face", "automobile on yellow"),
+    }
 
-    def draw(pipe: Any, cfg: float, values: dict[str, Any], noise: torch.Tensor = noise) -> torch.Tensor:
-        return pipe(
-            prompt_embeds=text.expand(2, -1, -1),
-            negative_prompt_embeds=negative.expand(2, -1, -1),
-            pooled_prompt_embeds=pooled.expand(2, -1),
-            negative_pooled_prompt_embeds=negative_pooled.expand(2, -1),
+    def draw(name: str, cfg: float, values: dict[str, Any], noise: torch.Tensor = noise) -> torch.Tensor:
+        given = prompts["emoji " if name.startswith("emoji") else ""]
+        return pipes[name](
+            prompt_embeds=given["text"].expand(2, -1, -1),
+            negative_prompt_embeds=given["negative_text"].expand(2, -1, -1),
+            pooled_prompt_embeds=given["pooled"].expand(2, -1),
+            negative_pooled_prompt_embeds=given["negative_pooled"].expand(2, -1),
             guidance_scale=cfg,
             latents=noise.clone(),
             num_inference_steps=STEPS,
@@ -233,25 +247,33 @@ def _reference(folder: Path, adapters: dict[str, Path]) -> dict[str, torch.Tenso
 
     found = {}
     for cfg in CFGS:
-        found[f"parity base {cfg}"] = draw(pipes["base"], cfg, {})
-        for name, (adapter, _, values) in PARITY.items():
-            found[f"parity {name} {cfg}"] = draw(pipes[adapter], cfg, values)
+        found[f"parity base {cfg}"] = draw("base", cfg, {})
+        found[f"parity emoji base {cfg}"] = draw("emoji base", cfg, {})
+        for name, (adapter, _, values) in (PARITY | EMOJI).items():
+            found[f"parity {name} {cfg}"] = draw(adapter, cfg, values)
         others = torch.randint(2**32, (1, CANDIDATES - 1), generator=torch.Generator().manual_seed(0))[0].tolist()
         noises = [noise, *(torch.randn(noise.shape, generator=torch.Generator().manual_seed(s)) for s in others)]
-        pictures = torch.stack([draw(pipes["base"], cfg, {}, each) for each in noises])
+        pictures = torch.stack([draw("base", cfg, {}, each) for each in noises])
         alphas = []
         for each in noises:
-            draw(pipes["warm"], cfg, {"nft_strength": 1e-9}, each)
+            draw("warm", cfg, {"nft_strength": 1e-9}, each)
             alphas.append(pipes["warm"].nft_stats.alpha[CHOSEN_AFTER - 1])
         kept = torch.stack(alphas).argmax(0)
         found[f"early choice {cfg}"] = pictures[kept, torch.arange(len(kept))]
-    inputs = {
-        "noise": noise,
-        "sigmas": pipes["base"].scheduler.sigmas,
-        "text": text,
-        "negative_text": negative,
-        "pooled": pooled,
-        "negative_pooled": negative_pooled,
-    }
+    inputs = {"noise": noise, "sigmas": pipes["base"].scheduler.sigmas}
+    inputs |= {prefix + key: tensor for prefix, given in prompts.items() for key, tensor in given.items()}
     save_file({name: tensor.clone().contiguous() for name, tensor in inputs.items()}, folder / "inputs.safetensors")
     return found
+
+
+def _conditioning(pipe: Any, prompt: str, negative: str) -> dict[str, torch.Tensor]:
+    """A prompt and a negative one, as the pipeline's denoiser sees them."""
+    text, negative_text, pooled, negative_pooled = pipe.encode_prompt(
+        prompt=prompt,
+        prompt_2=None,
+        prompt_3=None,
+        negative_prompt=negative,
+        max_sequence_length=0,
+        do_classifier_free_guidance=True,
+    )
+    return {"text": text, "negative_text": negative_text, "pooled": pooled, "negative_pooled": negative_pooled}

@@ -1,6 +1,6 @@
-"""The shipped shapes model's text encoders and VAE as ComfyUI uses them, and the sizes that it can draw.
+"""The shipped models' text encoders and VAEs as ComfyUI uses them, and the sizes that they can draw.
 
-Its transformer needs ComfyUI's loader only.
+Their transformers need ComfyUI's loader only.
 ComfyUI's own loaders recognise text encoders by their sizes and a VAE by its channels; these are too small to be
 recognised. So this module has a CLIP and a VAE with all that the nodes need which encode a prompt, decode and encode.
 The first uses transformers and tokenizers, which ComfyUI ships, the second uses torch. Both are small and run on the
@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from nft_pipeline.errors import GuidanceError
 
-SIDE, LARGEST = 64, 128  # pixels: what it was trained on, and what it has positions for
+SIDE, LARGEST = 64, 128  # pixels: what they were trained on, and what they have positions for
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _ENCODERS = ("text_encoder", "text_encoder_2")
-_GROUPS = 2  # norm_num_groups of the VAE's config
+_GROUPS = 2  # norm_num_groups of both VAEs' configs
 _BLOCKS = 4
 
 
@@ -44,17 +44,17 @@ def refuse_large_pictures(
     height, width = (8 * side for side in noise.shape[-2:])
     if max(height, width) > LARGEST:
         raise GuidanceError(
-            f"the shapes model draws pictures of {SIDE} x {SIDE} pixels, at most {LARGEST} x {LARGEST}, and was asked "
+            f"this small model draws pictures of {SIDE} x {SIDE} pixels, at most {LARGEST} x {LARGEST}, and was asked "
             f"for {width} x {height}. Set width and height of the empty latent to {SIDE}."
         )
     return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
 
 
-class ShapesText:
+class ShippedText:
     """A CLIP: words to conditioning, as StableDiffusion3Pipeline makes it without its third text encoder.
 
     Args:
-        folder: the shapes model's.
+        folder: of a shipped model.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,22 +68,23 @@ class ShapesText:
         self._tokenizer.enable_padding(length=config.max_position_embeddings, pad_id=config.pad_token_id)
 
     def tokenize(self, text: str, **options: Any) -> Tensor:
-        """Word numbers, (1, 14); what is longer is cut off."""
+        """Token numbers, (1, as many as the model takes); what is longer is cut off."""
         return torch.tensor([self._tokenizer.encode(text).ids])
 
     def encode_from_tokens_scheduled(self, tokens: Tensor, **options: Any) -> list[Any]:
-        """CONDITIONING: words (1, 14, 128) from the layers before the last, and both poolings (1, 128)."""
+        """CONDITIONING: words (1, tokens, width) from the layers before the last, and both poolings (1, width), where
+        width is that of both encoders together."""
         with torch.no_grad():
             found = [encoder(tokens, output_hidden_states=True) for encoder in self._encoders]
         words = torch.cat([one.hidden_states[-2] for one in found], -1)
         return [[words, {"pooled_output": torch.cat([one.text_embeds for one in found], -1)}]]
 
 
-class ShapesVAE:
+class ShippedVAE:
     """A VAE: latents (B, 16, h, w) to pictures (B, 8 h, 8 w, 3) in [0, 1], and back.
 
     Args:
-        folder: the shapes model's.
+        folder: of a shipped model.
     """
 
     def __init__(self, folder: Path) -> None:
