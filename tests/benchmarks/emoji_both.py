@@ -32,7 +32,7 @@ from nft_pipeline.training.settings.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 OPEN = {"prompts": "emoji_open", "held_out_prompts": "emoji_open_held_out", "watch_reward": "emoji_right"}
-SAME = {**OPEN, "samples_every": 0, "sweep_size": 0}
+SAME = {**OPEN, "samples_every": 0, "sweep_size": 0, "pool_size": 1536, "held_out_size": 256, "steps": 160}
 RUNS: dict[str, dict[str, Any]] = {
     "both": {
         "reward": "",
@@ -49,8 +49,8 @@ PAGE = """# Two rewards at once
 Made by `python -m tests.benchmarks.emoji_both --write` on {date} ({machine} CPU, {precision}, torch {torch}). The
 rewards are `emoji_3d` and `emoji_dark` on the emoji model, both judged by its judge. `both` is one adapter trained on
 their product (`mix: product`), `dark` one trained on `emoji_dark` alone, each one run of seed 0 with the settings of
-the preset `emoji_3d`; emoji-3d is the shipped adapter. None of the two is shipped. The sum guides by emoji-3d and
-`dark` at the same strength, each by its own calibration where one pass allows it.
+the preset `emoji_3d`, but for a pool of {pool:,} pictures and {steps} steps; emoji-3d is the shipped adapter. Neither
+of the two is shipped. The sum guides by emoji-3d and `dark` at the same strength.
 
 {prompts} held-out prompts that name neither style nor background, n = {n} pictures per row, the same noise in every
 row, which no training and no calibration has seen. Quality is the {quality}. Errors are standard errors over pictures.
@@ -126,6 +126,8 @@ def main() -> None:
         torch=torch.__version__,
         prompts=len(prompts),
         n=args.n,
+        pool=SAME["pool_size"],
+        steps=SAME["steps"],
         quality=world.quality_words,
         table=markdown(head, list(rows(both, dark, work))),
     )

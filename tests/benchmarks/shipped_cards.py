@@ -1,0 +1,115 @@
+"""What the cards of the shipped adapters are drawn from: sample pictures and run_report.json, measured anew.
+
+    python -m tests.benchmarks.shipped_cards emoji-3d emoji-words --write
+
+The packaged adapters leave out what their runs wrote beside them. This draws held-out prompts with each adapter as it
+is shipped, at five strengths from the same noise, scores them with the reward that it was trained on and with one that
+it was not, and writes run_report.json and samples/ into its folder, so that `diffusion-nft push` has a whole card.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nft_pipeline import DiffusionNFTPipeline
+from nft_pipeline.files.atomic import atomic_write_bytes
+from nft_pipeline.hub_cards.draw import sample_files
+from nft_pipeline.hub_cards.report import REPORT_FILE, RunReport, Trained
+from nft_pipeline.models import ADAPTERS, shipped_adapter
+from nft_pipeline.sampling import draw
+from nft_pipeline.training.demo.measure import Workload
+from nft_pipeline.training.devices.precision import choose_precision
+from nft_pipeline.training.rewards.find import find_prompts, find_reward
+from nft_pipeline.training.show.run_report import curve
+from nft_pipeline.training.show.sweep import GROUP, Sweep, measure_sweep
+from nft_pipeline.training.show.watch import choose_strength, hacking_verdict
+
+STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
+SEED = 73_001
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a card shows.
+
+    Args:
+        pictured: the prompts of the strip, all from one seed.
+        watch: a reward that was not trained on, "" for none.
+    """
+
+    pictured: tuple[str, ...]
+    watch: str = ""
+
+
+CARDS: dict[str, Shown] = {
+    "shapes-warm": Shown(("a square on white", "a large cross on white", "a large ring"), "shapes_eval"),
+    "shapes-follow": Shown(("a red circle left of a blue cross", "two small rings", "a square above a triangle")),
+    "emoji-3d": Shown(("grinning face", "dog face on white", "red heart", "automobile on yellow"), "emoji_right"),
+    "emoji-words": Shown(tuple(f'a sign that says "{word}"' for word in ("HAIL", "ART", "HOME", "CITY"))),
+}
+
+
+def measured(pipe: Any, name: str, n: int) -> Sweep:
+    """Held-out prompts of the adapter's run at all strengths."""
+    config = pipe.nft_config
+    settings, reward, watch = config.training["settings"], config.reward["name"], CARDS[name].watch
+    every = find_prompts(settings["held_out_prompts"])
+    places = np.linspace(0, len(every) - 1, min(len(every), n // GROUP)).round().astype(int)
+    prompts = [every[place] for place in places]
+    dtype, _ = choose_precision("auto", pipe.transformer.device)
+    work = Workload(prompts, n, SEED, 102, dict(pipe.call_defaults), dtype)
+
+    def drawn(rows: Sequence[tuple[int, int]], strength: float, label: str) -> np.ndarray:
+        return work.pictures(pipe, f"{label}, strength {strength:g}", nft_strength=strength)
+
+    rows = [(place % len(prompts), place) for place in range(n)]
+    watched = (watch, find_reward(watch)) if watch else None
+    said = f"{n} pictures of {len(prompts)} held-out prompts"
+    return measure_sweep(drawn, prompts, rows, STRENGTHS, {reward: find_reward(reward)}, {reward: 1.0}, watched, said)
+
+
+def report_of(pipe: Any, name: str, n: int) -> tuple[RunReport, dict[str, bytes]]:
+    """The report of a shipped adapter, and the pictures that it names."""
+    sweep, watch = measured(pipe, name, n), CARDS[name].watch
+    rows = [(prompt, 0) for prompt in CARDS[name].pictured]
+    with torch.inference_mode():
+        columns, _ = draw(pipe, rows, STRENGTHS)
+    files, samples = sample_files(rows, STRENGTHS, columns)
+    settings = pipe.nft_config.training["settings"]
+    trained = Trained(
+        rounds=settings["rounds"] or 1, anchor=f"eta0 {settings['eta0']:g}" if settings["eta0"] else "none"
+    )
+    curves = [curve(sweep, one, one in sweep.trained) for one in (*sweep.trained, *([watch] if watch else []))]
+    span, verdict = choose_strength(sweep).span, hacking_verdict(sweep)
+    return RunReport(tuple(curves), (), tuple(samples), verdict, span, trained), files
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("adapters", nargs="*", default=ADAPTERS, metavar="NAME", help="shipped adapters (default: all)")
+    parser.add_argument("--n", type=int, default=204, help="pictures per strength (default: 204)")
+    parser.add_argument("--write", action="store_true", help="write into the adapters' folders")
+    args = parser.parse_args()
+    for name in args.adapters:
+        folder = shipped_adapter(name)
+        assert folder is not None, name
+        model = next(model for model in ("shapes", "emoji") if name.startswith(model))
+        pipe = DiffusionNFTPipeline.from_pretrained(model, nft_adapter=name)
+        pipe.set_progress_bar_config(disable=True)
+        report, files = report_of(pipe, name, args.n)
+        print(name, report.to_json())
+        if args.write:
+            (folder / "samples").mkdir(exist_ok=True)
+            for path, data in {**files, REPORT_FILE: report.to_json().encode()}.items():
+                atomic_write_bytes(Path(folder) / path, data)
+
+
+if __name__ == "__main__":
+    main()
