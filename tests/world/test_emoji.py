@@ -248,6 +248,13 @@ class TestJudge:
         assert set(styles.tolist()) <= {0, 1, 2}
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_judge_takes_pictures_as_pil_gives_them_without_a_warning():
+    picture = np.asarray(Image.new("RGB", (64, 64), (255, 0, 255)))
+    assert not picture.flags.writeable
+    assert torch.equal(as_input(picture[None])[0, :, 5, 5], torch.tensor([1.0, -1.0, 1.0]))
+
+
 def test_open_prompts_name_a_thing_and_nothing_else():
     """And the held-out ones are of things that no adapter trained on the others has drawn."""
     train, held_out = (PROMPTS[name]() for name in ("emoji_open", "emoji_open_held_out"))
