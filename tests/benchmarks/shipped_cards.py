@@ -3,16 +3,16 @@
     python -m tests.benchmarks.shipped_cards emoji-3d emoji-words --write
 
 The packaged adapters leave out what their runs wrote beside them. This draws held-out prompts with each adapter as it
-is shipped, at five strengths from the same noise, scores them with the reward that it was trained on and with one that
+is shipped, at a few strengths from the same noise, scores them with the reward that it was trained on and with one that
 it was not, and writes run_report.json and samples/ into its folder, so that `diffusion-nft push` has a whole card.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ import torch
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.files.atomic import atomic_write_bytes
 from nft_pipeline.hub_cards.draw import sample_files
-from nft_pipeline.hub_cards.report import REPORT_FILE, RunReport, Trained
-from nft_pipeline.models import ADAPTERS, shipped_adapter
+from nft_pipeline.hub_cards.report import REPORT_FILE, RunReport, Sample, Trained
+from nft_pipeline.models import shipped_adapter
 from nft_pipeline.sampling import draw
 from nft_pipeline.training.demo.measure import Workload
 from nft_pipeline.training.devices.precision import choose_precision
@@ -31,7 +31,6 @@ from nft_pipeline.training.show.run_report import curve
 from nft_pipeline.training.show.sweep import GROUP, Sweep, measure_sweep
 from nft_pipeline.training.show.watch import choose_strength, hacking_verdict
 
-STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
 SEED = 73_001
 
 
@@ -42,17 +41,25 @@ class Shown:
     Args:
         pictured: the prompts of the strip, all from one seed.
         watch: a reward that was not trained on, "" for none.
+        strengths: 0 among them, none beyond what the adapter's calibration reaches; negative ones are only drawn.
     """
 
     pictured: tuple[str, ...]
     watch: str = ""
+    strengths: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0)
 
 
 CARDS: dict[str, Shown] = {
+    "emoji-3d": Shown(
+        ("grinning face", "dog face on white", "red heart", "automobile on yellow"),
+        "emoji_right",
+        (-0.5, 0.0, 0.5, 1.0),
+    ),
+    "emoji-words": Shown(
+        tuple(f'a sign that says "{word}"' for word in ("HAIL", "ART", "HOME", "CITY")), "", (0.0, 0.5, 1.0)
+    ),
     "shapes-warm": Shown(("a square on white", "a large cross on white", "a large ring"), "shapes_eval"),
     "shapes-follow": Shown(("a red circle left of a blue cross", "two small rings", "a square above a triangle")),
-    "emoji-3d": Shown(("grinning face", "dog face on white", "red heart", "automobile on yellow"), "emoji_right"),
-    "emoji-words": Shown(tuple(f'a sign that says "{word}"' for word in ("HAIL", "ART", "HOME", "CITY"))),
 }
 
 
@@ -72,29 +79,37 @@ def measured(pipe: Any, name: str, n: int) -> Sweep:
     rows = [(place % len(prompts), place) for place in range(n)]
     watched = (watch, find_reward(watch)) if watch else None
     said = f"{n} pictures of {len(prompts)} held-out prompts"
-    return measure_sweep(drawn, prompts, rows, STRENGTHS, {reward: find_reward(reward)}, {reward: 1.0}, watched, said)
+    strengths = [strength for strength in CARDS[name].strengths if strength >= 0]
+    return measure_sweep(drawn, prompts, rows, strengths, {reward: find_reward(reward)}, {reward: 1.0}, watched, said)
 
 
-def report_of(pipe: Any, name: str, n: int) -> tuple[RunReport, dict[str, bytes]]:
-    """The report of a shipped adapter, and the pictures that it names."""
-    sweep, watch = measured(pipe, name, n), CARDS[name].watch
-    rows = [(prompt, 0) for prompt in CARDS[name].pictured]
+def pictured(pipe: Any, name: str) -> tuple[tuple[Sample, ...], dict[str, bytes]]:
+    """The pictures of the strip, as the report lists them and by their files."""
+    rows, strengths = [(prompt, 0) for prompt in CARDS[name].pictured], CARDS[name].strengths
     with torch.inference_mode():
-        columns, _ = draw(pipe, rows, STRENGTHS)
-    files, samples = sample_files(rows, STRENGTHS, columns)
+        columns, _ = draw(pipe, rows, strengths)
+    files, samples = sample_files(rows, strengths, columns)
+    return tuple(samples), files
+
+
+def report_of(pipe: Any, name: str, n: int) -> RunReport:
+    """The report of a shipped adapter, without pictures."""
+    sweep, watch = measured(pipe, name, n), CARDS[name].watch
     settings = pipe.nft_config.training["settings"]
     trained = Trained(
         rounds=settings["rounds"] or 1, anchor=f"eta0 {settings['eta0']:g}" if settings["eta0"] else "none"
     )
     curves = [curve(sweep, one, one in sweep.trained) for one in (*sweep.trained, *([watch] if watch else []))]
-    span, verdict = choose_strength(sweep).span, hacking_verdict(sweep)
-    return RunReport(tuple(curves), (), tuple(samples), verdict, span, trained), files
+    return RunReport(tuple(curves), (), (), hacking_verdict(sweep), choose_strength(sweep).span, trained)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("adapters", nargs="*", default=ADAPTERS, metavar="NAME", help="shipped adapters (default: all)")
+    parser.add_argument(
+        "adapters", nargs="*", default=list(CARDS), metavar="NAME", help="shipped adapters (default: all)"
+    )
     parser.add_argument("--n", type=int, default=204, help="pictures per strength (default: 204)")
+    parser.add_argument("--pictures", action="store_true", help="draw the pictures, and leave the numbers as they are")
     parser.add_argument("--write", action="store_true", help="write into the adapters' folders")
     args = parser.parse_args()
     for name in args.adapters:
@@ -103,12 +118,18 @@ def main() -> None:
         model = next(model for model in ("shapes", "emoji") if name.startswith(model))
         pipe = DiffusionNFTPipeline.from_pretrained(model, nft_adapter=name)
         pipe.set_progress_bar_config(disable=True)
-        report, files = report_of(pipe, name, args.n)
+        path = folder / REPORT_FILE
+        report = RunReport.from_json(path.read_bytes()) if path.is_file() else RunReport()
+        if not args.pictures:
+            report = report_of(pipe, name, args.n)
+        samples, files = pictured(pipe, name)
+        report = replace(report, samples=samples)
         print(name, report.to_json())
         if args.write:
-            (folder / "samples").mkdir(exist_ok=True)
-            for path, data in {**files, REPORT_FILE: report.to_json().encode()}.items():
-                atomic_write_bytes(Path(folder) / path, data)
+            shutil.rmtree(folder / "samples", ignore_errors=True)
+            (folder / "samples").mkdir()
+            for file, data in {**files, REPORT_FILE: report.to_json().encode()}.items():
+                atomic_write_bytes(folder / file, data)
 
 
 if __name__ == "__main__":
