@@ -71,7 +71,7 @@ standard errors over pictures.
 """
 CALIBRATED = """\
 The calibration by hand draws in one pass at one weight for all, so a row of the dial draws what LoRA weight draws at
-some weight: what it adds is the promise. The rows of the odds law are two passes, gated by alpha."""
+some weight: what it adds is the promise. The row of the odds law is two passes, gated by alpha."""
 NOT_LEARNED = """\
 The calibration could not tell from its ratings that any weight raises the share of liked pictures, so the dial
 recommends no strength."""
@@ -143,9 +143,8 @@ def measure(pipe: Any, adapter: Path, work: Workload) -> Iterator[tuple[str, str
     for strength in STRENGTHS:
         promised = pipe.promise(strength=strength).rate
         yield "dial", f"strength {strength:g}", 1, point("dial", strength, pipe, promised, nft_strength=strength)
-    for strength in STRENGTHS:
-        law = {"nft_strength": strength, "nft_law": "odds", "nft_mode": "two_pass"}
-        yield "odds law, by alpha", f"strength {strength:g}", 2, point("odds", strength, pipe, **law)
+    law = {"nft_strength": 1.0, "nft_law": "odds", "nft_mode": "two_pass"}
+    yield "odds law, by alpha", "strength 1", 2, point("odds", 1.0, pipe, **law)
     stock = pipe.unwrap()
     with with_lora(stock, adapter) as name:
         for weight in WEIGHTS:
@@ -172,7 +171,7 @@ def table(found: list[tuple[str, str, int, Point]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="a new folder for pictures, run and adapter")
-    parser.add_argument("--n", type=int, default=306, help="pictures per row (default: 306)")
+    parser.add_argument("--n", type=int, default=204, help="pictures per row (default: 204)")
     parser.add_argument("--write", action="store_true", help="write docs/measured/emoji_likes.md")
     args = parser.parse_args()
     facts_file = args.work / "facts.json"

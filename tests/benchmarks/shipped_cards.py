@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument(
         "adapters", nargs="*", default=list(CARDS), metavar="NAME", help="shipped adapters (default: all)"
     )
-    parser.add_argument("--n", type=int, default=204, help="pictures per strength (default: 204)")
+    parser.add_argument("--n", type=int, default=120, help="pictures per strength (default: 120)")
     parser.add_argument("--pictures", action="store_true", help="draw the pictures, and leave the numbers as they are")
     parser.add_argument("--write", action="store_true", help="write into the adapters' folders")
     args = parser.parse_args()
