@@ -56,6 +56,7 @@ def test_the_card_of_a_shipped_adapter_is_complete(name: str) -> None:
     for missing in ("not drawn", "Rewards at strength 0 and 1: not measured", "hacking:** not measured"):
         assert missing not in made.text
     assert "plots/strip.png" in made.plots and "plots/reward_light.png" in made.plots
+    assert '"a photo of a cat"' not in made.text
 
 
 def test_the_example_asks_for_what_the_base_model_draws() -> None:
@@ -273,6 +274,7 @@ def test_a_picture_carries_the_workflow_with_the_adapter_in_it() -> None:
         ("UNet2DConditionModel", "someone/sdxl-tuned", "CheckpointLoaderSimple"),
         ("ZImageTransformer2DModel", "someone/z", "CLIPLoader"),
         ("SD3Transformer2DModel", "shapes", "NFTShapesModel"),
+        ("SD3Transformer2DModel", "emoji", None),  # not the workflow of SD 3.5
         ("UNet2DConditionModel", "someone/sd15", None),
         ("QwenImageTransformer2DModel", "someone/qwen", None),
     ],
