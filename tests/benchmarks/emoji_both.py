@@ -1,6 +1,6 @@
 """Two rewards at once on the emoji model: one adapter trained on their product beside the sum of two adapters.
 
-    python -m tests.benchmarks.emoji_both --work runs/emoji-both --write
+    python -m tests.benchmarks.emoji_both --work runs/emoji-both --out both.md
 
 Trains two adapters with the settings of the preset emoji_3d, `both` on emoji_3d times emoji_dark and `dark` on
 emoji_dark alone, and takes the shipped emoji-3d for the other half of the sum. Measured on held-out prompts that name
@@ -30,7 +30,6 @@ from nft_pipeline.training.rewards.find import find_prompts
 from nft_pipeline.training.run.trainer import train
 from nft_pipeline.training.settings.config import TrainConfig
 
-ROOT = Path(__file__).parents[2]
 OPEN = {"prompts": "emoji_open", "held_out_prompts": "emoji_open_held_out", "watch_reward": "emoji_right"}
 SAME = {**OPEN, "samples_every": 0, "sweep_size": 0, "pool_size": 1536, "held_out_size": 256, "steps": 160}
 RUNS: dict[str, dict[str, Any]] = {
@@ -46,7 +45,7 @@ STRENGTHS = (0.5, 1.0, 1.5)
 WEIGHTS = (0.5, 1.0)
 PAGE = """# Two rewards at once
 
-Made by `python -m tests.benchmarks.emoji_both --write` on {date} ({machine} CPU, {precision}, torch {torch}). The
+Made by `python -m tests.benchmarks.emoji_both` on {date} ({machine} CPU, {precision}, torch {torch}). The
 rewards are `emoji_3d` and `emoji_dark` on the emoji model, both judged by its judge. `both` is one adapter trained on
 their product (`mix: product`), `dark` one trained on `emoji_dark` alone, each one run of seed 0 with the settings of
 the preset `emoji_3d`, but for a pool of {pool:,} pictures and {steps} steps; emoji-3d is the shipped adapter. Neither
@@ -111,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the two runs")
     parser.add_argument("--n", type=int, default=306, help="pictures per row (default: 306)")
-    parser.add_argument("--write", action="store_true", help="write docs/measured/emoji_both.md")
+    parser.add_argument("--out", type=Path, help="write the page to this file")
     args = parser.parse_args()
     both, dark = trained("both", args.work), trained("dark", args.work)
     pipe = DiffusionNFTPipeline.from_pretrained("emoji")
@@ -132,8 +131,8 @@ def main() -> None:
         table=markdown(head, list(rows(both, dark, work))),
     )
     print(text)
-    if args.write:
-        (ROOT / "docs/measured/emoji_both.md").write_text(text, encoding="utf-8")
+    if args.out:
+        args.out.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
