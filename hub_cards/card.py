@@ -17,7 +17,7 @@ from nft_pipeline.adapters.config import AdapterConfig
 from nft_pipeline.adapters.read import is_hub_id
 from nft_pipeline.dial.words import judged, promises, reach, scales, share
 from nft_pipeline.families.registry import draws_videos
-from nft_pipeline.models import MODELS
+from nft_pipeline.models import MODELS, example_prompts
 
 from .licence import Licence
 from .plots import THEMES, reward_plot, strip
@@ -85,7 +85,7 @@ def render_card(
         has_report=any((report.rewards, report.samples, report.hacking, report.trained != Trained())),
         licence=licence,
         repo_id=repo_id,
-        prompt=report.samples[0].prompt if report.samples else "a photo of a cat",
+        prompt=_example(base, report),
         base_link=_base_link(base),
         hub_base=hub_base,
         strip=shown is not None,
@@ -123,6 +123,12 @@ def card_metadata(config: AdapterConfig, report: RunReport, licence: Licence) ->
             for sample in report.samples[: _gallery(report)]
         ]
     return ModelCardData(**facts).to_yaml().strip()
+
+
+def _example(base: str, report: RunReport) -> str:
+    """A prompt that the base model can draw: of a sample, or one that a shipped model brings."""
+    known = [sample.prompt for sample in report.samples] or (example_prompts(base) if base in MODELS else [])
+    return known[0] if known else "a photo of a cat"
 
 
 def _gallery(report: RunReport) -> int:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from nft_pipeline.adapter import Adapter, AdapterError
 from nft_pipeline.adapters.keys import SECOND, component_lora, lora_key, lora_modules
-from nft_pipeline.adapters.names import COMFYUI_FOLDER, LORA_METADATA_KEY
+from nft_pipeline.adapters.names import LORA_METADATA_KEY, comfyui_file
 from nft_pipeline.adapters.write import adapter_files
 from nft_pipeline.dial.scale import weight_of
 from nft_pipeline.families.registry import FAMILIES
@@ -73,8 +74,8 @@ def export(
 
 
 def _comfyui(adapter: Adapter) -> dict[str, bytes]:
-    name = f"{adapter.config.name}.safetensors"
-    return {name: adapter_files(adapter)[f"{COMFYUI_FOLDER}/{name}"]}
+    path = comfyui_file(adapter.config.name)
+    return {Path(path).name: adapter_files(adapter)[path]}
 
 
 def _kohya(adapter: Adapter) -> dict[str, bytes]:

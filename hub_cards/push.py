@@ -24,8 +24,9 @@ from typing import Any
 
 from nft_pipeline.adapter import AdapterError
 from nft_pipeline.adapters.config import AdapterConfig
-from nft_pipeline.adapters.names import CONFIG_FILE
-from nft_pipeline.adapters.read import is_hub_id, locate
+from nft_pipeline.adapters.names import CONFIG_FILE, comfyui_file
+from nft_pipeline.adapters.read import is_hub_id, locate, read_adapter
+from nft_pipeline.adapters.write import adapter_files
 
 from .card import Card, render_card
 from .contents import folder_sizes, largest, read_texts
@@ -126,7 +127,8 @@ def _facts(
 
 
 def make_package(folder: str | os.PathLike[str], repo_id: str, *, licence: str | None = None) -> Package:
-    """Everything that a push would upload, fully checked. The arguments are those of `make_card`.
+    """Everything that a push would upload, fully checked: the folder, the file for ComfyUI if it is missing there, and
+    the card. The arguments are those of `make_card`.
 
     Raises:
         AdapterError: any fault `verify` finds, all of them in one report.
@@ -140,11 +142,17 @@ def make_package(folder: str | os.PathLike[str], repo_id: str, *, licence: str |
         raise AdapterError(f"{folder} was not pushed; it has faults", faults, "Mend them, then push again.")
     card = make_card(folder, repo_id, licence=licence)
     files = {path: data for path, data in read_texts(where, folder_sizes(where)).items() if not _is_card(path)}
-    files |= card.files()
+    files = _for_comfyui(where, files) | files | card.files()
     faults = [f"{path}: {what}" for path, what in private_faults(files, owner)]
     if faults:
         raise AdapterError(f"{folder} was not pushed; its card would tell too much", faults)
     return Package(repo_id, files, card)
+
+
+def _for_comfyui(where: Path, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The one file for ComfyUI of a checked adapter that has none: the package leaves it out of some, for its size."""
+    path = comfyui_file(AdapterConfig.from_json(files[CONFIG_FILE]).name)
+    return {} if path in files else {path: adapter_files(read_adapter(where))[path]}
 
 
 def make_space(folder: str | os.PathLike[str], repo_id: str, *, licence: str | None = None) -> Package:

@@ -29,6 +29,7 @@ from nft_pipeline.adapters.names import (
     HEAD_FOLDER,
     HEAD_PREFIX,
     LORA_FILE,
+    comfyui_file,
 )
 from nft_pipeline.adapters.read import is_hub_id, locate
 from nft_pipeline.adapters.single_file import read_single_file
@@ -82,7 +83,8 @@ def verify(
         revision: branch, tag or commit, for a Hub id.
         subfolder: folder inside the source.
         base: the base model's denoiser; if given, names and shapes of the LoRA and the head are checked against it.
-        card: whether a missing card is a fault; False before it has been rendered.
+        card: whether it is a fault that the card or the file for ComfyUI is missing; False for a folder that `push` has
+            yet to complete with them.
 
     Returns:
         Every fault; an empty list for a sound adapter.
@@ -132,7 +134,7 @@ def _all_faults(
     faults += _header_faults(folder, files)
     if adapter is not None:
         faults += _config_faults(adapter)
-        faults += _comfyui_faults(folder, adapter)
+        faults += _comfyui_faults(folder, adapter, card)
         if base is not None:
             faults += _base_faults(adapter, base)
     faults += _report_faults(files)
@@ -232,15 +234,17 @@ def _tap_widths(adapter: Adapter) -> set[int]:
     return {tensor.shape[1] for key, tensor in adapter.lora.items() if key.endswith(("to_q.lora_A.weight",))}
 
 
-def _comfyui_faults(folder: Path, adapter: Adapter) -> Iterator[Fault]:
+def _comfyui_faults(folder: Path, adapter: Adapter, needed: bool) -> Iterator[Fault]:
     """The one file for ComfyUI is one that ComfyUI's nodes can read, and holds the same LoRA, head and settings."""
-    wanted = f"{COMFYUI_FOLDER}/{adapter.config.name}.safetensors"
+    wanted = comfyui_file(adapter.config.name)
     for path in sorted((folder / COMFYUI_FOLDER).glob("*.safetensors")):
-        if path.name != f"{adapter.config.name}.safetensors":
+        if path.name != Path(wanted).name:
             name = f"{COMFYUI_FOLDER}/{path.name}"
             yield Fault(name, f"is another file than {wanted}, which the config names", "delete it or rename it")
     if not (folder / wanted).is_file():
-        yield Fault(wanted, "is missing, so ComfyUI finds nothing to load", _AGAIN)
+        if needed:
+            advice = "`push` adds it, and `diffusion-nft export ADAPTER comfyui` writes it by itself"
+            yield Fault(wanted, "is missing, so ComfyUI finds nothing to load", advice)
         return
     try:
         single = read_single_file(folder / wanted)

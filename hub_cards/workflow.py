@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from nft_pipeline.adapters.config import AdapterConfig
 from nft_pipeline.families.registry import FAMILIES
+from nft_pipeline.models import MODELS
 
 # Beside this room in a checkout and in an installed package alike.
 TEMPLATES = Path(__file__).resolve().parent.parent / "example_workflows"
@@ -28,7 +29,7 @@ def adapter_workflow(config: AdapterConfig) -> dict[str, Any] | None:
     base, family = config.base_model.id, FAMILIES.get(config.denoiser)
     of_family = {} if family is None else family.workflows
     fitting = [template for part, template in of_family.items() if part in base.lower()]
-    name = _BY_BASE.get(base) or next(iter(fitting), None)
+    name = _BY_BASE.get(base) if base in MODELS else next(iter(fitting), None)  # a family's templates load Hub models
     if name is None:
         return None
     workflow: dict[str, Any] = json.loads((TEMPLATES / f"{name}.json").read_text(encoding="utf-8"))

@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-card",
         action="store_true",
-        help="accept a missing README.md (default: it is a fault); for use before `card`",
+        help="accept a missing README.md and a missing file for ComfyUI (default: both are faults); for use before "
+        "`push`, which adds them",
     )
 
 

@@ -26,3 +26,8 @@ MAX_HEAD_BYTES = 2 * 2**30
 MAX_JSON_BYTES = 50_000_000  # for any .json beside an adapter, for example a tokenizer's; our own are far smaller
 MAX_PICTURE_BYTES = 20_000_000
 MAX_REPOSITORY_BYTES = 64 * 2**30
+
+
+def comfyui_file(name: str) -> str:
+    """The path, in an adapter's folder, of the one file that ComfyUI's nodes load, for the adapter of that name."""
+    return f"{COMFYUI_FOLDER}/{name}.safetensors"

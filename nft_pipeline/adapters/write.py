@@ -37,6 +37,7 @@ from .names import (
     HEAD_FOLDER,
     LORA_FILE,
     LORA_METADATA_KEY,
+    comfyui_file,
 )
 
 # Beside the contract's own names, what may stand in an adapter's folder and is replaced with it.
@@ -116,7 +117,7 @@ def adapter_files(adapter: Adapter) -> dict[str, bytes]:
         files[HEAD_FILE] = safetensors_bytes(state, head_header, HASH_HEADER_KEY)
         single |= head_to_comfyui(state)
         single_header[HEAD_CONFIG_HEADER_KEY] = head_config
-    files[f"{COMFYUI_FOLDER}/{config.name}.safetensors"] = safetensors_bytes(single, single_header, HASH_HEADER_KEY)
+    files[comfyui_file(config.name)] = safetensors_bytes(single, single_header, HASH_HEADER_KEY)
     return files
 
 

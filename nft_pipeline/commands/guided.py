@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..models import shipped_adapters_of
 from ..modes import MODES
 
 
@@ -17,6 +18,22 @@ def add_model_argument(group: argparse._ActionsContainer) -> None:
         help="base model: the shipped 'shapes' or 'emoji', a diffusers folder, a Hub id or a checkpoint in one file "
         "(default: %(default)s). It must be the one the adapter was trained on",
     )
+
+
+def default_adapters(model: str) -> list[str]:
+    """The adapters that a command takes where no --adapter is given: those shipped for the model, the first of them
+    where it takes but one.
+
+    Args:
+        model: what --model says.
+
+    Raises:
+        ValueError: there are none.
+    """
+    adapters = shipped_adapters_of(model)
+    if not adapters:
+        raise ValueError(f"no shipped adapter is for the model {model!r}; give one with --adapter")
+    return adapters
 
 
 def add_foreign_arguments(group: argparse._ActionsContainer) -> None:

@@ -9,13 +9,14 @@ import socket
 import time
 from pathlib import Path
 
-from ..models import example_prompts, shipped_adapters_of
+from ..models import example_prompts
 from .guided import (
     add_cfg_argument,
     add_cost_arguments,
     add_foreign_arguments,
     add_mode_argument,
     add_model_argument,
+    default_adapters,
     foreign,
     stock_arguments,
 )
@@ -81,9 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C, then say how many pictures are liked."""
-    adapters = args.adapter or shipped_adapters_of(args.model)
-    if not adapters:
-        raise ValueError(f"no shipped adapter is for the model {args.model!r}; give one with --adapter")
+    adapters = args.adapter or default_adapters(args.model)
     if args.port is not None:
         _refuse_taken(args.port)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported

@@ -18,6 +18,7 @@ from .guided import (
     add_foreign_arguments,
     add_mode_argument,
     add_model_argument,
+    default_adapters,
     foreign,
     stock_arguments,
 )
@@ -32,6 +33,7 @@ starts from the same noise, so what differs along a row is guidance and nothing 
 
   diffusion-nft sample "a circle left of a cross"
   diffusion-nft sample "a ring" "two squares" --strengths 0 1 2 4 --out strengths.png
+  diffusion-nft sample "cat face on pink" --model emoji
   diffusion-nft sample "a ring" --particles 16 --strengths 1
   diffusion-nft sample "a ring" --seeds 0 1 2 3 4 5 6 7 --rate 0.5 0.7 0.9 --reward warm --out rates.png
 
@@ -48,10 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(what)
     what.add_argument(
         "--adapter",
-        default="shapes-warm",
         metavar="NAME",
-        help="adapter: a shipped name, a folder or a Hub id (default: %(default)s); a LoRA that another tool made may "
-        "also be a .safetensors file, and needs --kind and --beta",
+        help="adapter: a shipped name, a folder or a Hub id (default: the first that is shipped for the model, "
+        "shapes-warm or emoji-3d); a LoRA that another tool made may also be a .safetensors file, and needs --kind and "
+        "--beta",
     )
     what.add_argument(
         "--also",
@@ -181,6 +183,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw, write the grid, print what guidance did at each strength."""
     check(args)
+    if args.adapter is None:
+        args.adapter = default_adapters(args.model)[0]
     import torch
 
     from ..files.atomic import atomic_write_bytes

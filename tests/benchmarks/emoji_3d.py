@@ -1,6 +1,7 @@
 """The shipped emoji-3d beside its promise and beside LoRA weight, on prompts and noises that nothing was learned from.
 
     python tests/benchmarks/emoji_3d.py --write
+    python tests/benchmarks/emoji_3d.py --sheet --write       # the contact sheet alone, a minute
 
 --write makes docs/measured/emoji_3d.md and the pictures of it and of the README.
 """
@@ -12,7 +13,9 @@ import platform
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.models import shipped_adapter
@@ -25,6 +28,7 @@ from nft_pipeline.training.rewards.find import find_prompts, find_reward
 
 DOCS = Path(__file__).parents[2] / "docs"
 ADAPTER = "emoji-3d"
+SHEET_SIZE = 100
 TILTS = (-1.0, 0.0, 0.5, 1.0, 2.0)
 WEIGHTS = (-0.25, 0.25, 0.5, 0.75, 1.0, 1.5)
 PAGE = """# The shipped emoji-3d
@@ -50,13 +54,71 @@ The rival, the same LoRA in one pass with its weight scaled:
 The most that any row reaches is {reach:.2f}. The alpha head is weak on this reward: on the run's held-out samples its
 AUC was 0.71 at noise level 0.2 and 0.55 at 0.95, so that the calibration does not gate by it.
 """
+SHEET_TITLE = "\n## A hundred pictures at 0 and at 1\n"
+SHEET = (
+    SHEET_TITLE
+    + """
+{n} held-out prompts in random order, none chosen, drawn once each by `python tests/benchmarks/emoji_3d.py --sheet
+--write`. The base model's pictures are on the left, those at strength 1 on the right, with the same noise in the same
+place.
+
+![A hundred pictures of the base model, and beside them the same noise at strength 1](../pictures/emoji_3d_sheet.jpg)
+
+The judge sees 3-D in {solid_0} of them at 0 and in {solid_1} at 1. {gained} became 3-D, {lost} no longer are. All that
+the prompt names is right in {right_0} and in {right_1}; {broken} were right and are not at 1, {mended} the other way
+round.
+
+What one sees: faces change most, from flat discs to shaded ones with larger eyes, and some take on another expression.
+Hearts and fruit gain light and shade. Most animals, buildings and tools look nearly alike on both sides; the judge
+calls some of them 3-D for changes that are hard to see. What is a blur on the left stays one on the right: food, tools
+and animals on black most of all. The adapter sharpens nothing.
+"""
+)
+
+
+def sheet() -> tuple[str, Image.Image]:
+    """The section of the page about the contact sheet, and the sheet: a hundred base pictures, and those at 1."""
+    pipe = DiffusionNFTPipeline.from_pretrained("emoji", nft_adapter=ADAPTER)
+    prompts = np.random.default_rng(0).permutation(find_prompts(DEMOS["emoji"].held_out))[:SHEET_SIZE].tolist()
+    dtype, _ = choose_precision("auto", pipe.transformer.device)
+    work = Workload(prompts, SHEET_SIZE, seed=70_002, batch=SHEET_SIZE, call=dict(pipe.call_defaults), dtype=dtype)
+    drawn = [work.pictures(pipe, f"strength {strength:g}", nft_strength=strength) for strength in (0.0, 1.0)]
+    solid, right = (
+        [find_reward(name)(pictures, prompts) > 0.5 for pictures in drawn] for name in ("emoji_3d", "emoji_right")
+    )
+    section = SHEET.format(
+        n=SHEET_SIZE,
+        solid_0=solid[0].sum(),
+        solid_1=solid[1].sum(),
+        gained=(~solid[0] & solid[1]).sum(),
+        lost=(solid[0] & ~solid[1]).sum(),
+        right_0=right[0].sum(),
+        right_1=right[1].sum(),
+        broken=(right[0] & ~right[1]).sum(),
+        mended=(~right[0] & right[1]).sum(),
+    )
+    halves = [pictures.reshape(10, -1, *pictures.shape[1:]).swapaxes(1, 2) for pictures in drawn]
+    halves = [half.reshape(half.shape[0] * half.shape[1], -1, 3) for half in halves]
+    gap = np.full((len(halves[0]), 16, 3), 255, np.uint8)
+    return section, Image.fromarray(np.concatenate([halves[0], gap, halves[1]], 1))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=1020, help="pictures per row (default: 1020)")
     parser.add_argument("--write", action="store_true", help="write the page and its pictures")
+    parser.add_argument(
+        "--sheet", action="store_true", help="draw the contact sheet alone, and leave the rest of the page"
+    )
     args = parser.parse_args()
+    page = DOCS / "measured/emoji_3d.md"
+    if args.sheet:
+        section, picture = sheet()
+        print(section)
+        if args.write:
+            picture.save(DOCS / "pictures/emoji_3d_sheet.jpg", quality=82, optimize=True)
+            page.write_text(page.read_text(encoding="utf-8").partition(SHEET_TITLE)[0] + section, encoding="utf-8")
+        return
     world, folder = DEMOS["emoji"], shipped_adapter(ADAPTER)
     assert folder is not None
     pipe = DiffusionNFTPipeline.from_pretrained("emoji", nft_adapter=ADAPTER)
@@ -89,7 +151,8 @@ def main() -> None:
     )
     print(text)
     if args.write:
-        (DOCS / "measured/emoji_3d.md").write_text(text, encoding="utf-8")
+        section = "".join(page.read_text(encoding="utf-8").partition(SHEET_TITLE)[1:]) if page.is_file() else ""
+        page.write_text(text + section, encoding="utf-8")
         title = f"{ADAPTER}, n = {args.n} per point"
         plot_promise([points], rivals, DOCS / "pictures/emoji_3d.png", title, world.quality_words)
         grid.save(DOCS / "pictures/demo_strengths.png", optimize=True)

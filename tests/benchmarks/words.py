@@ -1,13 +1,13 @@
 """Words that can be read: how they are learned, and what steering costs and keeps, on words never shown in training.
 
-    diffusion-nft train emoji_words --out runs/emoji-words
-    diffusion-nft train emoji_words --out runs/paper --set objective=paper
-    python tests/benchmarks/words.py --run runs/emoji-words --others runs/paper --write
+    python -m tests.benchmarks.words --write                        # the tables, of the shipped adapter
+    python -m tests.benchmarks.words --train paper --seed 1         # a run of OBJECTIVES, into runs/words/paper-1
+    python -m tests.benchmarks.words --curve runs/words/* --write   # how these runs learned
 
-A picture is right if rapidocr reads exactly the word that its prompt has in quotes. The curve is read from the
-records of the runs. The tables are drawn anew: held-out words, the same prompts and noise in every row, guidance
-beside LoRA weight strength, classifier-free guidance, and the best of several pictures. --write makes
-docs/measured/words.md and its pictures.
+A picture is right if rapidocr reads exactly the word that its prompt has in quotes. The tables are drawn anew:
+held-out words, the same prompts and noise in every row, guidance beside LoRA weight strength, classifier-free guidance,
+and the best of several pictures. The curve is read from the records of the runs; runs that the page has already keep
+their line. --write makes docs/measured/words.md and its pictures.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,16 @@ from PIL import Image
 
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.grid import labelled_grid
+from nft_pipeline.models import shipped_adapter
+from nft_pipeline.sampling import draw
 from nft_pipeline.training.demo.measure import Workload, with_lora
 from nft_pipeline.training.demo.report import markdown
-from nft_pipeline.training.devices.precision import choose_precision
+from nft_pipeline.training.devices.precision import autocast, choose_precision
 from nft_pipeline.training.emoji.contents import Contents, emoji_folder
 from nft_pipeline.training.emoji.world import sign_prompt
+from nft_pipeline.training.learn.objective import Objective
 from nft_pipeline.training.rewards.kinds.ocr import OCR
+from nft_pipeline.training.run.trainer import train
 from nft_pipeline.training.settings.config import TrainConfig
 from nft_pipeline.training.show.picture_stats import diversity, shrunk
 
@@ -44,9 +49,32 @@ BEST_OF = (2, 4)
 GROUP = 8  # pictures of one word, whose variety is measured
 GROUPS = 24
 SHOWN = 8  # words in the picture
+# What is compared while it learns: the preset, and what another objective needs instead. All draw and read as many
+# pictures and take as many steps. `paper` has the optimality and tilt that docs/measured/objectives.md gives it.
+# `positive` is trained on whether the word is read exactly, because its rate is what is measured.
+UNANCHORED: dict[str, Any] = {"eta0": None, "refit": 0.0, "self_normalise": False}
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "policy": {},
+    "paper": {**UNANCHORED, "objective": "paper", "optimality": "group", "tilt": 10.0},
+    "positive": {
+        **UNANCHORED,
+        "objective": "positive",
+        "optimality": "threshold",
+        "optimality_at": 1.0,
+        "rounds": 0,
+        "sweep_every": 0,
+        "keep_best": False,
+        "pool_size": 4864,
+        "held_out_size": 512,
+        "steps": 112,
+    },
+}
+HEAD = ["way", "forwards per step", "read exactly", "reward `ocr`", "variety"]
+ADAPTER, SHIPPED = "emoji-words", "policy, seed 0"  # the shipped adapter, and the run that made it
+CANDIDATES, AFTER = 4, 2  # of early choice: noises tried for each picture, and the steps of each trial
 PAGE = """# Words on signs
 
-Made by `python tests/benchmarks/words.py --run RUN --turns {turns} --write` on {date} ({machine} CPU,
+Made by `python -m tests.benchmarks.words --turns {turns} --write` on {date} ({machine} CPU,
 {precision}, torch {torch}).
 A picture of 64 x 64 pixels is right if rapidocr, which others trained, reads exactly the word that the prompt has in
 quotes. The words have three or four letters and were on no sign that the base model or the adapter learned from:
@@ -63,18 +91,31 @@ strength goes through it, except where the law is named. Promised, as the mean r
 reader at every picture. A forward counts once for each row of the batch.
 
 ![The same noise at four strengths](../pictures/words_strengths.png)
-
-## While it learned
-
+"""
+LEARNED_TITLE = "\n## While it learned\n"
+LEARNED = (
+    LEARNED_TITLE
+    + """
 Each line is a training run, held-out words at strength 1 after so many pictures, by the runs' own sweeps of {sweep}
 pictures. The reward of a sweep is 1 less the share of letters that are wrong, which is above the share read exactly.
+All runs draw and read as many pictures and learn from as many pairs of picture and noise. A forward is one row of a
+batch in sampling or training; backward passes, one for each pair, come on top.
 
 {curve}
 
 ![The curve of learning](../pictures/words_curve.png)
-
+{ends}
 For comparison only: at full size, on Stable Diffusion 3.5 medium, the authors of DiffusionNFT report that OCR
 accuracy rose from .59 to .91 (arXiv:2509.16117). It is another model, other words and another reader.
+"""
+)
+ENDS = """
+What the runs end with, drawn anew as in the first table ({n} pictures per row, but for variety):
+
+{table}
+
+`policy` is the shipped emoji-words. "Early choice" tries {candidates} noises for {after} steps each and draws the one
+of the highest alpha; its forwards are counted.
 """
 
 
@@ -95,10 +136,25 @@ class Bench:
 
     def row(self, name: str, forwards: float, pipe: Any, **steering: Any) -> list[str]:
         """What is read of a way of steering, and what it keeps of the variety."""
-        scores = self.scores(self.work.pictures(pipe, name, **steering))
-        pictures = shrunk(self.groups.pictures(pipe, **steering))
-        variety = float(diversity(pictures, np.arange(len(pictures)) % GROUPS).mean())
-        return [name, f"{forwards:g}", *_share(scores), f"{variety:.3f}"]
+        return self._row(name, forwards, lambda work: work.pictures(pipe, name, **steering))
+
+    def early_choice(self, name: str, pipe: Any, strength: float) -> list[str]:
+        """A row of pictures whose noise alpha chooses; its noises are seeds, since early choice draws its own."""
+
+        def chosen(work: Workload) -> np.ndarray:
+            rows = [(text, work.seed * 10_000 + place) for place, text in enumerate(work.texts())]
+            with torch.inference_mode(), autocast(pipe.transformer.device, work.dtype):
+                options = {"nft_candidates": CANDIDATES, "nft_choose_after": AFTER, **work.call}
+                columns, _ = draw(pipe, rows, [strength], batch=work.batch, **options)
+            return np.stack([np.asarray(picture) for picture in columns[0]])
+
+        steps = self.work.call["num_inference_steps"]
+        return self._row(name, (steps + CANDIDATES * AFTER) / steps, chosen)
+
+    def _row(self, name: str, forwards: float, pictures: Callable[[Workload], np.ndarray]) -> list[str]:
+        scores, groups = self.scores(pictures(self.work)), shrunk(pictures(self.groups))
+        variety = float(diversity(groups, np.arange(len(groups)) % GROUPS).mean())
+        return [name, f"{forwards:.3g}", *_share(scores), f"{variety:.3f}"]
 
     def best_of(self, k: int, pipe: Any) -> list[str]:
         """The best of k pictures for each prompt, by the reader itself."""
@@ -115,32 +171,87 @@ def _share(scores: np.ndarray) -> list[str]:
     return [f"{exact:.3f} ± {(exact * (1 - exact) / n) ** 0.5:.3f}", f"{scores.mean():.3f}"]
 
 
-def curves(runs: Sequence[Path]) -> tuple[list[list[str]], dict[str, tuple[list[int], list[float]]]]:
-    """A row and a curve for each run: the reward of held-out words at strength 1, by pictures seen."""
-    rows, lines = [], {}
-    for run in runs:
-        config = TrainConfig.from_yaml(run / "settings.yaml")
-        a_round = config.round_prompts * config.group_size
-        sweeps = [json.loads(line) for line in (run / "sweeps.jsonl").read_text(encoding="utf-8").splitlines()]
-        start = next(line["ocr"] for line in sweeps if line["strength"] == 0)
-        at_1 = [line for line in sweeps if line["strength"] == 1]
-        seen = [0, *(line["step"] // config.round_steps * a_round for line in at_1)]
-        reward = [start, *(line["ocr"] for line in at_1)]
-        name = f"{config.objective}, seed {config.seed}"
-        lines[name] = (seen, reward)
-        some = ", ".join(f"{n:,}: {value:.3f}" for n, value in zip(seen, reward, strict=True))
-        rows.append([name, f"{config.optimality}", f"{config.eta0:g}" if config.eta0 else "none", some])
-    return rows, lines
+def settings_of(name: str, seed: int) -> TrainConfig:
+    """One of OBJECTIVES."""
+    return TrainConfig.from_yaml("emoji_words", {**OBJECTIVES[name], "seed": seed})
 
 
-def plot(lines: dict[str, tuple[list[int], list[float]]], path: Path) -> None:
+def pictures_of(config: TrainConfig) -> int:
+    """How many pictures a run draws and reads."""
+    if config.online:
+        return config.rounds * config.round_prompts * config.group_size
+    return config.pool_size + config.held_out_size
+
+
+def forwards_of(config: TrainConfig) -> int:
+    """Forwards of the denoiser that a run spends on drawing and on learning, per row of a batch."""
+    learning = config.total_steps * config.batch * Objective.of(config).passes(config.online)[0]
+    return pictures_of(config) * config.pool_steps + learning
+
+
+def curve_row(run: Path) -> list[str]:
+    """A row of the table: the reward of held-out words at strength 1, by pictures seen."""
+    config = TrainConfig.from_yaml(run / "settings.yaml")
+    sweeps = [json.loads(line) for line in (run / "sweeps.jsonl").read_text(encoding="utf-8").splitlines()]
+    start = next(line["ocr"] for line in sweeps if line["strength"] == 0)
+    at_1 = [line for line in sweeps if line["strength"] == 1]
+    seen = [0, *(line["step"] * pictures_of(config) // config.total_steps for line in at_1)]
+    points = ", ".join(f"{n:,}: {value:.3f}" for n, value in zip(seen, [start, *(x["ocr"] for x in at_1)], strict=True))
+    anchor = f"{config.eta0:g}" if config.eta0 else "none"
+    return [f"{config.kind}, seed {config.seed}", config.optimality, anchor, f"{forwards_of(config):,}", points]
+
+
+def rows_on(page: str) -> dict[str, list[str]]:
+    """The rows of the table that the page has already, by their first cell."""
+    lines = page.partition(LEARNED_TITLE)[2].splitlines()
+    cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines if ", seed " in line]
+    return {row[0]: row for row in cells if len(row) == 5}
+
+
+def points_of(row: Sequence[str]) -> tuple[list[int], list[float]]:
+    """Pictures seen and rewards, as a row says them."""
+    found = re.findall(r"([\d,]+): ([\d.]+)", row[-1])
+    return [int(n.replace(",", "")) for n, _ in found], [float(value) for _, value in found]
+
+
+def ends(bench: Bench, runs: Sequence[Path]) -> str:
+    """What the runs' adapters draw, and the shipped one."""
+    rows = []
+    for name, adapter in {SHIPPED: ADAPTER, **{curve_row(run)[0]: str(run / "adapter") for run in runs}}.items():
+        pipe = DiffusionNFTPipeline.from_pretrained("emoji", nft_adapter=adapter)
+        mode = pipe.promise(strength=1).mode
+        rows.append(bench.row(f"{name}, strength 1", 1 if mode == "single" else 2, pipe, nft_strength=1.0))
+        if pipe.nft_config.kind == "positive":
+            for strength in (0.0, 1.0):
+                rows.append(bench.early_choice(f"{name}, strength {strength:g}, early choice", pipe, strength))
+    return ENDS.format(n=bench.work.n, table=markdown(HEAD, rows), candidates=CANDIDATES, after=AFTER)
+
+
+def learning(page: str, runs: Sequence[Path], turns: int) -> tuple[str, list[list[str]]]:
+    """The section of the page on how runs learned, and the rows of its table: those of `runs`, and those it has."""
+    rows = {**rows_on(page), **{row[0]: row for row in map(curve_row, runs)}}
+    bench, _ = bench_of(turns)
+    head = ["run", "optimality", "eta0", "forwards", "pictures seen: reward"]
+    sweep = TrainConfig.from_yaml("emoji_words").sweep_size
+    table = markdown(head, list(rows.values()))
+    return LEARNED.format(sweep=sweep, curve=table, ends=ends(bench, runs)), list(rows.values())
+
+
+def bench_of(turns: int) -> tuple[Bench, str]:
+    """The bench on this machine, and its precision in words."""
+    pipe = DiffusionNFTPipeline.from_pretrained("emoji")
+    dtype, precision = choose_precision("auto", pipe.transformer.device)
+    return Bench(turns, dict(pipe.call_defaults), dtype), precision.partition(":")[0]
+
+
+def plot(rows: Sequence[Sequence[str]], path: Path) -> None:
     """The curves of the runs."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.8, 4.0))
     axes = figure.subplots()
-    for name, (seen, reward) in lines.items():
-        axes.plot(seen, reward, marker="o", markersize=4, label=name)
+    for row in rows:
+        axes.plot(*points_of(row), marker="o", markersize=4, label=row[0])
     axes.set(xlabel="pictures sampled and read", ylabel="reward `ocr`, held-out words", ylim=(0, 1))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="lower right")
@@ -159,24 +270,18 @@ def strip(pipe: Any, words: list[str]) -> Image.Image:
     return labelled_grid(rows, words, [f"strength {strength:g}" for strength in STRENGTHS], scale=2)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run of the preset emoji_words")
-    parser.add_argument("--others", type=Path, nargs="*", default=[], help="folders of runs with other settings")
-    parser.add_argument("--turns", type=int, default=4, help="pictures of each word (default: 4)")
-    parser.add_argument("--write", action="store_true", help="write the page and its pictures")
-    args = parser.parse_args()
-    config = TrainConfig.from_yaml(args.run / "settings.yaml")
-    adapter = args.run / "adapter"
-    pipe = DiffusionNFTPipeline.from_pretrained("emoji", nft_adapter=str(adapter))
-    dtype, precision = choose_precision("auto", pipe.transformer.device)
-    bench = Bench(args.turns, dict(pipe.call_defaults), dtype)
+def tables(turns: int) -> tuple[str, Image.Image]:
+    """The page about the shipped adapter, without how it learned, and its picture."""
+    bench, precision = bench_of(turns)
+    adapter = shipped_adapter(ADAPTER)
+    assert adapter is not None
+    pipe = DiffusionNFTPipeline.from_pretrained("emoji", nft_adapter=ADAPTER)
     rows = [bench.row(f"strength {s:g}", 1, pipe, nft_strength=s) for s in STRENGTHS]
     alone = {"nft_law": "nft", "nft_mode": "two_pass"}
     rows += [bench.row(f"strength {s:g}, nft law alone", 2, pipe, nft_strength=s, **alone) for s in FURTHER]
     mode = pipe.promise(strength=1).mode
     promised = ", ".join(f"{pipe.promise(strength=s).rate:.2f} at {s:g}" for s in STRENGTHS)
-    picture = strip(pipe, bench.words[:SHOWN])
+    picture, said = strip(pipe, bench.words[:SHOWN]), pipe.nft_config.training["settings"]
     stock = pipe.unwrap()
     with with_lora(stock, adapter) as name:
         for weight in WEIGHTS:
@@ -184,34 +289,58 @@ def main() -> None:
             rows.append(bench.row(f"LoRA weight {weight:g}", 1, stock))
     rows += [bench.row(f"CFG {scale:g}, base", 2, stock, guidance_scale=scale) for scale in SCALES]
     rows += [bench.best_of(k, stock) for k in BEST_OF]
-    curve_rows, lines = curves([args.run, *args.others])
     how = (
-        f"online, objective {config.objective} with baseline {config.baseline}, optimality {config.optimality}, "
-        f"{config.rounds} rounds of {config.round_prompts} words with {config.group_size} pictures each, "
-        f"anchor eta0 {config.eta0:g}, seed {config.seed}"
+        f"online, objective {said['objective']} with baseline {said['baseline']}, optimality {said['optimality']}, "
+        f"{said['rounds']} rounds of {said['round_prompts']} words with {said['group_size']} pictures each, "
+        f"anchor eta0 {said['eta0']:g}, seed {said['seed']}"
     )
     text = PAGE.format(
         date=date.today().isoformat(),
         machine=platform.machine(),
-        precision=precision.partition(":")[0],
+        precision=precision,
         torch=torch.__version__,
         words=len(bench.words),
-        turns=args.turns,
+        turns=turns,
         n=bench.work.n,
         group=GROUP,
         groups=GROUPS,
         how=how,
         way=f"`{mode}`",
         promised=promised,
-        table=markdown(["way", "forwards per step", "read exactly", "reward `ocr`", "variety"], rows),
-        sweep=config.sweep_size,
-        curve=markdown(["objective", "optimality", "eta0", "pictures seen: reward"], curve_rows),
+        table=markdown(HEAD, rows),
     )
-    print(text)
+    return text, picture
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--train", choices=OBJECTIVES, help="train one of these, and measure nothing")
+    what.add_argument("--curve", type=Path, nargs="+", metavar="RUN", help="finished runs: how they learned")
+    parser.add_argument("--seed", type=int, default=0, help="with --train: the seed (default: 0)")
+    parser.add_argument("--work", type=Path, default=Path("runs/words"), help="with --train: where the run goes")
+    parser.add_argument("--turns", type=int, default=4, help="pictures of each word (default: 4)")
+    parser.add_argument("--write", action="store_true", help="write the page and its pictures")
+    args = parser.parse_args()
+    if args.train:
+        train(settings_of(args.train, args.seed), args.work / f"{args.train}-{args.seed}")
+        return
+    path = DOCS / "measured/words.md"
+    before, title, after = path.read_text(encoding="utf-8").partition(LEARNED_TITLE)
+    if args.curve:
+        section, rows = learning(title + after, args.curve, args.turns)
+        print(section)
+        text = before + section
+    else:
+        tables_text, picture = tables(args.turns)
+        print(tables_text)
+        text = tables_text + title + after
     if args.write:
-        (DOCS / "measured/words.md").write_text(text, encoding="utf-8")
-        plot(lines, DOCS / "pictures/words_curve.png")
-        picture.save(DOCS / "pictures/words_strengths.png", optimize=True)
+        path.write_text(text, encoding="utf-8")
+        if args.curve:
+            plot(rows, DOCS / "pictures/words_curve.png")
+        else:
+            picture.save(DOCS / "pictures/words_strengths.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from nft_pipeline.hub_cards.licence import Licence, as_licence, base_licence, ca
 from nft_pipeline.hub_cards.push import make_card, write_card
 from nft_pipeline.hub_cards.report import RunReport
 from nft_pipeline.hub_cards.workflow import adapter_workflow
+from nft_pipeline.models import ADAPTERS, example_prompts
 
 REPO = "someone/tiny-red"
 
@@ -47,6 +48,21 @@ def test_the_hub_reads_its_metadata() -> None:
     assert set(data.tags) == {"diffusion-nft", "lora", "comfyui", "text-to-image"}
     assert len(data.widget) == 10
     assert data.widget[2] == {"text": "a red ring (strength 1)", "output": {"url": "samples/0-2.png"}}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_the_card_of_a_shipped_adapter_is_complete(name: str) -> None:
+    made = make_card(name, REPO)
+    for missing in ("not drawn", "Rewards at strength 0 and 1: not measured", "hacking:** not measured"):
+        assert missing not in made.text
+    assert "plots/strip.png" in made.plots and "plots/reward_light.png" in made.plots
+    assert '"a photo of a cat"' not in made.text
+
+
+def test_the_example_asks_for_what_the_base_model_draws() -> None:
+    base = {"id": "emoji", "revision": None, "fingerprint": "sha256:0123456789abcdef"}
+    assert json.dumps(example_prompts("emoji")[0]) in card(RunReport(), base_model=base).text
+    assert '"a photo of a cat"' in card(RunReport()).text
 
 
 def test_it_says_what_was_measured() -> None:
@@ -258,6 +274,7 @@ def test_a_picture_carries_the_workflow_with_the_adapter_in_it() -> None:
         ("UNet2DConditionModel", "someone/sdxl-tuned", "CheckpointLoaderSimple"),
         ("ZImageTransformer2DModel", "someone/z", "CLIPLoader"),
         ("SD3Transformer2DModel", "shapes", "NFTShapesModel"),
+        ("SD3Transformer2DModel", "emoji", None),  # not the workflow of SD 3.5
         ("UNet2DConditionModel", "someone/sd15", None),
         ("QwenImageTransformer2DModel", "someone/qwen", None),
     ],

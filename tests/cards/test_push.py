@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ from huggingface_hub import ModelCard, get_session
 
 from helpers.cards import full_report, light_adapter, picture, shared_adapter
 from helpers.local_hub import Fault, LocalHub
-from nft_pipeline.adapter import AdapterError, write_adapter
+from nft_pipeline.adapter import AdapterError, read_adapter, write_adapter
+from nft_pipeline.adapters.write import adapter_files
+from nft_pipeline.cli import main
 from nft_pipeline.hub_cards.hub import HubError
 from nft_pipeline.hub_cards.push import Pushed, make_package, push
+from nft_pipeline.hub_cards.verify import verify
+from nft_pipeline.models import ADAPTERS
 
 REPO = "someone/tiny-red"
 
@@ -23,7 +28,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shared_adapter(tmp_path_factory.mktemp("push") / "adapter")
 
 
-def put(folder: Path, **options: Any) -> Pushed:
+def put(folder: Path | str, **options: Any) -> Pushed:
     return push(folder, REPO, **{"pause": 0, "timeout": 2, **options})
 
 
@@ -69,6 +74,36 @@ def test_a_dry_run_sends_nothing(adapter: Path, hub: LocalHub) -> None:
     assert "nft_config.json" in package.listing() and REPO in package.card.text
     assert not hub.repos
     assert {method for method, _ in hub.requests} <= {"GET", "HEAD"}  # the base model's card was asked for
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_what_ships_goes_up_whole(name: str, tmp_path: Path, hub: LocalHub, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the package leaves out the file for ComfyUI: the Hub's own check finds nothing wrong."""
+    assert main(["push", name, REPO, "--dry-run"]) == 0
+    assert f"comfyui/{name}.safetensors" in capsys.readouterr().out and not hub.repos
+    put(name)
+    held = hub.files(REPO)
+    for path, data in held.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(data)
+    assert verify(tmp_path) == []
+    assert held[f"comfyui/{name}.safetensors"] == adapter_files(read_adapter(name))[f"comfyui/{name}.safetensors"]
+
+
+def test_the_file_for_comfyui_is_made_where_it_is_missing(adapter: Path, tmp_path: Path, hub: LocalHub) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    shutil.rmtree(folder / "comfyui")
+    assert make_package(folder, REPO).files == make_package(adapter, REPO).files
+    assert not (folder / "comfyui").exists()
+
+
+def test_a_file_for_comfyui_that_is_there_is_never_replaced(adapter: Path, tmp_path: Path, hub: LocalHub) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    os.rename(folder / "comfyui/tiny-red.safetensors", folder / "comfyui/old.safetensors")
+    with pytest.raises(AdapterError, match=r"old\.safetensors: is another file than comfyui/tiny-red\.safetensors"):
+        make_package(folder, REPO)
 
 
 def test_revision_tag_and_public(adapter: Path, hub: LocalHub) -> None:

@@ -23,10 +23,12 @@ from nft_pipeline.adapter import write_adapter
 from nft_pipeline.cli import main
 from nft_pipeline.commands import sample
 from nft_pipeline.commands.columns import Columns
+from nft_pipeline.commands.guided import default_adapters
 from nft_pipeline.dial.measured import Dial
 from nft_pipeline.dial.promise import Promise
 from nft_pipeline.engine.stats import NFTStats
 from nft_pipeline.grid import scale_for
+from nft_pipeline.models import ADAPTERS, MODELS, example_prompts
 from nft_pipeline.sampling import draw
 
 
@@ -171,6 +173,24 @@ def test_sample_of_somebody_elses_checkpoint(
     assert "not given: kind and beta" in capsys.readouterr().err
     assert main([*command, "--kind", "policy", "--beta", "1", "--use-old"]) == 0
     assert (tmp_path / "grid.png").is_file()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_sample_takes_an_adapter_of_the_model_it_is_told(model: str, tmp_path: Path) -> None:
+    """Another model's adapter would be refused."""
+    command = ["sample", example_prompts(model)[0], "--model", model, "--seeds", "0", "--steps", "2"]
+    assert main([*command, "--strengths", "1", "--device", "cpu", "--out", str(tmp_path / "grid.png")]) == 0
+
+
+def test_the_default_adapters_are_those_of_the_model() -> None:
+    assert [default_adapters(model)[0] for model in ("shapes", "emoji")] == ["shapes-warm", "emoji-3d"]
+    assert sorted(name for model in MODELS for name in default_adapters(model)) == sorted(ADAPTERS)
+
+
+@pytest.mark.parametrize("command", [["sample", "a ring"], ["play"]])
+def test_a_model_without_adapters_asks_for_one(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--model", "someone/else"]) == 2
+    assert "no shipped adapter is for the model 'someone/else'; give one with --adapter" in capsys.readouterr().err
 
 
 def test_sample_writes_a_grid_and_says_what_guidance_did(

@@ -36,11 +36,6 @@ def test_without_gradio_it_says_what_to_install(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_without_adapters_asks_for_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["play", "--model", "someone/else"]) == 2
-    assert "no shipped adapter is for the model 'someone/else'; give one with --adapter" in capsys.readouterr().err
-
-
 def test_a_port_that_is_taken_is_said_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

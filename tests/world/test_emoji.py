@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmarks.emoji_both import RUNS, settings_of
+from benchmarks.emoji_likes import DARK, Person
 from matplotlib import get_data_path
 from PIL import Image
 
 from nft_pipeline.training.emoji import examples, parts, pictures, train_base, train_judge, train_vae, world
 from nft_pipeline.training.emoji.contents import Contents
 from nft_pipeline.training.emoji.judge import SIGN, Judge, Shown, as_input, ground, load_judge, save_judge
-from nft_pipeline.training.emoji.prompts import Named
+from nft_pipeline.training.emoji.prompts import PROMPTS, Named
 from nft_pipeline.training.errors import TrainingError
 from nft_pipeline.training.shapes.train_base import TextAndDenoiser
 
@@ -244,3 +246,48 @@ class TestJudge:
         assert x.abs().max() <= 1
         assert things.max() <= len(NAMES)
         assert set(styles.tolist()) <= {0, 1, 2}
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_judge_takes_pictures_as_pil_gives_them_without_a_warning():
+    picture = np.asarray(Image.new("RGB", (64, 64), (255, 0, 255)))
+    assert not picture.flags.writeable
+    assert torch.equal(as_input(picture[None])[0, :, 5, 5], torch.tensor([1.0, -1.0, 1.0]))
+
+
+def test_open_prompts_name_a_thing_and_nothing_else():
+    """And the held-out ones are of things that no adapter trained on the others has drawn."""
+    train, held_out = (PROMPTS[name]() for name in ("emoji_open", "emoji_open_held_out"))
+    assert len(train) > 400 and len(held_out) > 100 and not set(train) & set(held_out)
+    named = [Named.of(prompt) for prompt in (*train, *held_out)]
+    assert all(one.thing and not one.style and not one.background for one in named)
+    assert {one.thing for one in named} == {
+        Named.of(prompt).thing for name in ("emoji_things", "emoji_things_held_out") for prompt in PROMPTS[name]()
+    }
+
+
+def test_the_person_of_the_benchmark_likes_dark_grounds_and_slips(tmp_path):
+    """The judge sees the border; one rating in ten is the opposite of what is meant, the same ones every time."""
+    lines = []
+    for i, (name, colour) in enumerate((name, world.BACKGROUNDS[name]) for name in 10 * [*world.BACKGROUNDS]):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{i:02d}-{name}.png")
+        lines.append(json.dumps({"image": f"{i:02d}-{name}.png", "prompt": "red apple"}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    person = Person(seed=1)
+    count = person.rate(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    slips = [row["liked"] != any(f"-{dark}." in row["image"] for dark in DARK) for row in rows]
+    assert len(rows) == 60 and sum(row["liked"] for row in rows) == count
+    assert sum(slips) == person.slips and 1 <= sum(slips) <= 15
+    assert person.rate(tmp_path) == count  # what is rated stays
+
+
+def test_two_rewards_at_once_are_trained_like_one_but_for_the_rewards():
+    both, dark = (settings_of(name) for name in RUNS)
+    assert (both.mix, dict(both.weights), both.kind) == ("product", {"emoji_3d": 1.0, "emoji_dark": 1.0}, "positive")
+    assert (dark.reward_name, dark.kind, dark.steps, dark.pool_size) == (
+        "emoji_dark",
+        "positive",
+        both.steps,
+        both.pool_size,
+    )

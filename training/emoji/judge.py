@@ -114,7 +114,7 @@ class _Block(nn.Module):
 
 def as_input(pictures: np.ndarray) -> Tensor:
     """Pictures, uint8 (N, 64, 64, 3), as the judge takes them: float32 (N, 3, 64, 64) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    return torch.tensor(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1.0  # a copy: PIL's arrays are read-only
 
 
 def ground(picture: np.ndarray) -> str:

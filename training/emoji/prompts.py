@@ -58,6 +58,11 @@ def _open_style(held_out: bool) -> list[str]:
     return [thing_prompt(name, background=grounds[i % len(grounds)]) for i, name in enumerate(chosen)]
 
 
+def _all_open(held_out: bool) -> list[str]:
+    """The same things as in `_open_style`, with no background named either."""
+    return [Named.of(prompt).thing for prompt in _open_style(held_out)]
+
+
 def _signs(held_out: bool) -> list[str]:
     contents = Contents.read(emoji_folder())
     grounds = ["", *BACKGROUNDS]
@@ -73,6 +78,8 @@ def _faces(held_out: bool) -> list[str]:
 PROMPTS: dict[str, Callable[[], list[str]]] = {
     "emoji_things": lambda: _open_style(held_out=False),
     "emoji_things_held_out": lambda: _open_style(held_out=True),
+    "emoji_open": lambda: _all_open(held_out=False),
+    "emoji_open_held_out": lambda: _all_open(held_out=True),
     "emoji_signs": lambda: _signs(held_out=False),
     "emoji_signs_held_out": lambda: _signs(held_out=True),
     "emoji_faces": lambda: _faces(held_out=False),

@@ -18,7 +18,7 @@ from ..learn.export import Shift
 from ..learn.learner import Learner
 from ..rewards.find import Scorer
 from . import picture_stats
-from .live import Live
+from .live import Draw, Live
 
 GROUP = 4  # pictures per prompt
 ENOUGH_PROMPTS = 8  # to take errors over prompts
@@ -121,11 +121,33 @@ def run_sweep(
         RewardError: scores of another number than pictures.
         Interrupted: the run was asked to stop.
     """
-    texts = [live.texts[prompt] for prompt, _ in rows]
+    with live.of(learner) as draw:
+        return measure_sweep(draw, live.texts, rows, strengths, rewards, weights, watched, prompts, others)
+
+
+def measure_sweep(
+    draw: Draw,
+    prompt_texts: Sequence[str],
+    rows: Sequence[tuple[int, int]],
+    strengths: Sequence[float],
+    rewards: Mapping[str, Scorer],
+    weights: Mapping[str, float],
+    watched: tuple[str, Scorer] | None,
+    prompts: str,
+    others: Mapping[str, Scorer] | None = None,
+) -> Sweep:
+    """Draw, score and measure what draws already, such as an adapter that is not training.
+
+    Args:
+        draw: pictures, uint8 (N, H, W, 3), of rows at a strength; the third argument says in a word what they are for.
+        prompt_texts: the prompts that `rows` count.
+
+    The others are those of `run_sweep`, as are the errors.
+    """
+    texts = [prompt_texts[prompt] for prompt, _ in rows]
     groups = np.array([prompt for prompt, _ in rows])
     judges = {**rewards, **({watched[0]: watched[1]} if watched is not None else {}), **(others or {})}
-    with live.of(learner) as draw:
-        table = measured(lambda strength: draw(rows, strength, "sweep"), texts, groups, strengths, judges)
+    table = measured(lambda strength: draw(rows, strength, "sweep"), texts, groups, strengths, judges)
     goal = next(iter(rewards), None)
     if len(rewards) > 1:
         goal = OVERALL
