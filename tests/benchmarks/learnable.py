@@ -19,14 +19,14 @@ from unittest import mock
 
 import numpy as np
 import torch
-from helpers.dialled import KnownDraws, judge_liked
 from tqdm import tqdm
 
+from helpers.dialled import KnownDraws, judge_liked
 from nft_pipeline.dial.promise import mean_promise
 from nft_pipeline.dial.scale import weight_of
+from nft_pipeline.training.demo.report import markdown
 from nft_pipeline.training.dial import calibrate as module
 from nft_pipeline.training.dial.calibrate import Settings, calibrate
-from nft_pipeline.training.demo.report import markdown
 
 DOCS = Path(__file__).parents[2] / "docs"
 RATES = (0.05, 0.3, 0.6)
@@ -93,14 +93,14 @@ def page(count: int) -> str:
     """docs/measured/learnable.md."""
     return f"""# How often a calibration says that something was learned
 
-Made by `tests/benchmarks/learnable.py` on {date.today().isoformat()}. Nothing is drawn here: in these worlds the share of
-liked pictures is a known function of the LoRA's weight, so that calibrations can be counted whose truth is known. Each
-entry stands for {count} calibrations of {PROMPTS} prompts, whose base rates differ by {SPREAD:g} of the largest standard
-deviation that their mean allows. "Says learned" is the share of calibrations that found a weight which surely
-raises the share of liked pictures. Where the LoRA does nothing, the two rates are equal, and each "learned" is false. Where
-it does something, each missing one is a false alarm, or a LoRA that does less than this many pictures can show. "Off
-by" is the root mean square of what is drawn less what is promised at tilts {", ".join(f"{tilt:+g}" for tilt in TILTS)},
-or at the end of the adapter's reach, for prompts that were not calibrated on.
+Made by `tests/benchmarks/learnable.py` on {date.today().isoformat()}. Nothing is drawn here: in these worlds the share
+of liked pictures is a known function of the LoRA's weight, so that calibrations can be counted whose truth is known.
+Each entry stands for {count} calibrations of {PROMPTS} prompts, whose base rates differ by {SPREAD:g} of the largest
+standard deviation that their mean allows. "Says learned" is the share of calibrations that found a weight which surely
+raises the share of liked pictures. Where the LoRA does nothing, the two rates are equal, and each "learned" is false.
+Where it does something, each missing one is a false alarm, or a LoRA that does less than so many pictures can show.
+"Off by" is the root mean square of what is drawn less what is promised at tilts
+{", ".join(f"{tilt:+g}" for tilt in TILTS)}, or at the end of the adapter's reach, for prompts that were not calibrated on.
 
 {table(count)}
 """

@@ -48,9 +48,7 @@ def test_what_a_signature_tells_is_on_the_page() -> None:
 def test_rows_that_are_not_measured_anew_stay_as_they_are(tmp_path: Path) -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert written(results_in(tmp_path, pipeline_names()), pipeline_table.BOUND) == page
-    (tmp_path / "FluxPipeline.json").write_text(
-        '{"verdict": "wrong", "why": "FluxPipeline breaks"}', encoding="utf-8"
-    )
+    (tmp_path / "FluxPipeline.json").write_text('{"verdict": "wrong", "why": "FluxPipeline breaks"}', encoding="utf-8")
     changed = written(results_in(tmp_path, pipeline_names()), pipeline_table.BOUND).splitlines()
     others = [line.partition("(")[0] for line in changed if "| FluxPipeline |" not in line and line.startswith("| ")]
     assert all(line in page for line in others) and len(others) == len(pipeline_names())
