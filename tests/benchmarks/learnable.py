@@ -100,7 +100,8 @@ standard deviation that their mean allows. "Says learned" is the share of calibr
 raises the share of liked pictures. Where the LoRA does nothing, the two rates are equal, and each "learned" is false.
 Where it does something, each missing one is a false alarm, or a LoRA that does less than so many pictures can show.
 "Off by" is the root mean square of what is drawn less what is promised at tilts
-{", ".join(f"{tilt:+g}" for tilt in TILTS)}, or at the end of the adapter's reach, for prompts that were not calibrated on.
+{", ".join(f"{tilt:+g}" for tilt in TILTS)}, or at the end of the
+adapter's reach, for prompts that were not calibrated on.
 
 {table(count)}
 """
