@@ -96,8 +96,9 @@ def started(arguments: list[str], seconds: float) -> tuple[int, str]:
 
 
 def last_line(said: str) -> str:
-    """The last line that says something, which for a traceback is the error."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    """The last line that says something, which is the error, of a traceback and of a command, whose hint in brackets
+    comes after it."""
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("(")]
     return lines[-1][:200] if lines else "it said nothing"
 
 
