@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from ..adapters.config import AdapterConfig
 from ..dial.promise import Promise, promise
@@ -55,7 +56,9 @@ def promised(
     return promise(config, strength, rate=rate, mode=settings.mode, guidance_scale=guidance_scale)
 
 
-def prompt_rates(pipe: Any, prompts: Sequence[str], guidance_scale: float | None = None) -> list[float]:
+def prompt_rates(
+    pipe: Any, prompts: Sequence[str], guidance_scale: float | None = None, progress: bool = False
+) -> list[float]:
     """The share of liked pictures that the base model draws for each prompt: the mean of alpha over a few noises after
     the first steps, mended by the calibration where there is one.
 
@@ -64,6 +67,7 @@ def prompt_rates(pipe: Any, prompts: Sequence[str], guidance_scale: float | None
         prompts: at least one.
         guidance_scale: that will be drawn with. alpha is about the scale of the calibration; where a map of another
             scale has another base rate, the log-odds of each prompt are moved by as much.
+        progress: whether to show a bar while it reads; a large model takes a while on a CPU.
 
     Raises:
         GuidanceError: the adapter has no alpha head, or there is no prompt.
@@ -77,11 +81,18 @@ def prompt_rates(pipe: Any, prompts: Sequence[str], guidance_scale: float | None
             "prompt. Leave the prompt out for the mean over the prompts of its calibration, or give rate=."
         )
     each = max(AT_ONCE, NOISES // len(prompts))
-    return [_prompt_rate(pipe, config, prompt, each, guidance_scale) for prompt in prompts]
+    seeds = range(0, each, AT_ONCE)
+    with tqdm(total=len(prompts) * len(seeds), desc="reading alpha", leave=False, disable=not progress) as bar:
+        return [_prompt_rate(pipe, config, prompt, seeds, guidance_scale, bar) for prompt in prompts]
 
 
-def _prompt_rate(pipe: Any, config: AdapterConfig, prompt: str, noises: int, guidance_scale: float | None) -> float:
-    readings = [_first_alphas(pipe, config, prompt, seed) for seed in range(0, noises, AT_ONCE)]
+def _prompt_rate(
+    pipe: Any, config: AdapterConfig, prompt: str, seeds: Sequence[int], guidance_scale: float | None, bar: tqdm[Any]
+) -> float:
+    readings = []
+    for seed in seeds:
+        readings.append(_first_alphas(pipe, config, prompt, seed))
+        bar.update()
     alpha, level = (torch.cat(parts) for parts in zip(*readings, strict=True))
     dial = config.dial
     rate = (alpha if dial is None else mended(dial, alpha, level)).mean().clamp(1e-4, 1 - 1e-4)

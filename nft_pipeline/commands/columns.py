@@ -64,7 +64,7 @@ class Columns:
             return cls(strengths, asked)
         rates = None
         if pipe.nft_adapters["default"].head is not None:
-            rates = prompt_rates(pipe, args.prompts, scale)
+            rates = prompt_rates(pipe, args.prompts, scale, progress=True)
         return cls(strengths, asked, tuple(promise(config, strength, rate=rates, **drawn) for strength in strengths))
 
     def label(self, place: int, measured: tuple[float, int] | None) -> str:
