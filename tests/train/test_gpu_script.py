@@ -35,7 +35,7 @@ def command(*arguments):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_dry_run_goes_through_phases_a_run_and_the_engine():
     done = command("--tiny", "--device", "cpu", "--only", "sd15", "--minutes", "28")
     assert done.returncode == 0, done.stdout + done.stderr
