@@ -3,12 +3,12 @@
 At pure noise alpha is E[r | prompt], the chance that the base model draws something liked for this prompt, and its mean
 stays the same from step to step (M12). So the first steps of a few calls are enough, and they are stopped there. The
 very first alone would be cheaper, but a head tells prompts apart better where there is something to see. A tilt that
-changes no picture lets the head read alpha.
+changes no picture lets the head read alpha, and in one pass, so that a step costs one forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from ..settings import GuidanceSettings
 from .forwards import before_each_forward
 from .guided_call import guidance_scale_of
 
-NOISES = 16  # for all prompts together, and at least AT_ONCE for each
+NOISES = 16  # at most, for all prompts together, and at least AT_ONCE for each
 AT_ONCE = 4
 STEPS = 4
 
@@ -57,7 +57,12 @@ def promised(
 
 
 def prompt_rates(
-    pipe: Any, prompts: Sequence[str], guidance_scale: float | None = None, progress: bool = False
+    pipe: Any,
+    prompts: Sequence[str],
+    guidance_scale: float | None = None,
+    noises: int = NOISES,
+    progress: bool = False,
+    **stock: Any,
 ) -> list[float]:
     """The share of liked pictures that the base model draws for each prompt: the mean of alpha over a few noises after
     the first steps, mended by the calibration where there is one.
@@ -67,7 +72,10 @@ def prompt_rates(
         prompts: at least one.
         guidance_scale: that will be drawn with. alpha is about the scale of the calibration; where a map of another
             scale has another base rate, the log-odds of each prompt are moved by as much.
+        noises: for all prompts together, at most `NOISES`; each prompt has a multiple of `AT_ONCE`, and at least that.
+            Who draws but few pictures need not read more than they draw.
         progress: whether to show a bar while it reads; a large model takes a while on a CPU.
+        stock: arguments of the stock call that will be drawn with, such as its width and steps.
 
     Raises:
         GuidanceError: the adapter has no alpha head, or there is no prompt.
@@ -80,18 +88,24 @@ def prompt_rates(
             f"{config.name!r} is a {config.kind} adapter, which has no alpha head that could read the base rate of the "
             "prompt. Leave the prompt out for the mean over the prompts of its calibration, or give rate=."
         )
-    each = max(AT_ONCE, NOISES // len(prompts))
+    each = max(AT_ONCE, min(noises, NOISES) // len(prompts))
     seeds = range(0, each, AT_ONCE)
     with tqdm(total=len(prompts) * len(seeds), desc="reading alpha", leave=False, disable=not progress) as bar:
-        return [_prompt_rate(pipe, config, prompt, seeds, guidance_scale, bar) for prompt in prompts]
+        return [_prompt_rate(pipe, config, prompt, seeds, guidance_scale, stock, bar) for prompt in prompts]
 
 
 def _prompt_rate(
-    pipe: Any, config: AdapterConfig, prompt: str, seeds: Sequence[int], guidance_scale: float | None, bar: tqdm[Any]
+    pipe: Any,
+    config: AdapterConfig,
+    prompt: str,
+    seeds: Sequence[int],
+    guidance_scale: float | None,
+    stock: Mapping[str, Any],
+    bar: tqdm[Any],
 ) -> float:
     readings = []
     for seed in seeds:
-        readings.append(_first_alphas(pipe, config, prompt, seed))
+        readings.append(_first_alphas(pipe, config, prompt, seed, stock))
         bar.update()
     alpha, level = (torch.cat(parts) for parts in zip(*readings, strict=True))
     dial = config.dial
@@ -103,7 +117,9 @@ def _prompt_rate(
     return float(rate)
 
 
-def _first_alphas(pipe: Any, config: AdapterConfig, prompt: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _first_alphas(
+    pipe: Any, config: AdapterConfig, prompt: str, seed: int, stock: Mapping[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """alpha and noise level of `AT_ONCE` pictures after `STEPS` steps, each (samples,)."""
     stats, bar = pipe.nft_stats, getattr(pipe, "_progress_bar_config", {})
 
@@ -119,7 +135,8 @@ def _first_alphas(pipe: Any, config: AdapterConfig, prompt: str, seed: int) -> t
                 generator=[torch.Generator("cpu").manual_seed(seed + place) for place in range(AT_ONCE)],
                 output_type="latent",
                 nft_strength=BARELY / config.tilt,
-                nft_mode="two_pass",
+                nft_mode="single",
+                **stock,
             )
     except _Enough:
         pass

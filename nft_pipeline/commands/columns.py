@@ -30,13 +30,14 @@ class Columns:
     promises: tuple[Promise, ...] = ()
 
     @classmethod
-    def of(cls, pipe: Any, args: argparse.Namespace, stock: Mapping[str, Any]) -> Columns:
+    def of(cls, pipe: Any, args: argparse.Namespace, stock: Mapping[str, Any], rows: int) -> Columns:
         """From the arguments of the command.
 
         Args:
             pipe: the guided pipeline.
             args: the command's.
             stock: arguments of the stock call.
+            rows: how many there are; alpha is not read for more pictures than are drawn.
 
         Raises:
             GuidanceError: a rate that the adapter does not reach.
@@ -64,7 +65,8 @@ class Columns:
             return cls(strengths, asked)
         rates = None
         if pipe.nft_adapters["default"].head is not None:
-            rates = prompt_rates(pipe, args.prompts, scale, progress=True)
+            wanted = {**stock, "guidance_scale": scale}
+            rates = prompt_rates(pipe, args.prompts, noises=rows * len(strengths), progress=True, **wanted)
         return cls(strengths, asked, tuple(promise(config, strength, rate=rates, **drawn) for strength in strengths))
 
     def label(self, place: int, measured: tuple[float, int] | None) -> str:

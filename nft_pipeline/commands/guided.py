@@ -88,7 +88,7 @@ def add_cfg_argument(group: argparse._ActionsContainer) -> None:
 
 
 def add_cost_arguments(group: argparse._ActionsContainer) -> None:
-    """--steps, --device and --dtype."""
+    """--steps, --width, --height, --device and --dtype."""
     group.add_argument(
         "--steps",
         type=int,
@@ -96,6 +96,14 @@ def add_cost_arguments(group: argparse._ActionsContainer) -> None:
         help="denoising steps, at least 1 (default: what the model sets, 14 for shapes). Fewer is faster and rougher; "
         "raise it if strong guidance leaves artefacts",
     )
+    for side in ("width", "height"):
+        group.add_argument(
+            f"--{side}",
+            type=int,
+            metavar="PIXELS",
+            help=f"{side} of the pictures (default: what the model draws at). Smaller is faster; far from the size the "
+            "model was trained at it draws worse",
+        )
     group.add_argument(
         "--device",
         default="auto",
@@ -117,6 +125,11 @@ def foreign(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def stock_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """What was said of the stock call, --cfg and --steps, by the names of its arguments."""
-    stock = {"guidance_scale": args.cfg, "num_inference_steps": args.steps}
+    """What was said of the stock call, --cfg, --steps, --width and --height, by the names of its arguments."""
+    stock = {
+        "guidance_scale": args.cfg,
+        "num_inference_steps": args.steps,
+        "width": args.width,
+        "height": args.height,
+    }
     return {name: value for name, value in stock.items() if value is not None}

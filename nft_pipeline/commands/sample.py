@@ -199,9 +199,9 @@ def run(args: argparse.Namespace) -> int:
         pipe.load_nft_adapter(name, name=f"also_{number}")
     pipe = pipe.to(device)
     stock = stock_arguments(args)
-    plan = Columns.of(pipe, args, stock)
     seeds = args.seeds or ([0, 1, 2, 3] if args.particles is None else [0])
     rows = [(prompt, seed) for prompt in args.prompts for seed in seeds]
+    plan = Columns.of(pipe, args, stock, len(rows))
     each = args.particles or 1
     print(f"{len(rows) * each} rows x {len(plan.strengths)} strengths on {device}, {str(dtype).removeprefix('torch.')}")
     survivors: list[list[int]] = []

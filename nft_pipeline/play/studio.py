@@ -228,7 +228,8 @@ class Studio:
             key = (wish.adapter, wish.prompt)
             if adapter.head is not None and key not in self._rates:
                 with torch.inference_mode(), before_each_forward(self.pipe, look):
-                    self._rates[key] = prompt_rates(self.pipe, [wish.prompt], self.guidance_scale)[0]
+                    drawn_with = {**self.stock, "guidance_scale": self.guidance_scale}
+                    self._rates[key] = prompt_rates(self.pipe, [wish.prompt], **drawn_with)[0]
             rate = self._rates.get(key)
             how: dict[str, Any] = {"mode": self.mode, "guidance_scale": self.guidance_scale}
             promise: Promise = self.pipe.promise(strength=wish.strength, rate=rate, **how)

@@ -114,6 +114,8 @@ def rehearse(preset: str, work: Path, size: int, tiny: bool, calibrates: bool) -
     adapter = "out/adapter"
     commands = [["check", *run], ["train", *run], ["verify", adapter, "--no-card", "--base", "model"]]
     drawing = ["--model", "model", "--steps", "2", "--seeds", "0", "--strengths", "0", "1", "--device", "cpu"]
+    if not tiny:
+        drawing += ["--width", str(size), "--height", str(size)]
     commands += [["sample", PROMPTS[0], "--adapter", adapter, *drawing, "--dtype", "bfloat16"]]
     commands += [["push", adapter, f"someone/rehearsal-{preset}", "--dry-run", "--licence", "apache-2.0"]]
     found: list[Ran] = []

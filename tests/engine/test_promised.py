@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from helpers.dials import measured_dial, unlearned_dial
-from helpers.tiny import CALL, tiny_adapter, tiny_pipe
+from helpers.tiny import CALL, counted_forwards, tiny_adapter, tiny_pipe
 from nft_pipeline import DiffusionNFTPipeline, GuidanceError, Promise, promise
 from nft_pipeline.adapter import Adapter
 from nft_pipeline.call import promised
@@ -75,7 +75,7 @@ def test_a_prompt_has_the_base_rate_that_alpha_reads_in_the_first_steps(pipe: An
     hook.remove()
     assert pipe.nft_stats is before and pipe._progress_bar_config == bar, "it leaves no trace"
     calls = promised.NOISES // promised.AT_ONCE
-    assert len(forwards) == calls * 3, "two steps each, and the third call of the denoiser is stopped"
+    assert len(forwards) == calls * 3, "two steps of one forward each, and the third call of the denoiser is stopped"
     alphas = []
     for seed in range(0, promised.NOISES, promised.AT_ONCE):
         generators = [torch.Generator().manual_seed(seed + place) for place in range(promised.AT_ONCE)]
@@ -88,6 +88,23 @@ def test_a_prompt_has_the_base_rate_that_alpha_reads_in_the_first_steps(pipe: An
     assert math.log(moved / (1 - moved)) - math.log(found.base / (1 - found.base)) == pytest.approx(
         math.log(0.4 / 0.6) - math.log(0.3 / 0.7), abs=1e-4
     )
+
+
+def test_who_draws_little_reads_little_and_at_the_size_that_is_drawn(pipe: Any) -> None:
+    seen: list[torch.Size] = []
+    hook = pipe.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["hidden_states"].shape), with_kwargs=True
+    )
+    rate = promised.prompt_rates(pipe, ["a ring"], noises=1, width=4, height=8, num_inference_steps=1)
+    hook.remove()
+    assert seen == [(promised.AT_ONCE, 4, 8, 4)]
+    assert 0 < rate[0] < 1
+
+
+def test_reading_a_step_takes_one_forward(pipe: Any) -> None:
+    with counted_forwards(pipe.transformer) as count:
+        promised.prompt_rates(pipe, ["a ring"], noises=1, num_inference_steps=2)
+    assert count == [2]
 
 
 def test_after_a_promise_a_call_is_what_it_was(pipe: Any) -> None:

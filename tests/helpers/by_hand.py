@@ -3,326 +3,69 @@ parts in the zoo, with what the class takes besides. helpers/pipeline_table.py m
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from typing import Any
-
 import diffusers
-import PIL.Image
-import torch
-from torch import Tensor
 
 from helpers.by_hand_case import (
     ZOO,
-    Arguments,
     CaseByHand,
     TestByHand,
-    Unconditional,
     called_as,
     like,
-    made,
     no_more,
-    parts_of,
 )
-from helpers.zoo_case import WIDTH, WORDS, Case, awake, batched, inpainted, kl_vae, picture, rows, size
+from helpers.by_hand_parts import (
+    control_net_for_masks,
+    control_union,
+    controlled_cogview4,
+    controls,
+    edited_longcat,
+    edited_wan,
+    ernie,
+    ernie_texts,
+    half_painted,
+    heard_as_spectrogram,
+    hunyuan_from_a_picture,
+    inpainted_32,
+    kandinsky6,
+    kandinsky6_texts,
+    kandinsky_texts,
+    kolors_from_a_picture,
+    music_texts,
+    no_size,
+    painted_chroma,
+    picture_file,
+    seen,
+    unconditional,
+    upscaler,
+    vq,
+    z_control,
+)
+from helpers.zoo_case import Case, batched, inpainted, kl_vae, picture, rows, size
 from helpers.zoo_unets import stable_diffusion, unet
-
-
-def _small_unet(channels: int = 3, out: int | None = None, **more: Any) -> Any:
-    torch.manual_seed(0)
-    return diffusers.UNet2DModel(
-        sample_size=8,
-        in_channels=channels,
-        out_channels=out or channels,
-        layers_per_block=1,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        attention_head_dim=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        **more,
-    ).eval()
-
-
-def _vq() -> Any:
-    torch.manual_seed(0)
-    return diffusers.VQModel(
-        block_out_channels=(4,),
-        down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",),
-        latent_channels=3,
-        num_vq_embeddings=8,
-        norm_num_groups=1,
-    ).eval()
-
-
-def _unconditional(
-    cls: Any,
-    scheduler: Any,
-    *,
-    channels: int = 3,
-    steps: int = 2,
-    more: Arguments = no_more,
-    own_rows: bool = True,
-    **parts: Any,
-) -> Case:
-    def build() -> Any:
-        made = {name: part() for name, part in parts.items()}
-        return cls(unet=_small_unet(channels, 3), scheduler=scheduler(), **made)
-
-    return Unconditional(build, more, cfg=no_more, start=None, steps=steps, own_rows=own_rows)
-
-
-def _half_painted(indices: list[int]) -> dict[str, Any]:
-    return {"image": picture(indices)["image"] * 2 - 1, "mask_image": inpainted(indices)["mask_image"]}
-
-
-def _upscaler() -> Any:
-    pipe = stable_diffusion(diffusers.StableDiffusionPipeline)
-    parts = {**pipe.components, "unet": unet(in_channels=7, num_class_embeds=1000)}
-    return made(diffusers.StableDiffusionUpscalePipeline, parts, low_res_scheduler=diffusers.DDPMScheduler())
-
-
-def _union() -> Any:
-    torch.manual_seed(3)
-    return awake(
-        diffusers.ControlNetUnionModel(
-            in_channels=4,
-            block_out_channels=(8,),
-            layers_per_block=1,
-            cross_attention_dim=WIDTH,
-            norm_num_groups=4,
-            attention_head_dim=4,
-            transformer_layers_per_block=1,
-            down_block_types=("DownBlock2D",),
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + WIDTH,
-            conditioning_embedding_out_channels=(4,),
-            num_trans_channel=8,
-            num_trans_head=2,
-            num_proj_channel=8,
-        )
-    )
-
-
-def _controls(name: str) -> Arguments:
-    def arguments(indices: list[int]) -> dict[str, Any]:
-        return {
-            name: [rows(indices, 3, 8, 8, seed=6).sigmoid()],
-            "control_mode": [0],
-            "controlnet_conditioning_scale": 0.7,
-        }
-
-    return arguments
-
-
-def _z_control(channels: int) -> Callable[[], Any]:
-    def make() -> Any:
-        torch.manual_seed(3)
-        net = diffusers.ZImageControlNetModel(
-            control_layers_places=[0],
-            control_refiner_layers_places=[0],
-            control_in_dim=channels,
-            add_control_noise_refiner="control_noise_refiner" if channels > 4 else None,
-            dim=32,
-            n_refiner_layers=1,
-            n_heads=2,
-            n_kv_heads=2,
-        )
-        return awake(net)
-
-    return make
-
-
-def _controlled_cogview4() -> Any:
-    torch.manual_seed(0)
-    parts = parts_of("CogView4Pipeline")
-    config = {**parts["transformer"].config, "in_channels": 8}
-    parts["transformer"] = awake(diffusers.CogView4Transformer2DModel.from_config(config))
-    return made(diffusers.CogView4ControlPipeline, parts, vae=kl_vae())
-
-
-def _edited_wan() -> Any:
-    torch.manual_seed(0)
-    parts = parts_of("WanImageToVideoPipeline")
-    config = {**parts_of("WanPipeline")["transformer"].config, "in_channels": 8}
-    parts["transformer"] = awake(diffusers.WanTransformer3DModel.from_config(config))
-    return made(diffusers.LucyEditPipeline, parts)
-
-
-def _painted_chroma() -> Any:
-    pipe = made(diffusers.ChromaInpaintPipeline, parts_of("ChromaImg2ImgPipeline"))
-    pipe.transformer.register_to_config(guidance_embeds=False)  # the class asks for it, and no Chroma has it
-    return pipe
-
-
-def _kolors_from_a_picture() -> Any:
-    """The class does not hand on pooled embeddings that it is given, so they are made of the others."""
-    pipe = made(diffusers.KolorsImg2ImgPipeline, parts_of("StableDiffusionXLImg2ImgPipeline"))
-    encode = pipe.encode_prompt
-
-    def encode_prompt(**given: Any) -> Any:
-        signs = [sign for sign in ("", "negative_") if given[f"{sign}prompt_embeds"] is not None]
-        pooled = {f"{sign}pooled_prompt_embeds": given[f"{sign}prompt_embeds"].mean(1) for sign in signs}
-        return encode(**given, **pooled)
-
-    pipe.encode_prompt = encode_prompt
-    return pipe
-
-
-def _seen(indices: list[int], edge: int) -> Tensor:
-    return picture(indices, edge)["image"]
-
-
-def _kandinsky_texts() -> dict[str, Any]:
-    made: dict[str, Any] = {"prompt": None}
-    for sign, seed in (("", 2), ("negative_", 4)):
-        made[f"{sign}prompt_embeds_qwen"] = rows([0], WORDS, 32, seed=seed)
-        made[f"{sign}prompt_embeds_clip"] = rows([0], 16, seed=seed)
-        made[f"{sign}prompt_cu_seqlens"] = torch.tensor([0, WORDS], dtype=torch.int32)
-    return made
-
-
-def _music_texts() -> dict[str, Any]:
-    signs = {"": 2, "negative_": 4}
-    made = {f"{sign}prompt_embeds": rows([0], 32, seed=seed) for sign, seed in signs.items()}
-    return {**made, "prompt": None, "negative_prompt": None, "output_type": "latent"}
-
-
-def _control_net_for_masks() -> dict[str, Any]:
-    torch.manual_seed(0)
-    net = diffusers.QwenImageControlNetModel(
-        patch_size=2,
-        in_channels=16,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=3,
-        joint_attention_dim=16,
-        axes_dims_rope=(8, 4, 4),
-        extra_condition_channels=4,
-    )
-    return {"controlnet": awake(net)}
-
-
-def _ernie() -> Any:
-    torch.manual_seed(0)
-    transformer = diffusers.ErnieImageTransformer2DModel(
-        hidden_size=32,
-        num_attention_heads=2,
-        num_layers=1,
-        ffn_hidden_size=16,
-        in_channels=4,
-        out_channels=4,
-        text_in_dim=WIDTH,
-        rope_axes_dim=(8, 4, 4),
-    )
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=4.0)
-    return made(diffusers.ErnieImagePipeline, {"transformer": awake(transformer), "scheduler": scheduler})
-
-
-def _ernie_texts(indices: list[int], sign: str = "", seed: int = 2) -> dict[str, Any]:
-    return {f"{sign}prompt_embeds": list(rows(indices, WORDS, WIDTH, seed=seed))}
-
-
-def _kandinsky6() -> Any:
-    torch.manual_seed(0)
-    transformer = diffusers.Kandinsky6Transformer3DModel(
-        in_visual_dim=4,
-        out_visual_dim=4,
-        in_text_dim=WIDTH,
-        in_text_dim2=WIDTH,
-        time_dim=16,
-        model_dim=16,
-        ff_dim=32,
-        num_text_blocks=1,
-        num_visual_blocks=1,
-        axes_dims=(2, 2, 4),
-        in_audio_dim=4,
-        out_audio_dim=4,
-        model_dim_a=16,
-        time_dim_a=16,
-        ff_dim_a=32,
-        axes_dims_a=(2, 2, 4),
-    )
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0)
-    pipe = made(diffusers.Kandinsky6TI2VAPipeline, {"transformer": awake(transformer), "scheduler": scheduler})
-    pipe.audio_vae = pipe.vocoder = object()  # it asks for them, and needs them only for what is heard in the end
-    return pipe
-
-
-def _kandinsky6_texts(indices: list[int], sign: str = "", seed: int = 2) -> dict[str, Any]:
-    return {
-        f"{sign}prompt_embeds": rows(indices, WORDS, WIDTH, seed=seed),
-        f"{sign}pooled_prompt_embeds": rows(indices, WIDTH, seed=seed + 1),
-    }
-
-
-class _NoProcessor:
-    image_processor = None
-
-
-def _edited_longcat() -> Any:
-    cls: Any = diffusers.LongCatImageEditPipeline
-    sys.modules[cls.__module__].calculate_dimensions = lambda area, ratio: (16, 16)  # type: ignore[attr-defined]
-    text_encoder = ZOO["LongCatImagePipeline"].pipe()._encode_prompt
-    pipe = made(cls, {**parts_of("LongCatImagePipeline"), "vae": kl_vae(16)}, text_processor=_NoProcessor())
-    pipe._encode_prompt = lambda prompts, image: text_encoder(prompts)
-    return pipe
-
-
-def _hunyuan_from_a_picture() -> Any:
-    pipe = made(diffusers.HunyuanVideo15ImageToVideoPipeline, parts_of("HunyuanVideo15Pipeline"))
-    pipe.vision_num_semantic_tokens = 4
-    pipe.encode_image = lambda batch_size, **_: rows([0], 4, WIDTH, seed=9).repeat(batch_size, 1, 1)
-    pipe.video_processor.calculate_default_height_width = lambda *_, **__: (32, 32)
-    return pipe
-
-
-def _no_size(case: Case) -> Arguments:
-    return lambda indices: {n: v for n, v in case.conditions(indices).items() if n not in ("height", "width")}
-
-
-def _heard_as_spectrogram(pipe: Any) -> None:
-    """Without the vocoder, whose random weights hear nearly nothing."""
-    pipe.mel_spectrogram_to_waveform = lambda mel: mel.flatten(1)
-
-
-def inpainted_32() -> Tensor:
-    mask = torch.zeros(1, 1, 32, 32)
-    mask[..., 16:] = 1.0
-    return mask
-
-
-def _picture_file(edge: int = 32) -> PIL.Image.Image:
-    pixels = (rows([0], edge, edge, 3, seed=6)[0].sigmoid() * 255).to(torch.uint8).numpy()
-    return PIL.Image.fromarray(pixels)
-
 
 BY_HAND: dict[str, Case | TestByHand] = {
     "AltDiffusionPipeline": like("StableDiffusionPipeline", diffusers.AltDiffusionPipeline),
     "AltDiffusionImg2ImgPipeline": like("StableDiffusionImg2ImgPipeline", diffusers.AltDiffusionImg2ImgPipeline),
-    "LDMPipeline": _unconditional(diffusers.LDMPipeline, diffusers.DDIMScheduler, vqvae=_vq),
-    "LDMSuperResolutionPipeline": _unconditional(
+    "LDMPipeline": unconditional(diffusers.LDMPipeline, diffusers.DDIMScheduler, vqvae=vq),
+    "LDMSuperResolutionPipeline": unconditional(
         diffusers.LDMSuperResolutionPipeline,
         diffusers.DDIMScheduler,
         channels=6,
-        vqvae=_vq,
+        vqvae=vq,
         more=lambda indices: {"image": picture(indices)["image"]},
     ),
-    "ScoreSdeVePipeline": _unconditional(
+    "ScoreSdeVePipeline": unconditional(
         diffusers.ScoreSdeVePipeline, lambda: diffusers.ScoreSdeVeScheduler(sigma_max=2.0), own_rows=False
     ),
-    "KarrasVePipeline": _unconditional(diffusers.KarrasVePipeline, diffusers.KarrasVeScheduler, steps=3),
-    "RePaintPipeline": _unconditional(
-        diffusers.RePaintPipeline, diffusers.RePaintScheduler, steps=6, more=_half_painted, own_rows=False
+    "KarrasVePipeline": unconditional(diffusers.KarrasVePipeline, diffusers.KarrasVeScheduler, steps=3),
+    "RePaintPipeline": unconditional(
+        diffusers.RePaintPipeline, diffusers.RePaintScheduler, steps=6, more=half_painted, own_rows=False
     ),
-    "ConsistencyModelPipeline": _unconditional(
+    "ConsistencyModelPipeline": unconditional(
         diffusers.ConsistencyModelPipeline, diffusers.CMStochasticIterativeScheduler
     ),
     "StableDiffusionUpscalePipeline": Case(
-        _upscaler,
+        upscaler,
         **batched(pooled=False, more=lambda indices: {"image": picture(indices)["image"]}, sized=False),
     ),
     "StableDiffusionParadigmsPipeline": Case(
@@ -335,74 +78,61 @@ BY_HAND: dict[str, Case | TestByHand] = {
         more=lambda indices: {"depth_map": rows(indices, 8, 8, seed=7)},
         unet=lambda: unet(in_channels=5),
     ),
-    "StableDiffusionXLControlNetUnionPipeline": like(
-        "StableDiffusionXLPipeline",
-        diffusers.StableDiffusionXLControlNetUnionPipeline,
-        more=_controls("control_image"),
-        case={"own_rows": False},  # its attention over pictures is over those of the batch
-        controlnet=_union,
-        add_watermarker=lambda: False,
-    ),
-    "StableDiffusionXLControlNetUnionImg2ImgPipeline": like(
-        "StableDiffusionXLImg2ImgPipeline",
-        diffusers.StableDiffusionXLControlNetUnionImg2ImgPipeline,
-        more=_controls("control_image"),
-        case={"own_rows": False},  # its attention over pictures is over those of the batch
-        controlnet=_union,
-        add_watermarker=lambda: False,
-    ),
-    "StableDiffusionXLControlNetUnionInpaintPipeline": like(
-        "StableDiffusionXLInpaintPipeline",
-        diffusers.StableDiffusionXLControlNetUnionInpaintPipeline,
-        more=_controls("control_image"),
-        case={"own_rows": False},  # its attention over pictures is over those of the batch
-        controlnet=_union,
-        add_watermarker=lambda: False,
-    ),
+    **{
+        f"StableDiffusionXLControlNetUnion{task}Pipeline": like(
+            f"StableDiffusionXL{task}Pipeline",
+            getattr(diffusers, f"StableDiffusionXLControlNetUnion{task}Pipeline"),
+            more=controls,
+            case={"own_rows": False},  # its attention over pictures is over those of the batch
+            controlnet=control_union,
+            add_watermarker=lambda: False,
+        )
+        for task in ("", "Img2Img", "Inpaint")
+    },
     "ZImageControlNetPipeline": like(
         "ZImagePipeline",
         diffusers.ZImageControlNetPipeline,
-        more=lambda indices: {"control_image": _seen(indices, 16), **size(16)},
+        more=lambda indices: {"control_image": seen(indices, 16), **size(16)},
         case={"start": (4, 16, 16)},
-        controlnet=_z_control(4),
+        controlnet=z_control(4),
         vae=kl_vae,
     ),
     "ZImageControlNetInpaintPipeline": like(
         "ZImagePipeline",
         diffusers.ZImageControlNetInpaintPipeline,
         more=lambda indices: {
-            "image": _seen(indices, 16),
-            "control_image": _seen(indices, 16),
-            "mask_image": (_seen(indices, 16)[:, :1] > 0.5).float(),
+            "image": seen(indices, 16),
+            "control_image": seen(indices, 16),
+            "mask_image": (seen(indices, 16)[:, :1] > 0.5).float(),
             **size(16),
         },
         case={"start": (4, 16, 16)},
-        controlnet=_z_control(9),
+        controlnet=z_control(9),
         vae=kl_vae,
     ),
     "CogView4ControlPipeline": called_as(
         "CogView4Pipeline",
-        _controlled_cogview4,
-        lambda indices: {**size(16), "control_image": _seen(indices, 16)},
+        controlled_cogview4,
+        lambda indices: {**size(16), "control_image": seen(indices, 16)},
         start=(4, 16, 16),
     ),
-    "ChromaInpaintPipeline": called_as("ChromaImg2ImgPipeline", _painted_chroma, inpainted),
+    "ChromaInpaintPipeline": called_as("ChromaImg2ImgPipeline", painted_chroma, inpainted),
     "KolorsPipeline": like("StableDiffusionXLPipeline", diffusers.KolorsPipeline),
-    "KolorsImg2ImgPipeline": Case(_kolors_from_a_picture, **batched(pooled=True, more=picture, sized=False)),
+    "KolorsImg2ImgPipeline": Case(kolors_from_a_picture, **batched(pooled=True, more=picture, sized=False)),
     "LucyEditPipeline": called_as(
-        "WanPipeline", _edited_wan, lambda indices: {"video": rows(indices, 5, 3, 64, 64, seed=6).sigmoid()}
+        "WanPipeline", edited_wan, lambda indices: {"video": rows(indices, 5, 3, 64, 64, seed=6).sigmoid()}
     ),
     "Kandinsky5I2IPipeline": TestByHand(
         "Kandinsky5I2IPipeline",
-        inputs=_kandinsky_texts,
+        inputs=kandinsky_texts,
         prepare=lambda pipe: setattr(pipe, "resolutions", [(64, 64)]),
     ),
-    "Kandinsky5I2VPipeline": TestByHand("Kandinsky5I2VPipeline", inputs=_kandinsky_texts),
-    "Kandinsky5T2VPipeline": TestByHand("Kandinsky5T2VPipeline", inputs=_kandinsky_texts),
+    "Kandinsky5I2VPipeline": TestByHand("Kandinsky5I2VPipeline", inputs=kandinsky_texts),
+    "Kandinsky5T2VPipeline": TestByHand("Kandinsky5T2VPipeline", inputs=kandinsky_texts),
     "QwenImageControlNetInpaintPipeline": TestByHand(
         "QwenImageControlNetPipeline",
         inputs=lambda: {"control_mask": inpainted_32()},
-        parts=_control_net_for_masks,
+        parts=control_net_for_masks,
     ),
     "CycleDiffusionPipeline": TestByHand(
         "StableDiffusionImg2ImgPipeline",
@@ -412,20 +142,20 @@ BY_HAND: dict[str, Case | TestByHand] = {
     "VideoToVideoSDPipeline": TestByHand(
         "VideoToVideoSDPipeline", inputs=lambda: {"output_type": "latent", "strength": 1.0}
     ),
-    "AudioLDMPipeline": TestByHand("AudioLDMPipeline", prepare=_heard_as_spectrogram),
+    "AudioLDMPipeline": TestByHand("AudioLDMPipeline", prepare=heard_as_spectrogram),
     "I2VGenXLPipeline": TestByHand("I2VGenXLPipeline", inputs=lambda: {"clip_skip": None}),
-    "MusicLDMPipeline": TestByHand("MusicLDMPipeline", inputs=_music_texts),
+    "MusicLDMPipeline": TestByHand("MusicLDMPipeline", inputs=music_texts),
     "ErnieImagePipeline": Case(
-        _ernie,
-        conditions=lambda indices: {**_ernie_texts(indices), **size(64), "guidance_scale": 1.0},
-        cfg=lambda indices: {**_ernie_texts(indices, "negative_", 4), "guidance_scale": 4.0},
+        ernie,
+        conditions=lambda indices: {**ernie_texts(indices), **size(64), "guidance_scale": 1.0},
+        cfg=lambda indices: {**ernie_texts(indices, "negative_", 4), "guidance_scale": 4.0},
         start=(4, 4, 4),
     ),
     "LongCatImageEditPipeline": Case(
-        _edited_longcat,
+        edited_longcat,
         conditions=lambda indices: {
             "prompt": [f"2 {i}" for i in indices],
-            "image": _picture_file(16),
+            "image": picture_file(16),
             "guidance_scale": 1.0,
         },
         cfg=lambda indices: {"negative_prompt": [f"3 {i}" for i in indices], "guidance_scale": 4.0},
@@ -433,21 +163,21 @@ BY_HAND: dict[str, Case | TestByHand] = {
         alone=True,
     ),
     "HunyuanVideo15ImageToVideoPipeline": CaseByHand(
-        _hunyuan_from_a_picture,
-        conditions=lambda indices: {**_no_size(ZOO["HunyuanVideo15Pipeline"])(indices), "image": _picture_file()},
+        hunyuan_from_a_picture,
+        conditions=lambda indices: {**no_size(ZOO["HunyuanVideo15Pipeline"])(indices), "image": picture_file()},
         cfg=no_more,
         start=None,
         alone=True,
     ),
     "Kandinsky6TI2VAPipeline": Case(
-        _kandinsky6,
+        kandinsky6,
         conditions=lambda indices: {
-            **_kandinsky6_texts(indices),
+            **kandinsky6_texts(indices),
             **size(64),
             "num_frames": 5,
             "guidance_scale": 1.0,
         },
-        cfg=lambda indices: {**_kandinsky6_texts(indices, "negative_", 4), "guidance_scale": 4.0},
+        cfg=lambda indices: {**kandinsky6_texts(indices, "negative_", 4), "guidance_scale": 4.0},
         start=None,
     ),
 }

@@ -10,6 +10,7 @@ import shutil
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from nft_pipeline.commands.guided import default_adapters
 from nft_pipeline.dial.measured import Dial
 from nft_pipeline.dial.promise import Promise
 from nft_pipeline.engine.stats import NFTStats
-from nft_pipeline.grid import scale_for
+from nft_pipeline.grid import labelled_grid, scale_for
 from nft_pipeline.models import ADAPTERS, MODELS, example_prompts
 from nft_pipeline.sampling import draw
 
@@ -216,6 +217,23 @@ def test_sample_writes_a_grid_and_says_what_guidance_did(
         assert grid.width > 3 * 160
         assert grid.height > 4 * 160
         assert np.asarray(grid).std() > 10
+
+
+def test_sample_draws_at_the_size_that_is_asked_for(
+    folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def seen(rows: Any, *rest: Any, **more: Any) -> Image.Image:
+        sizes.append(rows[0][0].size)
+        return labelled_grid(rows, *rest, **more)
+
+    monkeypatch.setattr(sample, "labelled_grid", seen)
+    command = ["sample", "a ring", "--seeds", "0", "--strengths", "1", "--model", folders[0], "--adapter", folders[1]]
+    command += ["--device", "cpu", "--out", str(tmp_path / "grid.png")]
+    for asked in ([], ["--width", "4"], ["--width", "4", "--height", "6"]):
+        assert main([*command, *asked]) == 0
+    assert sizes == [(8, 8), (4, 8), (4, 6)]
 
 
 def test_sample_says_what_was_promised_and_what_was_measured(
