@@ -43,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
     faults = verify(args.adapter, **where, base=base, card=not args.no_card)
     for fault in faults:
         print(fault)
-    print(f"{len(faults)} faults" if faults else "no fault found")
+    print(f"{len(faults)} fault{'s' * (len(faults) != 1)}" if faults else "no fault found")
     return 1 if faults else 0

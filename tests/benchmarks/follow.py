@@ -24,9 +24,9 @@ import numpy as np
 import torch
 
 from nft_pipeline import DiffusionNFTPipeline
-from nft_pipeline.training.demo.eval_command import scores_table, shapes_eval_scores
 from nft_pipeline.training.demo.measure import Workload, with_lora
 from nft_pipeline.training.demo.report import markdown
+from nft_pipeline.training.demo.shapes_eval import scores_table, shapes_eval_scores
 from nft_pipeline.training.devices.precision import choose_precision
 from nft_pipeline.training.settings.config import TrainConfig
 from nft_pipeline.training.shapes.prompts import HELD_OUT_SEED

@@ -9,8 +9,8 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import check_base, read_adapter
 from nft_pipeline.models import ADAPTERS, MODELS, example_prompts, shipped_adapter, shipped_model
-from nft_pipeline.training.demo.eval_command import shapes_eval_scores
 from nft_pipeline.training.demo.measure import CALIBRATED, Workload, measure_base, measure_laws, with_lora
+from nft_pipeline.training.demo.shapes_eval import shapes_eval_scores
 from nft_pipeline.training.demo.worlds import all_named_is_shown
 from nft_pipeline.training.emoji.parts import SIZES as EMOJI_SIZES
 from nft_pipeline.training.emoji.prompts import PROMPTS as EMOJI_PROMPTS
