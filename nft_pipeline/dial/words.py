@@ -52,10 +52,10 @@ def reach(config: AdapterConfig) -> str:
         if own.lowest < 0
         else "; negative strengths do nothing"
     )
-    return (
-        f"reaches {own.rates[-1]:.0%} at strength {own.highest / config.tilt:.2g}{down}; more is not to be had from "
-        "this adapter"
-    )
+    one, *two = own.maps
+    further = f" (beyond {one.highest / config.tilt:.2g} in two passes)" if two else ""
+    end = f"{own.rates[-1]:.0%} at strength {own.highest / config.tilt:.2g}{further}"
+    return f"reaches {end}{down}; more is not to be had from this adapter"
 
 
 def judged(dial: Dial) -> str:
