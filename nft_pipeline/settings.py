@@ -179,7 +179,7 @@ class GuidanceSettings:
         for name, config in configs.items():
             reach, tilt = self.reach_for(config), tilts[name]
             each = tilt if isinstance(tilt, tuple) else (tilt,)
-            modes |= {"two_pass" if reach is None else reach.map_at(one).mode for one in each}
+            modes |= {self.mode if reach is None else reach.map_at(one).mode for one in each}
         return replace(self, mode=modes.pop() if len(modes) == 1 else "two_pass")
 
     def multiplier(self, noise_level: Tensor) -> Tensor:

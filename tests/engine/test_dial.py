@@ -181,6 +181,12 @@ def test_a_law_or_a_cap_is_drawn_in_two_passes_whatever_the_tilt() -> None:
         assert counted == [2], call
 
 
+def test_where_no_map_covers_the_call_the_mode_is_that_of_small_tilts() -> None:
+    pipe = guided(GOES_ON, alpha=0.6)
+    call = {**CFG, "nft_guide": "cond", "nft_strength": 3.0, **ONE}
+    assert torch.equal(sample(pipe, **call), sample(pipe, nft_mode="single", **call))
+
+
 def test_a_strength_that_changes_on_the_way_stays_in_the_mode_of_the_call() -> None:
     pipe = guided(GOES_ON)
 
