@@ -28,7 +28,7 @@ from .draws import Draws
 WEIGHTS = (0.0, 0.3, 0.6, 1.0)
 PICTURES = 64
 WEIGHTS_FILE = "weights.json"
-SURE = 2.5  # standard errors between two base rates, from which on they are not those of one person and prompts
+SURE = 3.5  # standard errors between two base rates, from which on they are not of one person and the same prompts
 
 
 Rating = tuple[str, bool]  # a picture's prompt, and whether it is liked
