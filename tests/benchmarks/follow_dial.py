@@ -43,6 +43,9 @@ TILTS = (-2.0, -1.0, 0.5, 1.0, 2.0)
 RATES = (0.5, 0.7, 0.8)
 WEIGHTS = (1.0, 1.25, 2.0)
 ALLOWED = 0.03  # off the promise, beyond one standard error
+GOES_ON = "This calibration goes on in two passes where one ends."
+ENDS = """\
+This calibration could not tell surely that two passes get further than one, so its own way ends with one pass."""
 
 
 def halves() -> tuple[list[str], list[str]]:
@@ -150,6 +153,7 @@ def main() -> None:
     half = DiffusionNFTPipeline.from_pretrained("shapes", nft_adapter=str(calibrated(args.work, one)))
     bench = Bench(args.work, "other-half", other, args.n, dict(half.call_defaults))
     own, two = bench.dial(half), bench.dial(half, "two_pass")
+    further = GOES_ON if half.nft_config.dial.own.goes_on else ENDS
     rivals = bench.rivals(half.unwrap(), shipped_adapter(NAME))
     text = f"""# What the dial of shapes-follow promises, and what is drawn
 
@@ -165,6 +169,8 @@ A calibration of {PICTURES:,} pictures on one half of the held-out prompts, meas
 noise:
 
 {markdown(HEAD, own)}
+
+{further}
 
 The same in two passes at every strength, asked for by name:
 
