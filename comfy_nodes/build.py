@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nft_pipeline import modes
+from nft_pipeline.adapters.config import AdapterConfig
 from nft_pipeline.dial.tilts import tilt_of
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.settings import GuidanceSettings
@@ -95,6 +96,7 @@ def make_plan(
         tilt = tilt_of_rate(reward.config, rate, settings)
     else:
         tilt = tilt_of(reward.config, beta=beta) if beta else tilt_of(reward.config, strength)
+    settings = settings.for_tilts({"": reward.config}, {"": tilt})
     return Plan(tilt, settings, start_percent, end_percent, schedule, rate)
 
 
@@ -114,9 +116,24 @@ def guide_model(model: Any, reward: RewardFile, node_id: str | None, **values: A
     return _attached(model, reward, node_id, make_plan(reward, **values))
 
 
+@dataclass(frozen=True)
+class Guided:
+    """A guided clone of a MODEL for batches whose pictures have strengths of their own.
+
+    Args:
+        at: at(strengths, pictures) is the clone, the next run of which has so many pictures at the first of these
+            strengths, then as many at the second, and so on. Strengths of several modes are drawn in that of the
+            furthest.
+        modes: in which each strength is drawn, where it is alone.
+    """
+
+    at: Callable[[Sequence[float], int], Any]
+    modes: Mapping[float, str]
+
+
 def guide_each(
     model: Any, reward: RewardFile, node_id: str | None, strengths: Sequence[float], **values: Any
-) -> Callable[[Sequence[float], int], Any]:
+) -> Guided:
     """A guided clone of a MODEL for batches whose pictures have strengths of their own.
 
     Args:
@@ -126,28 +143,26 @@ def guide_each(
         strengths: all that will be asked for.
         **values: see `make_plan`, without a strength, a beta or a rate.
 
-    Returns:
-        at(strengths, pictures): the clone, the next run of which has so many pictures at the first of these strengths,
-        then as many at the second, and so on.
-
     Raises:
         AdapterError, GuidanceError: as `guide_model`.
     """
     plans = {strength: make_plan(reward, strength=strength, **values) for strength in strengths}
     first = next(iter(plans.values()))
-    guided, _ = _attached(model, reward, node_id, _at([plan.tilt for plan in plans.values()], first))
+    guided, _ = _attached(model, reward, node_id, _at([plan.tilt for plan in plans.values()], first, reward.config))
     guide = host.guides_of(guided)[-1]
 
     def at(of_batch: Sequence[float], pictures: int) -> Any:
-        guide.plan = _at([plans[strength].tilt for strength in of_batch for _ in range(pictures)], first)
+        tilts = [plans[strength].tilt for strength in of_batch for _ in range(pictures)]
+        guide.plan = _at(tilts, first, reward.config)
         return guided
 
-    return at
+    return Guided(at, {strength: plan.settings.mode for strength, plan in plans.items()})
 
 
-def _at(tilts: Sequence[Any], plan: Plan) -> Plan:
+def _at(tilts: Sequence[Any], plan: Plan, config: AdapterConfig) -> Plan:
     """The plan at these tilts, one for each picture, or at the one that they are."""
-    return replace(plan, tilt=tuple(tilts) if len(set(tilts)) > 1 else tilts[0])
+    tilt = tuple(tilts) if len(set(tilts)) > 1 else tilts[0]
+    return replace(plan, tilt=tilt, settings=plan.settings.for_tilts({"": config}, {"": tilt}))
 
 
 def _attached(model: Any, reward: RewardFile, node_id: str | None, plan: Plan) -> tuple[Any, str]:

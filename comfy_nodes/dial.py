@@ -13,8 +13,8 @@ from torch import Tensor
 
 from nft_pipeline.adapters.config import AdapterConfig
 from nft_pipeline.dial.forecast import forecast
-from nft_pipeline.dial.measured import TiltMap
-from nft_pipeline.dial.promise import END, base_rate, promise, tilt_for_rate
+from nft_pipeline.dial.measured import Reach
+from nft_pipeline.dial.promise import base_rate, promise, tilt_for_rate
 from nft_pipeline.dial.tilts import Tilt
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.laws import LAWS
@@ -50,20 +50,22 @@ def tilt_of_rate(config: AdapterConfig, rate: float, settings: GuidanceSettings)
             f'rate is {rate:g} and law "{settings.law}", but a rate finds the strength itself, by what was measured of '
             'the adapter. Set law to "auto", or rate to 0.'
         )
-    tilt_map = settings.map_for(config)
-    if tilt_map is None and (config.kind != "positive" or base_rate(config) is None):
+    reach = settings.reach_for(config)
+    if reach is None and (config.kind != "positive" or base_rate(config) is None):
         mode = mode_in_words(settings.mode)
         raise GuidanceError(
             f'rate is {rate:g}, but nobody measured what {config.name!r} does in mode "{mode}". Set rate to 0 and use '
             "strength, or have the adapter measured once (diffusion-nft calibrate)."
         )
-    if tilt_map is not None and not _reaches(tilt_map, rate):
-        maps = [] if config.dial is None else config.dial.maps
-        others = {mode_in_words(entry.mode) for entry in maps if entry.mode != tilt_map.mode and _reaches(entry, rate)}
-        elsewhere = "".join(f' Mode "{mode}" reaches {rate:g}.' for mode in sorted(others))
+    if reach is not None and not reach.gives(rate):
+        modes = [entry.mode for entry in reach.maps]
+        others = [] if config.dial is None else [entry for entry in config.dial.maps if entry.mode not in modes]
+        names = {mode_in_words(entry.mode) for entry in others if Reach.through(entry).gives(rate)}
+        elsewhere = "".join(f' Mode "{mode}" reaches {rate:g}.' for mode in sorted(names))
+        words = " and then ".join(f'"{mode_in_words(mode)}"' for mode in modes)
         raise GuidanceError(
-            f"rate is {rate:g}, and {config.name!r} reaches from {tilt_map.rates[0]:.2f} to {tilt_map.rates[-1]:.2f} "
-            f'in mode "{mode_in_words(tilt_map.mode)}" at CFG {tilt_map.guidance_scale:g}. Ask for a rate between '
+            f"rate is {rate:g}, and {config.name!r} reaches from {reach.rates[0]:.2f} to {reach.rates[-1]:.2f} "
+            f"in mode {words} at CFG {reach.maps[0].guidance_scale:g}. Ask for a rate between "
             f"these; more is not to be had from this adapter.{elsewhere}"
         )
     return tilt_for_rate(_as_drawn(config, settings), rate)
@@ -74,12 +76,14 @@ def settings_for_rate(config: AdapterConfig, rate: float, settings: GuidanceSett
 
     Where none does, and where the CFG is known, they are the settings that were given.
     """
-    tilt_map = settings.map_for(config)
-    if settings.guidance_scale is not None or config.dial is None or tilt_map is None or _reaches(tilt_map, rate):
+    if settings.guidance_scale is not None or config.dial is None:
         return settings
-    alike = [entry for entry in config.dial.maps if (entry.mode, entry.guide) == (tilt_map.mode, tilt_map.guide)]
-    reaching = next((entry for entry in alike if _reaches(entry, rate)), tilt_map)
-    return replace(settings, guidance_scale=reaching.guidance_scale)
+    for scale in (None, *(entry.guidance_scale for entry in config.dial.maps)):
+        found = replace(settings, guidance_scale=scale)
+        reach = found.reach_for(config)
+        if reach is None or reach.gives(rate):
+            return found
+    return settings
 
 
 def promise_line(config: AdapterConfig, tilt: Tilt, settings: GuidanceSettings) -> str:
@@ -90,16 +94,17 @@ def promise_line(config: AdapterConfig, tilt: Tilt, settings: GuidanceSettings) 
         tilt: lambda; one for each picture has no such line.
         settings: the way in which it is drawn; the line says so if it was measured at another CFG or `guide`.
     """
-    drawn, tilt_map = _as_drawn(config, settings), settings.map_for(config)
-    promised = _keeps_promise(config, settings) and (tilt_map is not None or drawn.base_rate is not None)
+    drawn, reach = _as_drawn(config, settings), settings.reach_for(config)
+    promised = _keeps_promise(config, settings) and (reach is not None or drawn.base_rate is not None)
     if isinstance(tilt, tuple) or not promised:
         return ""
     line = str(promise(drawn, tilt / config.tilt))
     elsewhere: list[str] = []
-    if tilt_map is not None and settings.guidance_scale not in (None, tilt_map.guidance_scale):
-        elsewhere.append(f"at CFG {tilt_map.guidance_scale:g}")
-    if tilt_map is not None and settings.guidance_scale != 1 and tilt_map.guide != settings.guide:
-        elsewhere.append(f"with guide {tilt_map.guide}")
+    first = None if reach is None else reach.maps[0]
+    if first is not None and settings.guidance_scale not in (None, first.guidance_scale):
+        elsewhere.append(f"at CFG {first.guidance_scale:g}")
+    if first is not None and settings.guidance_scale != 1 and first.guide != settings.guide:
+        elsewhere.append(f"with guide {first.guide}")
     return f"{line} (measured {' and '.join(elsewhere)})" if elsewhere else line
 
 
@@ -144,15 +149,11 @@ def dial_lines(config: AdapterConfig) -> list[str]:
         rates = np.interp([strength * config.tilt for strength in strengths], entry.tilts, entry.rates)
         row = ", ".join(f"{strength:.2g}: {rate:.0%}" for strength, rate in zip(strengths, rates, strict=True))
         guide = "" if entry.guide == "both" else f", guide {entry.guide}"
-        own = " (auto)" if place == 0 else ""
+        own = " (auto)" if place == 0 else " (auto, beyond it)" if entry in dial.own_reach.maps else ""
         lines.append(
             f"mode {mode_in_words(entry.mode)}{own} at CFG {entry.guidance_scale:g}{guide}, liked at strength {row}"
         )
     return [*lines, dial.note] if dial.note else lines
-
-
-def _reaches(tilt_map: TiltMap, rate: float) -> bool:
-    return tilt_map.rates[0] - END <= rate <= tilt_map.rates[-1] + END
 
 
 def _keeps_promise(config: AdapterConfig, settings: GuidanceSettings) -> bool:
@@ -160,9 +161,9 @@ def _keeps_promise(config: AdapterConfig, settings: GuidanceSettings) -> bool:
 
 
 def _as_drawn(config: AdapterConfig, settings: GuidanceSettings) -> AdapterConfig:
-    """The config with that part of its dial alone by which it is drawn: one map, or none under a law."""
-    tilt_map = settings.map_for(config)
-    if config.dial is None or tilt_map is None:
+    """The config with that part of its dial alone by which it is drawn: its reach, or none under a law."""
+    reach = settings.reach_for(config)
+    if config.dial is None or reach is None:
         rate = base_rate(config) if config.kind == "positive" else None
         return replace(config, dial=None, base_rate=rate)
-    return replace(config, dial=replace(config.dial, maps=(tilt_map,)))
+    return replace(config, dial=replace(config.dial, maps=reach.maps))

@@ -157,6 +157,7 @@ class Guide:
         plan, config, model = self.plan, self.reward.config, guider.inner_model
         settings = plan.settle(lambda share: self.host.level_at(model, share), guidance_scale)
         tilt = tilt_of_rate(config, plan.rate, settings) if plan.rate else plan.tilt
+        settings = settings.for_tilts({"": config}, {"": tilt})
         cautions = self.cautions(guider.model_patcher)
         self.say_before(tilt, settings, cautions)
         prompts = guider.conds.get("positive") or next(filter(None, guider.conds.values()), None)

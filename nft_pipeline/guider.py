@@ -399,12 +399,13 @@ class DiffusionNFTGuidance(GuiderAround):
             asked = tilts_of_rates(
                 {config.name: config},
                 self.nft_rate,
-                mode=settings.mode,
+                mode=None if settings.own_way else settings.mode,
                 guidance_scale=settings.guidance_scale,
                 strength=self.nft_strength,
                 beta=self.nft_beta,
                 law=settings.law,
             )
+        settings = settings.for_tilts({config.name: config}, asked)
         warn_of_weights({config.name: config}, asked, {config.name: settings})
         return asked[config.name], settings
 

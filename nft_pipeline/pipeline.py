@@ -242,6 +242,9 @@ class DiffusionNFTPipeline(LoadedPipeline):
     def set_nft_strength(self, strength: Strength) -> None:
         """Change the strength of the running call, from its `callback_on_step_end`, for the steps that follow.
 
+        The mode stays that of the call's own strength. A call that goes on in two passes where one pass ends does so
+        only if it begins there, or with nft_mode="two_pass".
+
         Args:
             strength: as the call's nft_strength.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import guidance
 from .adapters.config import AdapterConfig
 from .checks import did_you_mean, is_number, listed
-from .dial.measured import TiltMap
+from .dial.measured import Reach, TiltMap
 from .dial.tilts import Tilt, check_names
 from .errors import GuidanceError
 from .laws import COMBINATIONS, LAWS
@@ -43,6 +43,8 @@ class GuidanceSettings:
         mode: a name in `nft_pipeline.modes.MODES`: how the forwards are spent.
         guidance_scale: of classifier-free guidance in this call, by which the map is chosen; None is not known.
         combine: a name in `nft_pipeline.laws.COMBINATIONS`: what several adapters at once mean.
+        own_way: whether the mode was left to the adapters' calibrations. It then goes by the tilt that is asked for,
+            see `for_tilts`; before that it is the mode of small tilts.
     """
 
     law: str | None = None
@@ -53,6 +55,7 @@ class GuidanceSettings:
     mode: str = "two_pass"
     guidance_scale: float | None = None
     combine: str = "all"
+    own_way: bool = False
 
     @classmethod
     def of_call(
@@ -71,7 +74,7 @@ class GuidanceSettings:
         """Settings from what a person asked for; None means the default.
 
         The default mode is that of the adapters' calibrations, where there is one adapter or they agree, no law was
-        asked for and no cap; else two passes.
+        asked for and no cap; else two passes. Once the tilts are known, `for_tilts` says where it goes on in another.
 
         Args:
             configs: the configs of the adapters in use.
@@ -82,8 +85,8 @@ class GuidanceSettings:
         """
         law = None if law is None else _one_of("nft_law", law, LAWS)
         guide = _one_of("nft_guide", "both" if guide is None else guide, GUIDE)
-        if mode is None:
-            mode = _own_mode(configs) if law is None and cap is None else "two_pass"
+        own_mode = _own_mode(configs) if mode is None and law is None and cap is None else None
+        mode = own_mode or mode or "two_pass"
         mode = _one_of("nft_mode", mode, MODES)
         combine = _one_of("nft_combine", "all" if combine is None else combine, COMBINATIONS)
         if cap is not None and (not is_number(cap) or not math.isfinite(cap) or cap <= 0):
@@ -119,6 +122,7 @@ class GuidanceSettings:
             mode,
             guidance_scale,
             combine,
+            own_mode is not None,
         )
 
     @classmethod
@@ -161,6 +165,23 @@ class GuidanceSettings:
         )
         return call, {name: replace(call, law=each.law, interval=each.interval) for name, each in own.items()}
 
+    def for_tilts(self, configs: Mapping[str, AdapterConfig], tilts: Mapping[str, Tilt]) -> GuidanceSettings:
+        """The settings that draw these tilts: where the mode was left to the adapters, it is that in which they are
+        drawn so far, by the furthest of the call's pictures; two passes where adapters differ.
+
+        Args:
+            configs: of the adapters in use, by name.
+            tilts: of them, for all pictures or for each.
+        """
+        if not self.own_way:
+            return self
+        modes = set()
+        for name, config in configs.items():
+            reach, tilt = self.reach_for(config), tilts[name]
+            each = tilt if isinstance(tilt, tuple) else (tilt,)
+            modes |= {self.mode if reach is None else reach.map_at(one).mode for one in each}
+        return replace(self, mode=modes.pop() if len(modes) == 1 else "two_pass")
+
     def multiplier(self, noise_level: Tensor) -> Tensor:
         """The factor of the tilt at each noise level: the schedule inside the interval, 0 outside; fp32."""
         factor = noise_level.new_ones(noise_level.shape)
@@ -175,6 +196,13 @@ class GuidanceSettings:
         if self.law is not None or config.dial is None:
             return None
         return config.dial.map_for(self.mode, self.guidance_scale, self.guide)
+
+    def reach_for(self, config: AdapterConfig) -> Reach | None:
+        """How far an adapter goes as it is drawn, whatever the tilt; None if a law was asked for, or no calibration
+        covers this mode."""
+        if self.law is not None or config.dial is None:
+            return None
+        return config.dial.reach(None if self.own_way else self.mode, self.guidance_scale, self.guide)
 
     def law_for(self, config: AdapterConfig) -> str:
         """The law by which an adapter without a map is drawn."""
@@ -212,9 +240,10 @@ def warn_of_weights(
             )
 
 
-def _own_mode(configs: Sequence[AdapterConfig]) -> str:
+def _own_mode(configs: Sequence[AdapterConfig]) -> str | None:
+    """The mode in which the adapters' own ways begin; None where they differ."""
     modes = {"two_pass" if config.dial is None else config.dial.own.mode for config in configs}
-    return modes.pop() if len(modes) == 1 else "two_pass"
+    return modes.pop() if len(modes) == 1 else None
 
 
 def schedule_value(schedule: Schedule, t: float) -> float:

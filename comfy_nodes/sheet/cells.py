@@ -8,7 +8,7 @@ prompts     one a line
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
@@ -108,19 +108,24 @@ def cells_of(strengths: Sequence[float], seeds: Sequence[int], prompts: int) -> 
     return [Cell(prompt, seed, strength) for prompt, seed in rows for strength in strengths]
 
 
-def batches_of(cells: Sequence[Cell], pictures: int, together: int, sampler: str) -> list[list[Cell]]:
-    """Cells that are drawn in one batch: of one prompt, and with a sampler that lets pictures go their own ways.
+def batches_of(
+    cells: Sequence[Cell], pictures: int, together: int, sampler: str, modes: Mapping[float, str]
+) -> list[list[Cell]]:
+    """Cells that are drawn in one batch: of one prompt, in one mode, and with a sampler that lets pictures go their own
+    ways.
 
     Args:
         cells: all of them.
         pictures: in the latent, all of which each cell shows.
         together: pictures a batch may have; a single cell may have more.
         sampler: ComfyUI's name of it.
+        modes: the mode of each strength.
     """
     most = max(1, together // pictures) if sampler in SIDE_BY_SIDE else 1
     batches: list[list[Cell]] = []
     for cell in cells:
-        if batches and len(batches[-1]) < most and batches[-1][0].prompt == cell.prompt:
+        first = batches[-1][0] if batches and len(batches[-1]) < most else None
+        if first is not None and (first.prompt, modes[first.strength]) == (cell.prompt, modes[cell.strength]):
             batches[-1].append(cell)
         else:
             batches.append([cell])

@@ -15,10 +15,8 @@ from nft_pipeline.errors import GuidanceError
 from nft_pipeline.grid import labelled_grid, scale_for
 
 from .. import host
+from ..build import Guided
 from .cells import Cell, batches_of
-
-# A MODEL on which the first of so many pictures is guided at the first of these strengths, and so on.
-Guided = Callable[[Sequence[float], int], Any]
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def draw_cells(
 
     Args:
         cells: what is drawn, see `cells.cells_of`.
-        guided: gives the MODEL for the strengths of one batch.
+        guided: gives the MODEL for the strengths of one batch, which have one mode.
         latent: LATENT; every cell is drawn from it, all of its pictures.
         positives: CONDITIONING by number of the prompt.
         negative: CONDITIONING.
@@ -66,11 +64,11 @@ def draw_cells(
             "this latent holds several parts, such as picture and sound, and a sheet can only show pictures. Connect a "
             "latent of pictures."
         )
-    batches = batches_of(cells, len(latent["samples"]), together, sampling.sampler)
+    batches = batches_of(cells, len(latent["samples"]), together, sampling.sampler, guided.modes)
     bar = host.progress(len(batches) * (sampling.steps + 1))
     drawn: list[Tensor] = []
     for number, batch in enumerate(batches):
-        model = guided([cell.strength for cell in batch], len(latent["samples"]))
+        model = guided.at([cell.strength for cell in batch], len(latent["samples"]))
         start = host.latent_of(model, latent)
         # The seed is that of the steps as well, for samplers that draw noise on the way: those have a batch per cell.
         samples = host.sample(

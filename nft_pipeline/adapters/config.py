@@ -23,7 +23,7 @@ from ..files.versions import VERSION_KEY, Format, Part, VersionError, known_keys
 from .names import MAX_CONFIG_BYTES
 
 # A new field with a default gets a row in `added`, any other change a migration: see nft_pipeline/files/versions.py.
-FORMAT = Format(version=1, added={"dial": 1}, migrations={})
+FORMAT = Format(version=1, added={"dial": 1}, inside={"dial.maps.goes_on": (2, False)}, migrations={})
 FORMAT_VERSION = FORMAT.version
 KINDS = ("positive", "policy")
 REWARD_KEYS = ("name", "description", "normaliser")

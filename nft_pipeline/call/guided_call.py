@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..checks import is_number
@@ -69,7 +70,8 @@ Args:
         The largest fraction of its size by which guidance may move the predicted picture in a step; larger pushes are
         shortened to it. `nft_stats.push` shows which pushes are usual.
     nft_mode (`str`, *optional*):
-        How the forwards are spent. Left out, it is what the adapter's calibration found best, or "two_pass":
+        How the forwards are spent. Left out, it is what the adapter's calibration found best for the strength, which
+        may go on in two passes where one pass ends; without a calibration "two_pass":
 {modes}
     nft_combine (`str`, defaults to "all"):
         What several adapters at once mean:
@@ -121,8 +123,11 @@ def run_guided(
     if rate is None:
         tilts = tilts_of(configs, strength, beta)
     else:
-        maps: dict[str, Any] = {"mode": settings.mode, "guidance_scale": settings.guidance_scale}
+        mode = None if settings.own_way else settings.mode
+        maps: dict[str, Any] = {"mode": mode, "guidance_scale": settings.guidance_scale}
         tilts = tilts_of_rates(configs, rate, **maps, strength=strength, beta=beta, law=names["law"])
+    settings = settings.for_tilts(configs, tilts)
+    own = {name: replace(each, mode=settings.mode) for name, each in own.items()}
     batch = prompts_and_images(stock_call, call)
 
     def run(args: tuple[Any, ...], kwargs: Mapping[str, Any], trace: Trace) -> Any:

@@ -50,10 +50,10 @@ def promised(
         )
     if guidance_scale is None:
         guidance_scale = guidance_scale_of(pipe._nft_stock_class, (), pipe.call_defaults)
-    settings = GuidanceSettings.of_call([config], mode=mode, guidance_scale=guidance_scale)
+    GuidanceSettings.of_call([config], mode=mode, guidance_scale=guidance_scale)  # refuses what a call refuses
     if prompt is not None:
         rate = prompt_rates(pipe, [prompt] if isinstance(prompt, str) else prompt, guidance_scale)
-    return promise(config, strength, rate=rate, mode=settings.mode, guidance_scale=guidance_scale)
+    return promise(config, strength, rate=rate, mode=mode, guidance_scale=guidance_scale)
 
 
 def prompt_rates(

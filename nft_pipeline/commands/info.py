@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..dial.words import UNCALIBRATED, judged, promises, reach, scales, share, way_words
+from ..dial.words import UNCALIBRATED, judged, promises, reach, reach_words, scales, share
 
 if TYPE_CHECKING:
     from ..adapter import Adapter
@@ -124,7 +124,8 @@ def dial_rows(config: AdapterConfig) -> Iterator[tuple[str, str]]:
     for strength, value in promises(config):
         yield f"  strength {strength:.2g}", f"{share(value)} liked"
     yield "  reach", reach(config)
-    yield "  drawn in", f"{way_words(dial.own)} (mode {dial.own.mode}) unless a mode is asked for"
+    modes = " and then ".join(entry.mode for entry in dial.own_reach.maps)
+    yield "  drawn in", f"{reach_words(dial.own_reach, config.tilt)} (mode {modes}) unless a mode is asked for"
     yield "  measured at", f"guidance scale {scales(dial)}, {dial.steps} steps"
     yield "  alpha", f"trusted by {dial.slope:.2f}, where 1 is fully and 0 not at all"
     if dial.note:

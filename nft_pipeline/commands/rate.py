@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C, then say how many are rated."""
     from nft_pipeline.training.rewards.folders.rating import Ratings, rating_server
 
-    ratings = Ratings(args.folder, args.prompt)
+    ratings = Ratings(args.folder, args.prompt, Path(args.by).name if args.by else None)
     if args.by:
         ratings.pictures = _most_useful_first(args, ratings)
     with rating_server(ratings, args.port) as server:

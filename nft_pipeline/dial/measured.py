@@ -3,8 +3,9 @@
     tilt asked for  ->  weight w  ->  scale s of each sample and step (`nft_pipeline.dial.scale`)
 
 A `TiltMap` is that first arrow, for one mode and guidance scale, with the share of liked pictures at each of its tilts.
-A `Dial` has one or several maps, the adapter's own first, and what they have in common. `diffusion-nft calibrate` makes
-it. docs/adapter_format.md has the fields. Standard library only.
+A `Dial` has one or several maps, the adapter's own first, and what they have in common. A `Reach` is how far it goes in
+one way of being drawn: by one map, or by one and then another, where one pass ends and two go on. `diffusion-nft
+calibrate` makes a dial. docs/adapter_format.md has the fields. Standard library only.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from ..checks import Check, choice, key_faults, number, text, value_faults, whole
+from ..checks import Check, choice, flag, key_faults, number, text, value_faults, whole
 from ..files.versions import Part, known_keys, plain
 from ..modes import GUIDE, MODES
 
 JUDGES = ("reward", "alpha", "person")
 MAX_KNOTS, MAX_MAPS, MAX_WEIGHT = 64, 32, 4.0
+END = 0.005  # a rate is called an end where less than this is missing
 CERTAIN = 2.5  # a rise of so many standard errors counts as sure
 
 
@@ -69,6 +71,8 @@ class TiltMap(Part):
         rates: the share of liked pictures at each, on the prompts it was measured on.
         errors: the standard error of each.
         pictures: how many pictures were judged for it, those of the base model not counted.
+        goes_on: whether the adapter's own way goes on in two passes where this map ends, by the map of the same
+            guidance scale and guide: two passes surely get further.
     """
 
     mode: Annotated[str, choice(*MODES)]
@@ -80,6 +84,7 @@ class TiltMap(Part):
     rates: Annotated[tuple[float, ...], _numbers(0, 1, 2)]
     errors: Annotated[tuple[float, ...], _numbers(0, 1, 2)]
     pictures: Annotated[int, whole(1)]
+    goes_on: Annotated[bool, flag()] = False
 
     @property
     def lowest(self) -> float:
@@ -110,6 +115,51 @@ class TiltMap(Part):
         if 0 not in self.tilts or self.weights[self.tilts.index(0)] != 0:
             return [f"{where} does not map tilt 0 to weight 0, which is the base model"]
         return []
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a dial gives in one way of being drawn, from its lowest tilt to its highest.
+
+    Args:
+        maps: the map that tilts are drawn by, and where the way goes on beyond that one's last tilt, the map of two
+            passes that they are drawn by there.
+        tilts, rates, errors: tilts, rising, with the share of liked pictures at each and its standard error, through
+            all maps.
+    """
+
+    maps: tuple[TiltMap, ...]
+    tilts: tuple[float, ...]
+    rates: tuple[float, ...]
+    errors: tuple[float, ...]
+
+    @classmethod
+    def through(cls, first: TiltMap, then: TiltMap | None = None) -> Reach:
+        """By the first map, and from its end on by `then`, where that goes further."""
+        points = list(zip(first.tilts, first.rates, first.errors, strict=True))
+        if then is None or then.highest <= first.highest or then.rates[-1] <= first.rates[-1]:
+            return cls((first,), *zip(*points, strict=True))
+        further = zip(then.tilts, then.rates, then.errors, strict=True)
+        points += [(t, r, error) for t, r, error in further if t > first.highest and r > first.rates[-1]]
+        return cls((first, then), *zip(*points, strict=True))
+
+    def map_at(self, tilt: float) -> TiltMap:
+        """The map that a tilt is drawn by."""
+        return self.maps[0] if tilt <= self.maps[0].highest else self.maps[-1]
+
+    def gives(self, rate: float) -> bool:
+        """Whether some tilt gives this share of liked pictures."""
+        return self.rates[0] - END <= rate <= self.rates[-1] + END
+
+    @property
+    def lowest(self) -> float:
+        """The most negative tilt that is reached."""
+        return self.tilts[0]
+
+    @property
+    def highest(self) -> float:
+        """The largest tilt that is reached."""
+        return self.tilts[-1]
 
 
 def _are_maps(value: Any) -> bool:
@@ -159,6 +209,11 @@ class Dial(Part):
         """The map of the adapter's own mode."""
         return self.maps[0]
 
+    @property
+    def own_reach(self) -> Reach:
+        """How far the adapter goes in its own way."""
+        return self._own_way_from(self.own)
+
     def map_for(
         self, mode: str | None, guidance_scale: float | None = None, guide: str | None = None
     ) -> TiltMap | None:
@@ -175,6 +230,25 @@ class Dial(Part):
         if not fitting and scale <= 1:  # without classifier-free guidance all predictions are guided either way
             fitting = [entry for entry in self.maps if entry.mode == mode]
         return min(fitting, key=lambda entry: abs(entry.guidance_scale - scale), default=None)
+
+    def reach(
+        self, mode: str | None = None, guidance_scale: float | None = None, guide: str | None = None
+    ) -> Reach | None:
+        """How far the adapter goes in a mode, at the nearest guidance scale; None if the mode has no map.
+
+        Args:
+            mode: None is the adapter's own way, which may go on in two passes where its first map ends.
+            guidance_scale, guide: as in `map_for`.
+        """
+        first = self.map_for(mode, guidance_scale, guide)
+        if first is None:
+            return None
+        return Reach.through(first) if mode is not None else self._own_way_from(first)
+
+    def _own_way_from(self, first: TiltMap) -> Reach:
+        beside = ("two_pass", first.guidance_scale, first.guide)
+        follows = [entry for entry in self.maps if (entry.mode, entry.guidance_scale, entry.guide) == beside]
+        return Reach.through(first, follows[0] if first.goes_on and follows else None)
 
 
 def dial_faults(values: Any, newer: bool = False, where: str = "dial") -> list[str]:
@@ -193,7 +267,7 @@ def dial_faults(values: Any, newer: bool = False, where: str = "dial") -> list[s
         return faults
     for place, entry in enumerate(maps):
         name = f"{where}.maps[{place}]"
-        own = _part_faults(entry, TiltMap, name, newer)
+        own = _part_faults(entry, TiltMap, name, newer, may_miss=("goes_on",))
         faults += own or TiltMap.of(plain(entry)).faults(name)
     return faults
 

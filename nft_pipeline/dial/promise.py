@@ -1,7 +1,7 @@
 """What a setting of the dial will do: the share of liked pictures, said before anything is drawn.
 
     without a calibration   the odds law's promise p e^tilt / (1 - p + p e^tilt) (M10); nothing was measured
-    with one                the same up to the ends of the map, where the adapter gives no more; with the map's errors
+    with one                the same up to the ends of what was mapped, where the adapter gives no more; with the errors
 
 The promise is per prompt. Where base rates differ between prompts, that of the mean is the mean of the promises, which
 is less than the promise of the mean (M11). `mean_promise` averages over a Beta distribution with the mean and the
@@ -19,14 +19,13 @@ import numpy as np
 
 from ..checks import is_number
 from ..errors import GuidanceError
-from .measured import Dial, TiltMap
+from .measured import END, Dial, Reach, TiltMap
 
 if TYPE_CHECKING:
     from ..adapters.config import AdapterConfig
 
 _STEP, _FAR = 0.005, 100.0  # of the grid over logits, and the largest tilt there
 END_OF_ANOTHER = 0.02  # of the share of liked pictures: another mode that surely reaches so much further is named
-END = 0.005  # a rate is called an end where less than this is missing
 SAME_SCALE = 0.25  # guidance scales this near to each other share a map
 
 
@@ -130,18 +129,18 @@ def promise(
     if not is_number(strength) or not math.isfinite(strength):
         raise GuidanceError(f"strength is {strength!r}, expected a finite number: 0 is the base model.")
     tilt, dial = float(strength) * config.tilt, config.dial
-    tilt_map = None if dial is None else dial.map_for(mode, guidance_scale)
-    if dial is None or tilt_map is None:
+    reach = None if dial is None else dial.reach(mode, guidance_scale)
+    if dial is None or reach is None:
         base, result = _unmeasured(config, rates, spread, tilt)
         return Promise(tilt, base, result, math.nan, False, mode or "two_pass")
-    reached = min(max(tilt, tilt_map.lowest), tilt_map.highest)
-    error = float(np.interp(reached, tilt_map.tilts, tilt_map.errors))
+    reached, drawn = min(max(tilt, reach.lowest), reach.highest), reach.map_at(tilt)
+    error = float(np.interp(reached, reach.tilts, reach.errors))
     if rates is None:
-        base, result = tilt_map.base, float(np.interp(reached, tilt_map.tilts, tilt_map.rates))
+        base, result = reach.maps[0].base, float(np.interp(reached, reach.tilts, reach.rates))
     else:
         base, result = float(np.mean(rates)), _mean_of(rates, spread, reached)
-    limits = [_reach_limit(dial, tilt_map, tilt, config.tilt), _scale_limit(tilt_map, guidance_scale)]
-    return Promise(tilt, base, result, error, True, tilt_map.mode, "; ".join(filter(None, limits)))
+    limits = [_reach_limit(dial, reach, tilt, config.tilt), _scale_limit(drawn, guidance_scale)]
+    return Promise(tilt, base, result, error, True, drawn.mode, "; ".join(filter(None, limits)))
 
 
 def _mean_of(rates: Sequence[float], spread: float, tilt: float) -> float:
@@ -168,21 +167,21 @@ def base_rate(config: AdapterConfig) -> float | None:
     return config.base_rate if config.dial is None else config.dial.rate
 
 
-def _reach_limit(dial: Dial, tilt_map: TiltMap, tilt: float, tilt_of_one: float) -> str:
+def _reach_limit(dial: Dial, reach: Reach, tilt: float, tilt_of_one: float) -> str:
     """In words, that a tilt is beyond what the adapter reaches, or that it learned nothing."""
     if tilt > 0 and not dial.own.rises:
         return dial.note or "no strength of this adapter surely raises the share of liked pictures"
-    if tilt_map.lowest <= tilt <= tilt_map.highest:
+    if reach.lowest <= tilt <= reach.highest:
         return ""
     end, sign = (-1, 1) if tilt > 0 else (0, -1)
-    reached = f"it reaches {tilt_map.rates[end]:.0%} at strength {tilt_map.tilts[end] / tilt_of_one:.2g}"
+    reached = f"it reaches {reach.rates[end]:.0%} at strength {reach.tilts[end] / tilt_of_one:.2g}"
     further = [
         other
         for other in dial.maps
-        if other.mode != tilt_map.mode
-        and other.guidance_scale == tilt_map.guidance_scale
-        and sign * (other.rates[end] - tilt_map.rates[end])
-        > END_OF_ANOTHER + math.hypot(other.errors[end], tilt_map.errors[end])
+        if other.mode != reach.map_at(tilt).mode
+        and other.guidance_scale == reach.maps[0].guidance_scale
+        and sign * (other.rates[end] - reach.rates[end])
+        > END_OF_ANOTHER + math.hypot(other.errors[end], reach.errors[end])
     ]
     if further:
         return f"{reached}; mode {further[0].mode} reaches {further[0].rates[end]:.0%}"
@@ -217,8 +216,8 @@ def tilt_for_rate(
     if not is_number(target) or not 0 < target < 1:
         raise GuidanceError(f"nft_rate is {target!r}, expected a number between 0 and 1: the share of liked pictures.")
     dial = config.dial
-    tilt_map = None if dial is None else dial.map_for(mode, guidance_scale)
-    if tilt_map is None:
+    reach = None if dial is None else dial.reach(mode, guidance_scale)
+    if reach is None:
         base = base_rate(config)
         if base is None or config.kind != "positive":
             missing = "it was never calibrated" if dial is None else f"its calibration has no map of the mode {mode}"
@@ -227,14 +226,14 @@ def tilt_for_rate(
                 "once, or give nft_strength."
             )
         return math.log(target / (1 - target)) - math.log(base / (1 - base))
-    low, high = tilt_map.rates[0], tilt_map.rates[-1]
-    if not low - END <= target <= high + END:
+    if not reach.gives(target):
+        modes = " and then ".join(entry.mode for entry in reach.maps)
         raise GuidanceError(
-            f"nft_rate is {target:g}, and {config.name!r} reaches shares from {low:.2f} to {high:.2f} in the mode "
-            f"{tilt_map.mode} (measured on {config.dial.prompts if config.dial else 0} prompts). Ask for one of these; "
-            "more is not to be had from this adapter."
+            f"nft_rate is {target:g}, and {config.name!r} reaches shares from {reach.rates[0]:.2f} to "
+            f"{reach.rates[-1]:.2f} in the mode {modes} (measured on {config.dial.prompts if config.dial else 0} "
+            "prompts). Ask for one of these; more is not to be had from this adapter."
         )
-    return float(np.interp(target, np.maximum.accumulate(tilt_map.rates), tilt_map.tilts))
+    return float(np.interp(target, np.maximum.accumulate(reach.rates), reach.tilts))
 
 
 def tilt_at_weight(tilt_map: TiltMap, weight: float) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .measured import Dial, TiltMap
+from .measured import Dial, Reach, TiltMap
 from .promise import Promise, promise
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def promises(config: AdapterConfig) -> list[tuple[float, Promise]]:
     last. Empty for an adapter that was not calibrated."""
     if config.dial is None:
         return []
-    own = config.dial.own
+    own = config.dial.own_reach
     low, high = own.lowest / config.tilt, own.highest / config.tilt
     inner = [s for s in STRENGTHS if low + APART < s < high - APART]
     return [(strength, promise(config, strength)) for strength in [low, *inner, high]]
@@ -44,18 +44,18 @@ def reach(config: AdapterConfig) -> str:
     dial = config.dial
     if dial is None:
         return ""
+    own = dial.own_reach
     if not dial.own.rises:
         return dial.note or "not learned: no strength surely raises the share of liked pictures"
-    own = dial.own
     down = (
         f", and {own.rates[0]:.0%} at {own.lowest / config.tilt:.2g}"
         if own.lowest < 0
         else "; negative strengths do nothing"
     )
-    return (
-        f"reaches {own.rates[-1]:.0%} at strength {own.highest / config.tilt:.2g}{down}; more is not to be had from "
-        "this adapter"
-    )
+    one, *two = own.maps
+    further = f" (beyond {one.highest / config.tilt:.2g} in two passes)" if two else ""
+    end = f"{own.rates[-1]:.0%} at strength {own.highest / config.tilt:.2g}{further}"
+    return f"reaches {end}{down}; more is not to be had from this adapter"
 
 
 def judged(dial: Dial) -> str:
@@ -72,9 +72,21 @@ def scales(dial: Dial) -> str:
     return ", ".join(f"{scale:g} ({', '.join(modes)})" for scale, modes in sorted(by_scale.items()))
 
 
+def reach_words(reach: Reach, tilt_of_one: float) -> str:
+    """A way of drawing, and where it goes on in another.
+
+    Args:
+        reach: the way.
+        tilt_of_one: the tilt of strength 1.
+    """
+    first, *then = reach.maps
+    further = "".join(f"; beyond strength {first.highest / tilt_of_one:.2g} {way_words(entry)}" for entry in then)
+    return f"{way_words(first)}{further}"
+
+
 def way_words(tilt_map: TiltMap) -> str:
     """A way of drawing: how many passes, and what alpha has to say in it."""
     passes = "one pass" if tilt_map.mode == "single" else "two passes"
     if tilt_map.slope == 0:
-        return f"{passes}, at one weight for all, as LoRA weight is"
+        return f"{passes}, at one weight for all" + (", as LoRA weight is" if tilt_map.mode == "single" else "")
     return f"{passes}, with alpha trusted by {tilt_map.slope:.2f}"

@@ -4,7 +4,8 @@
     {"image": "sub/0002.png", "prompt": "a red ring", "liked": false, "seed": 7}
 
 `image` is relative to the folder, with forward slashes. `score` is a finite number, `liked` true or false; `seed`,
-`guidance_scale`, `model` and anything else a line has is kept as it is.
+`guidance_scale`, `model` and anything else a line has is kept as it is. `chosen_by` names the adapter by which a rated
+picture was chosen (`rate --by`), or by which others were chosen before it: such ratings are no fair sample.
 
 The commands `score`, `rate`, `collect` and `play` and ComfyUI's node Rate Images write it; they and the trainer read
 it. All of them do so by this module, so that what one of them writes is what the others read. There are two readers:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 METADATA = "metadata.jsonl"
+CHOSEN_BY = "chosen_by"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 SHOWN_FAULTS = 10
 _CHECKS = {

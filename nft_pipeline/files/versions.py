@@ -16,7 +16,7 @@ bytes and every older version reads it. Standard library only.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -43,17 +43,20 @@ class Format:
     Args:
         version: the version that this code writes, from 1.
         added: the minor version, from 1, that each field came with; fields of minor version 0 have no row.
+        inside: the same for fields of parts inside the file, by their path, "dial.maps.goes_on", each with its default:
+            (minor version, default).
         migrations: for each older version, the function from its values to those of the next version.
     """
 
     version: int
     added: Mapping[str, int] = field(default_factory=dict)
+    inside: Mapping[str, tuple[int, Any]] = field(default_factory=dict)
     migrations: Mapping[int, Migration] = field(default_factory=dict)
 
     @property
     def minor(self) -> int:
         """The newest minor version that this code knows."""
-        return max(self.added.values(), default=0)
+        return max([0, *self.added.values(), *(minor for minor, _ in self.inside.values())])
 
     @property
     def check(self) -> Check:
@@ -104,12 +107,20 @@ class Format:
         """The values as they are written: without added fields at their defaults, with the minor version they need.
 
         Args:
-            values: plain, with `format_version`, and with the minor version of the file they were read from.
+            values: as `plain` has made them, with `format_version`, and with the minor version of the file they were
+                read from; fields `inside` that are at their defaults are taken out of them.
             at_default: names of fields that have their default value.
         """
         left_out = {*at_default} & {*self.added}
         written = {name: value for name, value in values.items() if name not in left_out and name != MINOR_KEY}
-        minor = max([values.get(MINOR_KEY, 0), *(self.added[name] for name in written if name in self.added)])
+        needed = [self.added[name] for name in written if name in self.added]
+        for path, (minor, default) in self.inside.items():
+            *way, name = path.split(".")
+            for holder in _holders(written, way):
+                if name in holder and holder[name] == default:
+                    del holder[name]
+                needed += [minor] if name in holder else []
+        minor = max([values.get(MINOR_KEY, 0), *needed])
         return written if minor == 0 else written | {MINOR_KEY: minor}
 
 
@@ -144,6 +155,18 @@ class Part:
         names = cls.names()
         own = {name: value for name, value in values.items() if name in names}
         return cls(**own, extra={name: value for name, value in values.items() if name not in names})
+
+
+def _holders(values: Any, way: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The objects that a way of names leads to, through every entry of a list."""
+    if isinstance(values, list):
+        for entry in values:
+            yield from _holders(entry, way)
+    elif isinstance(values, dict):
+        if way:
+            yield from _holders(values.get(way[0]), way[1:])
+        else:
+            yield values
 
 
 def plain(value: Any) -> Any:

@@ -151,10 +151,10 @@ class Studio:
     def range(self, adapter: str) -> tuple[float, float]:
         """The strengths to offer: as far as the calibration reaches, in tenths, and 0 and 1 in any case."""
         config = self.config(adapter)
-        tilt_map = None if config.dial is None else config.dial.map_for(self.mode, self.guidance_scale)
-        if tilt_map is None:
+        reach = None if config.dial is None else config.dial.reach(self.mode, self.guidance_scale)
+        if reach is None:
             return WITHOUT_DIAL
-        low, high = sorted((tilt_map.lowest / config.tilt, tilt_map.highest / config.tilt))
+        low, high = sorted((reach.lowest / config.tilt, reach.highest / config.tilt))
         return min(0.0, math.floor(low * 10) / 10), max(1.0, math.ceil(high * 10) / 10)
 
     def follow(self, wish: Wish, wanted: Callable[[], bool] = lambda: True) -> Iterator[View]:

@@ -104,6 +104,8 @@ class Bench:
 
     def score(self, pipe: Any, label: str, **steering: Any) -> dict[str, Any]:
         """As `shapes_eval_scores`, with "diversity": how unlike pictures of one prompt are."""
+        if "nft_strength" in steering:
+            steering = {"nft_law": "nft", **steering}  # the factor of the push, whatever a calibration makes of it
         found = shapes_eval_scores(self.work.pictures(pipe, label, **steering), self.prompts)
         pictures = shrunk(self.groups.pictures(pipe, **steering))
         prompt = np.arange(len(pictures)) % len(self.groups.prompts)
@@ -196,7 +198,8 @@ prompt are:
 ## By strength
 
 n = {args.n} pictures per column, the same prompts and noise in every column, 14 steps; standard error of ShapesEval at
-most {0.5 / args.n**0.5:.3f}. Strength 0 is the base model. Strengths 0 and 1 are one pass per step, others two.
+most {0.5 / args.n**0.5:.3f}. Strength is the factor of the push, as `nft_law="nft"` has it, without the calibration
+(follow_dial.md): 0 is the base model. Strengths 0 and 1 are one pass per step, others two.
 Diversity is how unlike {GROUP} pictures of one prompt are, over {GROUPS} prompts.
 
 {table(guided)}

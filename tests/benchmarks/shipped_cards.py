@@ -59,7 +59,10 @@ CARDS: dict[str, Shown] = {
         tuple(f'a sign that says "{word}"' for word in ("HAIL", "ART", "HOME", "CITY")), "", (0.0, 0.5, 1.0)
     ),
     "shapes-warm": Shown(("a square on white", "a large cross on white", "a large ring"), "shapes_eval"),
-    "shapes-follow": Shown(("a red circle left of a blue cross", "two small rings", "a square above a triangle")),
+    "shapes-follow": Shown(
+        ("a red circle left of a blue cross", "two small rings", "a square above a triangle"),
+        strengths=(0.0, 0.5, 1.0, 1.35),
+    ),
 }
 
 

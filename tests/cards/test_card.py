@@ -17,7 +17,7 @@ from PIL import Image
 
 from helpers.adapters import config_values
 from helpers.cards import extra_files, full_report, shared_adapter
-from helpers.dials import measured_dial, unlearned_dial
+from helpers.dials import further_dial, measured_dial, unlearned_dial
 from helpers.local_hub import LocalHub
 from nft_pipeline.adapter import AdapterConfig, AdapterError
 from nft_pipeline.files.versions import plain
@@ -107,6 +107,12 @@ def test_it_says_what_each_strength_does() -> None:
     assert "Judged by the reward 'red', from 1500 pictures of 48 prompts; guidance scale 1 (single, two\\_pass)" in text
     assert "**1.5 is what its author recommends**" in text
     assert "Not calibrated: what a strength does" in card(RunReport()).text
+
+
+def test_it_says_where_the_dial_goes_on_in_two_passes() -> None:
+    text = card(RunReport(), dial=plain(further_dial()), format_minor=2).text
+    assert "| strength | -1 | -0.5 | 0 | 0.5 | 1 | 1.5 | 2 | 3 | 4 |" in text
+    assert "The adapter reaches 97% at strength 4 (beyond 2.5 in two passes), and 10% at -1" in text
 
 
 def test_it_recommends_nothing_that_was_not_learned() -> None:

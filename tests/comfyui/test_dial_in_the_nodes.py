@@ -236,3 +236,28 @@ def test_old_values_of_a_saved_workflow_are_still_taken(world: World) -> None:
     assert world.model.model.calls == 2 * STEPS
     world.sample(world.guided("dialled", law="odds", mode="fast"))
     assert world.model.model.calls == 3 * STEPS
+
+
+def test_auto_goes_on_in_two_passes_where_one_ends(world: World) -> None:
+    one = {**tilt_map("single", 0.0, 0.8), "goes_on": True}
+    two = {**tilt_map("two_pass", 0.0, 0.95), "tilts": [-2.0, 0.0, 2.0, 5.0], "weights": [-0.4, 0.0, 0.7, 2.0]}
+    world.add("further", "policy", 4, dial=dial(one, two))
+    for values, same, calls in (
+        ({"strength": 1.5}, {"strength": 1.5, "mode": "fast"}, 1),
+        ({"strength": 2.0}, {"strength": 2.0, "mode": "exact"}, 2),
+        ({"rate": 0.75}, {"strength": 1.25, "mode": "fast"}, 1),
+        ({"rate": 0.875}, {"strength": 2.0, "mode": "exact"}, 2),
+    ):
+        guided, before = world.guided("further", **values), world.model.model.calls
+        drawn = world.sample(guided)
+        assert world.model.model.calls - before == calls * STEPS, values
+        torch.testing.assert_close(drawn, world.sample(world.guided("further", **same)))
+        promised = guide_of(guided).promised(guide_of(guided).plan.tilt, guide_of(guided).plan.settings)
+        rate = {1.5: 0.8, 2.0: 0.875}.get(values.get("strength"), values.get("rate"))
+        assert promised.startswith(f"34% liked becomes {rate:.0%}"), values
+    with pytest.raises(GuidanceError, match=r'from 0\.08 to 0\.95 in mode "fast" and then "exact" at CFG 1'):
+        world.guided("further", rate=0.97)
+    with pytest.raises(GuidanceError, match=r'from 0\.08 to 0\.80 in mode "fast" at CFG 1.* Mode "exact" reaches 0\.9'):
+        world.guided("further", rate=0.9, mode="fast")
+    text = describe(guide_of(guided).reward)
+    assert "mode fast (auto) at CFG 1" in text and "mode exact (auto, beyond it) at CFG 1" in text

@@ -156,3 +156,13 @@ def test_ranges(world: World) -> None:
     assert strengths_of("-1 to 1 by 0.5, 4") == [-1, -0.5, 0, 0.5, 1, 4]
     assert strengths_of("2 to 0 by -1") == [2, 1, 0] and strengths_of("0 to 0.3 by 0.1") == [0, 0.1, 0.2, 0.3]
     assert seeds_of("18446744073709551610 to 18446744073709551612\n3") == [*range(2**64 - 6, 2**64 - 3), 3]
+
+
+def test_strengths_of_two_modes_stand_in_batches_of_their_own(world: World) -> None:
+    one = {**tilt_map("single", 0.0, 0.8), "goes_on": True}
+    two = {**tilt_map("two_pass", 0.0, 0.95), "tilts": [-2.0, 0.0, 2.0, 5.0], "weights": [-0.4, 0.0, 0.7, 2.0]}
+    world.add("further", "policy", 4, dial=dial(one, two))
+    _, images = grid(world, adapter="further.safetensors", strengths="0, 1, 2", together=64, law="auto", cfg=1.0).args
+    assert fake.ProgressBar.told[-1][1] == 4 * (STEPS + 1), "two modes of two rows"
+    one_by_one = grid(world, adapter="further.safetensors", strengths="0, 1, 2", together=1, law="auto", cfg=1.0).args
+    torch.testing.assert_close(images, one_by_one[1], rtol=1e-4, atol=1e-5)

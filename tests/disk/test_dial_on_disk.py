@@ -18,11 +18,15 @@ from nft_pipeline.adapters.single_file import read_single_file
 from nft_pipeline.files.versions import plain
 
 TWO = a_dial(tilt_map(), tilt_map(mode="two_pass", guidance_scale=3.0, slope=0.0), note="measured twice")
+ON = a_dial(tilt_map(goes_on=True), tilt_map(mode="two_pass"))
 
 
 def values(**changed: Any) -> dict[str, Any]:
-    """A config with a dial, as parsed JSON; `changed` goes into the dial."""
-    return config_values(dial=json.loads(json.dumps(plain(TWO))) | changed, format_minor=FORMAT.added["dial"])
+    """A config with a dial, as a file of the dial's first version holds it; `changed` goes into the dial."""
+    dial = json.loads(json.dumps(plain(TWO)))
+    for entry in dial["maps"]:
+        del entry["goes_on"]
+    return config_values(dial=dial | changed, format_minor=FORMAT.added["dial"])
 
 
 def with_map(**changed: Any) -> dict[str, Any]:
@@ -42,7 +46,19 @@ def test_a_dial_comes_back_from_the_folder_and_from_the_single_file(tmp_path: Pa
     assert_same(back, replace(adapter, config=replace(adapter.config, format_minor=FORMAT.added["dial"])))
     single = read_single_file(tmp_path / "a" / "comfyui" / f"{adapter.config.name}.safetensors")
     assert single is not None and single.config.dial == TWO
-    assert json.loads(back.config.to_json())["dial"] == json.loads(json.dumps(plain(TWO)))
+    assert json.loads(back.config.to_json())["dial"] == values()["dial"]
+
+
+def test_a_way_that_goes_on_is_kept_and_needs_the_minor_version_it_came_with() -> None:
+    config = replace(tiny_adapter().config, dial=ON)
+    written = json.loads(config.to_json())
+    minor, default = FORMAT.inside["dial.maps.goes_on"]
+    assert written["format_minor"] == minor == FORMAT.minor and default is False
+    assert [entry.get("goes_on") for entry in written["dial"]["maps"]] == [True, None]
+    assert AdapterConfig.from_json(config.to_json()).dial == ON
+    old = AdapterConfig.from_dict(values())
+    assert json.loads(old.to_json()) == values(), "a dial of the first version is written as it was"
+    assert not any(entry.goes_on for entry in old.dial.maps) and old.dial.own_reach.maps == (old.dial.own,)
 
 
 def test_an_adapter_without_a_dial_is_written_as_before() -> None:
@@ -89,6 +105,7 @@ FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "rate above one": (with_map(rates=[0.1, 0.4, 0.6, 1.1]), ["dial.maps[1].rates is"]),
     "error not a number": (with_map(errors=[0, 0, 0, float("nan")]), ["dial.maps[1].errors is"]),
     "base model moved": (with_map(weights=[-1, 0.1, 0.5, 2]), ["dial.maps[1] does not map tilt 0 to weight 0"]),
+    "goes on, how far": (with_map(goes_on=2), ["dial.maps[1].goes_on is 2", "true or false"]),
     "no tilt 0": (with_map(tilts=[-2, 0.1, 1, 4]), ["does not map tilt 0 to weight 0, which is the base model"]),
 }
 
@@ -111,7 +128,7 @@ def test_each_missing_field_is_named(name: str) -> None:
         AdapterConfig.from_dict(found)
 
 
-@pytest.mark.parametrize("name", list(plain(tilt_map())))
+@pytest.mark.parametrize("name", [name for name in plain(tilt_map()) if name != "goes_on"])
 def test_each_missing_field_of_a_map_is_named(name: str) -> None:
     found = values()
     del found["dial"]["maps"][0][name]
@@ -160,3 +177,28 @@ def test_the_map_is_that_of_the_mode_at_the_nearest_guidance_scale() -> None:
         assert dial.map_for(*asked) is maps[place], asked
     assert dial.map_for("two_pass", 3.0, "cond") is None, "under guidance the two ways of guiding are not the same"
     assert a_dial().map_for("two_pass") is None
+
+
+def test_the_own_way_goes_on_in_the_two_passes_of_the_same_guidance_scale() -> None:
+    further = {"tilts": (-1.0, 0.0, 3.0, 4.5, 6.0), "rates": (0.2, 0.41, 0.85, 0.89, 0.95)}
+    two = tilt_map(mode="two_pass", weights=(-1, 0, 1, 2, 3), errors=(0.02, 0.01, 0.02, 0.04, 0.05), **further)
+    at_5 = replace(two, guidance_scale=5.0)
+    dial = a_dial(tilt_map(goes_on=True), at_5, two)
+    own = dial.own_reach
+    assert own == dial.reach() and own.maps == (dial.own, two)
+    assert own.tilts == (-2.0, 0.0, 1.0, 4.0, 6.0) and own.rates == (0.1, 0.4, 0.6, 0.9, 0.95)
+    assert own.errors == (0.02, 0.01, 0.02, 0.03, 0.05) and (own.lowest, own.highest) == (-2.0, 6.0)
+    assert [own.map_at(tilt).mode for tilt in (-9.0, 0.0, 4.0, 4.001, 9.0)] == ["single"] * 3 + ["two_pass"] * 2
+    assert dial.reach("single").maps == (dial.own,), "a mode that is asked for ends where it ends"
+    assert dial.reach("two_pass").maps == (two,) and dial.reach("two_pass", 5.0).maps == (at_5,)
+    assert own.gives(0.95) and own.gives(0.1) and not own.gives(0.96) and not dial.reach("single").gives(0.95)
+
+
+def test_a_way_goes_on_only_where_there_is_something_to_go_on_in() -> None:
+    first = tilt_map(goes_on=True)
+    shorter = tilt_map(mode="two_pass", tilts=(-2.0, 0.0, 1.0, 3.0))
+    lower = tilt_map(mode="two_pass", tilts=(-2.0, 0.0, 1.0, 5.0), rates=(0.1, 0.4, 0.6, 0.8))
+    for others in ((), (tilt_map(mode="two_pass", guidance_scale=3.0),), (shorter,), (lower,)):
+        dial = a_dial(first, *others)
+        assert dial.own_reach.maps == (first,) and dial.own_reach.rates == first.rates, others
+    assert a_dial(tilt_map(), tilt_map(mode="two_pass", tilts=(-2.0, 0.0, 1.0, 6.0))).own_reach.highest == 4.0

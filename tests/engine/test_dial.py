@@ -113,6 +113,103 @@ def test_strength_0_is_the_base_model_bit_for_bit(mode: str | None, call: dict) 
     assert torch.equal(sample(guided(dial, kind="policy"), nft_strength=0, nft_mode=mode, **call), stock)
 
 
+# --- an own way that goes on in two passes ---
+
+TWO_PASSES = tilt_map(
+    mode="two_pass",
+    slope=0.0,
+    tilts=(-2.0, 0.0, 4.5, 6.0),
+    weights=(-1.0, 0.0, 1.5, 3.0),
+    rates=(0.1, 0.4, 0.92, 0.96),
+    errors=(0.01,) * 4,
+)
+GOES_ON = a_dial(tilt_map(slope=0.0, goes_on=True), TWO_PASSES)
+
+
+@pytest.mark.parametrize("kind", ["positive", "policy"])
+def test_the_mode_goes_by_the_tilt_that_is_asked_for(kind: str) -> None:
+    pipe = guided(GOES_ON, kind=kind)
+    per_one = 4.0 / pipe.nft_config.tilt  # the strength at which one pass ends
+    for share, mode, scale, forwards in ((0.25, "single", 0.5, 1), (1.0, "single", 2.0, 1), (1.5, "two_pass", 3.0, 2)):
+        with counted_forwards(pipe.transformer) as counted:
+            own = sample(pipe, nft_strength=share * per_one, **ONE)
+        assert counted == [forwards] and float(pipe.nft_stats.scale) == pytest.approx(scale)
+        asked = sample(pipe, nft_strength=share * per_one, nft_mode=mode, **ONE)
+        assert torch.equal(own, asked), "as the mode draws that is asked for by name"
+        assert pipe.promise(strength=share * per_one).mode == mode
+
+
+def test_a_mode_that_is_asked_for_ends_where_it_ends() -> None:
+    pipe = guided(GOES_ON)
+    end = sample(pipe, nft_strength=2.0, nft_mode="single", **ONE)
+    assert torch.equal(sample(pipe, nft_strength=3.0, nft_mode="single", **ONE), end)
+    promised = pipe.promise(strength=3.0, mode="single")
+    assert promised.rate == pytest.approx(0.9) and promised.mode == "single"
+    assert "mode two_pass reaches 96%" in pipe.promise(strength=9.0, mode="single").limit
+    assert "it reaches 96% at strength 3" in pipe.promise(strength=9.0).limit
+
+
+def test_pictures_of_several_strengths_are_drawn_in_the_way_of_the_furthest() -> None:
+    pipe = guided(GOES_ON)
+    with counted_forwards(pipe.transformer) as counted:
+        sample(pipe, nft_strength=[0.5, 3.0], num_images_per_prompt=2, **ONE)
+    assert counted == [2] and pipe.nft_stats.scale[0].tolist() == pytest.approx([1 / 3, 3.0])
+    with counted_forwards(pipe.transformer) as counted:
+        sample(pipe, nft_strength=[0.5, 2.0], num_images_per_prompt=2, **ONE)
+    assert counted == [1] and pipe.nft_stats.scale[0].tolist() == pytest.approx([0.5, 2.0])
+
+
+def test_a_rate_beyond_one_pass_is_drawn_in_two() -> None:
+    pipe = guided(GOES_ON)
+    for rate, forwards, strength in ((0.6, 1, 0.5), (0.9, 1, 2.0), (0.94, 2, 2.625)):
+        with counted_forwards(pipe.transformer) as counted:
+            drawn = sample(pipe, nft_rate=rate, **ONE)
+        assert counted == [forwards], rate
+        assert torch.equal(drawn, sample(pipe, nft_strength=strength, **ONE)), rate
+        assert pipe.promise(strength=strength).rate == pytest.approx(rate)
+    with pytest.raises(GuidanceError, match=r"from 0\.10 to 0\.96 in the mode single and then two_pass"):
+        sample(pipe, nft_rate=0.97)
+    with pytest.raises(GuidanceError, match=r"from 0\.10 to 0\.90 in the mode single"):
+        sample(pipe, nft_rate=0.94, nft_mode="single")
+
+
+def test_a_law_or_a_cap_is_drawn_in_two_passes_whatever_the_tilt() -> None:
+    pipe = guided(GOES_ON, alpha=0.6)
+    for call in ({"nft_law": "odds"}, {"nft_cap": 0.9}):
+        with counted_forwards(pipe.transformer) as counted:
+            sample(pipe, nft_strength=0.5, **call, **ONE)
+        assert counted == [2], call
+
+
+def test_where_no_map_covers_the_call_the_mode_is_that_of_small_tilts() -> None:
+    pipe = guided(GOES_ON, alpha=0.6)
+    call = {**CFG, "nft_guide": "cond", "nft_strength": 3.0, **ONE}
+    assert torch.equal(sample(pipe, **call), sample(pipe, nft_mode="single", **call))
+
+
+def test_a_strength_that_changes_on_the_way_stays_in_the_mode_of_the_call() -> None:
+    pipe = guided(GOES_ON)
+
+    def more(pipeline: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        pipeline.set_nft_strength(3.0)
+        return kwargs
+
+    sample(pipe, nft_strength=0.5, num_inference_steps=2, callback_on_step_end=more)
+    assert pipe.nft_stats.scale[:, 0].tolist() == pytest.approx([0.5, 2.0]), "as far as one pass goes"
+
+
+def test_of_two_adapters_the_further_one_decides() -> None:
+    pipe = tiny_pipe()
+    goes_on, ends = adapter(pipe, GOES_ON, alpha=0.6), adapter(pipe, a_dial(tilt_map(slope=0.0)), alpha=0.25, seed=8)
+    both = DiffusionNFTPipeline.from_pipe(pipe, {"a": goes_on, "b": ends})
+    with counted_forwards(pipe.transformer) as counted:
+        sample(both, nft_strength={"a": 1.0, "b": 1.0}, **ONE)
+    assert counted == [1]
+    with counted_forwards(pipe.transformer) as counted:
+        sample(both, nft_strength={"a": 3.0, "b": 1.0}, **ONE)
+    assert counted == [3]
+
+
 # --- asking for a rate ---
 
 

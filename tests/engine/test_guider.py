@@ -16,7 +16,7 @@ from diffusers.modular_pipelines.minimax_h3.denoise import MiniMaxH3DenoiseStep
 from torch import Tensor
 
 import nft_pipeline
-from helpers.dials import measured_dial
+from helpers.dials import further_dial, measured_dial
 from helpers.modular import IS_NEW, MODULAR, Modular, adapter_for, stock
 from helpers.repository import ROOT
 from helpers.tiny import assert_same_state, random_lora, state_of, tiny_adapter, tiny_transformer
@@ -545,3 +545,22 @@ def test_a_rate_and_the_own_mode_go_through_the_calibration() -> None:
     guider.nft_rate = 0.5
     with pytest.raises(GuidanceError, match=r"nft_rate=0\.5 and nft_strength were both given"):
         guider.load_nft_adapter(pipe, adapter)
+
+
+def test_the_own_mode_goes_by_the_tilt_that_is_asked_for() -> None:
+    pipe = SD3.pipe()
+    adapter = adapter_for(SD3, pipe, kind="policy", tilt=2.0)
+    adapter = replace(adapter, config=replace(adapter.config, dial=further_dial()))
+    for settings, per_step in (
+        ({"nft_strength": 2.0}, 1),
+        ({"nft_strength": 3.0}, 2),
+        ({"nft_rate": 0.9}, 1),
+        ({"nft_rate": 0.95}, 2),
+        ({"nft_strength": 3.0, "nft_mode": "single"}, 1),
+    ):
+        guider = DiffusionNFTGuidance(**settings)
+        pipe.update_components(guider=guider)
+        guider.load_nft_adapter(pipe, adapter)
+        SD3.sample(pipe)
+        assert guider.nft_stats.forwards == per_step * guider.nft_stats.steps, settings
+        guider.unload_nft_adapter()

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.dials import measured_dial, unlearned_dial
+from helpers.dials import further_dial, measured_dial, unlearned_dial
 from helpers.foreign import official_checkpoint, peft_model
 from helpers.tiny import tiny_adapter, tiny_pipe
 from nft_pipeline.adapter import write_adapter
@@ -105,6 +105,18 @@ def test_info_says_what_each_strength_does(calibrated: str, capsys: pytest.Captu
     assert rows["drawn in"].startswith("one pass, at one weight for all, as LoRA weight is (mode single)")
     assert rows["measured at"] == "guidance scale 1 (single, two_pass), 3 (single), 3 steps"
     assert rows["strength"].startswith("1 recommended")
+
+
+def test_info_says_where_the_own_way_goes_on_in_two_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", _dialled(tmp_path, further_dial())]) == 0
+    rows = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert rows["strength 1"] == "70% ± 2.0% liked" and rows["strength 4"] == "97% ± 1.0% liked"
+    assert rows["strength 3"].startswith("9"), "between the ends of one pass and of two"
+    assert rows["reach"].startswith("reaches 97% at strength 4 (beyond 2.5 in two passes), and 10% at -1; more is not")
+    assert rows["drawn in"] == (
+        "one pass, at one weight for all, as LoRA weight is; beyond strength 2.5 two passes, at one weight for all "
+        "(mode single and then two_pass) unless a mode is asked for"
+    )
 
 
 def test_info_recommends_nothing_that_was_not_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

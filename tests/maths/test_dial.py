@@ -196,6 +196,29 @@ def test_a_rate_out_of_reach_is_said_with_the_ends():
         tilt_for_rate(policy, 0.5, mode="two_pass")
 
 
+def test_where_two_passes_go_on_promise_and_rate_are_those_of_the_odds_law_all_the_way():
+    """Two exact maps of one base rate: whatever a tilt is drawn by, it multiplies the odds by e^tilt."""
+
+    def exact(mode, low, high, **more):
+        tilts = tuple([*np.linspace(low, 0, 9)[:-1].tolist(), *np.linspace(0, high, 17).tolist()])
+        rates = tuple(odds_rate(0.4, tilt) for tilt in tilts)
+        weights = tuple(tilt / 2 for tilt in tilts)
+        return tilt_map(mode=mode, tilts=tilts, weights=weights, rates=rates, errors=(0.01,) * len(tilts), **more)
+
+    one, two = exact("single", -2.0, 1.5, goes_on=True), exact("two_pass", -1.0, 4.0)
+    config, alone = a_config(dial=a_dial(one, two)), a_config(dial=a_dial(replace(one, goes_on=False), two))
+    for tilt in np.linspace(-2.0, 4.0, 61):
+        found = promise(config, tilt / config.tilt)
+        assert found.rate == pytest.approx(odds_rate(0.4, tilt), abs=2e-3) and found.limit == ""
+        assert found.mode == ("single" if tilt <= 1.5 else "two_pass")
+        assert tilt_for_rate(config, found.rate) == pytest.approx(tilt, abs=2e-2)
+    assert promise(config, 5.0).limit.endswith(f"it reaches {odds_rate(0.4, 4.0):.0%} at strength 2")
+    assert promise(config, 5.0, rate=0.2).rate == pytest.approx(odds_rate(0.2, 4.0))
+    assert promise(alone, 5.0).rate == pytest.approx(odds_rate(0.4, 1.5)), "as before where a map does not say so"
+    with pytest.raises(GuidanceError, match="in the mode single \\(measured"):
+        tilt_for_rate(alone, odds_rate(0.4, 3.0))
+
+
 # --- the forecast ---
 
 

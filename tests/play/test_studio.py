@@ -88,7 +88,7 @@ def test_views_come_in_order_and_end_with_what_is_known(studio: Studio) -> None:
 def test_the_adapter_is_changed_with_the_wish(studio: Studio) -> None:
     warm, follow = last(studio, WISH), last(studio, replace(WISH, adapter="shapes-follow"))
     assert (np.asarray(warm.after.picture) != np.asarray(follow.after.picture)).any()  # type: ignore[union-attr]
-    assert follow.promise is None  # a policy without a calibration
+    assert follow.promise is not None and follow.promise.measured  # for the prompts of its calibration: it has no head
     assert last(studio, replace(WISH, strength=1.5)).promise is not None
 
 
@@ -131,12 +131,15 @@ def test_an_error_reaches_whoever_follows(studio: Studio) -> None:
 
 
 def test_strengths_are_offered_as_far_as_the_calibration_reaches(studio: Studio) -> None:
-    low, high = studio.range("shapes-warm")
-    config = studio.config("shapes-warm")
-    assert config.dial is not None
-    assert low <= config.dial.own.lowest / config.tilt < low + 0.1
-    assert high - 0.1 < config.dial.own.highest / config.tilt <= high
-    assert studio.range("shapes-follow") == (-2.0, 4.0)
+    for name in ("shapes-warm", "shapes-follow"):
+        low, high = studio.range(name)
+        config = studio.config(name)
+        assert config.dial is not None
+        assert low <= config.dial.own.lowest / config.tilt < low + 0.1
+        assert high - 0.1 < config.dial.own_reach.highest / config.tilt <= high
+    assert high > config.dial.own.highest / config.tilt, "two passes go on where one ends"
+    unknown = replace(studio.adapters["shapes-follow"], config=replace(config, dial=None))
+    assert Studio(studio.pipe, {"a": unknown}, stock=studio.stock).range("a") == (-2.0, 4.0)
 
 
 def test_an_adapter_that_nothing_is_known_of() -> None:

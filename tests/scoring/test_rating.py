@@ -67,6 +67,26 @@ def test_ratings_go_into_the_file_and_can_be_taken_back(folder: Path, address: t
     assert not any("liked" in row for row in read_rows(folder))
 
 
+def test_a_rating_says_by_what_its_picture_was_chosen(folder: Path) -> None:
+    """So that nobody takes what an adapter was unsure of, or what is left of it, for a fair sample."""
+
+    def chosen() -> dict[str, Any]:
+        return {row["image"]: row.get("chosen_by") for row in read_rows(folder) if "liked" in row}
+
+    Ratings(folder, "a picture").rate("01.png", True)
+    by_alpha = Ratings(folder, "a picture", chosen_by="my_taste")
+    by_alpha.rate("02.png", False)
+    by_alpha.rate("01.png", False)
+    assert chosen() == {"01.png": None, "02.png": "my_taste"}, "a change of mind was chosen by nobody"
+    left = Ratings(folder, "a picture")
+    left.rate("04.png", True)
+    left.rate("02.png", True)
+    assert chosen() == {"01.png": None, "02.png": "my_taste", "04.png": "my_taste"}
+    assert left.undo() == "02.png" and left.undo() == "04.png"
+    assert chosen() == {"01.png": None, "02.png": "my_taste"}
+    assert "chosen_by" not in next(row for row in read_rows(folder) if row["image"] == "04.png")
+
+
 def test_it_serves_the_pictures_and_nothing_else(folder: Path, address: tuple[str, int]) -> None:
     assert ask(address, "GET", "/picture/deep%20er/03.png") == (200, (folder / "deep er/03.png").read_bytes())
     for path in ("/picture/metadata.jsonl", "/picture/../conftest.py", "/picture/%2e%2e/x.png", "/etc/passwd"):

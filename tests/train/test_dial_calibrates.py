@@ -49,13 +49,13 @@ def misses(draws, result, mean, spread):
     """At `TILTS`, each (5,): how far the true rate is off odds times e^tilt for the prompts of the world, and whether
     it is within 2 standard errors, and a hundredth, of what was promised."""
     config = replace(draws.config, tilt=1.0, beta=2.0, dial=result.dial)
-    others, entry = rates_of(mean, spread, 20_000, 10**6), result.dial.own
+    others, reach = rates_of(mean, spread, 20_000, 10**6), result.dial.own_reach
     off, within = [], []
     for tilt in TILTS:
-        promised = promise(config, tilt)
+        promised, entry = promise(config, tilt), reach.map_at(tilt)
         weight = float(weight_of(entry, torch.tensor([tilt]))[0])
         true = draws.true_rate(weight, entry.mode, entry.slope, others)
-        odds = others * np.exp(min(max(tilt, entry.lowest), entry.highest))
+        odds = others * np.exp(min(max(tilt, reach.lowest), reach.highest))
         off.append(true - (odds / (1 - others + odds)).mean())
         within.append(abs(true - promised.rate) < 2 * promised.error + 0.01)
     return off, within
@@ -212,13 +212,32 @@ def test_graded_liking_is_calibrated_too(monkeypatch):
     assert result.learned and result.dial.rate == pytest.approx(0.35, abs=0.04)
 
 
-def test_two_passes_become_the_own_way_where_one_turns_early(monkeypatch):
-    def turns(weight, mode, slope):
-        return weight if mode == "two_pass" else 3 * weight - 2 * weight**2
+def turns_early(weight, mode, slope):
+    """One pass turns at a weight of 0.9 and a tilt of 0.8; two passes go on."""
+    return 1.2 * weight if mode == "two_pass" else 1.8 * weight - weight**2
 
-    draws, result = calibrated(monkeypatch, turns, seed=2)
-    assert result.dial.own.mode == "two_pass" and result.reason.startswith("two passes reach")
-    assert np.abs(misses(draws, result, 0.3, 0.15)[0]).max() < 0.08
+
+def test_the_own_way_goes_on_in_two_passes_where_one_turns_early(monkeypatch):
+    draws, result = calibrated(monkeypatch, turns_early, pictures=4000, seed=2)
+    first, *_ = result.dial.maps
+    assert first.mode == "single" and first.goes_on and "and two passes where it ends" in result.reason
+    reach = result.dial.own_reach
+    assert reach.highest > first.highest + 0.5 and reach.map_at(first.highest).mode == "single"
+    assert np.abs(misses(draws, result, 0.3, 0.15)[0]).max() < 0.05
+    config = replace(draws.config, tilt=1.0, beta=2.0, dial=result.dial)
+    assert [promise(config, tilt).mode for tilt in TILTS] == ["single"] * 3 + ["two_pass"] * 2
+    for target in (first.rates[-1] - 0.03, first.rates[-1] + 0.03, reach.rates[-1] - 0.01):
+        tilt = tilt_for_rate(config, target)
+        drawn = reach.map_at(tilt)
+        weight = float(weight_of(drawn, torch.tensor([tilt]))[0])
+        assert draws.true_rate(weight, drawn.mode) == pytest.approx(target, abs=0.04), target
+
+
+def test_two_passes_that_reach_no_further_are_not_gone_on_in(monkeypatch):
+    for seed in range(6):
+        _, result = calibrated(monkeypatch, lambda weight, *_: 2 * math.tanh(2 * weight), pictures=1200, seed=seed)
+        assert not any(entry.goes_on for entry in result.dial.maps)
+        assert result.dial.own_reach.maps == (result.dial.own,)
 
 
 def test_alpha_cannot_vouch_for_its_own_gate(monkeypatch):

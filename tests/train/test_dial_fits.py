@@ -10,7 +10,7 @@ from helpers.dialled import sigmoid, tilt_map
 from helpers.tiny_run import ONLINE, SMALL, config
 from nft_pipeline.training.data.optimality import optimality, unit
 from nft_pipeline.training.dial.budget import MOST, calibration_pictures, forwards_of
-from nft_pipeline.training.dial.choose import Way, at_equal_rate, choose_way
+from nft_pipeline.training.dial.choose import Way, at_equal_rate, choose_way, two_passes_beyond
 from nft_pipeline.training.dial.curve import RateCurve, fit_curve, rate_between_prompts
 from nft_pipeline.training.dial.draws import Drawn
 from nft_pipeline.training.dial.judges import RewardJudge
@@ -330,16 +330,24 @@ def test_plain_weight_stays_unless_another_way_is_surely_better():
 
 def test_two_passes_only_where_they_surely_reach_further():
     plain = a_way()
-    for other, wins in (
+    for other, goes_on in (
         (a_way("two_pass", top=0.9), True),
-        (a_way("two_pass", top=0.83), False),
+        (a_way("two_pass", top=0.83), True),
+        (a_way("two_pass", top=0.815, error=0.001), False),
         (a_way("two_pass", top=0.9, error=0.08), False),
         (a_way("two_pass", variety=0.2, watched=0.2), False),
     ):
-        best, reason = choose_way([plain, other])
-        assert (best is other) == wins and ("two passes reach 90%, one 80%" in reason) == wins
+        assert choose_way([plain, other])[0] is plain, "where one pass reaches as far, two only cost more"
+        assert two_passes_beyond(plain, [plain, other]) is (other if goes_on else None)
+    assert two_passes_beyond(plain, [plain, a_way(slope=0.6, top=0.95)]) is None
     two = a_way("two_pass")
-    assert choose_way([two])[0] is two
+    assert choose_way([two])[0] is two and two_passes_beyond(two, [two, a_way("two_pass", top=0.9)]) is None
+
+
+def test_two_passes_are_the_own_way_where_one_learned_nothing():
+    nothing, other = a_way(top=0.31), a_way("two_pass", top=0.8)
+    best, reason = choose_way([nothing, other])
+    assert best is other and reason == "two passes reach 80%, one 31%"
 
 
 def test_ways_are_compared_where_both_reach_the_same_rate():

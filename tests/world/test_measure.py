@@ -1,13 +1,24 @@
 """What the demo and the benchmarks conclude from their points."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from nft_pipeline.dial.promise import odds_rate
+from helpers.adapters import config_values
+from helpers.dialled import a_dial
+from nft_pipeline.adapters.config import AdapterConfig
+from nft_pipeline.dial.promise import mean_promise, odds_rate
 from nft_pipeline.training.demo.demo_command import _verdict
-from nft_pipeline.training.demo.measure import Point, Workload, matched_quality, measure_base, measure_laws
+from nft_pipeline.training.demo.measure import (
+    CALIBRATED,
+    Point,
+    Workload,
+    matched_quality,
+    measure_base,
+    measure_laws,
+)
 from nft_pipeline.training.demo.report import law_table, plot_promise, rival_table
 
 
@@ -64,8 +75,21 @@ def test_what_is_promised_is_averaged_over_prompts_that_differ(monkeypatch):
     reward = lambda pictures, texts: (draws < np.array([often[text] for text in texts])).astype(float)  # noqa: E731
     base = measure_base(None, work, reward)
     assert base.spread == pytest.approx(0.3, abs=0.03)
-    guided = SimpleNamespace(nft_config=SimpleNamespace(tilt=2.0))
+    guided = SimpleNamespace(nft_config=SimpleNamespace(tilt=2.0, dial=None))
     (point,) = measure_laws(guided, work, reward, base, (2.0,), ("odds",))
     each = np.mean([odds_rate(rate, 2.0) for rate in often.values()])
     assert point.promise == pytest.approx(each, abs=0.03)
     assert odds_rate(base.rate, 2.0) - each > 0.05  # what the pooled rate would have promised
+
+
+def test_what_is_promised_goes_by_the_spread_that_a_calibration_measured(monkeypatch):
+    """Pictures that agree by chance say nothing of how far prompts differ."""
+    monkeypatch.setattr(Workload, "pictures", lambda *_, **__: np.zeros((4, 1, 1, 3), np.uint8))
+    work = Workload(["a", "b"], n=4, seed=0, batch=2, call={}, quality=lambda pictures, texts: 1.0)
+    base = Point("base", 0.0, 4, 0.4, 1.0, 0.4, spread=0.0)
+    config = AdapterConfig.from_dict(config_values(kind="policy"))
+    guided = SimpleNamespace(nft_config=replace(config, dial=a_dial(spread=0.3)))
+    reward = lambda pictures, texts: np.zeros(len(texts))  # noqa: E731
+    found = measure_laws(guided, work, reward, base, (0.0, 2.0), ("nft", CALIBRATED))
+    assert [point.promise for point in found] == pytest.approx([0.4, mean_promise(0.4, 0.3, 2.0)] * 2, abs=1e-6)
+    assert mean_promise(0.4, 0.3, 2.0) < odds_rate(0.4, 2.0) - 0.04

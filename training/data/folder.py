@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from nft_pipeline.files.picture_list import METADATA, Line, PictureListError, read_lines
+from nft_pipeline.files.picture_list import CHOSEN_BY, METADATA, Line, PictureListError, read_lines
 from nft_pipeline.files.pictures import read_picture, upright_size
 
 from ..bases.base import TrainBase
@@ -32,8 +32,8 @@ from .optimality import Optimality, by_prompt, optimality
 from .parts import Parts
 from .pool import Pool
 
-# `diffusion-nft score`, `rate`, `draw` and `play` and ComfyUI's Rate Images write the last six and `batch_index`, which
-# training does not read.
+# `diffusion-nft score`, `rate`, `draw` and `play` and ComfyUI's Rate Images write the last seven and `batch_index`,
+# which training does not read.
 KEYS = {
     "image",
     "prompt",
@@ -48,6 +48,7 @@ KEYS = {
     "reward",
     "adapter",
     "strength",
+    CHOSEN_BY,
 }
 SHOWN_FAULTS = 20
 RESIDUAL_SEED = 770_003

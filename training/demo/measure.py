@@ -138,19 +138,23 @@ def measure_laws(
 ) -> list[Point]:
     """The laws at each tilt; tilt 0 is the base model and is not sampled again.
 
+    What is promised is for the base's rate here. How far prompts differ is what the adapter's calibration measured,
+    which is more than the pictures of one workload can say; without one it is the base's spread here.
+
     Args:
         laws: names of laws, and `CALIBRATED` for an adapter that is: its own mode and map.
         mode: the call's nft_mode, for the laws.
     """
-    points = []
+    points, dial = [], guided.nft_config.dial
+    spread = base.spread if dial is None else dial.spread
     for law in laws:
         for tilt in tilts:
             strength = tilt / guided.nft_config.tilt
             if law == CALIBRATED:
-                expected = promise(guided.nft_config, strength, rate=base.rate, spread=base.spread).rate
+                expected = promise(guided.nft_config, strength, rate=base.rate, spread=spread).rate
                 steering: dict[str, Any] = {"nft_strength": strength}
             else:
-                expected = mean_promise(base.rate, base.spread, tilt)
+                expected = mean_promise(base.rate, spread, tilt)
                 steering = {"nft_strength": strength, "nft_law": law, "nft_mode": mode}
             if tilt == 0:
                 points.append(Point(law, 0.0, base.n, base.rate, base.quality, expected, base.spread))

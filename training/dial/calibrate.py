@@ -5,7 +5,8 @@
 3. For each way of drawing, a mode and a slope, draw at a few weights from the same noise, fit the share of liked
    pictures as a curve over the weight (curve.py), draw again at the weights that the curve gives the usual tilts, and
    fit again.
-4. Choose the adapter's own way (choose.py). One pass with slope 0 is plain LoRA weight, and another has to beat it.
+4. Choose the adapter's own way (choose.py). One pass with slope 0 is plain LoRA weight, and another has to beat it; two
+   passes are for what one does not reach.
 5. Draw the own way at the usual tilts once more, because most pictures will be drawn in it.
 6. Invert: the weight of a tilt is where the curve meets the promise of that tilt, averaged over prompts.
 """
@@ -26,7 +27,7 @@ from nft_pipeline.dial.scale import BARELY
 from nft_pipeline.modes import MODES
 
 from ..show import picture_stats
-from .choose import Way, choose_way
+from .choose import LIKELY, Way, choose_way, further_words, two_passes_beyond
 from .curve import RateCurve, fit_curve, rate_between_prompts
 from .draws import Drawn, Draws
 from .judges import read_noised
@@ -137,16 +138,26 @@ class _Calibration:
             tries.append(one)
         ways = [one.way() for one in tries]
         chosen, reason = choose_way(ways)
-        own = next(place for place, way in enumerate(ways) if way is chosen)
-        tries[own].draw_again(SHARES["own"] * settings.pictures)
-        best = ways[own] = tries[own].way()
+        likely = two_passes_beyond(chosen, ways, LIKELY)
+        place = next(place for place, way in enumerate(ways) if way is chosen)
+        share = SHARES["own"] * settings.pictures / (1 if likely is None else 2)
+        tries[place].draw_again(share)
+        best = ways[place] = tries[place].way()
+        if likely is not None:
+            further = next(place for place, way in enumerate(ways) if way is likely)
+            tries[further].draw_again(share, above=best.tilt_map.highest)
+            ways[further] = tries[further].way()
+        then = two_passes_beyond(best, ways)
+        if then is not None:
+            reason = f"{reason}, and two passes where it ends: {further_words(best, then)}"
         learned = best.tilt_map.rises
         if not learned:
             reason = (
                 f"not learnable from this: no weight surely raises the share of liked pictures above {rate:.0%} "
                 f"(at most {best.tilt_map.rates[-1]:.0%} ± {best.tilt_map.errors[-1]:.0%})"
             )
-        maps = [best.tilt_map, *(way.tilt_map for way in ways if way is not best)]
+        first = replace(best.tilt_map, goes_on=then is not None)
+        maps = [first, *(way.tilt_map for way in ways if way is not best)]
         # The first map of a mode is the one that its tilts go by.
         maps = [entry for place, entry in enumerate(maps) if entry.mode not in [other.mode for other in maps[:place]]]
         best_rate = best.curve.rate(0.0)
@@ -202,9 +213,10 @@ class _Calibration:
     def first_weights(self, mode: str, slope: float, rate: float) -> list[float]:
         """The weights that a way is tried at first, before anything is known of it."""
         lowest = -0.6 if slope == 0 else -min(0.6, 0.9 * rate / (1 - rate))
+        is_policy = self.draws.config.kind == "policy"  # whose law goes beyond the LoRA fully on
         if mode == "single":
-            return [lowest, lowest / 3, 0.12, 0.3, 0.6, 1.0, 1.4]
-        return [lowest, 0.12, 0.35, 0.7, 1.0, *([1.7, 2.5] if self.draws.config.kind == "policy" else [])]
+            return [lowest, lowest / 3, 0.12, 0.3, 0.6, 1.0, 1.4, *([2.0] if is_policy else [])]
+        return [lowest, 0.12, 0.35, 0.7, 1.0, *([1.7, 2.5] if is_policy else [])]
 
 
 class _Try:
@@ -237,9 +249,9 @@ class _Try:
             self._add(weight, max(12, int(first / len(weights) / self._forwards)))
         self.draw_again(pictures - first)
 
-    def draw_again(self, pictures: float) -> None:
-        """Draw at the weights that the usual tilts need by what is known."""
-        weights = _weights_of(self._fit(), self.dial.spread)
+    def draw_again(self, pictures: float, above: float = -math.inf) -> None:
+        """Draw at the weights that the usual tilts above one need by what is known."""
+        weights = _weights_of(self._fit(), self.dial.spread, above)
         for weight in weights:
             self._add(weight, max(8, int(pictures / len(weights) / self._forwards)))
 
@@ -298,10 +310,10 @@ def identity_map(guidance_scale: float) -> TiltMap:
     )  # fmt: skip
 
 
-def _weights_of(curve: RateCurve, spread: float) -> list[float]:
-    """The weights that the usual tilts need by a curve, and its ends."""
+def _weights_of(curve: RateCurve, spread: float, above: float = -math.inf) -> list[float]:
+    """The weights that the usual tilts above one need by a curve, and its end."""
     rate = float(curve.rate(0.0))
-    targets = [mean_promise(rate, spread, tilt) for tilt in USUAL]
+    targets = [mean_promise(rate, spread, tilt) for tilt in USUAL if tilt > above]
     weights = {round(curve.weight(target), 3) for target in targets} | {round(curve.high, 3)}
     return sorted(weight for weight in weights if abs(weight) > 1e-3)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..rewards.find import Facts
     from ..settings.choices import Method
+    from .by_hand import Rating
     from .calibrate import Calibrated
     from .measure_adapter import Judging
 
@@ -52,6 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="you judge: the first time, 64 pictures are drawn into FOLDER; rate them with diffusion-nft rate FOLDER, "
         "and give the same command again",
+    )
+    parser.add_argument(
+        "--ratings",
+        type=Path,
+        metavar="FOLDER",
+        help="with --by-hand: the base model's pictures that you have rated before, to train on. They say how often it "
+        "is liked, which 64 pictures alone do not (default: the run's own folder, if it is on this machine)",
     )
     parser.add_argument("--watch", help="a reward it was not trained on, which helps to choose between modes")
     parser.add_argument(
@@ -164,9 +172,38 @@ def _by_hand(args: argparse.Namespace, pipe: Any, folder: Path, prompts: list[st
         print(f"{count} pictures in {args.by_hand}. Rate them: diffusion-nft rate {args.by_hand}")
         print("Then give this command again.")
         return 0
-    found = calibrate_by_hand(draws, args.by_hand)
     adapter = pipe.nft_adapters["default"]
+    before = ratings_before(args, adapter.config, draws.base.stock_guidance_scale)
+    found = calibrate_by_hand(draws, args.by_hand, before)
     return _write(folder, replace(adapter, config=with_dial(adapter.config, found.dial)), found)
+
+
+def ratings_before(args: argparse.Namespace, config: AdapterConfig, guidance_scale: float) -> list[Rating]:
+    """The ratings that the person gave to the base model's pictures before: those in the folder of --ratings, or in the
+    one that the run learned from, where the adapter stands in its run's folder.
+
+    Raises:
+        ValueError: the folder of --ratings has no ratings.
+    """
+    import yaml
+
+    from nft_pipeline.files.picture_list import METADATA
+
+    from .by_hand import fair_ratings
+
+    folder, models = args.ratings, {config.base_model.id}
+    settings = Path(args.adapter).parent / "settings.yaml"
+    if settings.is_file():  # of any version: a setting that is unknown by now does not matter here
+        run = yaml.safe_load(settings.read_text(encoding="utf-8"))
+        folder = folder or (Path(run["data"]) if run.get("data") else None)
+        models |= {name for name in (run.get("base_model"), run.get("base_id")) if name}
+    if folder is None or not (folder / METADATA).is_file():
+        if args.ratings is not None:
+            raise ValueError(f"there is no {folder / METADATA}; give --ratings a folder of pictures that you rated")
+        return []
+    found = fair_ratings(folder, models, guidance_scale)
+    print(f"{len(found)} ratings in {folder} are a fair sample of what the base model draws, and count for it")
+    return found
 
 
 def _write(folder: Path, adapter: Adapter, found: Calibrated) -> int:

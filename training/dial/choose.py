@@ -1,8 +1,9 @@
 """Which way of drawing is an adapter's own: the one that draws best where all reach the same share of liked pictures.
 
-One pass with slope 0 is plain LoRA weight, which anybody has for nothing. Another way takes its place where it is
-surely better at equal rate, in the variety of pictures or a watched reward, and in none of them surely worse; and two
-passes, which cost twice, only where they reach further than one pass does.
+One pass with slope 0 is plain LoRA weight, which anybody has for nothing. Another way of one pass takes its place where
+it is surely better at equal rate, in the variety of pictures or a watched reward, and in none of them surely worse. Two
+passes cost twice. So they are for what one pass does not reach: where they surely get further, the own way goes on in
+them from the tilt at which one pass ends.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from nft_pipeline.dial.words import way_words
 from .curve import RateCurve
 
 RESAMPLED = 200
-FURTHER = 0.03  # of the share of liked pictures: what two passes have to reach beyond one, and two standard errors more
-CERTAIN = 2.0
+FURTHER = 0.02  # of the share of liked pictures: what two passes have to reach beyond one at least
+CERTAIN, LIKELY = 2.0, 1.0  # standard errors
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,7 @@ def choose_way(ways: Sequence[Way]) -> tuple[Way, str]:
     plain = ways[0]
     best, reason = plain, way_words(plain.tilt_map)
     for way in ways[1:]:
-        if way.tilt_map.mode == "two_pass" and plain.tilt_map.mode != "two_pass":
-            gain = way.tilt_map.rates[-1] - best.tilt_map.rates[-1]
-            error = float(np.hypot(way.tilt_map.errors[-1], best.tilt_map.errors[-1]))
-            if gain > FURTHER + CERTAIN * error:
-                best, reason = way, f"two passes reach {way.tilt_map.rates[-1]:.0%}, one {best.tilt_map.rates[-1]:.0%}"
+        if _costs_more(way, plain):
             continue
         differences = at_equal_rate(plain, way)
         better = {name: mean for name, (mean, error) in differences.items() if mean > CERTAIN * error}
@@ -57,7 +54,35 @@ def choose_way(ways: Sequence[Way]) -> tuple[Way, str]:
         if better and not worse:
             listed = ", ".join(f"{name} {mean:+.3f}" for name, mean in better.items())
             best, reason = way, f"{way_words(way.tilt_map)}: at equal rate it is better than plain weight ({listed})"
+    further = two_passes_beyond(best, ways)
+    if further is not None and further.tilt_map.rises and not best.tilt_map.rises:
+        return further, further_words(best, further)
     return best, reason
+
+
+def two_passes_beyond(one: Way, ways: Sequence[Way], errors: float = CERTAIN) -> Way | None:
+    """The way of two passes that reaches further than a way of one pass; None if there is none.
+
+    Args:
+        one: the way of one pass.
+        ways: all ways.
+        errors: how many standard errors of the difference further, beside `FURTHER`.
+    """
+    for way in ways:
+        if _costs_more(way, one):
+            error = float(np.hypot(way.tilt_map.errors[-1], one.tilt_map.errors[-1]))
+            if way.tilt_map.rates[-1] - one.tilt_map.rates[-1] > max(FURTHER, errors * error):
+                return way
+    return None
+
+
+def _costs_more(way: Way, one: Way) -> bool:
+    return way.tilt_map.mode == "two_pass" and one.tilt_map.mode != "two_pass"
+
+
+def further_words(one: Way, two: Way) -> str:
+    """How far two passes get, and how far one."""
+    return f"two passes reach {two.tilt_map.rates[-1]:.0%}, one {one.tilt_map.rates[-1]:.0%}"
 
 
 def at_equal_rate(plain: Way, other: Way) -> dict[str, tuple[float, float]]:

@@ -46,7 +46,7 @@ from .live import LIVE, Interrupted, Live
 from .page import write_page
 from .records import TABLES, Records
 from .run_report import run_report, trained_facts
-from .sweep import GROUP, Sweep, run_sweep, sweep_rows
+from .sweep import GROUP, Sweep, measure_sweep, sweep_rows
 from .watch import Choice, choose_strength, hacking_verdict, is_trusted
 
 Say = Callable[[str], None]
@@ -189,17 +189,18 @@ class Observer:
         watched = next(iter(self._rewards.watched().items()), None)
         rows = sweep_rows(self._held, config.sweep_size)
         try:
-            sweep = run_sweep(
-                self.live,
-                learner,
-                rows,
-                config.sweep_strengths,
-                self._rewards.trained(),
-                config.public_weights,
-                watched,
-                self._words,
-                self._rewards.others(),
-            )
+            with self.live.of(learner) as draw:
+                sweep = measure_sweep(
+                    draw,
+                    self.live.texts,
+                    rows,
+                    config.sweep_strengths,
+                    self._rewards.trained(),
+                    config.public_weights,
+                    watched,
+                    self._words,
+                    self._rewards.others(),
+                )
         except Interrupted:
             return None
         self.sweep = sweep

@@ -15,10 +15,9 @@ import numpy as np
 
 from ..data.pool import score
 from ..learn.export import Shift
-from ..learn.learner import Learner
 from ..rewards.find import Scorer
 from . import picture_stats
-from .live import Draw, Live
+from .live import Draw
 
 GROUP = 4  # pictures per prompt
 ENOUGH_PROMPTS = 8  # to take errors over prompts
@@ -96,35 +95,6 @@ def sweep_rows(prompts: int, size: int) -> list[tuple[int, int]]:
     return [(prompt, SEED + place) for place, (prompt, _) in enumerate(rows[:size])]
 
 
-def run_sweep(
-    live: Live,
-    learner: Learner,
-    rows: Sequence[tuple[int, int]],
-    strengths: Sequence[float],
-    rewards: Mapping[str, Scorer],
-    weights: Mapping[str, float],
-    watched: tuple[str, Scorer] | None,
-    prompts: str,
-    others: Mapping[str, Scorer] | None = None,
-) -> Sweep:
-    """Draw, score and measure.
-
-    Args:
-        rows: (prompt, seed), see `sweep_rows`.
-        strengths: 0 among them.
-        rewards, weights: the rewards that were trained on and their weights, by name; may be empty.
-        watched: the name of a reward that was not trained on, and the reward.
-        prompts: what prompts these are, in words.
-        others: more rewards by name, to be measured beside.
-
-    Raises:
-        RewardError: scores of another number than pictures.
-        Interrupted: the run was asked to stop.
-    """
-    with live.of(learner) as draw:
-        return measure_sweep(draw, live.texts, rows, strengths, rewards, weights, watched, prompts, others)
-
-
 def measure_sweep(
     draw: Draw,
     prompt_texts: Sequence[str],
@@ -136,13 +106,21 @@ def measure_sweep(
     prompts: str,
     others: Mapping[str, Scorer] | None = None,
 ) -> Sweep:
-    """Draw, score and measure what draws already, such as an adapter that is not training.
+    """Draw, score and measure.
 
     Args:
         draw: pictures, uint8 (N, H, W, 3), of rows at a strength; the third argument says in a word what they are for.
         prompt_texts: the prompts that `rows` count.
+        rows: (prompt, seed), see `sweep_rows`.
+        strengths: 0 among them.
+        rewards, weights: the rewards that were trained on and their weights, by name; may be empty.
+        watched: the name of a reward that was not trained on, and the reward.
+        prompts: what prompts these are, in words.
+        others: more rewards by name, to be measured beside.
 
-    The others are those of `run_sweep`, as are the errors.
+    Raises:
+        RewardError: scores of another number than pictures.
+        Interrupted: drawing was asked to stop.
     """
     texts = [prompt_texts[prompt] for prompt, _ in rows]
     groups = np.array([prompt for prompt, _ in rows])

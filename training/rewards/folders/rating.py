@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote
 
-from nft_pipeline.files.picture_list import find_pictures, read_rows, update_rows
+from nft_pipeline.files.picture_list import CHOSEN_BY, find_pictures, read_rows, update_rows
 
 from .scoring import prompts_of
 
@@ -36,6 +36,8 @@ class Ratings:
     Args:
         folder: the pictures.
         prompt: for pictures that have none.
+        chosen_by: the name of the adapter by which the pictures that are not rated yet were put in order. It is kept
+            with each of their ratings, and with later ones in this folder, as the pictures left are no fair sample.
 
     Attributes:
         pictures: in the order in which the page shows them, which may be changed before it is served.
@@ -44,11 +46,13 @@ class Ratings:
         PictureListError: no pictures, no prompts, or a metadata.jsonl that cannot be read.
     """
 
-    def __init__(self, folder: Path, prompt: str | None = None) -> None:
+    def __init__(self, folder: Path, prompt: str | None = None, chosen_by: str | None = None) -> None:
         self.folder, self.pictures = folder, find_pictures(folder)
         rows = {row["image"]: row for row in read_rows(folder)}
         self.prompts = prompts_of(folder, self.pictures, rows, prompt)
         self.liked: dict[str, bool | None] = {name: rows.get(name, {}).get("liked") for name in self.pictures}
+        chosen = (rows.get(name, {}).get(CHOSEN_BY) for name in self.pictures)
+        self.chosen_by = chosen_by or next((name for name in chosen if isinstance(name, str)), None)
         self.history: list[tuple[str, bool | None]] = []  # picture and what it was before
         self.lock = threading.Lock()
 
@@ -85,7 +89,10 @@ class Ratings:
             return image
 
     def _write(self, image: str, liked: bool | None) -> None:
-        update_rows(self.folder, {image: {"prompt": self.prompts[image], "liked": liked}})
+        change: dict[str, Any] = {"prompt": self.prompts[image], "liked": liked}
+        if self.liked[image] is None or liked is None:  # a change of mind leaves it as it is
+            change[CHOSEN_BY] = None if liked is None else self.chosen_by
+        update_rows(self.folder, {image: change})
         self.liked[image] = liked
 
 
