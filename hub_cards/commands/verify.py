@@ -35,10 +35,13 @@ def run(args: argparse.Namespace) -> int:
 
     base = None
     if args.base is not None:
+        import torch
+
         from nft_pipeline.adapters.foreign.adapter import denoiser_of
         from nft_pipeline.pipeline import DiffusionNFTPipeline
 
-        _, base = denoiser_of(DiffusionNFTPipeline.from_pretrained(args.base))
+        # Names and shapes are compared and no numbers, so half of the memory does.
+        _, base = denoiser_of(DiffusionNFTPipeline.from_pretrained(args.base, dtype=torch.bfloat16))
     where = {"revision": args.revision, "subfolder": args.subfolder}
     faults = verify(args.adapter, **where, base=base, card=not args.no_card)
     for fault in faults:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -14,11 +15,13 @@ import torch
 from helpers.cards import light_adapter, picture, shared_adapter
 from helpers.local_hub import LocalHub
 from helpers.plants import Plant, in_json, in_tensors
+from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import AdapterError
+from nft_pipeline.cli import main
 from nft_pipeline.files.atomic import _sibling
 from nft_pipeline.hub_cards.push import make_card, push, write_card
 from nft_pipeline.hub_cards.verify import verify
-from nft_pipeline.models import ADAPTERS
+from nft_pipeline.models import ADAPTERS, shipped_adapter
 
 LORA = "pytorch_lora_weights.safetensors"
 HEAD = "alpha_head/diffusion_pytorch_model.safetensors"
@@ -323,3 +326,20 @@ def test_a_repository_on_the_hub(sound: Path, hub: LocalHub, monkeypatch: pytest
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     lines = [str(fault) for fault in verify("someone/tiny-red")]
     assert lines and not any(line.startswith("evil.pt") for line in lines)  # of the cache, where it never came
+
+
+def test_against_a_base_model_in_half_of_its_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held, load = [], DiffusionNFTPipeline.from_pretrained
+
+    def loaded(*args: Any, **kwargs: Any) -> Any:
+        pipe = load(*args, **kwargs)
+        held.append(pipe.transformer.dtype)
+        return pipe
+
+    monkeypatch.setattr(DiffusionNFTPipeline, "from_pretrained", loaded)
+    command = ["verify", str(shipped_adapter("shapes-follow")), "--no-card", "--base"]
+    assert main([*command, "shapes"]) == 0 and main([*command, "emoji"]) == 1
+    assert held == [torch.bfloat16, torch.bfloat16]
+    assert "name the base model it was trained on" in capsys.readouterr().out
