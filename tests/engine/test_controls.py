@@ -121,7 +121,7 @@ def test_a_cap_shortens_the_push_and_leaves_smaller_ones(call: dict) -> None:
     base = sample(guided, nft_strength=0, num_images_per_prompt=3, **call)
     sample(guided, num_images_per_prompt=3, **call)
     push = guided.nft_stats.push[0]
-    cap = push.sort().values[1].item()
+    cap = push.sort().values[1:].mean().item()  # between the largest and the next
     capped = sample(guided, num_images_per_prompt=3, nft_cap=cap, **call)
     shorter = (cap / push).clamp(max=1)
     assert (shorter < 1).sum() == 1
