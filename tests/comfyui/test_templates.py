@@ -236,6 +236,20 @@ def test_few_widgets_are_shown_and_strength_is_a_slider(site: Any) -> None:
     assert dict(widgets)["strength"] == "slider"
 
 
+@pytest.mark.parametrize("advanced", [False, True])
+def test_widgets_stand_one_below_another_without_a_gap(advanced: bool, site: Any) -> None:
+    """In the classic canvas, where those that are hidden are to take no room."""
+    address, opened = site
+    page = open_template(opened, address, READY)
+    act(page, f"guide.showAdvanced = {json.dumps(advanced)}; guide.setDirtyCanvas(true, true);")
+    page.wait_for_timeout(500)
+    shown = page.evaluate(f"{GUIDE}.widgets.filter(w => {GUIDE}.isWidgetVisible(w)).map(w => w.y)")
+    row = page.evaluate("LiteGraph.NODE_WIDGET_HEIGHT") + 4
+    page.close()
+    assert len(shown) == (12 if advanced else 4)
+    assert np.diff(shown).tolist() == [row] * (len(shown) - 1)
+
+
 def test_an_error_is_a_toast_with_its_first_sentence_in_the_nodes_words(site: Any) -> None:
     address, opened = site
     page = open_template(opened, address, READY)
