@@ -20,8 +20,10 @@ from PIL import Image
 from helpers import fake_comfyui as fake
 from helpers.comfyui_contract import CONTRACT
 from helpers.comfyui_page import (
+    ALL_READY,
     CHROMIUM,
     READY,
+    READY_WITH_EMOJI,
     TEMPLATES,
     act,
     browser,
@@ -32,6 +34,7 @@ from helpers.comfyui_page import (
     put_into_custom_nodes,
     run_template,
 )
+from nft_pipeline.training.emoji.judge import load_judge
 
 CHECKOUTS = [Path(path) for path in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if path]
 WIDGETS = {"COMBO", "INT", "FLOAT", "STRING"}
@@ -65,7 +68,7 @@ def nodes_of(workflow: Any) -> list[Any]:
 
 
 def test_every_template_has_a_picture_of_modest_size() -> None:
-    assert len(TEMPLATES) == 5
+    assert len(TEMPLATES) == 6
     for path in TEMPLATES:
         picture = path.with_suffix(".jpg")
         assert picture.stat().st_size < 250_000
@@ -88,7 +91,7 @@ def test_every_node_has_the_inputs_outputs_and_widgets_of_its_definition(
         assert len(node["widgets_values"]) == len(widgets), node["type"]
         for key, value in zip(widgets, node["widgets_values"], strict=True):
             options, low = facts.get(key, {}).get("options"), facts.get(key, {}).get("min")
-            if options is not None and (key != "adapter" or name == READY):
+            if options is not None and (key != "adapter" or name in ALL_READY):
                 assert value in options, (node["type"], key)
             if low is not None:
                 assert low <= value <= facts[key]["max"], (node["type"], key)
@@ -112,8 +115,9 @@ def test_links_lead_from_an_output_to_an_input_of_its_type(name: str) -> None:
     assert open_inputs <= LEFT_OPEN
 
 
-def test_app_mode_of_the_first_one_has_the_dial_and_shows_both_pictures() -> None:
-    workflow = read(READY)
+@pytest.mark.parametrize("name", ALL_READY)
+def test_app_mode_of_a_ready_one_has_the_dial_and_shows_both_pictures(name: str) -> None:
+    workflow = read(name)
     nodes = {node["id"]: node for node in workflow["nodes"]}
     app = workflow["extra"]["linearData"]
     shown = [(nodes[number]["type"], widget) for number, widget in app["inputs"]]
@@ -210,14 +214,39 @@ def test_the_ready_one_mends_a_wrong_picture_when_run_is_pressed(site: Any) -> N
     assert len(sheet) == 1
 
 
-@pytest.mark.parametrize("adapter", ["shapes-warm", "shapes-follow"])
-def test_no_node_is_red_whatever_adapter_and_strength_are_chosen(adapter: str, site: Any) -> None:
+def test_the_first_one_turns_a_flat_picture_into_a_3d_one_when_run_is_pressed(site: Any) -> None:
+    """As the model's own judge sees it, which is what the adapter was rewarded by."""
+    address, opened = site
+    page = open_template(opened, address, READY_WITH_EMOJI)
+    styles = []
+    for strength in (1, 0):
+        act(page, f"set(guide, 'strength', {strength})")
+        entry = run_template(page, address)
+        assert entry["status"]["status_str"] == "success", entry["status"]
+        drawn = picture_of(entry, address, "With guidance")
+        (shown,) = load_judge().look(drawn[None, ::4, ::4])
+        styles.append(shown.style)
+        assert shown.thing == "grinning face"
+    page.close()
+    assert styles == ["3d", "flat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "adapter"),
+    [
+        (READY, "shapes-warm.safetensors"),
+        (READY, "shapes-follow.safetensors"),
+        (READY_WITH_EMOJI, "emoji-3d"),
+        (READY_WITH_EMOJI, "emoji-words"),
+    ],
+)
+def test_no_node_is_red_whatever_adapter_and_strength_are_chosen(name: str, adapter: str, site: Any) -> None:
     """The plot, another adapter, strength 0 and -1, and the default sweep: none of them is an error."""
     address, opened = site
-    page = open_template(opened, address, READY)
+    page = open_template(opened, address, name)
     act(page, ADD_PLOT)
     for strength in (0, -1, 2):
-        act(page, f"set(guide, 'adapter', '{adapter}.safetensors')")
+        act(page, f"set(guide, 'adapter', '{adapter}')")
         act(page, f"set(guide, 'strength', {strength})")
         assert run_template(page, address)["status"]["status_str"] == "success", strength
     act(page, ADD_SWEEP)
