@@ -26,7 +26,7 @@ from nft_pipeline.hub_cards.licence import Licence, as_licence, base_licence, ca
 from nft_pipeline.hub_cards.push import make_card, write_card
 from nft_pipeline.hub_cards.report import RunReport
 from nft_pipeline.hub_cards.workflow import adapter_workflow
-from nft_pipeline.models import ADAPTERS, example_prompts
+from nft_pipeline.models import ADAPTERS, MODELS, example_prompts
 
 REPO = "someone/tiny-red"
 
@@ -274,7 +274,6 @@ def test_a_picture_carries_the_workflow_with_the_adapter_in_it() -> None:
         ("UNet2DConditionModel", "someone/sdxl-tuned", "CheckpointLoaderSimple"),
         ("ZImageTransformer2DModel", "someone/z", "CLIPLoader"),
         ("SD3Transformer2DModel", "shapes", "NFTShapesModel"),
-        ("SD3Transformer2DModel", "emoji", None),  # not the workflow of SD 3.5
         ("UNet2DConditionModel", "someone/sd15", None),
         ("QwenImageTransformer2DModel", "someone/qwen", None),
     ],
@@ -284,3 +283,16 @@ def test_the_workflow_is_for_the_adapters_base_model(denoiser: str, base: str, l
     workflow = adapter_workflow(replace(config, base_model=replace(config.base_model, id=base)))
     assert (workflow is None) == (loader is None)
     assert workflow is None or loader in {node["type"] for node in workflow["nodes"]}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_workflow_of_a_shipped_model_loads_it_and_shows_this_adapter_alone(model: str) -> None:
+    config = AdapterConfig.from_dict(config_values(kind="policy", denoiser="SD3Transformer2DModel"))
+    workflow = adapter_workflow(replace(config, base_model=replace(config.base_model, id=model)))
+    assert workflow is not None
+    by_type = {node["type"]: node["widgets_values"] for node in workflow["nodes"]}
+    assert by_type["NFTShapesModel"] == [model]
+    assert by_type["NFTStrengthGrid"][0] == by_type["NFTRewardGuidance"][0] == "tiny-red.safetensors"
+    (note,) = by_type["MarkdownNote"]
+    assert config.name in note and config.reward["description"] in note
+    assert not any(name in json.dumps(workflow) for name in ADAPTERS)
