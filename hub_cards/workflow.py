@@ -2,8 +2,8 @@
 
 The workflow is the one of `example_workflows` for the adapter's base model, with the adapter's file, recommended
 strength, CFG and size in it; ComfyUI reads it from the PNG's text chunk "workflow". The picture shows the graph. The
-workflows of shipped models speak of adapters that ship in their note and have a strip of strengths. Here the note
-speaks of this adapter, and the strip shows it.
+workflows of shipped models speak of adapters that ship in their note, ask for what one of them likes, and have a strip
+of strengths. Here the note speaks of this adapter, the prompt is of its card, and the strip shows it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from nft_pipeline.models import MODELS
 # Beside this room in a checkout and in an installed package alike.
 TEMPLATES = Path(__file__).resolve().parent.parent / "example_workflows"
 _READY = "1-{}-ready-to-run"  # for a shipped model
+_PROMPT = "Prompt"  # the title of its node in every template
 _NOTE = """## {name}
 
 What it likes: {likes}.
@@ -36,8 +37,13 @@ on into your graph."""
 _SCALE = 0.6
 
 
-def adapter_workflow(config: AdapterConfig) -> dict[str, Any] | None:
-    """The workflow, in the form ComfyUI's page saves; None for a base model that no template is for."""
+def adapter_workflow(config: AdapterConfig, prompt: str) -> dict[str, Any] | None:
+    """The workflow, in the form ComfyUI's page saves; None for a base model that no template is for.
+
+    Args:
+        config: the adapter's config.
+        prompt: what the workflow of a shipped model asks for; the others keep the prompt of their template.
+    """
     base, family = config.base_model.id, FAMILIES.get(config.denoiser)
     of_family = {} if family is None else family.workflows
     fitting = [template for part, template in of_family.items() if part in base.lower()]
@@ -60,14 +66,16 @@ def adapter_workflow(config: AdapterConfig) -> dict[str, Any] | None:
         if shipped and node["type"] == "MarkdownNote":
             likes = config.reward["description"]
             values[0] = _NOTE.format(name=config.name, likes=likes, file=file, strength=config.strength)
+        if shipped and node.get("title") == _PROMPT:
+            values[0] = prompt
         for place, widget in enumerate(_widgets(node)):
             values[place] = given.get(widget, values[place])
     return workflow
 
 
-def workflow_picture(config: AdapterConfig) -> bytes | None:
+def workflow_picture(config: AdapterConfig, prompt: str) -> bytes | None:
     """That workflow as a PNG that shows and carries it, or None."""
-    workflow = adapter_workflow(config)
+    workflow = adapter_workflow(config, prompt)
     if workflow is None:
         return None
     text, file = PngInfo(), io.BytesIO()

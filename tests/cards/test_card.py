@@ -59,6 +59,15 @@ def test_the_card_of_a_shipped_adapter_is_complete(name: str) -> None:
     assert '"a photo of a cat"' not in made.text
 
 
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_the_workflow_of_a_shipped_adapter_asks_for_what_the_cards_example_asks_for(name: str) -> None:
+    made = make_card(name, REPO)
+    with Image.open(io.BytesIO(made.plots[WORKFLOW_FILE])) as picture:
+        workflow = json.loads(picture.text["workflow"])  # type: ignore[attr-defined]
+    (prompt,) = [node["widgets_values"][0] for node in workflow["nodes"] if node.get("title") == "Prompt"]
+    assert json.dumps(prompt) in made.text
+
+
 def test_the_example_asks_for_what_the_base_model_draws() -> None:
     base = {"id": "emoji", "revision": None, "fingerprint": "sha256:0123456789abcdef"}
     assert json.dumps(example_prompts("emoji")[0]) in card(RunReport(), base_model=base).text
@@ -280,7 +289,7 @@ def test_a_picture_carries_the_workflow_with_the_adapter_in_it() -> None:
 )
 def test_the_workflow_is_for_the_adapters_base_model(denoiser: str, base: str, loader: str | None) -> None:
     config = AdapterConfig.from_dict(config_values(kind="policy", denoiser=denoiser))
-    workflow = adapter_workflow(replace(config, base_model=replace(config.base_model, id=base)))
+    workflow = adapter_workflow(replace(config, base_model=replace(config.base_model, id=base)), "a red ring")
     assert (workflow is None) == (loader is None)
     assert workflow is None or loader in {node["type"] for node in workflow["nodes"]}
 
@@ -288,7 +297,7 @@ def test_the_workflow_is_for_the_adapters_base_model(denoiser: str, base: str, l
 @pytest.mark.parametrize("model", MODELS)
 def test_the_workflow_of_a_shipped_model_loads_it_and_shows_this_adapter_alone(model: str) -> None:
     config = AdapterConfig.from_dict(config_values(kind="policy", denoiser="SD3Transformer2DModel"))
-    workflow = adapter_workflow(replace(config, base_model=replace(config.base_model, id=model)))
+    workflow = adapter_workflow(replace(config, base_model=replace(config.base_model, id=model)), "a red ring")
     assert workflow is not None
     by_type = {node["type"]: node["widgets_values"] for node in workflow["nodes"]}
     assert by_type["NFTShapesModel"] == [model]
