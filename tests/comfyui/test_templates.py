@@ -34,7 +34,8 @@ from helpers.comfyui_page import (
     put_into_custom_nodes,
     run_template,
 )
-from nft_pipeline.training.emoji.judge import load_judge
+from helpers.template_pictures import PICTURES, STEPS
+from nft_pipeline.training.rewards import load_reward
 
 CHECKOUTS = [Path(path) for path in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if path]
 WIDGETS = {"COMBO", "INT", "FLOAT", "STRING"}
@@ -113,6 +114,17 @@ def test_links_lead_from_an_output_to_an_input_of_its_type(name: str) -> None:
     open_inputs = {entry["name"] for node in nodes_of(workflow) for entry in node["inputs"]
                    if entry["link"] is None and "widget" not in entry}  # fmt: skip
     assert open_inputs <= LEFT_OPEN
+
+
+@pytest.mark.parametrize("name", ALL_READY)
+def test_the_picture_beside_a_ready_one_is_of_what_it_draws(name: str) -> None:
+    drawn, values = PICTURES[name], {node["type"]: node["widgets_values"] for node in nodes_of(read(name))}
+    (prompt,) = (node["widgets_values"][0] for node in nodes_of(read(name)) if node.get("title") == "Prompt")
+    adapter, strengths, seed, steps, *_ = values["NFTStrengthGrid"]
+    assert (prompt, int(seed), steps) == (drawn.prompt, drawn.seed, STEPS)
+    assert tuple(map(float, strengths.split(","))) == drawn.strengths
+    assert values["NFTShapesModel"] == [drawn.model] and Path(adapter).stem == drawn.adapter
+    assert values["KSampler"][0] == drawn.seed and values["NFTRewardGuidance"][0] == adapter
 
 
 @pytest.mark.parametrize("name", ALL_READY)
@@ -214,21 +226,22 @@ def test_the_ready_one_mends_a_wrong_picture_when_run_is_pressed(site: Any) -> N
     assert len(sheet) == 1
 
 
-def test_the_first_one_turns_a_flat_picture_into_a_3d_one_when_run_is_pressed(site: Any) -> None:
-    """As the model's own judge sees it, which is what the adapter was rewarded by."""
+def test_the_first_one_mends_what_a_sign_says_when_run_is_pressed(site: Any) -> None:
+    """As the reward `ocr` reads it, which is what the adapter was rewarded by: in the strip, and below it."""
     address, opened = site
     page = open_template(opened, address, READY_WITH_EMOJI)
-    styles = []
-    for strength in (1, 0):
-        act(page, f"set(guide, 'strength', {strength})")
-        entry = run_template(page, address)
-        assert entry["status"]["status_str"] == "success", entry["status"]
-        drawn = picture_of(entry, address, "With guidance")
-        (shown,) = load_judge().look(drawn[None, ::4, ::4])
-        styles.append(shown.style)
-        assert shown.thing == "grinning face"
+    guided = run_template(page, address)
+    act(page, "set(guide, 'strength', 0)")
+    plain = run_template(page, address)
     page.close()
-    assert styles == ["3d", "flat"]
+    assert guided["status"]["status_str"] == plain["status"]["status_str"] == "success", (guided, plain)
+    strip = on_yellow(picture_of(guided, address, "One seed, one prompt, five strengths"))
+    below = [picture_of(entry, address, "With guidance") for entry in (plain, guided)]
+    assert len(strip) == 5 and below[0].shape == below[1].shape == (256, 256, 3)
+    prompt = PICTURES[READY_WITH_EMOJI].prompt
+    pictures = [Image.fromarray(picture) for picture in (strip[0], strip[-1], *below)]
+    read_of = load_reward("ocr").score(pictures, [prompt] * 4, [{}] * 4).details["text"]
+    assert [text == "OPEN" for text in read_of] == [False, True, False, True], read_of
 
 
 @pytest.mark.parametrize(
@@ -332,6 +345,15 @@ def picture_of(entry: dict[str, Any], address: str, title: str) -> np.ndarray:
     """The picture of the node with this title."""
     (image,) = next(output for key, output in entry["outputs"].items() if titles()[key] == title)["images"]
     return np.asarray(Image.open(io.BytesIO(urllib.request.urlopen(view(address, image)).read())).convert("RGB"))
+
+
+def on_yellow(sheet: np.ndarray) -> list[np.ndarray]:
+    """The pictures of a sheet in one row, each of which has a yellow border."""
+    yellow = (sheet[..., 0] > 200) & (sheet[..., 2] < 160)
+    rows, columns = np.flatnonzero(yellow.any(1)), yellow.any(0).astype(int)
+    edges = np.flatnonzero(np.diff(columns, prepend=0, append=0))
+    pairs = zip(edges[::2], edges[1::2], strict=True)
+    return [sheet[rows[0] : rows[-1] + 1, start:end] for start, end in pairs]
 
 
 def view(address: str, image: dict[str, str]) -> str:

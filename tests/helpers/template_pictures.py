@@ -33,7 +33,14 @@ class Picture(NamedTuple):
 
 
 PICTURES = {
-    READY_WITH_EMOJI: Picture("Ready to run", "grinning face", 4, (0.0, 0.25, 0.5, 0.75, 1.0), "emoji", "emoji-3d"),
+    READY_WITH_EMOJI: Picture(
+        "Ready to run",
+        'a sign that says "OPEN" on yellow',
+        7,
+        (0.0, 0.25, 0.5, 0.75, 1.0),
+        "emoji",
+        "emoji-words",
+    ),
     READY: Picture("Ready to run", "a red circle left of a blue cross", 4, (0.0, 0.5, 1.0, 1.5, 2.0)),
     "2-sd3.5-medium": Picture("For Stable Diffusion 3.5 medium", "a circle left of a cross", 3, (0.0, 1.0)),
     "3-flux1-dev": Picture("For FLUX.1 dev", "three small rings", 5, (0.0, 1.0)),
