@@ -68,7 +68,9 @@ def render_card(
     if shown is not None:
         plots[STRIP_FILE] = shown
     baked = _baked_from(config)
-    workflow = None if baked else workflow_picture(config)  # a baked adapter needs no node of ours
+    base = config.base_model.id
+    prompt = _example(base, report)
+    workflow = None if baked else workflow_picture(config, prompt)  # a baked adapter needs no node of ours
     if workflow is not None:
         plots[WORKFLOW_FILE] = workflow
     if report.rewards:
@@ -76,7 +78,6 @@ def render_card(
             plot = reward_plot(report.rewards, theme, config.strength, report.strength_range)
             plots[f"plots/reward_{theme}.png"] = plot
     learned = config.dial is None or config.dial.own.rises
-    base = config.base_model.id
     hub_base = is_hub_id(base)
     text = _template().render(
         metadata=card_metadata(config, report, licence),
@@ -85,7 +86,7 @@ def render_card(
         has_report=any((report.rewards, report.samples, report.hacking, report.trained != Trained())),
         licence=licence,
         repo_id=repo_id,
-        prompt=_example(base, report),
+        prompt=prompt,
         base_link=_base_link(base),
         hub_base=hub_base,
         strip=shown is not None,

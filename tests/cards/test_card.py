@@ -26,7 +26,7 @@ from nft_pipeline.hub_cards.licence import Licence, as_licence, base_licence, ca
 from nft_pipeline.hub_cards.push import make_card, write_card
 from nft_pipeline.hub_cards.report import RunReport
 from nft_pipeline.hub_cards.workflow import adapter_workflow
-from nft_pipeline.models import ADAPTERS, example_prompts
+from nft_pipeline.models import ADAPTERS, MODELS, example_prompts
 
 REPO = "someone/tiny-red"
 
@@ -57,6 +57,15 @@ def test_the_card_of_a_shipped_adapter_is_complete(name: str) -> None:
         assert missing not in made.text
     assert "plots/strip.png" in made.plots and "plots/reward_light.png" in made.plots
     assert '"a photo of a cat"' not in made.text
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_the_workflow_of_a_shipped_adapter_asks_for_what_the_cards_example_asks_for(name: str) -> None:
+    made = make_card(name, REPO)
+    with Image.open(io.BytesIO(made.plots[WORKFLOW_FILE])) as picture:
+        workflow = json.loads(picture.text["workflow"])  # type: ignore[attr-defined]
+    (prompt,) = [node["widgets_values"][0] for node in workflow["nodes"] if node.get("title") == "Prompt"]
+    assert json.dumps(prompt) in made.text
 
 
 def test_the_example_asks_for_what_the_base_model_draws() -> None:
@@ -280,13 +289,25 @@ def test_a_picture_carries_the_workflow_with_the_adapter_in_it() -> None:
         ("UNet2DConditionModel", "someone/sdxl-tuned", "CheckpointLoaderSimple"),
         ("ZImageTransformer2DModel", "someone/z", "CLIPLoader"),
         ("SD3Transformer2DModel", "shapes", "NFTShapesModel"),
-        ("SD3Transformer2DModel", "emoji", None),  # not the workflow of SD 3.5
         ("UNet2DConditionModel", "someone/sd15", None),
         ("QwenImageTransformer2DModel", "someone/qwen", None),
     ],
 )
 def test_the_workflow_is_for_the_adapters_base_model(denoiser: str, base: str, loader: str | None) -> None:
     config = AdapterConfig.from_dict(config_values(kind="policy", denoiser=denoiser))
-    workflow = adapter_workflow(replace(config, base_model=replace(config.base_model, id=base)))
+    workflow = adapter_workflow(replace(config, base_model=replace(config.base_model, id=base)), "a red ring")
     assert (workflow is None) == (loader is None)
     assert workflow is None or loader in {node["type"] for node in workflow["nodes"]}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_workflow_of_a_shipped_model_loads_it_and_shows_this_adapter_alone(model: str) -> None:
+    config = AdapterConfig.from_dict(config_values(kind="policy", denoiser="SD3Transformer2DModel"))
+    workflow = adapter_workflow(replace(config, base_model=replace(config.base_model, id=model)), "a red ring")
+    assert workflow is not None
+    by_type = {node["type"]: node["widgets_values"] for node in workflow["nodes"]}
+    assert by_type["NFTShapesModel"] == [model]
+    assert by_type["NFTStrengthGrid"][0] == by_type["NFTRewardGuidance"][0] == "tiny-red.safetensors"
+    (note,) = by_type["MarkdownNote"]
+    assert config.name in note and config.reward["description"] in note
+    assert not any(name in json.dumps(workflow) for name in ADAPTERS)

@@ -50,8 +50,14 @@ def test_the_registrys_archive_has_what_the_nodes_need_and_no_more() -> None:
     command = ["git", "ls-files", "-z", "--cached", "--ignored", "--exclude-from=.comfyignore"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
     models = {Path(name).parts[2] for name in listed if name.startswith("nft_pipeline/")}
-    left_out = {Path(name).parts[0] for name in listed if name} - {"nft_pipeline"}
+    templates = [ROOT / name for name in listed if name.startswith("example_workflows/")]
+    left_out = {Path(name).parts[0] for name in listed if name} - {"nft_pipeline", "example_workflows"}
     rooms = {"docs", "hub_cards", "tests", "training"}
     tools = {".ci", ".github", ".pre-commit-config.yaml", "CITATION.cff", "Makefile", "constraints.txt", "mkdocs.yml"}
     assert left_out == rooms | tools
     assert models == {name for name in (*MODELS, *ADAPTERS) if name.startswith("emoji")}
+    files = (ROOT / "example_workflows").iterdir()
+    draw_with_it = {path.stem for path in files if path.suffix == ".json" and '"emoji"' in path.read_text()}
+    assert draw_with_it and {(path.stem, path.suffix) for path in templates} == {
+        (stem, suffix) for stem in draw_with_it for suffix in (".json", ".jpg")
+    }

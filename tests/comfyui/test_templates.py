@@ -20,8 +20,10 @@ from PIL import Image
 from helpers import fake_comfyui as fake
 from helpers.comfyui_contract import CONTRACT
 from helpers.comfyui_page import (
+    ALL_READY,
     CHROMIUM,
     READY,
+    READY_WITH_EMOJI,
     TEMPLATES,
     act,
     browser,
@@ -32,6 +34,8 @@ from helpers.comfyui_page import (
     put_into_custom_nodes,
     run_template,
 )
+from helpers.template_pictures import PICTURES, STEPS
+from nft_pipeline.training.rewards import load_reward
 
 CHECKOUTS = [Path(path) for path in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if path]
 WIDGETS = {"COMBO", "INT", "FLOAT", "STRING"}
@@ -65,7 +69,7 @@ def nodes_of(workflow: Any) -> list[Any]:
 
 
 def test_every_template_has_a_picture_of_modest_size() -> None:
-    assert len(TEMPLATES) == 5
+    assert len(TEMPLATES) == 6
     for path in TEMPLATES:
         picture = path.with_suffix(".jpg")
         assert picture.stat().st_size < 250_000
@@ -88,7 +92,7 @@ def test_every_node_has_the_inputs_outputs_and_widgets_of_its_definition(
         assert len(node["widgets_values"]) == len(widgets), node["type"]
         for key, value in zip(widgets, node["widgets_values"], strict=True):
             options, low = facts.get(key, {}).get("options"), facts.get(key, {}).get("min")
-            if options is not None and (key != "adapter" or name == READY):
+            if options is not None and (key != "adapter" or name in ALL_READY):
                 assert value in options, (node["type"], key)
             if low is not None:
                 assert low <= value <= facts[key]["max"], (node["type"], key)
@@ -112,8 +116,20 @@ def test_links_lead_from_an_output_to_an_input_of_its_type(name: str) -> None:
     assert open_inputs <= LEFT_OPEN
 
 
-def test_app_mode_of_the_first_one_has_the_dial_and_shows_both_pictures() -> None:
-    workflow = read(READY)
+@pytest.mark.parametrize("name", ALL_READY)
+def test_the_picture_beside_a_ready_one_is_of_what_it_draws(name: str) -> None:
+    drawn, values = PICTURES[name], {node["type"]: node["widgets_values"] for node in nodes_of(read(name))}
+    (prompt,) = (node["widgets_values"][0] for node in nodes_of(read(name)) if node.get("title") == "Prompt")
+    adapter, strengths, seed, steps, *_ = values["NFTStrengthGrid"]
+    assert (prompt, int(seed), steps) == (drawn.prompt, drawn.seed, STEPS)
+    assert tuple(map(float, strengths.split(","))) == drawn.strengths
+    assert values["NFTShapesModel"] == [drawn.model] and Path(adapter).stem == drawn.adapter
+    assert values["KSampler"][0] == drawn.seed and values["NFTRewardGuidance"][0] == adapter
+
+
+@pytest.mark.parametrize("name", ALL_READY)
+def test_app_mode_of_a_ready_one_has_the_dial_and_shows_both_pictures(name: str) -> None:
+    workflow = read(name)
     nodes = {node["id"]: node for node in workflow["nodes"]}
     app = workflow["extra"]["linearData"]
     shown = [(nodes[number]["type"], widget) for number, widget in app["inputs"]]
@@ -210,14 +226,40 @@ def test_the_ready_one_mends_a_wrong_picture_when_run_is_pressed(site: Any) -> N
     assert len(sheet) == 1
 
 
-@pytest.mark.parametrize("adapter", ["shapes-warm", "shapes-follow"])
-def test_no_node_is_red_whatever_adapter_and_strength_are_chosen(adapter: str, site: Any) -> None:
+def test_the_first_one_mends_what_a_sign_says_when_run_is_pressed(site: Any) -> None:
+    """As the reward `ocr` reads it, which is what the adapter was rewarded by: in the strip, and below it."""
+    address, opened = site
+    page = open_template(opened, address, READY_WITH_EMOJI)
+    guided = run_template(page, address)
+    act(page, "set(guide, 'strength', 0)")
+    plain = run_template(page, address)
+    page.close()
+    assert guided["status"]["status_str"] == plain["status"]["status_str"] == "success", (guided, plain)
+    strip = on_yellow(picture_of(guided, address, "One seed, one prompt, five strengths"))
+    below = [picture_of(entry, address, "With guidance") for entry in (plain, guided)]
+    assert len(strip) == 5 and below[0].shape == below[1].shape == (256, 256, 3)
+    prompt = PICTURES[READY_WITH_EMOJI].prompt
+    pictures = [Image.fromarray(picture) for picture in (strip[0], strip[-1], *below)]
+    read_of = load_reward("ocr").score(pictures, [prompt] * 4, [{}] * 4).details["text"]
+    assert [text == "OPEN" for text in read_of] == [False, True, False, True], read_of
+
+
+@pytest.mark.parametrize(
+    ("name", "adapter"),
+    [
+        (READY, "shapes-warm.safetensors"),
+        (READY, "shapes-follow.safetensors"),
+        (READY_WITH_EMOJI, "emoji-3d"),
+        (READY_WITH_EMOJI, "emoji-words"),
+    ],
+)
+def test_no_node_is_red_whatever_adapter_and_strength_are_chosen(name: str, adapter: str, site: Any) -> None:
     """The plot, another adapter, strength 0 and -1, and the default sweep: none of them is an error."""
     address, opened = site
-    page = open_template(opened, address, READY)
+    page = open_template(opened, address, name)
     act(page, ADD_PLOT)
     for strength in (0, -1, 2):
-        act(page, f"set(guide, 'adapter', '{adapter}.safetensors')")
+        act(page, f"set(guide, 'adapter', '{adapter}')")
         act(page, f"set(guide, 'strength', {strength})")
         assert run_template(page, address)["status"]["status_str"] == "success", strength
     act(page, ADD_SWEEP)
@@ -234,6 +276,20 @@ def test_few_widgets_are_shown_and_strength_is_a_slider(site: Any) -> None:
     page.close()
     assert [name for name, _ in widgets] == ["adapter", "strength", "law", "mode"]
     assert dict(widgets)["strength"] == "slider"
+
+
+@pytest.mark.parametrize("advanced", [False, True])
+def test_widgets_stand_one_below_another_without_a_gap(advanced: bool, site: Any) -> None:
+    """In the classic canvas, where those that are hidden are to take no room."""
+    address, opened = site
+    page = open_template(opened, address, READY)
+    act(page, f"guide.showAdvanced = {json.dumps(advanced)}; guide.setDirtyCanvas(true, true);")
+    page.wait_for_timeout(500)
+    shown = page.evaluate(f"{GUIDE}.widgets.filter(w => {GUIDE}.isWidgetVisible(w)).map(w => w.y)")
+    row = page.evaluate("LiteGraph.NODE_WIDGET_HEIGHT") + 4
+    page.close()
+    assert len(shown) == (12 if advanced else 4)
+    assert np.diff(shown).tolist() == [row] * (len(shown) - 1)
 
 
 def test_an_error_is_a_toast_with_its_first_sentence_in_the_nodes_words(site: Any) -> None:
@@ -289,6 +345,15 @@ def picture_of(entry: dict[str, Any], address: str, title: str) -> np.ndarray:
     """The picture of the node with this title."""
     (image,) = next(output for key, output in entry["outputs"].items() if titles()[key] == title)["images"]
     return np.asarray(Image.open(io.BytesIO(urllib.request.urlopen(view(address, image)).read())).convert("RGB"))
+
+
+def on_yellow(sheet: np.ndarray) -> list[np.ndarray]:
+    """The pictures of a sheet in one row, each of which has a yellow border."""
+    yellow = (sheet[..., 0] > 200) & (sheet[..., 2] < 160)
+    rows, columns = np.flatnonzero(yellow.any(1)), yellow.any(0).astype(int)
+    edges = np.flatnonzero(np.diff(columns, prepend=0, append=0))
+    pairs = zip(edges[::2], edges[1::2], strict=True)
+    return [sheet[rows[0] : rows[-1] + 1, start:end] for start, end in pairs]
 
 
 def view(address: str, image: dict[str, str]) -> str:

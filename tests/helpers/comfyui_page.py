@@ -30,7 +30,8 @@ SETTINGS = {
     "Comfy.Graph.CanvasInfo": False,
 }
 TEMPLATES = sorted((ROOT / "example_workflows").glob("*.json"))
-READY = "1-shapes-ready-to-run"  # the one that needs no file from elsewhere
+# Those that need no file from elsewhere. The node pack has the second alone.
+READY_WITH_EMOJI, READY = ALL_READY = ("1-emoji-ready-to-run", "1-shapes-ready-to-run")
 # Whether the page opens a template by its address: of the pages that were tried, 1.27 does not and 1.45 does.
 BY_ADDRESS = "window.__COMFYUI_FRONTEND_VERSION__.split('.').slice(0, 2).reduce((a, b) => 1000 * a + +b) >= 1045"
 LOAD = "async address => app.loadGraphData(await (await fetch(address)).json())"
