@@ -53,8 +53,10 @@ def run_file(name: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     settings = {**RUNS[name], "name": "hours"}
     if "data" in settings:
-        settings |= {"prompts": None, "reward": None, "reward_description": "warm colours"}
-        draw_rated(folder / settings["data"])
+        pictures = folder / settings["data"]
+        settings |= {"data": str(pictures), "reward": "", "prompts": None, "held_out_prompts": None}
+        settings["reward_description"] = "warm colours"
+        draw_rated(pictures)
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     return path

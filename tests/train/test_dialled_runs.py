@@ -18,6 +18,7 @@ from nft_pipeline.training.dial.calibrate import LEAST, SHARES
 from nft_pipeline.training.dial.draws import Draws
 from nft_pipeline.training.run import trainer
 from nft_pipeline.training.run.stopping import Stopped
+from nft_pipeline.training.settings.choices import KINDS
 from nft_pipeline.training.settings.config import TrainConfig
 
 CALIBRATED: dict[str, Any] = {"calibration_pictures": LEAST, "pool_batch": 48}
@@ -82,6 +83,19 @@ def test_where_only_likes_exist_alpha_judges_and_it_is_said(model: str, tmp_path
     assert dial is not None and (dial.judged_by, dial.judge) == ("alpha", "the alpha head, at low noise")
     assert {entry.slope for entry in dial.maps} == {0.0}
     assert f"{LEAST} held-out pictures, judged by the alpha head, at low noise" in said
+
+
+@pytest.mark.parametrize("objective", [kind for kind in KINDS if kind != "positive"])
+def test_without_a_reward_an_adapter_that_has_no_head_is_not_calibrated_and_it_is_said(
+    objective: str, model: str, tmp_path: Path
+) -> None:
+    """A policy learns with an alpha head beside it, but the adapter has none that could judge its pictures."""
+    likes = {key: value for key, value in SMALL.items() if key not in ("reward", "prompts", "optimality")}
+    data = picture_folder(tmp_path / "data")
+    adapter, said = train(model, tmp_path / "run", likes, data=str(data), objective=objective)
+    assert adapter.head is None and adapter.config.dial is None
+    assert "the dial is not calibrated: nothing can judge new pictures" in said
+    assert "diffusion-nft calibrate" in said and "--by-hand" in said
 
 
 def test_a_run_that_is_stopped_while_it_calibrates_goes_on(

@@ -233,8 +233,11 @@ class Observer:
             self.say(f"the dial is not calibrated: {pictures} pictures {words}, {LEAST} are needed")
             return None
         rewards, live = self._rewards.trained(), self.live
-        if not rewards and learner.head is None:
-            self.say("the dial is not calibrated: nothing can judge new pictures")
+        if not rewards and config.kind != "positive":  # only positive adapters have a head
+            self.say(
+                "the dial is not calibrated: nothing can judge new pictures. You can: see diffusion-nft calibrate "
+                "--help, --by-hand"
+            )
             return None
         judged_by = "reward" if rewards else "alpha"
         judge_name = config.reward_name if rewards else "the alpha head, at low noise"
