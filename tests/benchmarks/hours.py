@@ -138,7 +138,7 @@ def page(everything: dict[str, dict[str, dict[str, float]]]) -> str:
         torch=torch.__version__,
         machine=platform.machine(),
         threads=torch.get_num_threads(),
-        precision=choose_precision("auto", torch.device("cpu"))[1],
+        precision=choose_precision("auto", torch.device("cpu"))[1].partition(":")[0],
         table=markdown(["run", "said", "took", "said beside took"], rows),
         within=within,
         settings="\n".join(f"- {name}: `{json.dumps(settings)}`" for name, settings in RUNS.items()),
