@@ -235,8 +235,8 @@ class Observer:
         rewards, live = self._rewards.trained(), self.live
         if not rewards and config.kind != "positive":  # only positive adapters have a head
             self.say(
-                "the dial is not calibrated: nothing can judge new pictures. You can: see diffusion-nft calibrate "
-                "--help, --by-hand"
+                "the dial is not calibrated: nothing can judge new pictures. To rate some yourself, run "
+                "diffusion-nft calibrate with --by-hand"
             )
             return None
         judged_by = "reward" if rewards else "alpha"
