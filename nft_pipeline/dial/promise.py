@@ -135,12 +135,16 @@ def promise(
         return Promise(tilt, base, result, math.nan, False, mode or "two_pass")
     reached, drawn = min(max(tilt, reach.lowest), reach.highest), reach.map_at(tilt)
     error = float(np.interp(reached, reach.tilts, reach.errors))
-    if rates is None:
-        base, result = reach.maps[0].base, float(np.interp(reached, reach.tilts, reach.rates))
-    else:
-        base, result = float(np.mean(rates)), _mean_of(rates, spread, reached)
-    limits = [_reach_limit(dial, reach, tilt, config.tilt), _scale_limit(drawn, guidance_scale)]
+    base = reach.maps[0].base if rates is None else float(np.mean(rates))
+    result = _rate_at(reach, reached, rates, spread)
+    beyond = _reach_limit(dial, reach, tilt, config.tilt, rates, spread)
+    limits = [beyond, _scale_limit(drawn, guidance_scale)]
     return Promise(tilt, base, result, error, True, drawn.mode, "; ".join(filter(None, limits)))
+
+
+def _rate_at(mapped: Reach | TiltMap, tilt: float, rates: Sequence[float] | None, spread: float) -> float:
+    """The share at a tilt that is reached: of the prompts with these rates, or of those that were calibrated on."""
+    return float(np.interp(tilt, mapped.tilts, mapped.rates)) if rates is None else _mean_of(rates, spread, tilt)
 
 
 def _mean_of(rates: Sequence[float], spread: float, tilt: float) -> float:
@@ -167,15 +171,22 @@ def base_rate(config: AdapterConfig) -> float | None:
     return config.base_rate if config.dial is None else config.dial.rate
 
 
-def _reach_limit(dial: Dial, reach: Reach, tilt: float, tilt_of_one: float) -> str:
-    """In words, that a tilt is beyond what the adapter reaches, or that it learned nothing."""
+def _reach_limit(
+    dial: Dial, reach: Reach, tilt: float, tilt_of_one: float, rates: Sequence[float] | None, spread: float
+) -> str:
+    """In words, that a tilt is beyond what the adapter reaches, or that it learned nothing.
+
+    Which mode surely reaches further was measured on the prompts of the calibration; what is said of it, as of the
+    mode itself, is of the prompts that were asked about.
+    """
     if tilt > 0 and not dial.own.rises:
         return dial.note or "no strength of this adapter surely raises the share of liked pictures"
     if reach.lowest <= tilt <= reach.highest:
         return ""
     end, sign = (-1, 1) if tilt > 0 else (0, -1)
-    reached = f"it reaches {reach.rates[end]:.0%} at strength {reach.tilts[end] / tilt_of_one:.2g}"
-    further = [
+    share = _rate_at(reach, reach.tilts[end], rates, spread)
+    reached = f"it reaches {share:.0%} at strength {reach.tilts[end] / tilt_of_one:.2g}"
+    surely = [
         other
         for other in dial.maps
         if other.mode != reach.map_at(tilt).mode
@@ -183,8 +194,10 @@ def _reach_limit(dial: Dial, reach: Reach, tilt: float, tilt_of_one: float) -> s
         and sign * (other.rates[end] - reach.rates[end])
         > END_OF_ANOTHER + math.hypot(other.errors[end], reach.errors[end])
     ]
-    if further:
-        return f"{reached}; mode {further[0].mode} reaches {further[0].rates[end]:.0%}"
+    for other in surely:
+        further = _rate_at(other, other.tilts[end], rates, spread)
+        if sign * (further - share) > END:
+            return f"{reached}; mode {other.mode} reaches {further:.0%}"
     return f"more is not to be had from this adapter: {reached}"
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from helpers.dialled import a_dial, tilt_map
 from helpers.mixture import noise_levels, ring, solve_ode, spread_noise
 from nft_pipeline.adapter import AdapterConfig
 from nft_pipeline.dial.forecast import forecast
+from nft_pipeline.dial.measured import END
 from nft_pipeline.dial.promise import mean_promise, odds_rate, promise, tilt_at_weight, tilt_for_rate
 from nft_pipeline.dial.scale import calibrated_scale, gated, mended, offset_of, weight_of, weight_scale
 from nft_pipeline.errors import GuidanceError
@@ -166,6 +168,39 @@ def test_a_promise_with_a_calibration_is_the_map_s_as_far_as_it_reaches():
         promise(config, 1.0, spread=0.2)
     law = promise(config, 1.0, mode="two_pass")
     assert not law.measured and law.rate == pytest.approx(odds_rate(0.4, 2.0)), "p as the calibration measured it"
+
+
+def shares_said(limit: str) -> list[float]:
+    return [int(percent) / 100 for percent in re.findall(r"reaches (\d+)%", limit)]
+
+
+@pytest.mark.parametrize("strength", (-5.0, 5.0))
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        *({"rate": rate} for rate in (0.02, 0.2, 0.48, 0.98, (0.05, 0.6))),
+        {"rate": 0.3, "spread": 0.2},
+    ],
+    ids=str,
+)
+def test_what_it_reaches_is_said_of_the_prompts_that_were_asked_about(strength, asked):
+    """Never that of the calibration's prompts beside the promise for other ones."""
+    further = tilt_map(tilts=(-4.0, 0.0, 5.0), weights=(-1.0, 0.0, 1.0), rates=(0.02, 0.4, 0.97), errors=(0.01,) * 3)
+    config = a_config(dial=a_dial(tilt_map(), replace(further, mode="two_pass")))
+    found, there = promise(config, strength, **asked), promise(config, strength, mode="two_pass", **asked)
+    is_further = abs(there.rate - found.rate) > END
+    assert shares_said(found.limit) == [round(one.rate, 2) for one in (found, there)[: 1 + is_further]]
+    assert shares_said(there.limit) == [round(there.rate, 2)]
+    assert there.limit.startswith("more is not to be had from this adapter")
+
+
+def test_a_mode_is_named_only_where_it_reaches_further_for_these_prompts():
+    """Its own map may begin at another base rate: a higher share there need not be a larger tilt."""
+    higher = tilt_map(mode="two_pass", tilts=(0.0, 3.0), weights=(0.0, 1.0), rates=(0.6, 0.97), errors=(0.01, 0.01))
+    config = a_config(dial=a_dial(tilt_map(), higher))
+    assert "mode two_pass reaches 97%" in promise(config, 5.0).limit
+    assert "two_pass" not in promise(config, 5.0, rate=0.3).limit, "tilt 3 is less than the 4 of its own mode"
 
 
 def test_a_rate_finds_the_tilt_that_promises_it():
