@@ -2,11 +2,14 @@
 
     python -m tests.benchmarks.comfyui /path/to/ComfyUI --python /path/to/its/python
     python -m tests.benchmarks.comfyui /path/to/ComfyUI --check      # and exit 1 if a bar is missed
+    python -m tests.benchmarks.comfyui /path/to/ComfyUI --blocks 12 --steps 4 --rounds 6 --prompts 0 \\
+        --only "plain, a second time" "idle node" exact "exact, policy" fast
 
-A random SD3 of 31 M weights at CFG 1. Every round times each way once, after a step of the same way that is not timed
-and that brings the model into its place: what is measured is drawing, not loading. One way does it the other way round
-and is called so. Ratios are within a round, as in tests/benchmarks/engine.py; times are the process's own CPU time. The
-three ways to the same picture (node, hook LoRA, two models) are compared before anything is timed.
+A random SD3 at CFG 1, of 6 blocks and 31 M weights, or with --blocks 12 of twice the width and 246 M: the wider a
+model, the less the LoRA and the head add to it. Every round times each way once, after a step of the same way that is
+not timed and that brings the model into its place: what is measured is drawing, not loading. One way does it the other
+way round and is called so. Ratios are within a round, as in tests/benchmarks/engine.py; times are the process's own CPU
+time. The three ways to the same picture (node, hook LoRA, two models) are compared before anything is timed.
 
 Then a row of prompts, each with a strength of its own and so with a new node on the cached model, shows what the
 process holds after each of them.
@@ -22,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +37,16 @@ SETTLED = 5  # prompts after which nothing is loaded for the first time
 LIMITS = {"idle node": 1.02, "exact": 2.05, "exact, policy": 2.05, "fast": 1.08}
 
 
-def write_files(folder: Path, size: int, steps: int, rank: int) -> None:
+def write_files(folder: Path, blocks: int, size: int, steps: int, rank: int) -> None:
     """The random model, a positive adapter and a policy for it, and what a sampler starts from."""
     import torch
     from safetensors.torch import save_file
 
     from nft_pipeline.adapter import write_adapter
-    from tests.benchmarks.random_models import TEXT, build, random_adapter
+    from tests.benchmarks.random_models import TEXT, random_adapter, small_sd3
 
-    transformer = build("small", "cpu", torch.float32).transformer
+    torch.manual_seed(0)
+    transformer = small_sd3(blocks, blocks, pos_embed_max_size=64).transformer
     save_file(transformer.state_dict(), folder / "base.safetensors")
     (folder / "loras").mkdir()
     for kind in ("positive", "policy"):
@@ -143,7 +147,7 @@ def numbers(tensors: Any) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
-def inside(root: Path, folder: Path, rounds: int, threads: int, prompts: int) -> dict[str, Any]:
+def inside(root: Path, folder: Path, rounds: int, threads: int, prompts: int, only: Sequence[str]) -> dict[str, Any]:
     """Everything that happens in ComfyUI's interpreter: seconds by way, weights that are held, memory by prompt."""
     sys.path += [str(ROOT / "tests" / "helpers"), str(ROOT / "tests" / "benchmarks")]
     import torch
@@ -165,8 +169,9 @@ def inside(root: Path, folder: Path, rounds: int, threads: int, prompts: int) ->
                 raise AssertionError(
                     f"{name} and the node differ by {gap:g}, where guidance moves latents by {effect:g}"
                 )
-        seconds: dict[str, list[float]] = {name: [] for name in timed}
-        for name, count in in_rounds(timed, range(rounds + 1)):
+        chosen = [name for name in timed if not only or name in {"plain", *only}]
+        seconds: dict[str, list[float]] = {name: [] for name in chosen}
+        for name, count in in_rounds(chosen, range(rounds + 1)):
             timed["plain" if name.endswith("patched for the run") else name](1)
             started = time.process_time()
             timed[name](steps)
@@ -190,6 +195,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("comfyui", type=Path, help="a checkout of ComfyUI")
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has what ComfyUI needs")
     parser.add_argument("--rounds", type=int, default=8, help="raise it if the quartiles are far apart (default 8)")
+    parser.add_argument(
+        "--blocks", type=int, default=6, help="of the model, whose width is 64 times as much (default 6)"
+    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="WAY", help="time these and plain (default: all)")
     parser.add_argument("--steps", type=int, default=8, help="steps per picture (default 8)")
     parser.add_argument("--size", type=int, default=256, help="pixels, a multiple of 16 (default 256: 256 tokens)")
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA (default 16)")
@@ -200,9 +209,9 @@ def main(argv: list[str] | None = None) -> int:
     from tests.benchmarks.ratios import table
 
     with tempfile.TemporaryDirectory() as place:
-        write_files(Path(place), options.size, options.steps, options.rank)
+        write_files(Path(place), options.blocks, options.size, options.steps, options.rank)
         command = [options.python, __file__, "--inside", options.comfyui.absolute(), place]
-        command += [options.rounds, options.threads, options.prompts]
+        command += [options.rounds, options.threads, options.prompts, *options.only]
         done = subprocess.run([*map(str, command)], cwd=place)
         if done.returncode:
             print("ComfyUI ended with an error; what it said is above", file=sys.stderr)
@@ -240,7 +249,7 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--inside"]:
         checkout, place = Path(sys.argv[2]), Path(sys.argv[3])
-        report = inside(checkout, place, *map(int, sys.argv[4:7]))
+        report = inside(checkout, place, *map(int, sys.argv[4:7]), sys.argv[7:])
         (place / "found.json").write_text(json.dumps(report))
     else:
         sys.exit(main())

@@ -62,7 +62,8 @@ def _vae() -> AutoencoderKL:
     )
 
 
-def _sd3(heads: int, depth: int, **more: Any) -> StableDiffusion3Pipeline:
+def small_sd3(heads: int, depth: int, **more: Any) -> StableDiffusion3Pipeline:
+    """A random SD3 whose width is 64 times its heads, with `depth` blocks and small text encoders."""
     tokenizer = clip_tokenizer()
     transformer = SD3Transformer2DModel(
         sample_size=32,
@@ -115,9 +116,9 @@ def build(model: str, device: str, dtype: torch.dtype) -> Any:
                 pipe: Any = _flux()
             elif model == "sd3.5-medium":
                 layers = tuple(range(13))
-                pipe = _sd3(24, 24, pos_embed_max_size=384, qk_norm="rms_norm", dual_attention_layers=layers)
+                pipe = small_sd3(24, 24, pos_embed_max_size=384, qk_norm="rms_norm", dual_attention_layers=layers)
             else:
-                pipe = _sd3(24, 2, pos_embed_max_size=64) if model == "wide" else _sd3(6, 6, pos_embed_max_size=64)
+                pipe = small_sd3(*((24, 2) if model == "wide" else (6, 6)), pos_embed_max_size=64)
     finally:
         torch.set_default_dtype(torch.float32)
     pipe.set_progress_bar_config(disable=True)
