@@ -4,7 +4,8 @@
     {"image": "sub/0002.png", "prompt": "a red ring", "liked": false, "seed": 7}
 
 `image` is relative to the folder, with forward slashes. `score` is a finite number, `liked` true or false; `seed`,
-`guidance_scale`, `model` and anything else a line has is kept as it is. `chosen_by` names the adapter by which a rated
+`guidance_scale`, `model` and anything else a line has is kept as it is. A line with a `strength` that is not 0 is of a
+picture that an adapter guided. `chosen_by` names the adapter by which a rated
 picture was chosen (`rate --by`), or by which others were chosen before it: such ratings are no fair sample.
 
 The commands `score`, `rate`, `collect` and `play` and ComfyUI's node Rate Images write it; they and the trainer read
@@ -131,6 +132,12 @@ def read_rows(folder: Path) -> list[Row]:
         summary = f"{folder / METADATA} has {len(faults)} bad lines; mend or delete them:"
         raise PictureListError(f"{summary}\n{first_faults}{more}", tuple(faults))
     return [line.row for line in lines]
+
+
+def drawn_by(row: Mapping[str, Any]) -> str | None:
+    """The model that drew a row's picture by itself; None where the row names none, or an adapter guided it."""
+    model = row.get("model")
+    return model if isinstance(model, str) and not row.get("strength") else None
 
 
 def rows_as_bytes(rows: Iterable[Mapping[str, Any]]) -> bytes:

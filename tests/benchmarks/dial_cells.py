@@ -131,7 +131,6 @@ def settings_of(cell: Cell, ratings: Path) -> TrainConfig:
         "samples_every": 0,
         "sweep_size": 0,
         "calibration_pictures": 0,
-        "passes": None,  # as when docs/measured/dial.md was measured
         "watch_reward": "",
         "reward": "",
     }

@@ -82,6 +82,24 @@ def test_pictures_that_all_name_the_base_model_were_made_by_it(model, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("more", "kind"),
+    [
+        ({"adapter": "mine", "strength": 0.0}, "positive"),
+        ({"adapter": "mine", "strength": 1.0}, "policy"),
+        ({"adapter": "mine", "strength": -0.5}, "policy"),
+        ({"model": ["not", "a name"]}, "policy"),
+        ({"model": None}, "policy"),
+    ],
+    ids=str,
+)
+def test_pictures_that_an_adapter_guided_were_not_made_by_the_base_model(model, tmp_path, more, kind):
+    """`play` keeps pictures of any strength with the name of the model below."""
+    config = TrainConfig.from_mapping({**LIKES, "base_model": model, "data": str(tmp_path / "data")})
+    picture_folder(tmp_path / "data", **{"model": model, **more})
+    assert settled(config).kind == kind
+
+
+@pytest.mark.parametrize(
     ("steps", "passes", "batch", "expected"),
     [(256, None, 4, 256), (256, 20, 4, 120), (256, 1, 4, LEAST_STEPS), (9, 20, 4, 9)],
 )

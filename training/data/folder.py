@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from nft_pipeline.files.picture_list import CHOSEN_BY, METADATA, Line, PictureListError, read_lines
+from nft_pipeline.checks import number, optional, value_faults
+from nft_pipeline.files.picture_list import CHOSEN_BY, METADATA, Line, PictureListError, drawn_by, read_lines
 from nft_pipeline.files.pictures import read_picture, upright_size
 
 from ..bases.base import TrainBase
@@ -50,6 +51,7 @@ KEYS = {
     "strength",
     CHOSEN_BY,
 }
+_CHECKS = {"guidance_scale": optional(number())}
 SHOWN_FAULTS = 20
 RESIDUAL_SEED = 770_003
 
@@ -60,7 +62,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Picture:
-    """One line of metadata.jsonl."""
+    """One line of metadata.jsonl; `model` is the one that drew the picture without an adapter, None where none did."""
 
     path: Path
     prompt: str
@@ -119,7 +121,7 @@ def read_folder(folder: str | Path) -> Folder:
         elif not line_faults:
             kinds.add("liked" if "liked" in entry else "score")
             score = float(entry["liked"] if "liked" in entry else entry["score"])
-            own = entry.get("guidance_scale"), entry.get("model")
+            own = entry.get("guidance_scale"), drawn_by(entry)
             pictures.append(Picture(root / entry["image"], entry["prompt"], score, *own))
     if len(kinds) > 1:
         faults.append("some lines have a score and some have liked; expected the same for all")
@@ -144,6 +146,7 @@ def _line_faults(line: Line, root: Path) -> list[str]:
         own.append(f"prompt is {prompt!r}, expected text")
     if "score" in entry and "liked" in entry:
         own.append("it has score and liked; take out the one that is not to be learned from")
+    own += value_faults({"guidance_scale": entry.get("guidance_scale")}, _CHECKS)
     if isinstance(image, str) and not (root / image).is_file():
         own.append(f"there is no picture {root / image}")
     return [*line.faults, *(f"line {line.number}: {fault}" for fault in own)]

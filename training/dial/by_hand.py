@@ -18,7 +18,7 @@ from PIL import Image
 
 from nft_pipeline.dial.measured import Dial
 from nft_pipeline.files.atomic import atomic_write_bytes
-from nft_pipeline.files.picture_list import CHOSEN_BY, read_lines, read_rows, update_rows
+from nft_pipeline.files.picture_list import CHOSEN_BY, drawn_by, read_lines, read_rows, update_rows
 
 from .calibrate import SEED, Calibrated, identity_map, invert
 from .choose import Way
@@ -83,9 +83,8 @@ def fair_ratings(folder: Path, models: Collection[str], guidance_scale: float) -
     own = [
         row
         for row in (line.row for line in read_lines(folder) if not line.faults)
-        if row.get("model") in models
+        if drawn_by(row) in models
         and row.get("guidance_scale") == guidance_scale
-        and not row.get("strength")
         and isinstance(row.get("prompt"), str)
     ]
     rated = [row for row in own if isinstance(row.get("liked"), bool)]
