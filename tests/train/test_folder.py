@@ -137,6 +137,7 @@ def test_every_fault_of_the_lines_is_in_one_report(data):
         {**good, "score": float("nan")},
         [1],
         {"image": "0.png", "prompt": "a", "liked": True},
+        {**good, "guidance_scale": "high"},
     )
     with pytest.raises(DataError) as caught:
         read_folder(folder)
@@ -151,6 +152,7 @@ def test_every_fault_of_the_lines_is_in_one_report(data):
         "line 5: it has score and liked; take out the one",
         "line 6: score is nan, expected a finite number",
         "line 7: it holds list, expected an object",
+        "line 9: guidance_scale is 'high', expected a number, or null",
         "some lines have a score and some have liked",
     ):
         assert phrase in report, phrase

@@ -86,7 +86,7 @@ class DataSettings(Section):
     made_by_base: Annotated[bool, flag()] = False
     """Whether the pictures in `data` were sampled from this very base model. If so the run learns a positive adapter by
     default, else a policy, which stands foreign pictures better. A folder whose every line names the base model as its
-    `model`, as those of `diffusion-nft draw` do, counts as such without it.
+    `model` and no `strength` other than 0, as those of `diffusion-nft draw` do, counts as such without it.
 
     Set it to true only when all of them were: the positive objective and its promise depend on it.
     """
