@@ -18,6 +18,7 @@ scales each sample by its own alpha.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,7 @@ def export(
     Args:
         adapter: the adapter, already checked; one with a LoRA for v_old is refused.
         form: one of `FORMS`.
-        strength: for "merged" only; default the adapter's recommended one.
+        strength: for "merged" only; default the adapter's recommended one, as far as one pass reaches it.
         law: for "merged" of a positive adapter, see `nft_pipeline.guidance.law_scale`; None is the calibration's
             weight, and "nft" where there is no calibration of one pass.
         alpha: for "merged" of a positive adapter by a law, the one alpha that stands for all; default its base rate.
@@ -60,14 +61,15 @@ def export(
         The files' contents by their names, relative to the folder they are written to.
 
     Raises:
-        AdapterError: an unknown form, one that cannot hold this adapter, or no alpha where one is needed.
+        AdapterError: an unknown form, one that cannot hold this adapter, no alpha where one is needed, or a strength
+            beyond what the calibration says one pass reaches.
     """
     if form not in FORMS:
         raise AdapterError(f"the form is {form!r}, expected one of {', '.join(FORMS)}")
     if adapter.old is not None:
         raise AdapterError("the adapter has a LoRA for v_old, which no other tool's file can hold")
     if form == "merged":
-        return _merged(adapter, adapter.config.strength if strength is None else strength, law, alpha)
+        return _merged(adapter, strength, law, alpha)
     if strength is not None or alpha is not None:
         raise AdapterError(f"strength and alpha are for the form merged; the form {form} holds the LoRA at full weight")
     return FORMS[form](adapter)
@@ -125,14 +127,22 @@ def _peft(adapter: Adapter) -> dict[str, bytes]:
     return files
 
 
-def _merged(adapter: Adapter, strength: float, law: str | None, alpha: float | None) -> dict[str, bytes]:
+def _merged(adapter: Adapter, asked: float | None, law: str | None, alpha: float | None) -> dict[str, bytes]:
     config = adapter.config
-    scale, said = strength, {"form": "merged", "strength": strength}
+    scale = strength = config.strength if asked is None else float(asked)
+    said: dict[str, Any] = {}
     tilt_map = None if config.dial is None else config.dial.map_for("single")
     if tilt_map is not None and law is None and alpha is None:
-        tilt = torch.tensor(strength * config.tilt, dtype=torch.float64)
-        scale = weight_of(tilt_map, tilt).item()
-        said |= {"calibrated": True}
+        lowest, highest = tilt_map.lowest / config.tilt, tilt_map.highest / config.tilt
+        strength = min(max(strength, lowest), highest)
+        if asked is not None and not math.isclose(asked, strength, rel_tol=5e-3):  # as near as three digits say it
+            raise AdapterError(
+                f"one pass of this adapter reaches strengths from {lowest:.3g} to {highest:.3g}, and strength is "
+                f"{asked:g}: a merged LoRA would be no stronger than at that end",
+                advice=f"Give --strength {strength:.3g}, or let a law choose the weight (--law nft).",
+            )
+        scale = weight_of(tilt_map, torch.tensor(strength * config.tilt, dtype=torch.float64)).item()
+        said = {"calibrated": True}
     elif config.kind == "positive":
         law = "nft" if law is None else law
         alpha = config.base_rate if alpha is None else alpha
@@ -142,7 +152,7 @@ def _merged(adapter: Adapter, strength: float, law: str | None, alpha: float | N
                 advice="Give alpha (--alpha), the share of the base model's pictures that the reward likes, say 0.4.",
             )
         scale = law_scale(alpha, strength * config.tilt, law).item()
-        said |= {"law": law, "alpha": alpha}
+        said = {"law": law, "alpha": alpha}
     lora = {
         key: ((tensor.double() * scale).to(tensor.dtype) if key.endswith("lora_B.weight") else tensor).contiguous()
         for key, tensor in adapter.lora.items()
@@ -152,7 +162,8 @@ def _merged(adapter: Adapter, strength: float, law: str | None, alpha: float | N
     for part in parts:
         facts |= {f"{part}.r": config.rank, f"{part}.lora_alpha": config.rank}
         facts[f"{part}.target_modules"] = lora_modules(component_lora(lora, part))
-    header = {**_header(adapter, {**said, "scale": scale}), LORA_METADATA_KEY: json.dumps(facts)}
+    said = {"form": "merged", "strength": strength, **said, "scale": scale}
+    header = {**_header(adapter, said), LORA_METADATA_KEY: json.dumps(facts)}
     return {f"{config.name}-strength-{strength:g}.safetensors": safetensors_bytes(lora, header)}
 
 

@@ -104,6 +104,25 @@ def test_merged_takes_the_weight_that_the_calibration_found() -> None:
     assert not torch.equal(safetensors.torch.load(by_law)[key], safetensors.torch.load(data)[key])
 
 
+def test_merged_holds_the_strength_that_its_name_says_or_none() -> None:
+    """Beyond the end of one pass a single weight reaches no further, whatever the dial does there in two."""
+    plain = light_adapter()
+    one = tilt_map(tilts=(-2.0, 0.0, 3.0), weights=(-0.5, 0.0, 1.0), rates=(0.1, 0.4, 0.9), errors=(0.0,) * 3)
+    two = replace(one, mode="two_pass", tilts=(-2.0, 0.0, 8.0), rates=(0.1, 0.4, 0.97))
+    config = replace(plain.config, dial=a_dial(replace(one, goes_on=True), two), strength=3.0)
+    adapter, end = replace(plain, config=config), 3.0 / config.tilt
+    ((name, data),) = export(adapter, "merged").items()  # the recommended strength is beyond that end
+    assert name == f"{config.name}-strength-{end:g}.safetensors"
+    ((same, there),) = export(adapter, "merged", strength=end).items()
+    assert (same, there) == (name, data)
+    for beyond, said in ((end + 0.1, "1.5"), (-2.0, "-1")):
+        with pytest.raises(
+            AdapterError, match=rf"one pass of this adapter .* from -1 to 1\.5, .* {beyond:g}"
+        ) as caught:
+            export(adapter, "merged", strength=beyond)
+        assert f"--strength {said}" in caught.value.advice
+
+
 def test_merged_at_strength_nought_changes_nothing(tmp_path: Path) -> None:
     (data,) = export(light_adapter(), "merged", strength=0.0).values()
     assert all(not t.any() for key, t in safetensors.torch.load(data).items() if "lora_B" in key)
