@@ -55,7 +55,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 PARTS = ("train", "calibrate", "measure", "report")
 SIZES = (40, 200, POOL_SIZE, 100)
 SEEDS = (0, 1, 2)
-WITH_CFG = (2, 4)  # the places of the tastes that are measured under classifier-free guidance, too
+WITH_CFG = (2, 4)  # the places of the tastes that are measured under classifier-free guidance, too, with the first seed
 WITHIN = {"own": 0.03, "other": 0.05}
 
 
@@ -66,7 +66,7 @@ class Plan:
     Args:
         work: the folder of everything.
         tastes: words with the rates in the first pool, in the order drawn.
-        cfg_tastes: those measured under classifier-free guidance, too.
+        cfg_tastes: those measured under classifier-free guidance, too, in the cells of the first seed.
         cells: in the order in which they are worked on.
         n: pictures of a point in the adapter's own mode; other modes and LoRA weight have half as many, and points from
             before the calibration a quarter.
@@ -83,12 +83,16 @@ class Plan:
         """The seeds of the cells."""
         return sorted({cell.seed for cell in self.cells})
 
+    def is_under_cfg(self, cell: Cell) -> bool:
+        """Whether a cell is measured under classifier-free guidance, too."""
+        return cell.taste in self.cfg_tastes and cell.seed == SEEDS[0]
+
     def settings(self, cell: Cell) -> list[Setting]:
         """What is measured of a cell's adapter."""
         config = read_adapter(adapter_of(cell, self.work)).config
         chosen = settings_before(self.n // 4, config.tilt, 1.0) + settings_of_weight(self.n // 2)
         chosen += settings_after(config, self.n, self.n // 2, 1.0)
-        if cell.taste in self.cfg_tastes:
+        if self.is_under_cfg(cell):
             chosen += settings_before(self.n // 4, config.tilt, CFG)
             chosen += settings_after(config, self.n // 2, self.n // 2, CFG)
         return chosen
@@ -105,7 +109,7 @@ def work_on(plan: Plan, parts: Sequence[str]) -> None:
             if "train" in parts and not (folder / "trained.json").is_file():
                 train_cell(cell, plan.work)
             if "calibrate" in parts and is_trained(folder):
-                calibrate_cell(cell, plan.work, (1.0, CFG) if cell.taste in plan.cfg_tastes else (1.0,))
+                calibrate_cell(cell, plan.work, (1.0, CFG) if plan.is_under_cfg(cell) else (1.0,))
             if "measure" in parts and is_trained(folder):
                 measure_cell(cell, plan.settings(cell), plan.work)
 

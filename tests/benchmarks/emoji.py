@@ -14,6 +14,7 @@ import platform
 from collections import Counter
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,10 @@ Errors are standard errors.
 
 {named}
 
+With classifier-free guidance, which takes two forwards per step, combinations never shown:
+
+{guided}
+
 ## Words on signs
 
 {read}
@@ -58,6 +63,8 @@ Eight pictures of one prompt are {variety:.3f} apart on average (root mean squar
 in [0, 1]).
 
 """
+NAMED = ("n", "thing", "style", "background", "all of it")
+SCALES = (2.0, 3.0, 5.0)  # of classifier-free guidance
 SHEET = ("grinning face", "cat face", "dog face", "red heart", "pizza", "rocket", "fire", "owl")
 
 
@@ -68,14 +75,14 @@ class Bench:
         self.guided = DiffusionNFTPipeline.from_pretrained("emoji")
         self.dtype, self.judge = dtype, load_judge()
 
-    def draw(self, prompts: list[str], seed: int, label: str = "") -> np.ndarray:
-        """One picture for each prompt, uint8 (N, 64, 64, 3)."""
-        call = dict(self.guided.call_defaults)
+    def draw(self, prompts: list[str], seed: int, label: str = "", **changed: Any) -> np.ndarray:
+        """One picture for each prompt, uint8 (N, 64, 64, 3), with the model's own call but for what is changed."""
+        call = {**self.guided.call_defaults, **changed}
         return Workload(prompts, len(prompts), seed, 128, call, self.dtype).pictures(self.guided.unwrap(), label)
 
-    def right(self, prompts: list[str], seed: int, label: str) -> list[str]:
+    def right(self, prompts: list[str], seed: int, label: str, **changed: Any) -> list[str]:
         """A row: how often thing, style, background and all of them are what the prompt names."""
-        shown = self.judge.look(self.draw(prompts, seed, label))
+        shown = self.judge.look(self.draw(prompts, seed, label, **changed))
         named = [Named.of(prompt) for prompt in prompts]
         pairs = list(zip(named, shown, strict=True))
         things = [one.thing in (saw.thing, saw.kind) for one, saw in pairs]
@@ -99,6 +106,16 @@ def combinations(contents: Contents, held_out: bool) -> list[tuple[str, str]]:
         return list(contents.held_out.items())
     names = list(contents.things)
     return [(name, list(STYLES)[i % len(STYLES)]) for i, name in enumerate(names) if name not in contents.held_out][::7]
+
+
+def named_prompts(contents: Contents, held_out: bool) -> list[str]:
+    """Each combination on four backgrounds."""
+    grounds = list(BACKGROUNDS)
+    return [
+        thing_prompt(name, style, grounds[(i + turn) % len(grounds)])
+        for turn in range(4)
+        for i, (name, style) in enumerate(combinations(contents, held_out))
+    ]
 
 
 def read_words(bench: Bench, reader: OCR, words: list[str], seed: int, label: str) -> list[str]:
@@ -169,22 +186,9 @@ def main() -> None:
     args = parser.parse_args()
     dtype, why = choose_precision("auto", torch.device("cpu"))
     bench, contents, reader = Bench(dtype), Contents.read(emoji_folder()), OCR()
-    grounds = list(BACKGROUNDS)
-    named = [
-        bench.right(
-            [
-                thing_prompt(name, style, grounds[(i + turn) % len(grounds)])
-                for turn in range(turns)
-                for i, (name, style) in enumerate(combinations(contents, held_out))
-            ],
-            seed,
-            label,
-        )
-        for label, held_out, turns, seed in (
-            ("combinations never shown", True, 4, 1),
-            ("combinations shown", False, 4, 2),
-        )
-    ]
+    unseen, seen = (named_prompts(contents, held_out) for held_out in (True, False))
+    named = [bench.right(unseen, 1, "combinations never shown"), bench.right(seen, 2, "combinations shown")]
+    guided = [bench.right(unseen, 1, f"guidance_scale {scale:g}", guidance_scale=scale) for scale in SCALES]
     read = [
         read_words(bench, reader, contents.held_out_words * 2, 3, "words never shown"),
         read_words(bench, reader, contents.words[:174], 4, "words shown"),
@@ -196,7 +200,8 @@ def main() -> None:
     drawn = bench.draw([thing_prompt(name) for name in names[::20][:25] for _ in range(8)], 7)
     page = PAGE.format(
         call=", ".join(f"{key} {value}" for key, value in bench.guided.call_defaults.items()),
-        named=markdown(["prompts", "n", "thing", "style", "background", "all of it"], named),
+        named=markdown(["prompts", *NAMED], named),
+        guided=markdown(["drawn with", *NAMED], guided),
         read=markdown(["words", "n", "read exactly", "reward `ocr`"], read),
         open=len(names),
         styles=counts(styles),
