@@ -135,7 +135,7 @@ def _merged(adapter: Adapter, asked: float | None, law: str | None, alpha: float
     if tilt_map is not None and law is None and alpha is None:
         lowest, highest = tilt_map.lowest / config.tilt, tilt_map.highest / config.tilt
         strength = min(max(strength, lowest), highest)
-        if asked is not None and not math.isclose(asked, strength, rel_tol=5e-3):  # as near as three digits say it
+        if asked is not None and not math.isclose(asked, strength, rel_tol=0.02):  # so near that it is the same
             raise AdapterError(
                 f"one pass of this adapter reaches strengths from {lowest:.3g} to {highest:.3g}, and strength is "
                 f"{asked:g}: a merged LoRA would be no stronger than at that end",
