@@ -71,6 +71,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 HEAD = ["way", "forwards per step", "read exactly", "reward `ocr`", "variety"]
 ADAPTER, SHIPPED = "emoji-words", "policy, seed 0"  # the shipped adapter, and the run that made it
+CURVE_HEAD = ["run", "optimality", "eta0", "forwards", "pictures seen: reward"]
 CANDIDATES, AFTER = 4, 2  # of early choice: noises tried for each picture, and the steps of each trial
 PAGE = """# Words on signs
 
@@ -201,11 +202,11 @@ def curve_row(run: Path) -> list[str]:
     return [f"{config.kind}, seed {config.seed}", config.optimality, anchor, f"{forwards_of(config):,}", points]
 
 
-def rows_on(page: str) -> dict[str, list[str]]:
-    """The rows of the table that the page has already, by their first cell."""
-    lines = page.partition(LEARNED_TITLE)[2].splitlines()
-    cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines if ", seed " in line]
-    return {row[0]: row for row in cells if len(row) == 5}
+def rows_on(page: str, head: Sequence[str]) -> dict[str, list[str]]:
+    """The rows below a head that how runs learned has on the page already, by their first cell."""
+    below = page.partition(LEARNED_TITLE)[2].partition(markdown(head, []))[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in below.splitlines() if line]
+    return {row[0]: row for row in rows}
 
 
 def points_of(row: Sequence[str]) -> tuple[list[int], list[float]]:
@@ -214,7 +215,7 @@ def points_of(row: Sequence[str]) -> tuple[list[int], list[float]]:
     return [int(n.replace(",", "")) for n, _ in found], [float(value) for _, value in found]
 
 
-def ends(bench: Bench, runs: Sequence[Path]) -> str:
+def ends(bench: Bench, runs: Sequence[Path]) -> list[list[str]]:
     """What the runs' adapters draw, and the shipped one."""
     rows = []
     for name, adapter in {SHIPPED: ADAPTER, **{curve_row(run)[0]: str(run / "adapter") for run in runs}}.items():
@@ -224,17 +225,26 @@ def ends(bench: Bench, runs: Sequence[Path]) -> str:
         if pipe.nft_config.kind == "positive":
             for strength in (0.0, 1.0):
                 rows.append(bench.early_choice(f"{name}, strength {strength:g}, early choice", pipe, strength))
-    return ENDS.format(n=bench.work.n, table=markdown(HEAD, rows), candidates=CANDIDATES, after=AFTER)
+    return rows
 
 
-def learning(page: str, runs: Sequence[Path], turns: int) -> tuple[str, list[list[str]]]:
-    """The section of the page on how runs learned, and the rows of its table: those of `runs`, and those it has."""
-    rows = {**rows_on(page), **{row[0]: row for row in map(curve_row, runs)}}
-    bench, _ = bench_of(turns)
-    head = ["run", "optimality", "eta0", "forwards", "pictures seen: reward"]
+def learned(page: str, curves: Sequence[list[str]], drawn: Sequence[list[str]], n: int) -> str:
+    """The section of the page on how runs learned: the rows that it has, with these in the place of their older ones.
+
+    Args:
+        page: as it is.
+        curves: rows below CURVE_HEAD.
+        drawn: rows below HEAD, of n pictures each.
+    """
+    both = (
+        markdown(head, list({**rows_on(page, head), **{row[0]: row for row in rows}}.values()))
+        for head, rows in ((CURVE_HEAD, curves), (HEAD, drawn))
+    )
+    curve, table = both
     sweep = TrainConfig.from_yaml("emoji_words").sweep_size
-    table = markdown(head, list(rows.values()))
-    return LEARNED.format(sweep=sweep, curve=table, ends=ends(bench, runs)), list(rows.values())
+    return LEARNED.format(
+        sweep=sweep, curve=curve, ends=ENDS.format(n=n, table=table, candidates=CANDIDATES, after=AFTER)
+    )
 
 
 def bench_of(turns: int) -> tuple[Bench, str]:
@@ -328,7 +338,8 @@ def main() -> None:
     path = DOCS / "measured/words.md"
     before, title, after = path.read_text(encoding="utf-8").partition(LEARNED_TITLE)
     if args.curve:
-        section, rows = learning(title + after, args.curve, args.turns)
+        bench, _ = bench_of(args.turns)
+        section = learned(title + after, [curve_row(run) for run in args.curve], ends(bench, args.curve), bench.work.n)
         print(section)
         text = before + section
     else:
@@ -338,7 +349,7 @@ def main() -> None:
     if args.write:
         path.write_text(text, encoding="utf-8")
         if args.curve:
-            plot(rows, DOCS / "pictures/words_curve.png")
+            plot(list(rows_on(section, CURVE_HEAD).values()), DOCS / "pictures/words_curve.png")
         else:
             picture.save(DOCS / "pictures/words_strengths.png", optimize=True)
 
