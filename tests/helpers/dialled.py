@@ -88,7 +88,7 @@ class KnownDraws:
         self.head = None if kind == "policy" else object()
         self.base = SimpleNamespace(stock_guidance_scale=1.0, noise_range=lambda: (0.0, 1.0))
         self.forwards, self.bar = 0, None
-        self.drawn: list[tuple[int, float, str, float]] = []  # pictures, weight, mode and slope of each call
+        self.drawn: list[tuple[int, float, str, float]] = []  # pictures, weight, mode and slope, by call and weight
 
     def true_rate(self, weight: float, mode: str = "single", slope: float = 0.0, rates: Any = None) -> float:
         """The share of liked pictures at a weight, over the prompts or over others with these base rates."""
@@ -96,14 +96,20 @@ class KnownDraws:
         return float(sigmoid(np.log(rates / (1 - rates)) + self.shift(weight, mode, slope)).mean())
 
     def draw(
-        self, rows: Sequence[tuple[int, int]], weight: float, mode: str, slope: float, dial: Dial | None = None
+        self,
+        rows: Sequence[tuple[int, int]],
+        weights: float | Sequence[float],
+        mode: str,
+        slope: float,
+        dial: Dial | None = None,
     ) -> Drawn:
         """As `Draws.draw`."""
-        self.drawn.append((len(rows), weight, mode, slope))
+        own = np.broadcast_to(weights, len(rows)).tolist()
+        self.drawn += [(own.count(weight), weight, mode, slope) for weight in dict.fromkeys(own)]
         rates = self.rates[[prompt for prompt, _ in rows]]
         random = [np.random.default_rng([self.seed, seed]) for _, seed in rows]
         u = np.array([generator.logistic() for generator in random])
-        moved = 0.0 if weight == BARELY else self.shift(weight, mode, slope)
+        moved = np.array([0.0 if weight == BARELY else self.shift(weight, mode, slope) for weight in own])
         liked = np.log(rates / (1 - rates)) + moved + u > 0
         pictures = np.stack([generator.integers(0, 255, (2, 2, 3)) for generator in random]).astype(np.uint8)
         levels = np.linspace(1, 1 / STEPS, STEPS)

@@ -258,10 +258,10 @@ def test_a_stop_ends_it(monkeypatch):
     draws = KnownDraws(rates_of(0.3, 0.15, 24, 0), rises)
     real = draws.draw
 
-    def stops(rows, weight, mode, slope, dial=None):
-        if len(draws.drawn) == 3:
+    def stops(rows, weights, mode, slope, dial=None):
+        if len(draws.drawn) >= 3:
             raise Interrupted("the calibration was interrupted")
-        return real(rows, weight, mode, slope, dial)
+        return real(rows, weights, mode, slope, dial)
 
     monkeypatch.setattr(draws, "draw", stops)
     with pytest.raises(Interrupted):

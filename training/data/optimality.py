@@ -17,8 +17,9 @@ ones takes it further than an r that only falls slowly. docs/measured/optimality
 
 Several rewards are normalised one by one, so that the unit of one cannot drown the others. Then either the weighted
 mean of the normalised scores becomes r, or each becomes an r of its own and r is their product: the probability that a
-picture is good by all of them (docs/theory.md, M14). DiffusionNFT's authors sum the raw scores first, and normalise the sum
-(`sum_first`). numpy only.
+picture is good by all of them (docs/theory.md, M14). DiffusionNFT's authors sum the raw scores first, and normalise the
+sum (`sum_first`).
+numpy only.
 """
 
 from __future__ import annotations

@@ -50,11 +50,9 @@ def draw_for_rating(draws: Draws, folder: Path, seed: int = 0) -> int:
     each = PICTURES // len(WEIGHTS)
     places = np.random.default_rng(SEED).permutation(len(draws.texts))[:each]
     rows = [(int(places[i % len(places)]), SEED + seed + i) for i in range(each)]
-    drawn = [
-        (weight, row, picture)
-        for weight in WEIGHTS
-        for row, picture in zip(rows, draws.draw(rows, weight, "single", 0.0).pictures, strict=True)
-    ]
+    weighed = [(weight, row) for weight in WEIGHTS for row in rows]
+    pictures = draws.draw([row for _, row in weighed], [weight for weight, _ in weighed], "single", 0.0).pictures
+    drawn = [(weight, row, picture) for (weight, row), picture in zip(weighed, pictures, strict=True)]
     folder.mkdir(parents=True, exist_ok=True)
     order = np.random.default_rng(seed).permutation(len(drawn))
     weights, lines = {}, {}

@@ -245,15 +245,12 @@ class _Try:
         has = {float(weights[0]) for weights in self.weights}
         weights = [w for w in self.of.first_weights(self.mode, self.slope, self.dial.rate) if w not in has]
         first = 0.4 * pictures
-        for weight in weights:
-            self._add(weight, max(12, int(first / len(weights) / self._forwards)))
+        self._add(weights, first, least=12)
         self.draw_again(pictures - first)
 
     def draw_again(self, pictures: float, above: float = -math.inf) -> None:
         """Draw at the weights that the usual tilts above one need by what is known."""
-        weights = _weights_of(self._fit(), self.dial.spread, above)
-        for weight in weights:
-            self._add(weight, max(8, int(pictures / len(weights) / self._forwards)))
+        self._add(_weights_of(self._fit(), self.dial.spread, above), pictures, least=8)
 
     def way(self) -> Way:
         """Its map, and what choosing between ways goes by."""
@@ -276,21 +273,26 @@ class _Try:
         watch = self.of.watch
         return np.full(len(groups), math.nan) if watch is None else watch(drawn, groups.tolist())
 
-    def _add(self, weight: float, count: int) -> None:
-        """Draw `count` pictures at a weight, from the noise of the rows of the base that come next."""
-        every = len(self.of.rows)
-        count = min(count, every)
-        rows = (self.next + np.arange(count)) % every
-        self.next = (self.next + count) % every
-        drawn = self.of.draws.draw(
-            [self.of.rows[row] for row in rows.tolist()], weight, self.mode, self.slope, self.dial
-        )
-        groups = self.of.prompts_of(rows)
-        self.weights.append(np.full(count, weight))
-        self.r.append(self.of.judge(drawn, groups.tolist()))
-        self.rows.append(rows)
-        self.diversity.append(picture_stats.diversity(picture_stats.shrunk(drawn.pictures), groups))
-        self.watched.append(self._watch(drawn, groups))
+    def _add(self, weights: Sequence[float], pictures: float, least: int) -> None:
+        """Share pictures among the weights, at least so many for each, and draw all in the same batches; each weight's
+        are of the noises of those rows of the base that come next."""
+        if not weights:
+            return
+        of, every = self.of, len(self.of.rows)
+        each = min(max(least, int(pictures / len(weights) / self._forwards)), every)
+        rows = (self.next + np.arange(each * len(weights))) % every
+        self.next = (self.next + len(rows)) % every
+        each_weight = np.repeat(weights, each)
+        noises = [of.rows[row] for row in rows.tolist()]
+        drawn = of.draws.draw(noises, each_weight.tolist(), self.mode, self.slope, self.dial)
+        groups, small = of.prompts_of(rows), picture_stats.shrunk(drawn.pictures)
+        r, watched = of.judge(drawn, groups.tolist()), self._watch(drawn, groups)
+        for own in np.split(np.arange(len(rows)), len(weights)):
+            self.weights.append(each_weight[own])
+            self.r.append(r[own])
+            self.rows.append(rows[own])
+            self.diversity.append(picture_stats.diversity(small[own], groups[own]))
+            self.watched.append(watched[own])
 
     def _fit(self) -> RateCurve:
         weights, r, rows = (np.concatenate(parts) for parts in (self.weights, self.r, self.rows))

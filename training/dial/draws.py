@@ -77,12 +77,17 @@ class Draws:
         return self.base.pipe.nft_adapters[self.name].head
 
     def draw(
-        self, rows: Sequence[tuple[int, int]], weight: float, mode: str, slope: float, dial: Dial | None = None
+        self,
+        rows: Sequence[tuple[int, int]],
+        weights: float | Sequence[float],
+        mode: str,
+        slope: float,
+        dial: Dial | None = None,
     ) -> Drawn:
-        """Draw `rows`, (prompt, seed) each, at a weight.
+        """Draw `rows`, (prompt, seed) each, at one weight or each at its own.
 
         Args:
-            weight: 0 is the base model.
+            weights: 0 is the base model.
             mode: "single" or "two_pass".
             slope: how far alpha is trusted.
             dial: has the base rate and the offsets; None if they are not known yet.
@@ -92,16 +97,17 @@ class Draws:
         """
         loaded = self.base.pipe._nft_loaded[self.name]
         config = replace(self.config, dial=_probe(self.config.base_rate, mode, slope, dial))
+        strengths = np.broadcast_to(weights, len(rows)) / config.tilt
         self.base.pipe._nft_loaded[self.name] = replace(loaded, adapter=replace(loaded.adapter, config=config))
         call = dict(self.base.call)
-        self.base.call |= {"nft_strength": weight / config.tilt, "nft_mode": mode}
+        self.base.call |= {"nft_mode": mode}
         try:
-            return self._draw(rows, MODES[mode].one_pass or weight == 0)
+            return self._draw(rows, strengths, MODES[mode].one_pass or not strengths.any())
         finally:
             self.base.call = call
             self.base.pipe._nft_loaded[self.name] = loaded
 
-    def _draw(self, rows: Sequence[tuple[int, int]], one_pass: bool) -> Drawn:
+    def _draw(self, rows: Sequence[tuple[int, int]], strengths: np.ndarray, one_pass: bool) -> Drawn:
         prompt = torch.tensor([prompt for prompt, _ in rows])
         one = self.base.latent_shape(1)
         noise = torch.cat([torch.randn(one, generator=torch.Generator().manual_seed(seed)) for _, seed in rows])
@@ -110,6 +116,8 @@ class Draws:
         def draw(part: Tensor) -> Tensor:
             if self.stop():
                 raise Interrupted("the calibration was interrupted")
+            own = strengths[part.numpy()].tolist()
+            self.base.call["nft_strength"] = own[0] if len(set(own)) == 1 else own
             return self.base.sample_batch(rows_of(self.conditions, prompt[part]), noise[part], self._empty)
 
         for part, drawn in self.base.fits.parts("drawing", torch.arange(len(rows)), self.batch, draw):
