@@ -24,7 +24,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nft_pipeline.adapter import read_adapter
+from nft_pipeline.adapter import AdapterConfig, read_adapter
+from nft_pipeline.dial.scale import weight_of
+from nft_pipeline.modes import MODES
 from nft_pipeline.training.demo.report import markdown
 from nft_pipeline.training.devices.precision import choose_precision
 
@@ -126,6 +128,7 @@ class Row:
 
     Args:
         off: measured rate less promised, with its standard error.
+        weight: the LoRA weight that the point was drawn with, if it is one; nothing is then to be compared.
         beside: our measures less LoRA weight's at our rate, for each replicate of the bootstrap; None where LoRA weight
             does not reach the rate or was not measured.
     """
@@ -134,6 +137,7 @@ class Row:
     setting: Setting
     off: float
     error: float
+    weight: float | None
     beside: dict[str, np.ndarray] | None
 
     @property
@@ -158,26 +162,41 @@ def rows_of(plan: Plan) -> list[Row]:
         if not is_trained(folder):
             continue
         adapter = adapter_of(cell, plan.work)
-        rivals = [
-            (0.0, by_prompt(base_point(cell.taste, cell.seed, plan.n, 1.0, plan.work), MEASUREMENT)),
-            *(
-                (setting.value, by_prompt(point, MEASUREMENT))
-                for setting in settings_of_weight(plan.n // 2)
-                if (point := read_point(folder, setting, digest_of(adapter, setting.kind))) is not None
-            ),
+        config = read_adapter(adapter).config
+        measured = [
+            (setting, by_prompt(point, MEASUREMENT))
+            for setting in plan.settings(cell)
+            if (point := read_point(folder, setting, digest_of(adapter, setting.kind))) is not None
+        ]
+        rivals = [(0.0, by_prompt(base_point(cell.taste, cell.seed, plan.n, 1.0, plan.work), MEASUREMENT))]
+        rivals += [
+            (weight, point)
+            for setting, point in measured
+            if setting.guidance_scale == 1 and (weight := lora_weight(config, setting)) is not None
         ]
         rivals.sort(key=lambda pair: pair[0])
-        is_whole = len(rivals) == 1 + len(WEIGHTS)
-        for setting in plan.settings(cell):
-            point = read_point(folder, setting, digest_of(adapter, setting.kind))
-            if setting.kind == "weight" or point is None:
+        is_whole = sum(setting.kind == "weight" for setting, _ in measured) == len(WEIGHTS)
+        for setting, ours in measured:
+            if setting.kind == "weight":
                 continue
-            ours = by_prompt(point, MEASUREMENT)
             off, error = mean_and_error(ours["liked"] - promise(plan, cell.taste, setting))
-            comparable = is_whole and setting.guidance_scale == 1
+            weight = lora_weight(config, setting)
+            comparable = is_whole and setting.guidance_scale == 1 and weight is None
             beside = beside_rival(ours, [rival for _, rival in rivals], weights) if comparable else None
-            rows.append(Row(cell, setting, off, error, beside))
+            rows.append(Row(cell, setting, off, error, weight, beside))
     return rows
+
+
+def lora_weight(config: AdapterConfig, setting: Setting) -> float | None:
+    """The LoRA weight that a setting is: by its name, or by a map of one weight for all samples in one pass."""
+    if setting.kind == "weight":
+        return setting.value
+    if setting.kind != "after" or config.dial is None:
+        return None
+    tilt_map = config.dial.map_for(setting.mode, setting.guidance_scale)
+    if tilt_map is None or tilt_map.slope > 0 or not MODES[tilt_map.mode].one_pass:
+        return None
+    return float(weight_of(tilt_map, torch.tensor(setting.value, dtype=torch.float64)))
 
 
 def promise(plan: Plan, taste: str, setting: Setting) -> np.ndarray:
@@ -227,6 +246,7 @@ def tilt_table(rows: Sequence[Row]) -> str:
 def rival_table(rows: Sequence[Row]) -> str:
     """By way of drawing, taste and size: our measures less LoRA weight's at an equal rate."""
     table = []
+    rows = [row for row in rows if row.weight is None]
     for group in in_order(row.group for row in rows if row.setting.guidance_scale == 1):
         of_group = [row for row in rows if row.group == group]
         for taste, size in dict.fromkeys((row.cell.taste, row.cell.size) for row in of_group):
@@ -265,6 +285,8 @@ def summary(rows: Sequence[Row]) -> str:
         line = f"- {group}: {held} of {len(some)} points are within the bar; {off.mean():.3f} off in the mean, "
         line += f"{off.max():.3f} at most."
         reached = [row.beside for row in some if row.beside is not None]
+        if alike := sum(row.weight is not None for row in some):
+            line += f" {alike} of them are one weight for all in one pass, which is LoRA weight itself."
         if reached:
             words = []
             for name in MEASURES:
@@ -321,9 +343,9 @@ Measured less promised by tilt, mean and standard deviation over tastes, sizes a
 
 ## Beside LoRA weight at an equal rate
 
-LoRA weight was drawn at {", ".join(f"{weight:g}" for weight in WEIGHTS)} with the same prompts and noises, and between
-two weights it is taken to be straight. An own mode of one weight for all is LoRA weight itself, and what stands apart
-there is chance and that line. Entries are ours less LoRA weight's, over tilts and seeds, with the standard
+LoRA weight was drawn at {", ".join(f"{weight:g}" for weight in WEIGHTS)} with the same prompts and noises, and at the
+weights of own modes that are one weight for all. Between two weights it is taken to be straight. Points that are LoRA
+weight themselves are left out. Entries are ours less LoRA weight's, over tilts and seeds, with the standard
 error of a bootstrap over prompts; "below" marks those that are worse by more than it. LoRA weight takes one forward per
 step.
 
