@@ -174,8 +174,7 @@ the same run was then made. Both leave out loading the base model.
 
 {table}
 
-{within} The calibration of a small model takes longer than is said: few pictures are drawn at each of its
-weights, in smaller batches than those that `check` times.
+{within}
 
 The runs' settings beside their presets:
 
