@@ -5,8 +5,8 @@
 
 `image` is relative to the folder, with forward slashes. `score` is a finite number, `liked` true or false; `seed`,
 `guidance_scale`, `model` and anything else a line has is kept as it is. A line with a `strength` that is not 0 is of a
-picture that an adapter guided. `chosen_by` names the adapter by which a rated
-picture was chosen (`rate --by`), or by which others were chosen before it: such ratings are no fair sample.
+picture that an adapter guided. `chosen_by` names the adapter by which a rated picture was chosen (`rate --by`), or by
+which others were chosen before it: such ratings are no fair sample.
 
 The commands `score`, `rate`, `collect` and `play` and ComfyUI's node Rate Images write it; they and the trainer read
 it. All of them do so by this module, so that what one of them writes is what the others read. There are two readers:
