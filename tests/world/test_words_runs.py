@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
-from benchmarks.words import DOCS, LEARNED_TITLE, OBJECTIVES, forwards_of, pictures_of, points_of, rows_on, settings_of
+from benchmarks.words import (
+    CURVE_HEAD,
+    DOCS,
+    HEAD,
+    LEARNED_TITLE,
+    OBJECTIVES,
+    forwards_of,
+    learned,
+    pictures_of,
+    points_of,
+    rows_on,
+    settings_of,
+)
+
+PAGE = (DOCS / "measured/words.md").read_text(encoding="utf-8")
+N = int(re.findall(r"\((\d+) pictures per row", PAGE)[0])
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -16,8 +33,19 @@ def test_every_objective_draws_as_many_pictures_and_learns_from_as_many_pairs(na
 
 
 def test_the_page_keeps_the_rows_of_runs_that_are_not_given() -> None:
-    page = (DOCS / "measured/words.md").read_text(encoding="utf-8")
-    rows = rows_on(page)
-    seen, rewards = points_of(rows["policy, seed 0"])
+    before, title, after = PAGE.partition(LEARNED_TITLE)
+    assert before + learned(title + after, [], [], N) == PAGE
+    seen, rewards = points_of(rows_on(PAGE, CURVE_HEAD)["policy, seed 0"])
     assert seen == [0, 2304, 4608, 5376] and 0.7 < rewards[0] < 0.8 < rewards[-1] < 1
-    assert rows_on(page.partition(LEARNED_TITLE)[0]) == {}
+    assert rows_on(before, CURVE_HEAD) == rows_on(before, HEAD) == {}
+
+
+def test_a_run_is_added_beside_those_that_are_there_and_takes_its_own_place_again() -> None:
+    curve = ["another, seed 7", "raw", "none", "96,768", "0: 0.760, 5,376: 0.800"]
+    drawn = ["another, seed 7, strength 1", "1", "0.600 ± 0.026", "0.800", "0.300"]
+    once = learned(PAGE, [curve], [drawn], N)
+    for head, row in ((CURVE_HEAD, curve), (HEAD, drawn)):
+        there = rows_on(PAGE, head)
+        assert len(there) > 1 and rows_on(once, head) == {**there, row[0]: row}
+    again = [*curve[:-1], "0: 0.760, 5,376: 0.900"]
+    assert points_of(rows_on(learned(once, [again], [], N), CURVE_HEAD)[again[0]]) == ([0, 5376], [0.76, 0.9])
