@@ -5,7 +5,7 @@
     python -m tests.benchmarks.comfyui /path/to/ComfyUI --blocks 12 --steps 4 --rounds 6 --prompts 0 \\
         --only "plain, a second time" "idle node" exact "exact, policy" fast
 
-A random SD3 at CFG 1, of 6 blocks and 31 M weights, or with --blocks 12 of twice the width and 246 M: the wider a
+A random SD3 at CFG 1, of 6 blocks and 31 M weights, or with --blocks 12 of twice the width and 250 M: the wider a
 model, the less the LoRA and the head add to it. Every round times each way once, after a step of the same way that is
 not timed and that brings the model into its place: what is measured is drawing, not loading. One way does it the other
 way round and is called so. Ratios are within a round, as in tests/benchmarks/engine.py; times are the process's own CPU

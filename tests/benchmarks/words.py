@@ -236,11 +236,10 @@ def learned(page: str, curves: Sequence[list[str]], drawn: Sequence[list[str]], 
         curves: rows below CURVE_HEAD.
         drawn: rows below HEAD, of n pictures each.
     """
-    both = (
+    curve, table = (
         markdown(head, list({**rows_on(page, head), **{row[0]: row for row in rows}}.values()))
         for head, rows in ((CURVE_HEAD, curves), (HEAD, drawn))
     )
-    curve, table = both
     sweep = TrainConfig.from_yaml("emoji_words").sweep_size
     return LEARNED.format(
         sweep=sweep, curve=curve, ends=ENDS.format(n=n, table=table, candidates=CANDIDATES, after=AFTER)
