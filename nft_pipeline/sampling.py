@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .errors import GuidanceError
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -28,6 +30,9 @@ def draw(
 
     Returns:
         `columns[strength][row]`, and for each strength the stats of its batches.
+
+    Raises:
+        GuidanceError: the pipeline draws no pictures but videos or sounds.
     """
     import torch
     from tqdm import tqdm
@@ -49,11 +54,23 @@ def draw(
                     nft_strength=None if strength == 0 and not pipe.nft_adapters else strength,
                     **call,
                 )
-                columns[-1].extend(result.images)
+                columns[-1].extend(pictures_of(result, pipe))
                 if pipe.nft_stats is not None:
                     stats[-1].append(pipe.nft_stats)
                 bar.update(len(part))
     return columns, stats
+
+
+def pictures_of(result: Any, pipe: Any) -> list[Image]:
+    """The pictures that a call of a pipeline gave.
+
+    Raises:
+        GuidanceError: it draws no pictures but videos or sounds.
+    """
+    pictures = getattr(result, "images", None)
+    if pictures is None:
+        raise GuidanceError(f"{type(pipe).__name__} draws no pictures, and nothing else can be shown here")
+    return list(pictures)
 
 
 def pick_device(name: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from ..models import shipped_adapters_of
@@ -124,12 +126,22 @@ def foreign(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("kind", "beta", "use_old", "without_text_encoder")}
 
 
+_STOCK = {"cfg": "guidance_scale", "steps": "num_inference_steps", "width": "width", "height": "height"}
+
+
 def stock_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """What was said of the stock call, --cfg, --steps, --width and --height, by the names of its arguments."""
-    stock = {
-        "guidance_scale": args.cfg,
-        "num_inference_steps": args.steps,
-        "width": args.width,
-        "height": args.height,
-    }
+    stock = {name: getattr(args, option) for option, name in _STOCK.items()}
     return {name: value for name, value in stock.items() if value is not None}
+
+
+def check_stock_arguments(stock: Mapping[str, Any], pipe: Any) -> None:
+    """Refuse what a guided pipeline's stock call does not take: pictures have no --width where sounds are drawn.
+
+    Raises:
+        ValueError: naming the options.
+    """
+    known = inspect.signature(pipe._nft_stock_class.__call__).parameters
+    options = [f"--{option}" for option, name in _STOCK.items() if name in stock and name not in known]
+    if options:
+        raise ValueError(f"{pipe._nft_stock_class.__name__} has no use for {' and '.join(options)}; leave that out")

@@ -81,6 +81,7 @@ def draw_groups(
     from tqdm import tqdm
 
     from ..call.particles import draw_particles
+    from ..sampling import pictures_of
 
     pipe.set_progress_bar_config(disable=True)
     columns: list[list[Image]] = []
@@ -97,7 +98,7 @@ def draw_groups(
                 drawn = draw_particles(
                     pipe, prompt, particles=particles, strength=strength, generator=generator, **call
                 )
-                columns[-1].extend(drawn.output.images)
+                columns[-1].extend(pictures_of(drawn.output, pipe))
                 stats[-1].append(pipe.nft_stats)
                 survivors[-1].extend(drawn.survivors)
                 bar.update(particles)

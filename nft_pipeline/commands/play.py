@@ -16,6 +16,7 @@ from .guided import (
     add_foreign_arguments,
     add_mode_argument,
     add_model_argument,
+    check_stock_arguments,
     default_adapters,
     foreign,
     stock_arguments,
@@ -100,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         mode=args.mode,
         stock=stock_arguments(args),
     )
+    check_stock_arguments(studio.stock, studio.pipe)
     page = build(studio, args.prompts or example_prompts(args.model), args.likes)
     where = {"server_name": HERE, "server_port": args.port}
     address = launch(page, **where, share=args.share, inbrowser=not args.no_browser)

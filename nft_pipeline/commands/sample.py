@@ -18,6 +18,7 @@ from .guided import (
     add_foreign_arguments,
     add_mode_argument,
     add_model_argument,
+    check_stock_arguments,
     default_adapters,
     foreign,
     stock_arguments,
@@ -199,6 +200,7 @@ def run(args: argparse.Namespace) -> int:
         pipe.load_nft_adapter(name, name=f"also_{number}")
     pipe = pipe.to(device)
     stock = stock_arguments(args)
+    check_stock_arguments(stock, pipe)
     seeds = args.seeds or ([0, 1, 2, 3] if args.particles is None else [0])
     rows = [(prompt, seed) for prompt in args.prompts for seed in seeds]
     plan = Columns.of(pipe, args, stock, len(rows))

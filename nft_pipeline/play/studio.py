@@ -17,8 +17,8 @@ from ..call.forwards import before_each_forward
 from ..call.guided_call import guidance_scale_of
 from ..call.promised import prompt_rates
 from ..dial.scale import BARELY
-from ..errors import GuidanceError
 from ..pipeline import DiffusionNFTPipeline
+from ..sampling import pick_device, pick_dtype, pictures_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -134,8 +134,6 @@ class Studio:
             AdapterError, GuidanceError, FamilyError, OSError: as `from_pretrained` and `load_nft_adapter`.
             ValueError: no such device.
         """
-        from ..sampling import pick_device, pick_dtype
-
         where = pick_device(device)
         pipe = DiffusionNFTPipeline.from_pretrained(model, dtype=pick_dtype(dtype, where))
         loaded: dict[str, Adapter] = {}
@@ -278,10 +276,7 @@ class Studio:
                 nft_mode=mode,
                 **self.stock,
             )
-        pictures = getattr(result, "images", None)
-        if not pictures:
-            raise GuidanceError(f"{type(self.pipe).__name__} draws no pictures, and the page shows nothing else.")
-        return Drawn(pictures[0], self.pipe.nft_stats, time.perf_counter() - start)
+        return Drawn(pictures_of(result, self.pipe)[0], self.pipe.nft_stats, time.perf_counter() - start)
 
 
 def short_names(sources: Sequence[str]) -> list[str]:

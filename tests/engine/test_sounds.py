@@ -6,11 +6,15 @@ import math
 from types import SimpleNamespace
 
 import diffusers
+import pytest
 import torch
 
 from helpers.zoo import CASES, adapter_for
+from nft_pipeline.commands.guided import check_stock_arguments
+from nft_pipeline.errors import GuidanceError
 from nft_pipeline.families.known.stable_audio import FAMILY as STABLE_AUDIO
 from nft_pipeline.pipeline import DiffusionNFTPipeline
+from nft_pipeline.sampling import draw
 
 ACE_STEP = CASES["AceStepPipeline"]
 
@@ -27,6 +31,16 @@ def test_ace_steps_rows_are_known_where_its_own_guidance_is_off_for_some_steps()
     torch.testing.assert_close(one, both[1:], atol=1e-4, rtol=0)
     ACE_STEP.sample(guided, [0, 1], num_inference_steps=4)  # none of it
     torch.testing.assert_close(guided.nft_stats.alpha[0], stats.alpha[0], atol=1e-5, rtol=0)
+
+
+def test_what_shows_pictures_says_that_a_model_of_sounds_draws_none_and_has_no_size() -> None:
+    pipe = ACE_STEP.pipe()
+    guided = DiffusionNFTPipeline.from_pipe(pipe, adapter_for(ACE_STEP, pipe))
+    check_stock_arguments({"num_inference_steps": 2}, guided)
+    with pytest.raises(ValueError, match="AceStepPipeline has no use for --width and --height; leave that out"):
+        check_stock_arguments({"num_inference_steps": 2, "width": 8, "height": 8}, guided)
+    with pytest.raises(GuidanceError, match="draws no pictures, and nothing else can be shown here"):
+        draw(guided, [("0", 0)], [1.0], num_inference_steps=1, audio_duration=1.0, output_type="latent")
 
 
 def test_stable_audios_time_is_read_under_both_schedulers_that_it_has() -> None:
