@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,7 @@ from nft_pipeline.guidance import law_scale
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    world = World(tmp_path, fake.install(monkeypatch, tmp_path))
+def world(world: World) -> World:
     world.add("dialled", "positive", 4, dial=dial(tilt_map("single", 0.5, 0.8), tilt_map("two_pass", 1.0, 0.9)))
     world.add("exact", "positive", 4, dial=dial(tilt_map("two_pass", 0.5, 0.8), tilt_map("two_pass", 0.5, 0.95, 3.0)))
     world.add("swung", "policy", 4, dial=dial(tilt_map("single", 0.0, 0.8), tilt_map("two_pass", 0.0, 0.9)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +10,7 @@ import torch
 from comfyui.test_nodes_on_a_fake import STEPS, World, replaced
 from torch import Tensor
 
-from helpers import fake_comfyui as fake
 from nft_pipeline.errors import GuidanceError
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    return World(tmp_path, fake.install(monkeypatch, tmp_path))
 
 
 def chosen(world: World, model: Any, candidates: int = 4, after: int = 2, **values: Any) -> Any:

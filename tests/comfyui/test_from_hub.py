@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from helpers import fake_comfyui as fake
 from helpers.comfyui_world import World, random_lora
 from helpers.local_hub import LocalHub
 from nft_pipeline.adapter import AdapterError
@@ -25,11 +24,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
     with LocalHub() as local:
         local.use_here(monkeypatch, tmp_path / "home", token=None)
         yield local
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    return World(tmp_path, fake.install(monkeypatch, tmp_path))
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +15,6 @@ from helpers import fake_comfyui as fake
 from helpers.comfyui_world import SIGMAS, STEPS, World, random_lora
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.guidance import law_scale
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    return World(tmp_path, fake.install(monkeypatch, tmp_path))
 
 
 def guide_of(model: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +13,6 @@ from helpers import fake_comfyui as fake
 from helpers.comfyui_world import SIGMAS, World, words_of
 from nft_pipeline.comfy_nodes.passes import region_over
 from nft_pipeline.errors import GuidanceError
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    return World(tmp_path, fake.install(monkeypatch, tmp_path))
 
 
 def limited(world: World, model: Any, mask: Tensor) -> Any:

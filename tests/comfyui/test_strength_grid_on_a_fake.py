@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +14,6 @@ from helpers.comfyui_world import World
 from nft_pipeline.errors import GuidanceError
 
 STEPS = 4
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    return World(tmp_path, fake.install(monkeypatch, tmp_path))
 
 
 def grid(world: World, pictures: int = 2, latent: Any = None, **values: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,11 +24,6 @@ from nft_pipeline.laws import LAWS
 TRIES = 40  # of bad values for each node
 BAD_NUMBERS = (math.nan, math.inf, -math.inf, -1.0, 1e9, 0.0, 0.5, 1.0)
 BAD_TEXTS = ("", "nosuch", "x, y", "../x", "0: 1, 0: 2", "1, 99")
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    return World(tmp_path, fake.install(monkeypatch, tmp_path))
 
 
 @pytest.mark.parametrize(

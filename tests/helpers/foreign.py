@@ -12,8 +12,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from helpers.zoo import CASES
 from nft_pipeline.adapter import Adapter, read_adapter
 
+Q = "transformer_blocks.0.attn.to_q"  # a layer of the tiny Stable Diffusion 3
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 
 
@@ -145,3 +147,16 @@ def add_to_weights(denoiser: nn.Module, expected: Mapping[str, Tensor]) -> None:
 def read_for(pipe: Any, path: Path, **kwargs: Any) -> Adapter:
     """`read_adapter` as a policy adapter for this pipeline."""
     return read_adapter(path, **{"kind": "policy", "beta": 1.0, "pipe": pipe, **kwargs})
+
+
+def edit(folder: Path, **changed: Any) -> None:
+    """Change fields of adapter_config.json."""
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+
+
+def plain(names: tuple[str, ...] = (Q,)) -> dict[str, Tensor]:
+    """A LoRA file's tensors for a few layers of the tiny Stable Diffusion 3."""
+    denoiser = CASES["StableDiffusion3Pipeline"].pipe().transformer
+    tensors, _ = kohya_tensors({name: denoiser.get_submodule(name).weight for name in names}, prefix="transformer.")
+    return tensors

@@ -27,6 +27,7 @@ from helpers.zoo_case import WIDTH, WORDS, awake, denoiser_of, rows
 from nft_pipeline.adapter import Adapter
 from nft_pipeline.families.forward_call import as_tokens
 from nft_pipeline.families.registry import family_of
+from nft_pipeline.guider import DiffusionNFTGuidance
 
 
 @dataclass(frozen=True)
@@ -232,3 +233,25 @@ MODULAR: dict[str, Modular] = {
 IS_NEW = hasattr(diffusers, "Flux3Transformer2DModel")  # 0.42; Python 3.10 has 0.41
 if not IS_NEW:
     del MODULAR["Flux3"], MODULAR["Anima"]
+
+SD3 = MODULAR["StableDiffusion3"]
+CFG = 4.0
+
+
+def close(ours: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(ours, expected, atol=1e-5 * max(1.0, expected.abs().max().item()), rtol=0)
+
+
+def guided(case: Modular, pipe: Any, *, kind: str | None = None, tilt: float = 2.0, **settings: Any) -> Any:
+    """A guider in the place of the pipeline's, its adapter loaded."""
+    guider = DiffusionNFTGuidance(**settings)
+    pipe.update_components(guider=guider)
+    guider.load_nft_adapter(pipe, adapter_for(case, pipe, kind=kind, tilt=tilt))
+    return guider
+
+
+def counter(case: Modular, pipe: Any) -> list[int]:
+    """Counts real forwards of the denoiser, however they are reached."""
+    count: list[int] = []
+    denoiser_of(pipe).get_submodule(case.first_block).register_forward_pre_hook(lambda *_: count.append(1))
+    return count
