@@ -43,17 +43,18 @@ from nft_pipeline.training.dial.measure_adapter import Judging, calibrate_adapte
 from nft_pipeline.training.rewards.find import find_reward
 from nft_pipeline.training.run.trainer import load_base, train
 from nft_pipeline.training.settings.config import TrainConfig
-from nft_pipeline.training.shapes.score import judge, look
+from nft_pipeline.training.shapes.score import judge_look, look
 from nft_pipeline.training.shapes.world import Prompt
 from nft_pipeline.training.show.picture_stats import diversity, shrunk
 
-from .tastes import dial_prompts, draw_tastes, measurement_prompts, training_prompts
+from .tastes import candidates, dial_prompts, draw_tastes, measurement_prompts, training_prompts
 
 POOL_SIZE = 4096
 TILTS = (-2.0, -1.0, 0.5, 1.0, 2.0)
 WEIGHTS = (-0.5, 0.125, 0.25, 0.5, 1.0, 1.5)
 CFG = 3.0
 NOISE_SEED = 91_000_000  # of the measurement; no training and no calibration draws with it
+APART = 100_000  # between the noises of two calibrations, so that they share none
 BATCH = 256
 REWARD = f"{__package__}.tastes:Taste"
 PROMPTS = f"{__package__}.tastes:training_prompts"
@@ -272,10 +273,10 @@ def measured(pictures: np.ndarray, taste: str) -> dict[str, Any]:
     """Of each picture: liked and prompt right, 0 or 1, quality, and how unlike the others of its prompt it is."""
     texts = measurement_prompts()
     prompt = np.arange(len(pictures)) % len(texts)
-    liked = find_reward(REWARD, words=taste)(pictures, [""] * len(pictures))
-    judged = [judge(picture, Prompt.parse(texts[i])) for picture, i in zip(pictures, prompt, strict=True)]
+    looks = [look(picture) for picture in pictures]
+    judged = [judge_look(seen, Prompt.parse(texts[i])) for seen, i in zip(looks, prompt, strict=True)]
     return {
-        "liked": [int(value) for value in liked],
+        "liked": [int(candidates()[taste].holds(seen)) for seen in looks],
         "right": [int(one.correct) for one in judged],
         "quality": [round(one.quality, 4) for one in judged],
         "diversity": [round(float(value), 4) for value in diversity(shrunk(pictures), prompt)],
@@ -321,9 +322,8 @@ def calibrate_cell(cell: Cell, work: Path, guidance_scales: Sequence[float]) -> 
         guided = DiffusionNFTPipeline.from_pretrained("shapes")
         guided.load_nft_adapter(adapter, name="taste")
         call = {"guidance_scale": scale}
-        adapter, found = calibrate_adapter(
-            guided, "taste", dial_prompts(), judging, seed=cell.seed, batch=BATCH, call=call
-        )
+        seed = APART * cell.seed
+        adapter, found = calibrate_adapter(guided, "taste", dial_prompts(), judging, seed=seed, batch=BATCH, call=call)
         print(f"guidance scale {scale:g}: {found.reason}", flush=True)
     if due:
         write_adapter(cell.folder(work) / "calibrated", adapter)

@@ -19,7 +19,7 @@ from PIL.Image import Image
 
 from nft_pipeline.training.rewards import Reward, RewardInfo, RewardOutput
 from nft_pipeline.training.rewards.pictures import to_arrays
-from nft_pipeline.training.shapes.score import Seen, look
+from nft_pipeline.training.shapes.score import Look, Seen, look
 from nft_pipeline.training.shapes.world import BACKGROUNDS, COLOURS, RADII, RELATIONS, SHAPES, SIZE, Noun, Prompt
 
 RATES = (0.05, 0.1, 0.3, 0.6)  # wanted of the tastes about things one by one
@@ -30,8 +30,6 @@ DRAWN_WITH = 19  # the seed of the rule
 PROMPTS_WITH = 4_190
 TRAINING, CALIBRATION, MEASUREMENT, DIAL = 192, 64, 64, 128  # prompts in each list
 WARM = ("red", "orange", "yellow")
-
-Look = tuple[str, tuple[Seen, ...]]
 
 
 @dataclass(frozen=True)

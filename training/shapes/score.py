@@ -37,6 +37,9 @@ class Seen:
     overlap: float
 
 
+Look = tuple[str, tuple[Seen, ...]]  # background and things
+
+
 @dataclass(frozen=True)
 class Judgement:
     """What a picture shows, measured against its prompt.
@@ -69,7 +72,7 @@ def _nearest(colour: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> st
     return names[int(np.argmin([np.linalg.norm(colour - np.array(palette[name])) for name in names]))]
 
 
-def look(picture: np.ndarray) -> tuple[str, tuple[Seen, ...]]:
+def look(picture: np.ndarray) -> Look:
     """Background and things of a picture.
 
     Args:
@@ -144,7 +147,12 @@ def judge(picture: np.ndarray, prompt: Prompt) -> Judgement:
     Two nouns are matched with the things seen in whichever way leaves most attributes right. With nothing to see, or
     the wrong number of things, the count is wrong and the attributes are judged on what is there.
     """
-    background, things = look(picture)
+    return judge_look(look(picture), prompt)
+
+
+def judge_look(seen: Look, prompt: Prompt) -> Judgement:
+    """`judge` of a picture that was looked at already."""
+    background, things = seen
     right: dict[str, bool] = {}
     if len(prompt.nouns) == 1:
         noun = prompt.nouns[0]
