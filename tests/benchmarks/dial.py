@@ -1,15 +1,15 @@
 """The dial's promise held against six tastes that nobody chose, and the dial beside LoRA weight at an equal rate.
 
-    python -m tests.benchmarks.dial --work runs/dial                    # everything, about eight hours of one core
-    python -m tests.benchmarks.dial --work runs/dial --sizes 40         # a part of it; others may run beside it
-    python -m tests.benchmarks.dial --work runs/dial --only keep report --write
+    python -m tests.benchmarks.dial --work runs/dial --write            # what is not kept yet: hours of one core
+    python -m tests.benchmarks.dial --work runs/dial --sizes 40         # a part of it, whole; others may run beside it
+    python -m tests.benchmarks.dial --work runs/dial --only keep report --write     # keep what others measured there
     python -m tests.benchmarks.dial --quick                             # two tastes, two sizes, one seed, few pictures
 
 Each taste (tests/benchmarks/tastes.py) is learned from 40, 100 and 200 ratings and from a pool of 4,096, with three
 seeds. Every finished part lies in --work (tests/benchmarks/dial_cells.py says where), so a run that was stopped goes
 on, and several may share the work. To train again, delete `run` and trained.json of a cell. --write keeps what was
-measured in the repository (tests/benchmarks/dial_points.py), beside what is there, and makes the page dial.md of
-docs/measured from all that is kept.
+measured in the repository (tests/benchmarks/dial_points.py) and makes the page dial.md of docs/measured from all that
+is kept. What is kept already is not done again, on whatever machine; to measure it anew, delete its file.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .dial_cells import (
     settings_of_weight,
     train_cell,
 )
-from .dial_points import POINTS, keep_cell, keep_tastes, kept_tastes, read_kept
+from .dial_points import POINTS, keep_cell, keep_tastes, kept_path, kept_tastes, read_kept
 from .dial_report import page
 from .tastes import MEASUREMENT
 
@@ -128,9 +128,11 @@ def plan_of(args: argparse.Namespace) -> Plan:
     chosen = [words[place] for place in (WITH_CFG if args.quick else args.tastes)]
     sizes = (40, POOL_SIZE) if args.quick else args.sizes
     seeds = (0,) if args.quick else args.seeds
-    cells = tuple(Cell(taste, size, seed) for seed in seeds for size in sizes for taste in chosen)
+    cells = [Cell(taste, size, seed) for seed in seeds for size in sizes for taste in chosen]
+    if args.write:
+        cells = [cell for cell in cells if not kept_path(cell, points).is_file()]
     cfg = () if args.quick else tuple(words[place] for place in WITH_CFG)
-    return Plan(args.work, points, tastes, cfg, cells, 256 if args.quick else args.n)
+    return Plan(args.work, points, tastes, cfg, tuple(cells), 256 if args.quick else args.n)
 
 
 def main() -> None:

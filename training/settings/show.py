@@ -87,7 +87,7 @@ class ShowSettings(Section):
     """Held-out pictures that are drawn when the run is done, to find out what each setting of the dial does; 0 leaves
     the dial uncalibrated.
 
-    By default it is as many as cost a tenth of the run's forwards, at most 2400; a run too small for 240 is not
+    By default it is as many as cost a tenth of the run's forwards, at most 4800; a run too small for 240 is not
     calibrated. Raise it for a narrower promise, lower it when sampling or the reward is slow, and calibrate later with
     `diffusion-nft calibrate`.
     """
