@@ -35,6 +35,8 @@ def test_the_other_methods_by_hand():
     assert r_of("threshold", at=3.0).tolist() == [0, 0, 1, 1, 1, 1]
     assert r_of("raw", SCORES / 16) == pytest.approx(SCORES / 16)
     assert r_of("likes", np.array([0.0, 1.0])).tolist() == [0.0, 1.0]
+    assert r_of("exponential", SCORES / 16) == pytest.approx(np.exp(4 * (SCORES / 16 - 1)))
+    assert r_of("exponential", SCORES / 16, at=2.0) == pytest.approx(np.exp(2 * (SCORES / 16 - 1)))
 
 
 def test_the_top_share_by_hand():
@@ -114,8 +116,9 @@ def test_groups_that_are_all_alike_still_teach_where_groups_are_not_compared(met
 @pytest.mark.parametrize("method", METHODS)
 def test_r_is_always_a_probability(method):
     rng = np.random.default_rng(1)
-    scores = rng.integers(0, 2, 50).astype(float) if method in ("raw", "likes") else 100 * rng.standard_normal(50)
-    r = r_of(method, scores, at=0.5 if method == "top" else 0.0, groups=np.arange(50) // 5)
+    in_unit = method in ("raw", "likes", "exponential")
+    scores = rng.integers(0, 2, 50).astype(float) if in_unit else 100 * rng.standard_normal(50)
+    r = r_of(method, scores, at=0.0 if method == "threshold" else None, groups=np.arange(50) // 5)
     assert r.min() >= 0 and r.max() <= 1 and r.std() > 0
 
 
@@ -124,6 +127,7 @@ def test_r_is_always_a_probability(method):
     [
         ("raw", [0.5, 1.5], "gave 1.5 .* expects scores in \\[0, 1\\]"),
         ("likes", [0.0, 0.5], "gave 0.5 .* expects 0 or 1"),
+        ("exponential", [0.5, 1.5], "gave 1.5 .* expects scores in \\[0, 1\\]"),
         ("threshold", [0.0, 0.5], "optimality_at"),
         ("raw", [], "0 of 0 samples"),
     ],

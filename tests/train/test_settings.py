@@ -86,6 +86,7 @@ def test_five_mistakes_make_one_report():
         ({"eta0": 4.0}, "eta0 is 4 with objective 'positive': the anchor belongs to 'policy'"),
         ({"optimality": "threshold"}, "optimality_at is missing"),
         ({"optimality": "top", "optimality_at": 30.0}, "optimality_at is 30, expected a share inside 0 and 1"),
+        ({"optimality": "exponential", "optimality_at": 0.0}, "optimality_at is 0, expected an exponent above 0"),
         ({"sweep_strengths": [1, 2]}, "sweep_strengths is [1, 2], expected a list of different strengths from 0 on, 0"),
         ({"sweep_strengths": [0, "1"]}, "sweep_strengths is [0, '1']"),
         ({"sample_prompts": "a cat"}, "sample_prompts is 'a cat', expected a list of prompts"),

@@ -11,6 +11,8 @@
     top         r = 1 for the best share of the group (or of all), by default 30 %, else 0. A picture whose place in the
                 order lies across the border has the part of it that is inside, and equal scores share what they get, so
                 that r has the same mean in every group
+    exponential r = e^(kappa (score - 1)) for scores in [0, 1], kappa 4 by default: v_plus then draws the exponential
+                tilt p_old e^(kappa score), and beside an adapter for the score itself every smaller tilt (M15)
 
 How far a positive adapter can go is decided here: v_plus draws pictures in proportion to r, and r = 0 for the worse
 ones takes it further than an r that only falls slowly. docs/measured/optimality.md has the numbers.
@@ -30,11 +32,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
+from nft_pipeline.dial.exponential import EXPONENT
+
 from ..settings.choices import Method, Mix
 
 GROUPED = ("group", "rank", "top")
 CENTRED = ("group", "rank", "sigmoid")  # r is about 1/2 in the mean, whatever the scores
 TOP_SHARE = 0.3
+DEFAULT_AT = {"top": TOP_SHARE, "exponential": EXPONENT}  # what `at` is where it is left out
 LEAST = 4  # pictures of one prompt that are compared with each other
 CLIP = 5.0
 MISSING_LIMIT = 0.1
@@ -95,14 +100,14 @@ def optimality(
         weights: the weight per reward, above 0; by default all are equal.
         groups: the group of each sample, (N,), where a group is the pictures of one prompt; None is one group of all.
         at: for "threshold", the score from which on a picture is liked; for "top", the share that is liked, inside
-            (0, 1), and None is `TOP_SHARE`.
+            (0, 1); for "exponential", kappa. None is the method's `DEFAULT_AT`.
         mix: "mean", or "product", which asks for all rewards at once and does not look at weights.
         sum_first: whether the raw scores times their weights are summed, and the sum is normalised as one reward.
 
     Raises:
         OptimalityError: no samples, more than 10 % of them without a score, or scores outside what the method takes.
     """
-    names = list(scores)
+    names, at = list(scores), DEFAULT_AT.get(method) if at is None else at
     table = np.stack([np.asarray(scores[name], dtype=np.float64) for name in names])
     n = table.shape[1]
     group = np.zeros(n, dtype=np.int64) if groups is None else np.asarray(groups)
@@ -126,10 +131,10 @@ def optimality(
         parts = [_one(row, members, method, name, at) for name, row in zip(names, inside, strict=True)]
         mixed = [np.average(parts, axis=0, weights=weight)]
     if method == "top":
-        share = TOP_SHARE if at is None else at
-        r[kept] = np.prod([_top_of_groups(part, members, share) for part in mixed], axis=0)
+        assert at is not None
+        r[kept] = np.prod([_top_of_groups(part, members, at) for part in mixed], axis=0)
     else:
-        r[kept] = np.prod([unit(part, method) for part in mixed], axis=0)
+        r[kept] = np.prod([unit(part, method, at) for part in mixed], axis=0)
     return Optimality(
         r,
         kept,
@@ -170,13 +175,16 @@ def _one(scores: np.ndarray, group: np.ndarray, method: Method, name: str, at: f
     return scores
 
 
-def unit(mixed: np.ndarray, method: Method) -> np.ndarray:
+def unit(mixed: np.ndarray, method: Method, at: float | None = None) -> np.ndarray:
     """Normalised scores, or the weighted mean of several, as r in [0, 1].
 
     Args:
         mixed: (N,); NaN stays NaN.
         method: by which they were normalised; not "top", which compares within groups.
+        at: for "exponential", kappa; None is `EXPONENT`.
     """
+    if method == "exponential":
+        return np.exp((EXPONENT if at is None else at) * (np.clip(mixed, 0.0, 1.0) - 1))
     if method == "group":
         return 0.5 + np.clip(mixed, -CLIP, CLIP) / (2 * CLIP)
     if method == "sigmoid":

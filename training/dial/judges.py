@@ -31,7 +31,7 @@ class RewardJudge:
         rewards: by name.
         weights: of each, by name.
         method: how a run turned their scores into r, its `optimality`; "raw" for rewards that give r themselves.
-        at: for "threshold" and "top".
+        at: for "threshold", "top" and "exponential".
         mix: how several r become one, as in `nft_pipeline.training.data.optimality`.
     """
 
@@ -80,7 +80,7 @@ class RewardJudge:
     def _r(self, normalised: np.ndarray, place: int) -> np.ndarray:
         """r of normalised scores; `place` tells several of one call apart."""
         if self._method != "top":
-            return unit(normalised, self._method)
+            return unit(normalised, self._method, self._at)
         share = TOP_SHARE if self._at is None else self._at
         if place not in self._borders:
             self._borders[place] = float(np.nanquantile(normalised, 1 - share))

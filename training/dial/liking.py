@@ -34,7 +34,7 @@ class BaseScale:
 
     def __call__(self, scores: np.ndarray, prompts: np.ndarray) -> np.ndarray:
         """Normalised scores of pictures with these scores and prompts, (n,); NaN stays NaN."""
-        if self._method in ("raw", "likes"):
+        if self._method in ("raw", "likes", "exponential"):
             return scores
         if self._method == "threshold":
             assert self._at is not None

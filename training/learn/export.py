@@ -15,7 +15,7 @@ from nft_pipeline.dial.promise import tilt_at_weight
 from nft_pipeline.files.private import without_secrets
 from nft_pipeline.guidance import beta_from_tilt
 
-from ..data.optimality import TOP_SHARE
+from ..data.optimality import DEFAULT_AT
 from ..errors import TrainingError
 from ..settings.public import public_settings
 from .calibration import Calibration
@@ -30,6 +30,7 @@ _NORMALISERS = {
     "sigmoid": "sigmoid of standard deviations from the mean",
     "rank": "rank within the group",
     "top": "1 for the best {at:g} of each prompt's pictures, else 0",
+    "exponential": "e^({at:g} (score - 1))",
     "group": "1/2 + clip((score - mean of the prompt) / (std + 1e-4), -5, 5) / 10",
 }
 LEAST_TILT = 1e-3  # for an adapter that has not learned anything yet, whose tilt is 0
@@ -89,7 +90,7 @@ def adapter_config(
 ) -> AdapterConfig:
     """What the adapter says about itself; arguments as `make_adapter`."""
     config = learner.config
-    at = TOP_SHARE if config.optimality_at is None else config.optimality_at
+    at = DEFAULT_AT.get(config.optimality) if config.optimality_at is None else config.optimality_at
     family, positive = learner.base.family, config.kind == "positive"
     tilt = max(adapter_tilt(learner, shift), LEAST_TILT)
     if dial is not None and not positive:

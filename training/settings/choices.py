@@ -14,7 +14,7 @@ from typing import Literal, get_args
 Kind = Literal["positive", "policy", "paper"]
 Baseline = Literal["half", "mean", "alpha"]
 StepLaw = Literal["nft", "odds"]
-Method = Literal["raw", "likes", "threshold", "sigmoid", "rank", "group", "top"]
+Method = Literal["raw", "likes", "threshold", "sigmoid", "rank", "group", "top", "exponential"]
 Mix = Literal["mean", "product"]
 Schedule = Literal["copy", "ramp", "late_ramp"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
