@@ -20,6 +20,7 @@ import torch
 
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import read_adapter
+from nft_pipeline.dial.forecast import forecast
 from nft_pipeline.dial.scale import BARELY
 from nft_pipeline.training.demo.measure import (
     CALIBRATED,
@@ -96,12 +97,15 @@ def one_run(seed: int, n: int, work: Path) -> dict:
     return measured
 
 
-def mean_alphas(guided: DiffusionNFTPipeline, load: Workload) -> list[tuple[float, float]]:
-    """(noise level, mean of alpha) at each step of the base model, which has to stay at the base rate (M12)."""
+def mean_alphas(guided: DiffusionNFTPipeline, load: Workload) -> list[tuple[float, float, float]]:
+    """(noise level, mean of alpha, and of alpha as the adapter's dial mends it) at each step of the base model. Means
+    have to stay at the base rate (M12)."""
     draws = draws_of(guided, "default", load.prompts, load.batch, load.call)
     rows = [(i % len(load.prompts), load.seed + i) for i in range(load.n)]
     drawn = draws.draw(rows, BARELY, "single", 1.0)
-    return list(zip(drawn.levels.tolist(), drawn.alphas.mean(1).tolist(), strict=True))
+    levels, alphas = torch.from_numpy(drawn.levels), torch.from_numpy(drawn.alphas)
+    mended = forecast(guided.nft_config, None, alphas, 0.0, levels[:, None])
+    return list(zip(levels.tolist(), alphas.mean(1).tolist(), mended.mean(1).tolist(), strict=True))
 
 
 def law_table(runs: list[dict], mode: str) -> str:
@@ -183,10 +187,10 @@ def report(runs: list[dict], n: int) -> str:
         ],
     )
     steps = markdown(
-        ["noise level", "mean alpha less base rate"],
+        ["noise level", "mean of alpha", "of alpha as the dial mends it"],
         [
-            [f"{level:.3f}", spread([run["alphas"][step][1] - run["base"]["rate"] for run in runs])]
-            for step, (level, _) in enumerate(runs[0]["alphas"])
+            [f"{row[0]:.3f}", *(spread([run["alphas"][step][k] - run["base"]["rate"] for run in runs]) for k in (1, 2))]
+            for step, row in enumerate(runs[0]["alphas"])
         ],
     )
     _, precision = choose_precision("auto", torch.device("cpu"))
@@ -242,7 +246,9 @@ the chance that a liked picture's alpha is above a disliked one's.
 
 ![Reliability by noise level](../pictures/alpha_reliability.png)
 
-While the base model draws, the mean of alpha should stay at the base rate from step to step (M12):
+While the base model draws, the mean of alpha should stay at the base rate from step to step (M12). Entries are means
+less the base rate. Live forecasts and gates go by alpha as the adapter's dial mends it, with the slope and
+the offsets that its calibration found on other prompts:
 
 {steps}
 """

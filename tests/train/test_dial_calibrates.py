@@ -135,6 +135,20 @@ def test_the_dial_says_what_was_measured(monkeypatch):
         )
 
 
+def test_the_head_is_tried_where_the_sampler_reads_it(monkeypatch):
+    """A head may be wrong in its own way at pure noise, where it was never trained and every sampling begins."""
+    draws = KnownDraws(rates_of(0.3, 0.15, 96, 0), rises, "positive")
+
+    def too_small_at_pure_noise(draws_of_all, latents, prompts, level, noise):
+        alpha = draws.alpha(draws_of_all, latents, prompts, level, noise)
+        return alpha * 0.6 if level > 0.9995 else alpha
+
+    monkeypatch.setattr(module, "read_noised", too_small_at_pure_noise)
+    dial = calibrate(draws, judge_liked, Settings(4000, "reward", "known")).dial
+    levels, offsets = zip(*dial.offsets, strict=True)
+    assert levels[-1] == 1.0 and offsets[-1] - offsets[-2] > 0.4, dial.offsets
+
+
 def test_a_rate_that_is_asked_for_is_hit(monkeypatch):
     missed = []
     for seed in range(6):

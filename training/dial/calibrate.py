@@ -195,7 +195,9 @@ class _Calibration:
         draws, count = self.draws, len(self.rows)
         at = np.linspace(0, len(base.levels) - 1, min(LEVELS, len(base.levels))).round().astype(int)
         low, high = draws.base.noise_range()
-        levels = np.unique(np.clip(base.levels[at], low + 1e-3, high - 1e-3))
+        # Pure noise is among them, where every sampling begins: training hardly ever draws it, so a head may be wrong
+        # there in its own way.
+        levels = np.unique(np.clip(base.levels[at], low + 1e-3, high))
         generator = torch.Generator().manual_seed(SEED + self.settings.seed)
         prompts = torch.tensor([prompt for prompt, _ in self.rows])
         alphas = [
