@@ -5,6 +5,8 @@ torch is imported inside the functions, so that importing this module stays chea
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .engine.stats import NFTStats
+
+# The fields of diffusers' outputs that hold pictures, and those that hold something else.
+_PICTURES = ("images", "image")
+_NO_PICTURES = ("frames", "audios", "audio")
 
 
 def draw(
@@ -37,6 +43,7 @@ def draw(
     import torch
     from tqdm import tqdm
 
+    check_draws_pictures(pipe)
     pipe.set_progress_bar_config(disable=True)
     columns: list[list[Image]] = []
     stats: list[list[NFTStats]] = []
@@ -65,12 +72,36 @@ def pictures_of(result: Any, pipe: Any) -> list[Image]:
     """The pictures that a call of a pipeline gave.
 
     Raises:
-        GuidanceError: it draws no pictures but videos or sounds.
+        GuidanceError: it gave videos or sounds.
     """
-    pictures = getattr(result, "images", None)
-    if pictures is None:
-        raise GuidanceError(f"{type(pipe).__name__} draws no pictures, and nothing else can be shown here")
-    return list(pictures)
+    for name in _PICTURES:
+        if getattr(result, name, None) is not None:
+            return list(getattr(result, name))
+    raise _no_pictures(pipe)
+
+
+def check_draws_pictures(pipe: Any) -> None:
+    """Refuse a guided pipeline of videos or sounds before it draws any.
+
+    Which it is, is said by the outputs that the stock class's own module knows, diffusers' dataclasses. A class of
+    which they say nothing goes on, and `pictures_of` looks at what it gave.
+
+    Raises:
+        GuidanceError: it draws no pictures.
+    """
+    callable_class = next((cls for cls in pipe._nft_stock_class.__mro__ if "__call__" in vars(cls)), object)
+    outputs = [
+        value
+        for name, value in vars(sys.modules[callable_class.__module__]).items()
+        if name.endswith("Output") and isinstance(value, type) and dataclasses.is_dataclass(value)
+    ]
+    fields = {entry.name for output in outputs for entry in dataclasses.fields(output)}
+    if fields & set(_NO_PICTURES) and not fields & set(_PICTURES):
+        raise _no_pictures(pipe)
+
+
+def _no_pictures(pipe: Any) -> GuidanceError:
+    return GuidanceError(f"{type(pipe).__name__} draws no pictures, and nothing else can be shown here")
 
 
 def pick_device(name: str) -> str:

@@ -81,8 +81,9 @@ def draw_groups(
     from tqdm import tqdm
 
     from ..call.particles import draw_particles
-    from ..sampling import pictures_of
+    from ..sampling import check_draws_pictures, pictures_of
 
+    check_draws_pictures(pipe)
     pipe.set_progress_bar_config(disable=True)
     columns: list[list[Image]] = []
     stats: list[list[NFTStats]] = []

@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
     from ..play.likes import count
     from ..play.page import build, launch
     from ..play.studio import Studio
+    from ..sampling import check_draws_pictures
 
     count(args.likes)  # refuses a list that nothing could be added to
     studio = Studio.open(
@@ -102,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         stock=stock_arguments(args),
     )
     check_stock_arguments(studio.stock, studio.pipe)
+    check_draws_pictures(studio.pipe)
     page = build(studio, args.prompts or example_prompts(args.model), args.likes)
     where = {"server_name": HERE, "server_port": args.port}
     address = launch(page, **where, share=args.share, inbrowser=not args.no_browser)
