@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,15 @@ def test_a_number_in_yaml_may_have_an_exponent_alone(tmp_path, text):
     assert TrainConfig.from_yaml(run).lr == pytest.approx(1e-4)
     run.write_text(f"preset: sdxl\nname: '{text}'\n")
     assert TrainConfig.from_yaml(run).name == text
+
+
+def test_nothing_behind_the_colon_is_the_empty_text_wherever_that_is_the_default():
+    empty = {entry.name for entry in fields(TrainConfig) if entry.default == ""}
+    assert {"watch_reward", "negative_prompt", "reward"} <= empty
+    for name in empty - {"reward"}:  # a run without any reward is at fault for that
+        assert getattr(TrainConfig.from_yaml("shapes_warm", {name: None}), name) == ""
+    with pytest.raises(ConfigError, match="name is None, expected"):
+        TrainConfig.from_yaml("shapes_warm", {"name": None})
 
 
 def test_yaml_files_that_cannot_be_used(tmp_path):

@@ -110,7 +110,10 @@ class TrainConfig(
         Raises:
             ConfigError: no such file or preset, not YAML, not a mapping, or as `from_mapping`.
         """
-        return cls.from_mapping(read_settings(source, overrides))
+        # Nothing behind "watch_reward:" or --set watch_reward= is null to YAML, and no text to whoever wrote it.
+        texts = {entry.name for entry in fields(cls) if entry.default == ""}
+        given = read_settings(source, overrides).items()
+        return cls.from_mapping({name: "" if value is None and name in texts else value for name, value in given})
 
     def _faults_between_sections(self) -> list[str]:
         """Settings that are sound one by one and do not go together, one sentence each."""
