@@ -291,6 +291,7 @@ def page(measured: Sequence[Kept], tastes: Mapping[str, float]) -> str:
     seeds = ", ".join(f"{count} with seed {seed}" for seed, count in by_seed)
     more = len(measured) - len(adapters)
     refused = f" For {more} more the trainer refused the ratings, because hardly any was liked." if more else ""
+    sets = len({(kept.cell.taste, kept.cell.seed) for kept in adapters})
     counts = sorted({bases.pictures(kept.cell.taste) for kept in adapters})
     of_base = " or ".join(f"{count:,}" for count in counts)
     rates = markdown(["taste", "base rate"], [[words, f"{rate:.3f}"] for words, rate in tastes.items()])
@@ -302,6 +303,8 @@ points.{refused} Points have n = {n} pictures where the adapter is drawn in its 
 {n // 2} in other modes and for LoRA weight, and {n // 4} before the calibration, which is measured with the first
 seed. They are drawn on {MEASUREMENT} prompts that were neither trained nor calibrated on, with noises of their own and
 14 steps. "own mode" is the one that the adapter's calibration chose.
+Adapters of one taste and seed are calibrated on the same pictures of the base model, {sets} sets in all, and those of
+one taste on the same prompts. What chance did to these is in all of them, so the misses of a taste go together.
 
 The tastes were drawn by a rule in `tests/benchmarks/tastes.py`. Their base rates are those of the first pool.
 
