@@ -6,7 +6,7 @@ torch is imported inside the functions, so that importing this module stays chea
 from __future__ import annotations
 
 import dataclasses
-import sys
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # The fields of diffusers' outputs that hold pictures, and those that hold something else.
 _PICTURES = ("images", "image")
-_NO_PICTURES = ("frames", "audios", "audio")
+_NO_PICTURES = ("frames", "video", "audios", "audio", "sound")
 
 
 def draw(
@@ -83,18 +83,17 @@ def pictures_of(result: Any, pipe: Any) -> list[Image]:
 def check_draws_pictures(pipe: Any) -> None:
     """Refuse a guided pipeline of videos or sounds before it draws any.
 
-    Which it is, is said by the outputs that the stock class's own module knows, diffusers' dataclasses. A class of
-    which they say nothing goes on, and `pictures_of` looks at what it gave.
+    Which it is, is said by the outputs that the stock class's call names, diffusers' dataclasses. A class of which
+    they say nothing goes on, and `pictures_of` looks at what it gave.
 
     Raises:
         GuidanceError: it draws no pictures.
     """
-    callable_class = next((cls for cls in pipe._nft_stock_class.__mro__ if "__call__" in vars(cls)), object)
-    outputs = [
-        value
-        for name, value in vars(sys.modules[callable_class.__module__]).items()
-        if name.endswith("Output") and isinstance(value, type) and dataclasses.is_dataclass(value)
-    ]
+    call = inspect.unwrap(pipe._nft_stock_class.__call__)
+    if not inspect.isfunction(call):
+        return
+    named = [call.__globals__.get(name) for name in call.__code__.co_names if name.endswith("Output")]
+    outputs = [output for output in named if isinstance(output, type) and dataclasses.is_dataclass(output)]
     fields = {entry.name for output in outputs for entry in dataclasses.fields(output)}
     if fields & set(_NO_PICTURES) and not fields & set(_PICTURES):
         raise _no_pictures(pipe)

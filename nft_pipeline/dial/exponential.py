@@ -4,16 +4,17 @@
     drawn      p_old(x_0) (w_0 + sum_k w_k b_k(r)),   b_k(r) = r, or e^{kappa_k (r - 1)}
 
 Under the odds law with the combination "any" each adapter's weight is rho_k = e^{tilt_k} - 1 = w_k / w_0, so the only
-question is which tilts come nearest to e^{lambda r}. One adapter for r itself and one for e^{4 (r - 1)} miss it by at
-most 4 % at every lambda from 0 to 4, and one for r alone by 68 % at 4. The odds law of 0/1 rewards needs none of this:
+question is which tilts come nearest to e^{lambda r}. One adapter for r itself and one for e^{4 (r - 1)} miss it by less
+than 5 % at every lambda from 0 to 4, and one for r alone by 68 % at 4. The odds law of 0/1 rewards needs none of this:
 there it is the exponential tilt. numpy only.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,19 +25,21 @@ if TYPE_CHECKING:
     from ..adapters.config import AdapterConfig
 
 EXPONENT = 4.0  # kappa where a training run does not set it
-LARGEST_EXPONENT = 100.0  # and the largest tilt
+LARGEST_EXPONENT = 8.0  # and the largest tilt: beyond it nearly all pictures count for nothing
 WORST = 0.1  # the largest relative error of a weight that is still called the exponential tilt
+_MOST = 6  # adapters at once
 _GRID, _ROUNDS = 101, 60
-_LEAST = 1e-5  # of w_0, as a share of the largest weight there is: at lambda = kappa it would be none
-_PLAIN = ("raw", "likes", "threshold")  # optimalities whose r is the score itself
+_BASE = 1e-3  # of the weight of the worst picture, what the base model has at least: at lambda = kappa it would be none
+_PLAIN = ("raw", "likes")  # optimalities whose r is the score itself
 
 
-def exponential_tilts(exponents: Sequence[float | None], tilt: float) -> tuple[list[float], float]:
+def exponential_tilts(exponents: Iterable[float | None], tilt: float) -> tuple[list[float], float]:
     """The tilts of adapters that together draw an exponential tilt, under the odds law with the combination "any".
 
     Args:
-        exponents: kappa of each adapter, which was trained on e^{kappa (r - 1)}; None for one trained on r itself.
-        tilt: lambda, of either sign.
+        exponents: kappa of each adapter, at most 6, which was trained on e^{kappa (r - 1)}, above 0 and at most 8; None
+            for one trained on r itself.
+        tilt: lambda, from -8 to 8.
 
     Returns:
         A tilt for each adapter, and the largest relative error of the weight over r in [0, 1].
@@ -44,32 +47,32 @@ def exponential_tilts(exponents: Sequence[float | None], tilt: float) -> tuple[l
     Raises:
         GuidanceError: no adapters, a value out of range, or no tilts of these adapters come within `WORST`.
     """
-    known = [kappa for kappa in exponents if kappa is not None]
-    if not exponents or not all(is_number(kappa) and 0 < kappa <= LARGEST_EXPONENT for kappa in known):
+    given: list[Any] = list(exponents)
+    known = [kappa for kappa in given if kappa is not None]
+    if not 1 <= len(given) <= _MOST or not all(is_number(kappa) and 0 < kappa <= LARGEST_EXPONENT for kappa in known):
         raise GuidanceError(
-            f"exponents are {list(exponents)!r}, expected one for each adapter, at least one: a number above 0 that "
-            "the adapter was trained with, or None for one that was trained on the reward itself."
+            f"exponents are {given!r}, expected one for each of 1 to {_MOST} adapters: a number above 0 and at most "
+            f"{LARGEST_EXPONENT:g} that it was trained with, or None for one that was trained on the reward itself."
         )
     if not is_number(tilt) or not abs(tilt) <= LARGEST_EXPONENT:
         raise GuidanceError(
             f"tilt is {tilt!r}, expected a number from -{LARGEST_EXPONENT:g} to {LARGEST_EXPONENT:g}: 0 is the base "
             "model."
         )
-    if tilt == 0:
-        return [0.0] * len(exponents), 0.0
+    wanted = float(tilt)
+    if wanted == 0:
+        return [0.0] * len(given), 0.0
     r = np.linspace(0, 1, _GRID)
-    columns = [np.ones_like(r), *(r if kappa is None else np.exp(kappa * (r - 1)) for kappa in exponents)]
-    relative = np.stack(columns, 1) / np.exp(tilt * (r - 1))[:, None]
-    weights = _drawable(relative)
-    error = float(np.abs(relative @ weights - 1).max())
+    columns = [np.ones_like(r), *(r if kappa is None else np.exp(float(kappa) * (r - 1)) for kappa in given)]
+    weights, error = _drawable(np.stack(columns, 1) / np.exp(wanted * (r - 1))[:, None])
     if error > WORST:
-        shown = ", ".join("the reward itself" if kappa is None else f"exponent {kappa:g}" for kappa in exponents)
+        shown = ", ".join("the reward itself" if kappa is None else f"exponent {kappa:g}" for kappa in given)
         raise GuidanceError(
-            f"adapters trained on {shown} do not draw the exponential tilt {tilt:g}: the nearest they come is a weight "
-            f"that is wrong by up to {error:.0%}, expected at most {WORST:.0%}. Ask for a tilt between 0 and the "
-            "largest exponent, or train one more adapter with optimality: exponential."
+            f"adapters trained on {shown} do not draw the exponential tilt {wanted:g}: the nearest weight that was "
+            f"found is wrong by up to {error:.0%}, expected at most {WORST:.0%}. Ask for a tilt nearer to 0 or to an "
+            "exponent, or train one more adapter with optimality: exponential and an exponent near the tilt."
         )
-    return np.log(weights[1:] / weights[0] + 1).tolist(), error
+    return np.log1p(weights[1:] / weights[0]).tolist(), error
 
 
 def exponential_strengths(configs: Mapping[str, AdapterConfig], tilt: float) -> dict[str, float]:
@@ -78,43 +81,66 @@ def exponential_strengths(configs: Mapping[str, AdapterConfig], tilt: float) -> 
         pipe(prompt, nft_strength=exponential_strengths(configs, 2.5), nft_law="odds", nft_combine="any")
 
     Args:
-        configs: of the loaded adapters, by name: positive ones, trained with `optimality: exponential` or on the reward
-            itself.
-        tilt: lambda; up to the largest exponent.
+        configs: of the loaded adapters, by name: positive ones, trained on the same reward with `optimality:
+            exponential` or on the reward itself, `raw`.
+        tilt: lambda; surely between 0 and the exponent for one adapter with `raw` and one with exponent 4.
 
     Raises:
-        GuidanceError: an adapter of another kind or optimality; or as `exponential_tilts`.
+        GuidanceError: an adapter of another kind or optimality, or of another reward than the others; or as
+            `exponential_tilts`.
     """
+    rewards = {name: _reward(config) for name, config in configs.items()}
+    if len(set(rewards.values())) > 1:
+        shown = ", ".join(f"{name!r} on {reward[0]!r}" for name, reward in rewards.items())
+        raise GuidanceError(
+            f"the adapters were trained on different rewards ({shown}), and no weights of these add up to the "
+            "exponential tilt of one. Load those of one reward, with the same weights and mix if it is made of several."
+        )
     tilts, _ = exponential_tilts([_exponent(name, config) for name, config in configs.items()], tilt)
     return {name: one / config.tilt for (name, config), one in zip(configs.items(), tilts, strict=True)}
 
 
+def _settings(config: AdapterConfig) -> Mapping[str, Any]:
+    """Those of the run, as far as the adapter knows them."""
+    settings = config.training.get("settings")
+    return settings if isinstance(settings, Mapping) else {}
+
+
+def _reward(config: AdapterConfig) -> tuple[str, str]:
+    """What tells one reward from another."""
+    settings = _settings(config)
+    return str(config.reward.get("name")), repr([settings.get(name) for name in ("rewards", "mix")])
+
+
 def _exponent(name: str, config: AdapterConfig) -> float | None:
     """What an adapter was trained on: kappa, or None for the reward itself."""
-    settings = config.training.get("settings")
-    known = settings if isinstance(settings, Mapping) else {}
-    method, at = known.get("optimality"), known.get("optimality_at")
-    if config.kind == "positive" and method == "exponential":
-        return float(at) if is_number(at) else EXPONENT
+    settings = _settings(config)
+    method, at = settings.get("optimality"), settings.get("optimality_at")
+    if config.kind == "positive" and method == "exponential" and (at is None or is_number(at)):
+        return EXPONENT if at is None else float(at)
     if config.kind == "positive" and method in _PLAIN:
         return None
     raise GuidanceError(
         f"the adapter {name!r} is {config.kind} with optimality {method!r}, expected a positive one that was trained "
-        f"with optimality exponential or {', '.join(_PLAIN)}: only of these is it known which weight they draw."
+        f"with optimality exponential or {' or '.join(_PLAIN)}: only of these is it known which weight they draw."
     )
 
 
-def _drawable(relative: np.ndarray) -> np.ndarray:
-    """The best weights (k,) that the combination can draw: some of the base model, however little, and each adapter's
-    odds above none, those of one at most below 1. Adapters that ask for more are left out, one by one."""
-    used = list(range(relative.shape[1]))
-    while True:
-        weights = np.zeros(relative.shape[1])
-        weights[used] = _minimax(relative[:, used])
-        weights[0] = max(weights[0], _LEAST * np.abs(weights).max())
-        if (weights[1:] > -weights[0]).all() and (weights[1:] < 0).sum() <= 1:
-            return weights
-        used.remove(int(weights[1:].argmin()) + 1)
+def _drawable(relative: np.ndarray) -> tuple[np.ndarray, float]:
+    """The best weights (k,) that the combination can draw, and their largest error: some of the base model, however
+    little, and each adapter's odds above none, those of one at most below 1. Each choice of adapters is tried."""
+    adapters = range(1, relative.shape[1])
+    best, least = np.zeros(relative.shape[1]), math.inf
+    for count in range(len(adapters), 0, -1):
+        for used in itertools.combinations(adapters, count):
+            weights, columns = np.zeros(relative.shape[1]), [0, *used]
+            weights[columns] = _minimax(relative[:, columns])
+            # What the others have at r = 0 is the least they have where their weights are above 0.
+            weights[0] = max(weights[0], _BASE / relative[0, 0])
+            off = float(np.abs(relative @ weights - 1).max())
+            if off < least and (weights[1:] > -weights[0]).all() and (weights[1:] < 0).sum() <= 1:
+                best, least = weights, off
+    return best, least
 
 
 def _minimax(relative: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from helpers.pipeline_classes import pipeline_class, pipeline_names
 from nft_pipeline.errors import GuidanceError
 from nft_pipeline.sampling import check_draws_pictures, pictures_of
 
-OUTPUT, FIELD = re.compile(r"Output\(\s*(.*)"), re.compile(r"\b(images?|frames|audios?)=")
+OUTPUT, FIELD = re.compile(r"Output\(\s*(.*)"), re.compile(r"\b(images?|frames|videos?|audios?|sounds?)=")
 
 
 def returned(stock: Any) -> set[str]:
@@ -47,6 +47,17 @@ def test_a_class_is_refused_if_and_only_if_its_call_gives_no_pictures() -> None:
         if is_refused(stock) != (bool(fields) and not fields & {"images", "image"})
     ]
     assert wrong == []
+
+
+def test_a_class_of_ones_own_goes_by_what_its_call_names() -> None:
+    """A file that is run without being imported, beside the output of a video that its call does not name."""
+    source = "from diffusers import StableDiffusion3Pipeline\n"
+    source += "from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput\n"
+    source += "class Mine(StableDiffusion3Pipeline):\n    def __call__(self, *args, **kwargs):\n        return "
+    for gives, refused in (("super().__call__(*args, **kwargs)", False), ("WanPipelineOutput(frames=[])", True)):
+        names: dict[str, Any] = {"__name__": "of_nobody"}
+        exec(source + gives, names)
+        assert is_refused(names["Mine"]) == refused
 
 
 def test_pictures_are_taken_by_either_name() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import AdapterConfig
 from nft_pipeline.dial.exponential import WORST, exponential_strengths, exponential_tilts
 from nft_pipeline.errors import GuidanceError
+from nft_pipeline.guidance import combined_scales, law_scale
 
-LADDERS = ((None,), (4.0,), (None, 4.0), (2.0, 4.0), (None, 3.0), (None, 6.0), (None, 2.0, 4.0), (4.0, None))
-TILTS = (-2.0, -1.0, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 40.0, -90.0)
+LADDERS = ((None,), (4.0,), (8.0,), (None, 4.0), (2.0, 4.0), (None, 6.0), (None, 2.0, 4.0), (None, 4.0, 8.0), (4, 4))
+TILTS = (-8.0, -2.0, -1.0, -0.5, 1e-300, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 R = np.linspace(0, 1, 301)
+ALPHAS = (torch.tensor([0.9, 0.3, 1e-3]), torch.tensor([0.8, 0.05, 1e-5]), torch.tensor([0.7, 0.01, 1e-6]))
 
 
 def config(kind: str = "positive", tilt: float = 2.0, **settings: object) -> AdapterConfig:
@@ -37,13 +40,32 @@ def test_the_tilts_draw_the_weight_within_the_error_that_is_said(exponents):
             assert f"exponential tilt {tilt:g}" in str(refused) and "optimality: exponential" in str(refused)
             continue
         found += 1
-        assert error <= WORST and sum(one < 0 for one in tilts) <= 1 and all(abs(one) < 12 for one in tilts)
+        assert error <= WORST and sum(one < 0 for one in tilts) <= 1 and all(abs(one) < 15 for one in tilts)
         functions = [R if kappa is None else np.exp(kappa * (R - 1)) for kappa in exponents]
         weight = 1 + sum(math.expm1(one) * b for one, b in zip(tilts, functions, strict=True))
         wanted = np.exp(tilt * R)
         scale = (weight / wanted).max() + (weight / wanted).min()  # a weight's size is nothing: the middle of the error
         assert np.abs(2 * weight / wanted / scale - 1).max() <= error + 1e-3
-    assert found >= (3 if len(exponents) > 1 else 2)
+        scales = combined_scales([law_scale(a, one, "odds") for a, one in zip(ALPHAS, tilts, strict=False)], "any")
+        odds = [math.expm1(one) * a.double() for a, one in zip(ALPHAS, tilts, strict=False)]
+        for scale, one in zip(scales, odds, strict=True):  # in float32, as heads give alpha
+            torch.testing.assert_close(scale.double(), one / (1 + sum(odds)), rtol=0, atol=5e-3)
+    assert found >= 3
+
+
+def test_another_adapter_never_makes_it_worse():
+    for tilt, few, more in itertools.product(TILTS, LADDERS, LADDERS):
+        if set(few) < set(more):
+            try:
+                _, error = exponential_tilts(few, tilt)
+            except GuidanceError:
+                continue
+            assert exponential_tilts(more, tilt)[1] < error + 1e-3, (tilt, few, more)
+
+
+@pytest.mark.parametrize("kappa", [0.5, 2.0, 4.0, 6.0, 8.0])
+def test_every_exponent_that_may_be_trained_draws_its_own_tilt(kappa):
+    assert exponential_tilts((kappa,), kappa)[1] < 0.002
 
 
 def test_one_for_the_reward_and_one_exponential_reach_every_tilt_between():
@@ -92,11 +114,13 @@ def test_a_pipeline_takes_the_strengths():
 @pytest.mark.parametrize(
     ("exponents", "tilt", "words"),
     [
-        ((), 1.0, r"exponents are \[\], expected one for each adapter"),
+        ((), 1.0, r"exponents are \[\], expected one for each of 1 to 6 adapters"),
         ((0.0,), 1.0, "a number above 0"),
         (("4",), 1.0, "a number above 0"),
         ((math.nan,), 1.0, "a number above 0"),
-        ((None, 4.0), math.inf, "tilt is inf, expected a number from -100 to 100"),
+        ((None, 4.0), math.inf, "tilt is inf, expected a number from -8 to 8"),
+        ((9.0,), 1.0, r"exponents are \[9.0\], expected one for each of 1 to 6 adapters: .* at most 8"),
+        ((None,) * 7, 1.0, "1 to 6 adapters"),
         ((None, 4.0), True, "tilt is True"),
         ((None,), 4.0, r"the reward itself do not draw the exponential tilt 4: .* wrong by up to 68%"),
         ((None, 4.0), 6.0, "the reward itself, exponent 4 do not draw the exponential tilt 6"),
@@ -108,11 +132,36 @@ def test_what_has_no_such_tilts_is_refused(exponents, tilt, words):
 
 
 @pytest.mark.parametrize(
-    "wrong", [config("policy", optimality="raw"), config(optimality="rank"), config(), config(optimality=None)]
+    "wrong",
+    [
+        config("policy", optimality="raw"),
+        config(optimality="rank"),
+        config(optimality="threshold", optimality_at=0.6),
+        config(optimality="exponential", optimality_at="6"),
+        config(),
+        config(optimality=None),
+    ],
 )
 def test_adapters_of_which_the_weight_is_not_known_are_refused(wrong):
     with pytest.raises(GuidanceError, match=r"the adapter 'mine' is (policy|positive) with optimality .*, expected a"):
         exponential_strengths({"mine": wrong}, 1.0)
+
+
+def test_adapters_of_different_rewards_are_refused():
+    one = config(optimality="raw", rewards={}, mix="mean")
+    others = [
+        replace(one, reward={**one.reward, "name": "blue"}),
+        config(optimality="exponential", rewards={}, mix="product"),
+        config(optimality="exponential", rewards={"red": 2.0, "blue": 1.0}, mix="mean"),
+    ]
+    for other in others:
+        with pytest.raises(GuidanceError, match=r"were trained on different rewards .'one' on 'red', 'other' on"):
+            exponential_strengths({"one": one, "other": other}, 2.0)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    assert exponential_tilts(np.array([2.0, 4.0]), np.float32(3)) == exponential_tilts([2.0, 4.0], 3.0)
+    assert exponential_tilts([None, torch.tensor(4.0)], torch.tensor(2.0)) == exponential_tilts([None, 4.0], 2.0)
 
 
 def test_the_order_of_the_adapters_does_not_matter():

@@ -266,7 +266,7 @@ def test_every_way_of_liking_is_on_the_scale_of_the_base_model():
         np.testing.assert_allclose(found, expected, err_msg=method)
 
 
-@pytest.mark.parametrize("method", ["raw", "threshold", "sigmoid", "rank"])
+@pytest.mark.parametrize("method", ["raw", "threshold", "sigmoid", "rank", "exponential"])
 @pytest.mark.parametrize("mix", ["mean", "product"])
 def test_a_judge_gives_the_base_model_s_pictures_the_r_of_the_run(method, mix):
     random = np.random.default_rng(0)
@@ -279,6 +279,15 @@ def test_a_judge_gives_the_base_model_s_pictures_the_r_of_the_run(method, mix):
     np.testing.assert_allclose(judge(drawn, [0] * 50), expected, atol=1e-9)
     scores["a"] = scores["a"] + 0.3
     assert judge(drawn, [0] * 50).mean() > expected.mean() + 0.02, "the scale is kept"
+
+
+def test_an_exponential_judge_stays_one_where_the_base_model_s_pictures_are_all_or_nothing():
+    drawn = Drawn(np.zeros((4, 2, 2, 3), np.uint8), torch.zeros(4, 1), np.zeros((0, 4)), np.zeros(0))
+    scores = np.array([0.0, 0.0, 0.0, 1.0])
+    judge = RewardJudge(["x"], {"read": lambda pictures, prompts: scores}, {}, "exponential")
+    np.testing.assert_allclose(judge(drawn, [0] * 4), np.exp(4 * (scores - 1)))
+    scores[:] = [0.25, 0.5, 0.75, 1.0]
+    np.testing.assert_allclose(judge(drawn, [0] * 4), np.exp(4 * (scores - 1)))
 
 
 def test_a_judge_without_most_scores_is_refused():

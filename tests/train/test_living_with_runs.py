@@ -22,6 +22,7 @@ from nft_pipeline.adapter import read_adapter, write_adapter
 from nft_pipeline.cli import main
 from nft_pipeline.hub_cards.report import Hacking
 from nft_pipeline.training.bases.base import TrainBase
+from nft_pipeline.training.data.optimality import BY_CARD, optimality
 from nft_pipeline.training.data.scorers import RunRewards
 from nft_pipeline.training.errors import TrainingError
 from nft_pipeline.training.learn.export import begin_from
@@ -224,6 +225,19 @@ def test_rewards_are_loaded_once_and_where_the_run_is(run, tmp_path):
     mine.let_go()
     mine.trained()
     assert len(Placed.made) == 3
+
+
+@pytest.mark.parametrize("reward", ["colourfulness", "sharpness"])
+def test_an_exponential_run_takes_the_exponential_of_what_a_raw_run_takes(reward):
+    """Rewards of any unit, whose cards make r of their scores."""
+    random = np.random.default_rng(0)
+    pictures = (255 * random.random((6, 16, 16, 3)) * np.geomspace(0.004, 1, 6)[:, None, None, None]).astype(np.uint8)
+    taken = {}
+    for method in BY_CARD:
+        config = TrainConfig.from_mapping({**SMALL, "reward": reward, "optimality": method})
+        scorers = RunRewards(config, torch.device("cpu")).trained()
+        taken[method] = optimality({name: score(pictures, ["x"] * 6) for name, score in scorers.items()}, method).r
+    assert np.ptp(taken["raw"]) > 0.01 and taken["exponential"] == pytest.approx(np.exp(4 * (taken["raw"] - 1)))
 
 
 def test_a_folder_of_this_machine_has_a_name_that_others_know(run, model, tmp_path, monkeypatch):

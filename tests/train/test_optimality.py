@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nft_pipeline.training.data.optimality import LEAST, OptimalityError, by_prompt, optimality
+from nft_pipeline.training.data.optimality import BY_CARD, LEAST, OptimalityError, by_prompt, optimality
 from nft_pipeline.training.learn.objective import Objective
 from nft_pipeline.training.learn.old_model import Tilt, decay_after
 from nft_pipeline.training.settings.choices import METHODS
@@ -85,6 +85,8 @@ def test_a_product_asks_for_all_rewards_at_once():
     for method in ("rank", "sigmoid"):
         each = [r_of(method, scores) for scores in graded.values()]
         assert optimality(graded, method, mix="product").r == pytest.approx(each[0] * each[1])
+    raw, steep = (optimality({"a": SCORES / 16, "b": 1 - SCORES / 20}, method, mix="product").r for method in BY_CARD)
+    assert steep == pytest.approx(np.exp(4 * (raw - 1))), "the exponential of the product, not the product of both"
     missing = optimality({"a": np.append(np.ones(19), np.nan), "b": np.full(20, 0.5)}, "raw", mix="product")
     assert missing.dropped == 1 and missing.r[:19] == pytest.approx(np.full(19, 0.5))
 

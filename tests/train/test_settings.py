@@ -13,7 +13,7 @@ import pytest
 from nft_pipeline.training.errors import ConfigError
 from nft_pipeline.training.rewards.find import RewardError, find_prompts, find_reward
 from nft_pipeline.training.settings.config import TrainConfig
-from nft_pipeline.training.settings.file import PRESETS, preset_names
+from nft_pipeline.training.settings.file import PRESETS, preset_names, read_settings
 
 DOCS = Path(__file__).parents[2] / "docs"
 NEEDED = {
@@ -161,6 +161,7 @@ def test_nothing_behind_the_colon_is_the_empty_text_wherever_that_is_the_default
     assert {"watch_reward", "negative_prompt", "reward"} <= empty
     for name in empty - {"reward"}:  # a run without any reward is at fault for that
         assert getattr(TrainConfig.from_yaml("shapes_warm", {name: None}), name) == ""
+        assert getattr(TrainConfig.from_mapping({**read_settings("shapes_warm"), name: None}), name) == ""
     with pytest.raises(ConfigError, match="name is None, expected"):
         TrainConfig.from_yaml("shapes_warm", {"name": None})
 

@@ -11,8 +11,9 @@
     top         r = 1 for the best share of the group (or of all), by default 30 %, else 0. A picture whose place in the
                 order lies across the border has the part of it that is inside, and equal scores share what they get, so
                 that r has the same mean in every group
-    exponential r = e^(kappa (score - 1)) for scores in [0, 1], kappa 4 by default: v_plus then draws the exponential
-                tilt p_old e^(kappa score), and beside an adapter for the score itself every smaller tilt (M15)
+    exponential r = e^(kappa (score - 1)) with the scores of "raw", kappa 4 by default: v_plus then draws the
+                exponential tilt p_old e^(kappa score), and beside an adapter with "raw" every smaller one (M15). Of
+                several rewards the mean, or the product, is the score
 
 How far a positive adapter can go is decided here: v_plus draws pictures in proportion to r, and r = 0 for the worse
 ones takes it further than an r that only falls slowly. docs/measured/optimality.md has the numbers.
@@ -36,6 +37,7 @@ from nft_pipeline.dial.exponential import EXPONENT
 
 from ..settings.choices import Method, Mix
 
+BY_CARD = ("raw", "exponential")  # which begin with the r that a reward's own card makes of its score
 GROUPED = ("group", "rank", "top")
 CENTRED = ("group", "rank", "sigmoid")  # r is about 1/2 in the mean, whatever the scores
 TOP_SHARE = 0.3
@@ -134,7 +136,7 @@ def optimality(
         assert at is not None
         r[kept] = np.prod([_top_of_groups(part, members, at) for part in mixed], axis=0)
     else:
-        r[kept] = np.prod([unit(part, method, at) for part in mixed], axis=0)
+        r[kept] = of_all(np.prod([unit(part, method) for part in mixed], axis=0), method, at)
     return Optimality(
         r,
         kept,
@@ -175,16 +177,24 @@ def _one(scores: np.ndarray, group: np.ndarray, method: Method, name: str, at: f
     return scores
 
 
-def unit(mixed: np.ndarray, method: Method, at: float | None = None) -> np.ndarray:
+def of_all(r: np.ndarray, method: Method, at: float | None = None) -> np.ndarray:
+    """What is made, at last, of the r of all rewards together, (N,); NaN stays NaN.
+
+    Args:
+        r: their mean or their product, in [0, 1].
+        method: "exponential" takes e^(kappa (r - 1)); all others leave r.
+        at: kappa; None is `EXPONENT`.
+    """
+    return np.exp((EXPONENT if at is None else at) * (r - 1)) if method == "exponential" else r
+
+
+def unit(mixed: np.ndarray, method: Method) -> np.ndarray:
     """Normalised scores, or the weighted mean of several, as r in [0, 1].
 
     Args:
         mixed: (N,); NaN stays NaN.
         method: by which they were normalised; not "top", which compares within groups.
-        at: for "exponential", kappa; None is `EXPONENT`.
     """
-    if method == "exponential":
-        return np.exp((EXPONENT if at is None else at) * (np.clip(mixed, 0.0, 1.0) - 1))
     if method == "group":
         return 0.5 + np.clip(mixed, -CLIP, CLIP) / (2 * CLIP)
     if method == "sigmoid":

@@ -13,6 +13,7 @@ from ..rewards.find import Facts, Scorer, as_probability, as_scores, prompt_fact
 from ..rewards.registry import load_reward, options_of
 from ..settings.config import TrainConfig
 from ..settings.public import public_names, public_reward
+from .optimality import BY_CARD
 
 
 class RunRewards:
@@ -28,12 +29,12 @@ class RunRewards:
         self._loaded: dict[str, Reward] = {}
         self._names = {shown: name for name, shown in public_names(config.weights).items()}
         # A run that normalises scores itself wants them on the reward's own scale.
-        self._as = as_scores if config.optimality != "raw" else as_probability
+        self._as = as_probability if config.optimality in BY_CARD else as_scores
 
     def trained(self) -> dict[str, Scorer]:
         """Those that are trained on, by their public names.
 
-        Each gives r by its card with optimality "raw", else scores to normalise.
+        Each gives r by its card with an optimality of `BY_CARD`, else scores to normalise.
 
         Raises:
             RewardError: no such reward, or it cannot be loaded.

@@ -138,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _judging(args: argparse.Namespace, config: AdapterConfig, settings: dict[str, Any], facts: Facts) -> Judging:
     """Who judges: what --reward names, or the rewards of the run; nobody where there are only likes."""
+    from ..data.optimality import BY_CARD
     from ..rewards.find import find_reward
     from ..settings.public import LEFT_OUT
     from .measure_adapter import Judging
@@ -155,7 +156,7 @@ def _judging(args: argparse.Namespace, config: AdapterConfig, settings: dict[str
         options = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
         weights[one] = float(options.pop("weight", 1.0))
         known = {key: value for key, value in options.items() if value != LEFT_OUT}
-        rewards[one] = find_reward(one, own_scale=method != "raw", facts=facts, **known)
+        rewards[one] = find_reward(one, own_scale=method not in BY_CARD, facts=facts, **known)
     return Judging(rewards, weights, method, settings.get("optimality_at"), watch, settings.get("mix", "mean"))
 
 

@@ -11,7 +11,7 @@ from nft_pipeline.families.forward_call import as_tokens, first_argument
 
 from ..bases.base import rows_of
 from ..bases.noising import interpolate
-from ..data.optimality import TOP_SHARE, unit
+from ..data.optimality import TOP_SHARE, of_all, unit
 from ..data.pool import score
 from ..rewards.contract import RewardError
 from ..rewards.find import Scorer
@@ -67,20 +67,20 @@ class RewardJudge:
                     f"{MISSING_LIMIT:.0%}. Mend it, or calibrate with another one"
                 )
         if not self._scales:
-            if all(_is_binary(scores) for scores in scored.values()):
+            if self._method != "exponential" and all(_is_binary(scores) for scores in scored.values()):
                 self._method = "raw"  # scores of 0 and 1 say themselves what is liked, however a run compares them
             for name, scores in scored.items():
                 self._scales[name] = BaseScale(scores, places, self._method, self._at)
         parts = [self._scales[name](scores, places) for name, scores in scored.items()]
         weights = [self._weights.get(name, 1.0) for name in scored]
-        if self._mix == "product":
-            return np.prod([self._r(part, place) for place, part in enumerate(parts)], axis=0)
-        return self._r(np.average(parts, axis=0, weights=weights), 0)
+        mixed = parts if self._mix == "product" else [np.average(parts, axis=0, weights=weights)]
+        r = np.prod([self._r(part, place) for place, part in enumerate(mixed)], axis=0)
+        return of_all(r, self._method, self._at)
 
     def _r(self, normalised: np.ndarray, place: int) -> np.ndarray:
         """r of normalised scores; `place` tells several of one call apart."""
         if self._method != "top":
-            return unit(normalised, self._method, self._at)
+            return unit(normalised, self._method)
         share = TOP_SHARE if self._at is None else self._at
         if place not in self._borders:
             self._borders[place] = float(np.nanquantile(normalised, 1 - share))

@@ -95,6 +95,9 @@ class TrainConfig(
         Raises:
             ConfigError: unknown keys (with the nearest known one), missing keys and bad values, all in one report.
         """
+        # Nothing behind "watch_reward:" or --set watch_reward= is null to YAML, and no text to whoever wrote it.
+        texts = {entry.name for entry in fields(cls) if entry.default == ""}
+        mapping = {name: "" if value is None and name in texts else value for name, value in mapping.items()}
         faults = [f"{key!r} is not a setting{hint_for(key, cls.checks)}" for key in mapping if key not in cls.checks]
         required = {entry.name for entry in fields(cls) if entry.default is entry.default_factory is MISSING}
         faults += [f"{key!r} is missing" for key in sorted(required - set(mapping))]
@@ -110,10 +113,7 @@ class TrainConfig(
         Raises:
             ConfigError: no such file or preset, not YAML, not a mapping, or as `from_mapping`.
         """
-        # Nothing behind "watch_reward:" or --set watch_reward= is null to YAML, and no text to whoever wrote it.
-        texts = {entry.name for entry in fields(cls) if entry.default == ""}
-        given = read_settings(source, overrides).items()
-        return cls.from_mapping({name: "" if value is None and name in texts else value for name, value in given})
+        return cls.from_mapping(read_settings(source, overrides))
 
     def _faults_between_sections(self) -> list[str]:
         """Settings that are sound one by one and do not go together, one sentence each."""

@@ -96,20 +96,20 @@ class DataSettings(Section):
     """How scores become r, the probability that a picture is a good one. raw takes scores in [0, 1] as they are, likes
     takes 0 and 1, threshold calls everything from optimality_at on good, sigmoid squashes standard deviations from the
     mean of all, rank counts the share of pictures with a lower score, group is the normalisation of DiffusionNFT's
-    authors, top calls the best 30 % good, and exponential takes e^(4 (score - 1)) of scores in [0, 1]. rank, group and
+    authors, top calls the best 30 % good, and exponential takes e^(4 (score - 1)) of the scores of raw. rank, group and
     top compare pictures of one prompt with each other; offline the pictures of prompts that have fewer than four are
     compared together.
 
     Choose top when scores have a unit of their own: a positive adapter goes two to three times as far with it as with
     sigmoid or rank, which call the middling pictures half good. Choose rank or group in online runs of a policy. Keep
     raw for built-in rewards whose r you trust. Choose exponential for a graded reward, beside a second adapter with
-    raw, to draw its exponential tilt at any strength: docs/theory.md, M15.
+    raw, to draw its exponential tilts up to 4: docs/theory.md, M15.
     """
 
     optimality_at: Annotated[float | None, optional(number())] = None
     """With optimality: threshold, the score from which on a picture counts as good, in the reward's own unit. With
     optimality: top, the share of pictures that count as good, inside 0 and 1; left out it is 0.3. With optimality:
-    exponential, the exponent, above 0; left out it is 4.
+    exponential, the exponent, above 0 and at most 8; left out it is 4.
 
     Set a threshold so that about a third of the base model's pictures pass. Raise it, or lower the share to 0.1, to ask
     for more, as long as enough pictures pass to learn from. Other methods do not read it.
