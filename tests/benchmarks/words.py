@@ -30,7 +30,7 @@ from nft_pipeline.grid import labelled_grid
 from nft_pipeline.models import shipped_adapter
 from nft_pipeline.sampling import draw
 from nft_pipeline.training.demo.measure import Workload, with_lora
-from nft_pipeline.training.demo.report import markdown
+from nft_pipeline.training.demo.report import markdown, spread
 from nft_pipeline.training.devices.precision import autocast, choose_precision
 from nft_pipeline.training.emoji.contents import Contents, emoji_folder
 from nft_pipeline.training.emoji.world import sign_prompt
@@ -49,6 +49,8 @@ BEST_OF = (2, 4)
 GROUP = 8  # pictures of one word, whose variety is measured
 GROUPS = 24
 SHOWN = 8  # words in the picture
+COLOURS = {"policy": "#2f6fde", "paper": "#d1653c", "positive": "#3f9b57"}  # of the curves; their lines are the seeds'
+LINES = ("-", "--", ":")
 # What is compared while it learns: the preset, and what another objective needs instead. All draw and read as many
 # pictures and take as many steps. `paper` has the optimality and tilt that docs/measured/objectives.md gives it.
 # `positive` is trained on whether the word is read exactly, because its rate is what is measured.
@@ -71,6 +73,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 HEAD = ["way", "forwards per step", "read exactly", "reward `ocr`", "variety"]
 ADAPTER, SHIPPED = "emoji-words", "policy, seed 0"  # the shipped adapter, and the run that made it
+SEEDS_HEAD = ["way", "runs", "read exactly", "reward `ocr`", "variety"]
 CURVE_HEAD = ["run", "optimality", "eta0", "forwards", "pictures seen: reward"]
 CANDIDATES, AFTER = 4, 2  # of early choice: noises tried for each picture, and the steps of each trial
 PAGE = """# Words on signs
@@ -115,8 +118,12 @@ What the runs end with, drawn anew as in the first table ({n} pictures per row, 
 
 {table}
 
-`policy` is the shipped emoji-words. "Early choice" tries {candidates} noises for {after} steps each and draws the one
-of the highest alpha; its forwards are counted.
+Over seeds, the mean with the lowest and the highest:
+
+{seeds}
+
+`policy`, seed 0, is the shipped emoji-words. "Early choice" tries {candidates} noises for {after} steps each and draws
+the one of the highest alpha; its forwards are counted.
 """
 
 
@@ -236,14 +243,35 @@ def learned(page: str, curves: Sequence[list[str]], drawn: Sequence[list[str]], 
         curves: rows below CURVE_HEAD.
         drawn: rows below HEAD, of n pictures each.
     """
-    curve, table = (
-        markdown(head, list({**rows_on(page, head), **{row[0]: row for row in rows}}.values()))
+    curve, ends_rows = (
+        sorted({**rows_on(page, head), **{row[0]: row for row in rows}}.values(), key=lambda row: run_of(row[0]))
         for head, rows in ((CURVE_HEAD, curves), (HEAD, drawn))
     )
-    sweep = TrainConfig.from_yaml("emoji_words").sweep_size
-    return LEARNED.format(
-        sweep=sweep, curve=curve, ends=ENDS.format(n=n, table=table, candidates=CANDIDATES, after=AFTER)
+    below = ENDS.format(
+        n=n,
+        table=markdown(HEAD, ends_rows),
+        seeds=markdown(SEEDS_HEAD, over_seeds(ends_rows)),
+        candidates=CANDIDATES,
+        after=AFTER,
     )
+    sweep = TrainConfig.from_yaml("emoji_words").sweep_size
+    return LEARNED.format(sweep=sweep, curve=markdown(CURVE_HEAD, curve), ends=below)
+
+
+def run_of(cell: str) -> tuple[str, int, str]:
+    """Objective, seed and what was drawn, of a row's first cell: "paper, seed 1, strength 1"."""
+    objective, _, rest = cell.partition(", seed ")
+    seed, _, what = rest.partition(", ")
+    return objective, int(seed), what
+
+
+def over_seeds(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """What runs of one objective end with, below SEEDS_HEAD, from rows below HEAD."""
+    ways: dict[str, list[list[float]]] = {}
+    for way, _, *values in rows:
+        objective, _, what = run_of(way)
+        ways.setdefault(f"{objective}, {what}", []).append([float(value.split(" ")[0]) for value in values])
+    return [[way, f"{len(found)}", *map(spread, zip(*found, strict=True))] for way, found in sorted(ways.items())]
 
 
 def bench_of(turns: int) -> tuple[Bench, str]:
@@ -260,7 +288,9 @@ def plot(rows: Sequence[Sequence[str]], path: Path) -> None:
     figure = Figure(figsize=(6.8, 4.0))
     axes = figure.subplots()
     for row in rows:
-        axes.plot(*points_of(row), marker="o", markersize=4, label=row[0])
+        objective, seed, _ = run_of(row[0])
+        look = {"color": COLOURS[objective], "linestyle": LINES[seed % len(LINES)]}
+        axes.plot(*points_of(row), marker="o", markersize=4, label=row[0], **look)
     axes.set(xlabel="pictures sampled and read", ylabel="reward `ocr`, held-out words", ylim=(0, 1))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="lower right")
