@@ -291,7 +291,7 @@ def plot(rows: Sequence[Sequence[str]], path: Path) -> None:
         objective, seed, _ = run_of(row[0])
         look = {"color": COLOURS[objective], "linestyle": LINES[seed % len(LINES)]}
         axes.plot(*points_of(row), marker="o", markersize=4, label=row[0], **look)
-    axes.set(xlabel="pictures sampled and read", ylabel="reward `ocr`, held-out words", ylim=(0, 1))
+    axes.set(xlabel="pictures sampled and read", ylabel="reward `ocr`, held-out words", ylim=(0.7, 1))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="lower right")
     figure.tight_layout()
