@@ -293,7 +293,7 @@ def plot(rows: Sequence[Sequence[str]], path: Path) -> None:
         axes.plot(*points_of(row), marker="o", markersize=4, label=row[0], **look)
     axes.set(xlabel="pictures sampled and read", ylabel="reward `ocr`, held-out words", ylim=(0.7, 1))
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper left", ncols=3, fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
