@@ -18,6 +18,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Of the exponential tilt of a graded reward (dial/exponential.py): kappa where a run does not set it, and the largest
+# kappa and tilt; beyond it nearly all pictures count for nothing.
+EXPONENT, LARGEST_EXPONENT = 4.0, 8.0
+
 
 @dataclass(frozen=True)
 class Law:

@@ -20,16 +20,15 @@ import numpy as np
 
 from ..checks import is_number
 from ..errors import GuidanceError
+from ..laws import EXPONENT, LARGEST_EXPONENT
 
 if TYPE_CHECKING:
     from ..adapters.config import AdapterConfig
 
-EXPONENT = 4.0  # kappa where a training run does not set it
-LARGEST_EXPONENT = 8.0  # and the largest tilt: beyond it nearly all pictures count for nothing
 WORST = 0.1  # the largest relative error of a weight that is still called the exponential tilt
 _MOST = 6  # adapters at once
 _GRID, _ROUNDS = 101, 60
-_BASE = 1e-3  # of the weight of the worst picture, what the base model has at least: at lambda = kappa it would be none
+_BASE = 1e-3  # least w_0, as a share of the weight that is wanted at r = 0: at lambda = kappa the best w_0 is 0
 _PLAIN = ("raw", "likes")  # optimalities whose r is the score itself
 
 
@@ -83,7 +82,7 @@ def exponential_strengths(configs: Mapping[str, AdapterConfig], tilt: float) -> 
     Args:
         configs: of the loaded adapters, by name: positive ones, trained on the same reward with `optimality:
             exponential` or on the reward itself, `raw`.
-        tilt: lambda; surely between 0 and the exponent for one adapter with `raw` and one with exponent 4.
+        tilt: lambda. One adapter with `raw` and one with exponent 4 draw all from -1 to 4.
 
     Raises:
         GuidanceError: an adapter of another kind or optimality, or of another reward than the others; or as
@@ -135,7 +134,7 @@ def _drawable(relative: np.ndarray) -> tuple[np.ndarray, float]:
         for used in itertools.combinations(adapters, count):
             weights, columns = np.zeros(relative.shape[1]), [0, *used]
             weights[columns] = _minimax(relative[:, columns])
-            # What the others have at r = 0 is the least they have where their weights are above 0.
+            # Odds are ratios to w_0, so there has to be one. `relative` is in units of the weight that is wanted.
             weights[0] = max(weights[0], _BASE / relative[0, 0])
             off = float(np.abs(relative @ weights - 1).max())
             if off < least and (weights[1:] > -weights[0]).all() and (weights[1:] < 0).sum() <= 1:

@@ -19,8 +19,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from helpers.graded import by_law, distance, drawn, tilts_of, together
-from helpers.mixture import ring
+from helpers.graded import by_law, drawn, tilts_of, together
+from helpers.mixture import distance, ring
 from nft_pipeline.errors import GuidanceError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,10 +32,9 @@ TEXT = """\
 Made by `tests/benchmarks/graded.py` on {date} (CPU, {machine}, float64, torch {torch}).
 
 The reward r is a number from 0 to 1, and what is wanted is p_old e^(λ r). The fields v_old, v_plus and α are exact
-here: 24 pictures in the plane, where they are finite sums. An entry is
-the mean reward of {count} samples (evenly spread
-noise, {steps} Heun steps), and in brackets the total variation from the exponential tilt. The base model's own samples
-are {floor:.3f} away from p_old by the same measure, so differences of that size are those of the samples.
+here: 24 pictures in the plane, where they are finite sums. An entry is the mean reward of {count} samples (evenly
+spread noise, {steps} Heun steps), and in brackets the total variation from the exponential tilt. The base model's own
+samples are {floor:.3f} away from p_old by the same measure, so differences of that size are those of the samples.
 
 - **odds** and **nft**: one adapter that was trained on r (`optimality: raw`), under each law.
 - **r and exponent 4** and the like: adapters that were trained on r or on e^(κ (r - 1))

@@ -19,7 +19,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from helpers.pairs import distance, drawn, joint_alone, pairs, sums, with_the_joint
+from helpers.mixture import distance
+from helpers.pairs import drawn, joint_alone, pairs, sums, with_the_joint
 
 ROOT = Path(__file__).resolve().parents[2]
 TILTS = ((2.0, 2.0), (4.0, 4.0), (4.0, -4.0))

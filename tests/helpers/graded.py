@@ -9,11 +9,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from helpers.mixture import Mixture, noise_levels, solve_ode, spread_noise
+from helpers.mixture import Mixture, followed, spread_noise
 from nft_pipeline.dial.exponential import exponential_tilts
 from nft_pipeline.guidance import combine_all, combined_scales, law_scale
 
-LAST = 5e-3
 tilts_of = functools.cache(exponential_tilts)
 Velocity = Callable[[Mixture, float, Tensor, float], Tensor]
 
@@ -47,11 +46,4 @@ def by_law(law: str) -> Velocity:
 
 def drawn(world: Mixture, velocity: Velocity, tilt: float, *, count: int = 2048, steps: int = 40) -> Tensor:
     """The share of samples that lands on each picture when the guided ODE is followed, (N,)."""
-    levels = noise_levels(steps, LAST)
-    x = solve_ode(lambda state, t: velocity(world, tilt, state, t), spread_noise(count), levels)
-    return world.landed(x, levels[-1])
-
-
-def distance(share: Tensor, law: Tensor) -> float:
-    """Total variation."""
-    return float((share - law).abs().sum() / 2)
+    return followed(world, lambda state, t: velocity(world, tilt, state, t), spread_noise(count), steps)

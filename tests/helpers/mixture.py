@@ -126,6 +126,17 @@ def solve_ode(velocity: Callable[[Tensor, float], Tensor], x: Tensor, levels: li
     return x
 
 
+def followed(world: Mixture, velocity: Callable[[Tensor, float], Tensor], x: Tensor, steps: int) -> Tensor:
+    """The share of samples that lands on each picture when an ODE is followed from noise x (B, D), (N,)."""
+    levels = noise_levels(steps)
+    return world.landed(solve_ode(velocity, x, levels), levels[-1])
+
+
+def distance(share: Tensor, law: Tensor) -> float:
+    """Total variation between the shares of the samples and a law."""
+    return float((share - law).abs().sum() / 2)
+
+
 def spread_noise(count: int, seed: int = 0, dimensions: int = 2) -> Tensor:
     """Evenly spread Gaussian noise (scrambled Sobol points), (count, dimensions): far less error than random noise."""
     uniform = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=seed).draw(count, dtype=torch.float64)

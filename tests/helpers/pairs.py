@@ -13,10 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from helpers.mixture import Mixture, noise_levels, solve_ode, spread_noise
+from helpers.mixture import Mixture, followed, spread_noise
 from nft_pipeline.guidance import combine_all, combined_scales, law_scale, product_scales
-
-LAST = 5e-3
 
 
 @dataclass(frozen=True)
@@ -131,12 +129,5 @@ def drawn(
     seed: int = 0,
 ) -> Tensor:
     """The share of samples that lands on each picture when the guided ODE is followed, (N,)."""
-    x = spread_noise(count, seed, dimensions=5)
-    levels = noise_levels(steps, LAST)
-    x = solve_ode(lambda state, t: velocity(pair, tilts, state, t), x, levels)
-    return pair.world.landed(x, levels[-1])
-
-
-def distance(share: Tensor, law: Tensor) -> float:
-    """Total variation between samples and a law."""
-    return float((share - law).abs().sum() / 2)
+    noise = spread_noise(count, seed, dimensions=5)
+    return followed(pair.world, lambda state, t: velocity(pair, tilts, state, t), noise, steps)

@@ -72,6 +72,7 @@ def _wrapped(name: str) -> str:
 
 def per_sample(test: Any) -> frozenset[str]:
     """The inputs that a test has one of for each sample."""
+    # diffusers' own base class of its tests raises NotImplementedError where a test class does not say.
     for name in ("batch_params", "batch_input_params"):
         with contextlib.suppress(AttributeError, NotImplementedError):
             return frozenset(getattr(test, name))

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from helpers.adapters import config_values
-from helpers.graded import by_law, distance, drawn, together
-from helpers.mixture import ring
+from helpers.graded import by_law, drawn, together
+from helpers.mixture import distance, ring
 from helpers.tiny import sample, tiny_adapter, tiny_pipe
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import AdapterConfig

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from helpers.pairs import distance, drawn, joint_alone, pairs, sums, with_the_joint
+from helpers.mixture import distance
+from helpers.pairs import drawn, joint_alone, pairs, sums, with_the_joint
 from nft_pipeline.guidance import combined_scales, law_scale, product_scales
 
 PAIRS = pairs()

@@ -33,15 +33,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
-from nft_pipeline.dial.exponential import EXPONENT
+from nft_pipeline.laws import EXPONENT
 
 from ..settings.choices import Method, Mix
 
 BY_CARD = ("raw", "exponential")  # which begin with the r that a reward's own card makes of its score
 GROUPED = ("group", "rank", "top")
 CENTRED = ("group", "rank", "sigmoid")  # r is about 1/2 in the mean, whatever the scores
-TOP_SHARE = 0.3
-DEFAULT_AT = {"top": TOP_SHARE, "exponential": EXPONENT}  # what `at` is where it is left out
+DEFAULT_AT = {"top": 0.3, "exponential": EXPONENT}  # what `at` is where it is left out
 LEAST = 4  # pictures of one prompt that are compared with each other
 CLIP = 5.0
 MISSING_LIMIT = 0.1
@@ -109,7 +108,7 @@ def optimality(
     Raises:
         OptimalityError: no samples, more than 10 % of them without a score, or scores outside what the method takes.
     """
-    names, at = list(scores), DEFAULT_AT.get(method) if at is None else at
+    names, at = list(scores), at_of(method, at)
     table = np.stack([np.asarray(scores[name], dtype=np.float64) for name in names])
     n = table.shape[1]
     group = np.zeros(n, dtype=np.int64) if groups is None else np.asarray(groups)
@@ -177,15 +176,23 @@ def _one(scores: np.ndarray, group: np.ndarray, method: Method, name: str, at: f
     return scores
 
 
-def of_all(r: np.ndarray, method: Method, at: float | None = None) -> np.ndarray:
+def at_of(method: Method, at: float | None) -> float | None:
+    """`at` of a method, or its default where it is left out; None for methods without one."""
+    return DEFAULT_AT.get(method) if at is None else at
+
+
+def of_all(r: np.ndarray, method: Method, at: float | None) -> np.ndarray:
     """What is made, at last, of the r of all rewards together, (N,); NaN stays NaN.
 
     Args:
         r: their mean or their product, in [0, 1].
         method: "exponential" takes e^(kappa (r - 1)); all others leave r.
-        at: kappa; None is `EXPONENT`.
+        at: as `at_of` gives it, kappa.
     """
-    return np.exp((EXPONENT if at is None else at) * (r - 1)) if method == "exponential" else r
+    if method != "exponential":
+        return r
+    assert at is not None
+    return np.exp(at * (r - 1))
 
 
 def unit(mixed: np.ndarray, method: Method) -> np.ndarray:

@@ -11,7 +11,7 @@ from nft_pipeline.families.forward_call import as_tokens, first_argument
 
 from ..bases.base import rows_of
 from ..bases.noising import interpolate
-from ..data.optimality import TOP_SHARE, of_all, unit
+from ..data.optimality import at_of, of_all, unit
 from ..data.pool import score
 from ..rewards.contract import RewardError
 from ..rewards.find import Scorer
@@ -45,7 +45,7 @@ class RewardJudge:
         mix: Mix = "mean",
     ) -> None:
         self._texts, self._rewards, self._weights = texts, rewards, weights
-        self._method, self._at, self._mix = method, at, mix
+        self._method, self._at, self._mix = method, at_of(method, at), mix
         self._scales: dict[str, BaseScale] = {}
         self._borders: dict[int, float] = {}
 
@@ -81,9 +81,9 @@ class RewardJudge:
         """r of normalised scores; `place` tells several of one call apart."""
         if self._method != "top":
             return unit(normalised, self._method)
-        share = TOP_SHARE if self._at is None else self._at
+        assert self._at is not None
         if place not in self._borders:
-            self._borders[place] = float(np.nanquantile(normalised, 1 - share))
+            self._borders[place] = float(np.nanquantile(normalised, 1 - self._at))
         return np.where(np.isfinite(normalised), (normalised >= self._borders[place]).astype(float), np.nan)
 
 

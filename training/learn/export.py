@@ -15,7 +15,7 @@ from nft_pipeline.dial.promise import tilt_at_weight
 from nft_pipeline.files.private import without_secrets
 from nft_pipeline.guidance import beta_from_tilt
 
-from ..data.optimality import DEFAULT_AT
+from ..data.optimality import at_of
 from ..errors import TrainingError
 from ..settings.public import public_settings
 from .calibration import Calibration
@@ -90,7 +90,7 @@ def adapter_config(
 ) -> AdapterConfig:
     """What the adapter says about itself; arguments as `make_adapter`."""
     config = learner.config
-    at = DEFAULT_AT.get(config.optimality) if config.optimality_at is None else config.optimality_at
+    at = at_of(config.optimality, config.optimality_at)
     family, positive = learner.base.family, config.kind == "positive"
     tilt = max(adapter_tilt(learner, shift), LEAST_TILT)
     if dial is not None and not positive:

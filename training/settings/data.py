@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from nft_pipeline.checks import Check, choice, flag, number, optional
-from nft_pipeline.dial.exponential import EXPONENT, LARGEST_EXPONENT
+from nft_pipeline.laws import EXPONENT, LARGEST_EXPONENT
 
 from .choices import METHODS, MIXES, Method, Mix
 from .public import public_names, public_reward, revealed
