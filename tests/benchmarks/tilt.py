@@ -36,7 +36,7 @@ from nft_pipeline.training.demo.report import markdown, plot_promise, spread
 from nft_pipeline.training.devices.precision import choose_precision
 from nft_pipeline.training.dial.measure_adapter import draws_of
 from nft_pipeline.training.learn.calibration import Calibration, plot_reliability
-from nft_pipeline.training.rewards.find import find_prompts, find_reward
+from nft_pipeline.training.rewards.find import Scorer, find_prompts, find_reward
 from nft_pipeline.training.run.trainer import train
 from nft_pipeline.training.settings.config import TrainConfig
 
@@ -46,6 +46,7 @@ WAYS = {"own": (CALIBRATED,), "two_pass": LAWS, "single": ("odds",)}  # "own": t
 WEIGHTS = (-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.5)
 RATES = (0.5, 0.7, 0.9)  # asked for by nft_rate
 NOISE_SEED = 80_001
+MORE = 4  # times as many pictures for the mean of alpha, which has to be known to less than .01
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -79,7 +80,7 @@ def one_run(seed: int, n: int, work: Path) -> dict:
     base = measure_base(guided.unwrap(), load, reward)
     guided.load_nft_adapter(read_adapter(folder / "adapter"))
     own = [guided.nft_config.dial.own.mode, guided.nft_config.dial.own.slope]
-    alphas = mean_alphas(guided, load)
+    alphas = mean_alphas(guided, load, reward)
     rates = measure_rates(guided, load, reward, RATES)
     modes = {mode: measure_laws(guided, load, reward, base, TILTS, laws, mode) for mode, laws in WAYS.items()}
     rivals = measure_lora_weight(guided.unwrap(), folder / "adapter", load, reward, base, WEIGHTS)
@@ -97,15 +98,26 @@ def one_run(seed: int, n: int, work: Path) -> dict:
     return measured
 
 
-def mean_alphas(guided: DiffusionNFTPipeline, load: Workload) -> list[tuple[float, float, float]]:
-    """(noise level, mean of alpha, and of alpha as the adapter's dial mends it) at each step of the base model. Means
-    have to stay at the base rate (M12)."""
+def mean_alphas(guided: DiffusionNFTPipeline, load: Workload, reward: Scorer) -> list[list[float]]:
+    """The noise level of each step of the base model, with alpha less what became of the same pictures: mean and its
+    standard error, of alpha alone and as the adapter's dial mends it. The means have to be 0 (M12)."""
     draws = draws_of(guided, "default", load.prompts, load.batch, load.call)
-    rows = [(i % len(load.prompts), load.seed + i) for i in range(load.n)]
+    rows = [(i % len(load.prompts), load.seed + i) for i in range(MORE * load.n)]
     drawn = draws.draw(rows, BARELY, "single", 1.0)
+    liked = np.asarray(reward(drawn.pictures, [load.prompts[prompt] for prompt, _ in rows]))
     levels, alphas = torch.from_numpy(drawn.levels), torch.from_numpy(drawn.alphas)
     mended = forecast(guided.nft_config, None, alphas, 0.0, levels[:, None])
-    return list(zip(levels.tolist(), alphas.mean(1).tolist(), mended.mean(1).tolist(), strict=True))
+    off, mended_off = alphas.numpy() - liked, mended.numpy() - liked
+    columns = [drawn.levels]
+    for values in (off, mended_off):
+        columns += [values.mean(1), values.std(1) / len(rows) ** 0.5]
+    return np.stack(columns, 1).tolist()
+
+
+def off_words(steps: list[list[float]], place: int) -> str:
+    """One step of all runs, as `mean_alphas` gives it: the mean over the runs of the mean at a place, and its error."""
+    means, errors = np.array(steps)[:, place], np.array(steps)[:, place + 1]
+    return f"{means.mean():+.3f} ± {np.sqrt((errors**2).sum()) / len(steps):.3f}"
 
 
 def law_table(runs: list[dict], mode: str) -> str:
@@ -187,9 +199,9 @@ def report(runs: list[dict], n: int) -> str:
         ],
     )
     steps = markdown(
-        ["noise level", "mean of alpha", "of alpha as the dial mends it"],
+        ["noise level", "alpha", "alpha as the dial mends it"],
         [
-            [f"{row[0]:.3f}", *(spread([run["alphas"][step][k] - run["base"]["rate"] for run in runs]) for k in (1, 2))]
+            [f"{row[0]:.3f}", *(off_words([run["alphas"][step] for run in runs], place) for place in (1, 3))]
             for step, row in enumerate(runs[0]["alphas"])
         ],
     )
@@ -247,8 +259,9 @@ the chance that a liked picture's alpha is above a disliked one's.
 ![Reliability by noise level](../pictures/alpha_reliability.png)
 
 While the base model draws, the mean of alpha should stay at the base rate from step to step (M12). Entries are means
-less the base rate. Live forecasts and gates go by alpha as the adapter's dial mends it, with the slope and
-the offsets that its calibration found on other prompts:
+of alpha less 1 for a liked picture and 0 for another, over {MORE * n:,} pictures of the base model per run, with their
+standard errors. Live forecasts and gates go by alpha as the adapter's dial mends it, with the slope and the offsets
+that its calibration found from other noise:
 
 {steps}
 """
