@@ -3,7 +3,7 @@
     python -m tests.benchmarks.fully_on --work runs/fully_on --write    # about five minutes of one core per training
 
 v_plus is fitted at noisy states of all pictures, which count alike where alpha is above a border and in proportion to
-alpha below it (`FULL` in training/learn/posterior.py). The lower the border, the more count the states from which a
+alpha below it (`BORDER` in training/learn/posterior.py). The lower the border, the more count the states from which a
 liked picture is unlikely. Every training keeps its adapter and what was measured of it in --work, so that a stopped run
 goes on. All trainings of a seed learn from one pool. --write makes fully_on.md of docs/measured.
 """
@@ -49,12 +49,12 @@ def adapter_of(border: float, seed: int, work: Path) -> Path:
         for name in POOLS if pool.is_dir() else ():
             shutil.copy(pool / name, run / name)
         unmeasured = {"samples_every": 0, "sweep_size": 0, "calibration_pictures": 0, "watch_reward": ""}
-        kept = posterior.FULL
+        kept = posterior.BORDER
         try:
-            posterior.FULL = border
+            posterior.BORDER = border
             train(TrainConfig.from_yaml("shapes_warm", {"seed": seed, **unmeasured}), run)
         finally:
-            posterior.FULL = kept
+            posterior.BORDER = kept
         pool.mkdir(exist_ok=True)
         for name in POOLS:
             shutil.copy(run / name, pool / name)
@@ -93,9 +93,10 @@ def page(measured: dict[tuple[float, int], list[Point]]) -> str:
 Made by `tests/benchmarks/fully_on.py` on {date.today().isoformat()} ({device}).
 Each row is a training of the preset shapes_warm, in which v_plus was fitted at states of all pictures of the pool:
 those with alpha above a border count alike, those below it in proportion to alpha. Trainings of one seed learned from
-one pool. n = {N:,} pictures a point, on held-out prompts and one and the same noise, 14 steps, without classifier-free
-guidance. "liked" is the share with everything drawn red or orange, with its standard error; `{WATCHED}` is the reward
-that the preset watches and does not train on. The preset takes {posterior.FULL:g}.
+one pool, which has 91 pictures of each prompt. n = {N:,} pictures a point, on held-out prompts and one and the same
+noise, 14 steps, without classifier-free guidance. "liked" is the share with everything drawn red or orange, with its
+standard error; `{WATCHED}` is the reward that the preset watches and does not train on. Where a prompt has as many
+liked pictures as here, training takes {posterior.BORDER:g}.
 
 {markdown(["border", "seed", *liked, *watched], rows)}
 """

@@ -8,10 +8,14 @@ from nft_pipeline.training.bases.noising import interpolate, raw_target
 from nft_pipeline.training.data.pool import Pool
 from nft_pipeline.training.learn.objective import States
 from nft_pipeline.training.learn.posterior import (
+    BORDER,
+    BORDER_OF_FEW,
+    LEAST_LIKED,
+    MANY_LIKED,
+    borders,
     plus_mass,
     plus_weight,
     posterior,
-    wide_prompts,
     with_mean_target,
 )
 
@@ -57,17 +61,31 @@ def test_at_low_noise_the_own_picture_is_the_only_one_possible():
 
 def test_only_prompts_with_enough_liked_pictures_are_drawn_evenly():
     few = pool_of([0, 0, 0, 0, 0, 1, 1], [1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0])
-    wide = wide_prompts(few)
-    assert wide.tolist() == [True] * 5 + [False] * 2
-    mass = plus_mass(few, wide)
+    border = borders(few)
+    assert border.isfinite().tolist() == [True] * 5 + [False] * 2
+    mass = plus_mass(few, border)
     assert mass[4] > 0 and mass[6] == 0 and mass[5] == pytest.approx(7 / 5)
-    assert not wide_prompts(pool_of([0] * 6, [1.0, 1.0, 1.0, 1.0, 0.5, 0.0])).any()  # graded
+    assert borders(pool_of([0] * 6, [1.0, 1.0, 1.0, 1.0, 0.5, 0.0])).isinf().all()  # graded
+
+
+def test_the_border_is_low_where_many_pictures_of_a_prompt_are_liked():
+    counts = (LEAST_LIKED - 1, LEAST_LIKED, MANY_LIKED - 1, MANY_LIKED)
+    prompt = [place for place, count in enumerate(counts) for _ in range(count + 3)]
+    r = [float(i < count) for count in counts for i in range(count + 3)]
+    border = borders(pool_of(prompt, r))
+    assert border[[prompt.index(place) for place in range(4)]].tolist() == pytest.approx(
+        [torch.inf, BORDER_OF_FEW, BORDER_OF_FEW, BORDER]
+    )
+    alpha = torch.tensor([1.0, 0.5 * BORDER_OF_FEW, 0.5 * BORDER_OF_FEW, 0.5 * BORDER])
+    drawn = (alpha / 0.3 + 1) / 2  # how often such states are drawn, relative to the others
+    even = plus_weight(alpha, torch.tensor([BORDER_OF_FEW, BORDER_OF_FEW, BORDER, BORDER]), 0.3) * drawn
+    assert even.tolist() == pytest.approx([1.0, 0.5, 1.0, 0.5])
 
 
 def test_every_liked_picture_counts_the_same_at_low_noise():
     few = pool_of([0, 0, 0, 0, 0, 1, 1], [1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0])
-    wide = wide_prompts(few)
-    share = plus_mass(few, wide) * plus_weight(few.r, wide, float(few.r.mean()))
+    border = borders(few)
+    share = plus_mass(few, border) * plus_weight(few.r, border, float(few.r.mean()))
     assert share.tolist() == pytest.approx(few.r.tolist())
 
 

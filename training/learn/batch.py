@@ -113,18 +113,19 @@ def _noised(
     return Batch(states, pool.conditions, pool.prompt[rows], rows, weight, at)
 
 
-def fitted_to_means(batch: Batch, pool: Pool, wide: Tensor) -> Batch:
+def fitted_to_means(batch: Batch, pool: Pool, border: Tensor) -> Batch:
     """A batch drawn by `plus_mass`, as v_plus is fitted to it: without the states that weigh nothing.
 
     Args:
-        wide: `wide_prompts` of the pool.
+        border: `borders` of the pool.
     """
-    s, here = batch.states, wide[batch.rows]
-    if not here.any():
+    s, here = batch.states, border[batch.rows]
+    is_wide = here.isfinite()
+    if not is_wide.any():
         return batch
     x_0, alpha = posterior(pool, batch.rows, s.x_t, s.t)
     weight = plus_weight(alpha, here, float(pool.r.mean()))
-    y = torch.where(here.view(-1, *[1] * (s.y.ndim - 1)), with_mean_target(s, x_0), s.y)
+    y = torch.where(is_wide.view(-1, *[1] * (s.y.ndim - 1)), with_mean_target(s, x_0), s.y)
     batch = replace(batch, states=replace(s, y=y), weight=batch.weight * weight / weight.mean())
     if processes.count() > 1:
         return batch  # with one model split over processes, all of them have to run as many forwards

@@ -31,7 +31,7 @@ from .batch import Batch, draw, draw_in_turn, fitted_to_means
 from .folds import Folds
 from .objective import Objective, alpha_loss
 from .old_model import Tilt, average_decay, decay_after
-from .posterior import plus_mass, wide_prompts
+from .posterior import borders, plus_mass
 from .reader import Reader
 from .roles import LoraRoles
 
@@ -200,8 +200,8 @@ class Learner(Reader):
 
     def _draw_plus(self, pool: Pool) -> Batch:
         """The states that v_plus is fitted to."""
-        wide = wide_prompts(pool)
-        return fitted_to_means(self.draw(pool, self.config.batch, self.law, plus_mass(pool, wide)), pool, wide)
+        border = borders(pool)
+        return fitted_to_means(self.draw(pool, self.config.batch, self.law, plus_mass(pool, border)), pool, border)
 
     def _draw_policy(self, pool: Pool) -> Batch:
         """The states that a policy learns from."""

@@ -9,7 +9,8 @@ of one prompt in the pool the target is known there too, whichever picture j mad
 
 over the pool's pictures of that prompt (a stable target field, arXiv:2302.00670). The same mean takes the noise of
 which picture was drawn out of the target. Half of a batch is drawn in proportion to r, half evenly, and each state is
-weighed so that all states count alike from alpha = `FULL` on, and in proportion to alpha below.
+weighed so that all states count alike from some alpha on, the border, and in proportion to alpha below. The border is
+low where the prompt has many liked pictures. The mean of few of them at a state that is far from all says little.
 
 This is for rewards of 0 and 1. Where r is graded, such a weight would need alpha itself, which the pool does not tell.
 """
@@ -23,27 +24,31 @@ from ..bases.noising import per_sample, raw_target
 from ..data.pool import Pool
 from .objective import States
 
-FULL = 0.001  # at .05 fewer pictures are liked with the LoRA fully on (docs/measured/fully_on.md)
 LEAST_LIKED = 4  # pictures of a prompt, for their mean to say anything that one of them does not say
+MANY_LIKED = 20
+BORDER, BORDER_OF_FEW = 0.001, 0.05  # of alpha; docs/measured/fully_on.md, and docs/training.md on few
 
 
-def wide_prompts(pool: Pool) -> Tensor:
-    """Which pictures may be drawn although they are disliked, bool (N,): those of prompts with enough liked ones."""
+def borders(pool: Pool) -> Tensor:
+    """The alpha from which on the states of each picture's prompt count alike, float32 (N,); infinite where only states
+    of liked pictures are drawn, because the prompt has too few of these or r is graded."""
     if not bool(((pool.r == 0) | (pool.r == 1)).all()) or len(pool.buckets) > 1:
-        return torch.zeros(len(pool), dtype=torch.bool)
-    return torch.bincount(pool.prompt, weights=pool.r)[pool.prompt] >= LEAST_LIKED
+        return torch.full((len(pool),), torch.inf)
+    liked = torch.bincount(pool.prompt, weights=pool.r)[pool.prompt]
+    some = torch.where(liked >= MANY_LIKED, BORDER, BORDER_OF_FEW)
+    return torch.where(liked >= LEAST_LIKED, some, torch.inf).float()
 
 
-def plus_mass(pool: Pool, wide: Tensor) -> Tensor:
-    """How often each picture is drawn, relative to the others, (N,)."""
+def plus_mass(pool: Pool, border: Tensor) -> Tensor:
+    """How often each picture is drawn, relative to the others, (N,); `border` is `borders` of the pool."""
     by_r = pool.r / pool.r.mean()
-    return torch.where(wide, (by_r + 1) / 2, by_r)
+    return torch.where(border.isfinite(), (by_r + 1) / 2, by_r)
 
 
-def plus_weight(alpha: Tensor, wide: Tensor, mean_r: float) -> Tensor:
-    """The weight of states that were drawn by `plus_mass`, (B,); `wide` is that of their pictures, (B,)."""
-    even = (alpha / FULL).clamp(max=1) / ((alpha / mean_r + 1) / 2)
-    return torch.where(wide, even, torch.full_like(alpha, mean_r))
+def plus_weight(alpha: Tensor, border: Tensor, mean_r: float) -> Tensor:
+    """The weight of states that were drawn by `plus_mass`, (B,); `border` is that of their pictures, (B,)."""
+    even = (alpha / border).clamp(max=1) / ((alpha / mean_r + 1) / 2)
+    return torch.where(border.isfinite(), even, torch.full_like(alpha, mean_r))
 
 
 def posterior(pool: Pool, rows: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
