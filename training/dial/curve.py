@@ -65,6 +65,14 @@ class RateCurve:
         logit = np.sqrt(np.maximum(np.einsum("...i,ij,...j->...", x, self.covariance, x), 0))
         return rate * (1 - rate) * logit
 
+    def draws(self, weight: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+        """R at weights, (n,), as it may be by what is not known of it: (count, n), each row one curve whose R at weight
+        0 is this one's. So rows tell how far R may have moved, which two ways on one base model do not share."""
+        drawn = random.multivariate_normal(self.coefficients, self.covariance, count, method="eigh")
+        at = np.concatenate([[0.0], np.asarray(weight, dtype=np.float64)])
+        rates = sigmoid(_mixture(at, self.mixed) + drawn @ _features(at / self.unit, self.knots).T)
+        return rates[:, 1:] - rates[:, :1] + float(self.rate(0.0))
+
     def weight(self, rate: float) -> float:
         """The weight at which R is `rate`, at most as far as the curve is to be used."""
         grid = np.linspace(self.low, self.high, _GRID)
