@@ -55,6 +55,8 @@ WEIGHTS = (-0.5, 0.125, 0.25, 0.5, 1.0, 1.5)
 CFG = 3.0
 NOISE_SEED = 91_000_000  # of the measurement; no training and no calibration draws with it
 APART = 100_000  # between the noises of two calibrations, so that they share none
+PICTURES = 4800  # of a calibration
+WATCHED = "shapes_eval"  # as the preset watches it; helps a calibration to choose between ways of drawing
 BATCH = 256
 REWARD = f"{__package__}.tastes:Taste"
 PROMPTS = f"{__package__}.tastes:training_prompts"
@@ -312,21 +314,34 @@ def adapter_of(cell: Cell, work: Path) -> Path:
 def calibrate_cell(cell: Cell, work: Path, guidance_scales: Sequence[float]) -> None:
     """Calibrate a cell's adapter at these scales of classifier-free guidance, unless that was done.
 
-    The taste itself judges, on prompts that are neither trained nor measured on.
+    The taste itself judges, on prompts that are neither trained nor measured on, and on noises of the cell's own.
     """
     adapter = read_adapter(adapter_of(cell, work))
     mapped = () if adapter.config.dial is None else adapter.config.dial.maps
     due = [scale for scale in guidance_scales if scale not in {entry.guidance_scale for entry in mapped}]
-    judging = Judging({"taste": find_reward(REWARD, words=cell.taste)}, {})
+    judging = Judging({"taste": find_reward(REWARD, words=cell.taste)}, {}, watch=find_reward(WATCHED))
     for scale in due:
         guided = DiffusionNFTPipeline.from_pretrained("shapes")
         guided.load_nft_adapter(adapter, name="taste")
-        call = {"guidance_scale": scale}
-        seed = APART * cell.seed
-        adapter, found = calibrate_adapter(guided, "taste", dial_prompts(), judging, seed=seed, batch=BATCH, call=call)
+        adapter, found = calibrate_adapter(
+            guided,
+            "taste",
+            dial_prompts(),
+            judging,
+            pictures=PICTURES,
+            seed=calibration_seed(cell),
+            batch=BATCH,
+            call={"guidance_scale": scale},
+        )
         print(f"guidance scale {scale:g}: {found.reason}", flush=True)
     if due:
         write_adapter(cell.folder(work) / "calibrated", adapter)
+
+
+def calibration_seed(cell: Cell) -> int:
+    """The seed of a cell's calibrations. Its noises are no other cell's, and they are not the measurement's."""
+    digest = hashlib.sha256(f"{cell.taste}, {cell.size}, {cell.seed}".encode()).digest()
+    return 2 * NOISE_SEED + APART * int.from_bytes(digest[:3], "big")
 
 
 def digest_of(adapter: Path, kind: str) -> str:

@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.dial import DOCS, Plan, is_trained, keep
+from benchmarks.dial import DOCS, SEEDS, SIZES, Plan, is_trained, keep
 from benchmarks.dial_cells import (
+    APART,
+    NOISE_SEED,
     TILTS,
     WEIGHTS,
     Cell,
     Setting,
+    calibration_seed,
     digest_of,
     settings_after,
     settings_before,
@@ -177,3 +180,11 @@ def test_all_kept_points_are_of_the_tastes_and_of_one_size() -> None:
                 setting.asked for setting, _ in kept.points if (setting.role, setting.guidance_scale) == ("own mode", 1)
             ]
             assert (tuple(weights), tuple(asked)) == (WEIGHTS, TILTS)
+
+
+def test_no_two_calibrations_of_the_table_share_noises_with_each_other_or_with_the_measurement() -> None:
+    tastes = kept_tastes(POINTS)
+    assert tastes is not None
+    cells = [Cell(taste, size, seed) for taste in tastes for size in SIZES for seed in SEEDS]
+    seeds = sorted({NOISE_SEED, *map(calibration_seed, cells)})
+    assert len(seeds) == len(cells) + 1 and min(np.diff(seeds)) >= APART
