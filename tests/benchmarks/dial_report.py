@@ -284,6 +284,25 @@ def says_nothing_was_learned(kept: Kept) -> bool:
     return kept.config is not None and kept.config.dial is not None and not kept.config.dial.own.rises
 
 
+def unlearned(measured: Sequence[Kept]) -> str:
+    """How many calibrations say that nothing was learned, and how far the best weight of their LoRAs goes."""
+    said = [kept for kept in measured if says_nothing_was_learned(kept)]
+    if not said:
+        return "None of the calibrations says that nothing was learned."
+    moved = [
+        max(point["liked"].mean() for setting, point in kept.points if setting.kind == "weight")
+        - kept.base[1.0]["liked"].mean()
+        for kept in said
+    ]
+    ratings = sorted(Counter(kept.cell.size for kept in said).items())
+    return (
+        f"{len(said)} calibrations say that nothing was learned: "
+        + ", ".join(f"{count} from {size:,} ratings" for size, count in ratings)
+        + f".\nThe best weight of their LoRAs moves the share of liked pictures by {np.mean(moved):+.3f} in the mean "
+        + f"and {max(moved):+.3f} at most,\nfrom the same noises."
+    )
+
+
 def page(measured: Sequence[Kept], tastes: Mapping[str, float]) -> str:
     """The page.
 
@@ -302,15 +321,15 @@ def page(measured: Sequence[Kept], tastes: Mapping[str, float]) -> str:
     by_seed = sorted(Counter(kept.cell.seed for kept in adapters).items())
     seeds = ", ".join(f"{count} with seed {seed}" for seed, count in by_seed)
     more = len(measured) - len(adapters)
-    refused = f" For {more} more the trainer refused the ratings, because hardly any was liked." if more else ""
+    refused = f"\nFor {more} more the trainer refused the ratings, because hardly any was liked." if more else ""
     counts = sorted({bases.pictures(kept.cell.taste) for kept in adapters})
     of_base = " or ".join(f"{count:,}" for count in counts)
     rates = markdown(["taste", "base rate"], [[words, f"{rate:.3f}"] for words, rate in tastes.items()])
     return f"""# The dial's promise on tastes that nobody chose
 
 Made by `tests/benchmarks/dial.py` on {made} ({devices}).
-{len(adapters)} adapters of the shapes model were measured, {seeds}; `tests/benchmarks/dial_points` keeps the
-points.{refused} Points have n = {n} pictures where the adapter is drawn in its own mode,
+{len(adapters)} adapters of the shapes model were measured: {seeds}.{refused}
+`tests/benchmarks/dial_points` keeps the points. They have n = {n} pictures where the adapter is drawn in its own mode,
 {n // 2} in other modes and for LoRA weight, and {n // 4} before the calibration, which is measured with the first
 seed. They are drawn on {MEASUREMENT} prompts that were neither trained nor calibrated on, with noises of their own and
 14 steps. "own mode" is the one that the adapter's calibration chose.
@@ -332,6 +351,8 @@ those at strength 1 less the base model's. The last column counts the adapters o
 nothing was learned. All are means over seeds.
 
 {likes_table(measured)}
+
+{unlearned(measured)}
 
 ## Promise
 

@@ -105,7 +105,7 @@ def test_refused_ratings_are_kept_as_such_and_counted(plan: Plan) -> None:
     refused = read_kept(kept_path(plan.cells[1], plan.points))
     assert refused.config is None and refused.points == () and refused.base == {}
     text = page([read_kept(kept_path(cell, plan.points)) for cell in plan.cells], plan.tastes)
-    assert "1 adapters of the shapes model were measured, 1 with seed 0" in text and "For 1 more" in text
+    assert "1 adapters of the shapes model were measured: 1 with seed 0." in text and "For 1 more" in text
 
 
 def test_an_adapter_of_which_a_point_is_missing_is_not_kept(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,6 +148,19 @@ def test_the_page_finds_what_is_off_its_promise(config: AdapterConfig) -> None:
     base, promised, liked = (float(cell) for cell in line.split(" | ")[2:5])
     assert liked - promised == pytest.approx(0.1, abs=2e-3) and base < promised
     assert line.endswith("| 0 of 2 |")
+    assert "None of the calibrations says that nothing was learned." in text
+
+
+def test_the_page_says_how_far_the_adapters_go_that_say_nothing_was_learned(config: AdapterConfig) -> None:
+    assert config.dial is not None
+    unsure = tuple(replace(one, errors=(0.5,) * len(one.errors)) for one in config.dial.maps)
+    kept = lawful(replace(config, dial=replace(config.dial, maps=unsure)))
+    rates = [point["liked"].mean() for setting, point in kept.points if setting.kind == "weight"]
+    furthest = max(rates) - kept.base[1.0]["liked"].mean()
+    text = page([kept], {CELL.taste: 0.3})
+    assert "1 calibrations say that nothing was learned: 1 from 40 ratings." in text
+    assert f"by {furthest:+.3f} in the mean and {furthest:+.3f} at most" in text
+    assert furthest > 0.1
 
 
 def test_strength_1_is_tilt_2_or_the_end(config: AdapterConfig) -> None:
