@@ -26,7 +26,7 @@ from nft_pipeline.training.demo.measure import Workload
 from nft_pipeline.training.demo.report import markdown
 from nft_pipeline.training.devices.precision import choose_precision
 from nft_pipeline.training.emoji.contents import Contents, emoji_folder
-from nft_pipeline.training.emoji.judge import load_judge
+from nft_pipeline.training.emoji.judge import as_input, load_judge
 from nft_pipeline.training.emoji.pictures import STYLES, fetch
 from nft_pipeline.training.emoji.prompts import Named
 from nft_pipeline.training.emoji.world import BACKGROUNDS, World, compose, sign_prompt, thing_prompt
@@ -39,6 +39,13 @@ PAGE = """# What the emoji model draws
 The pictures are judged by `training/emoji/judge.py` and read by rapidocr on a picture enlarged to 256 px. The call is
 the model's own: {call}.
 Errors are standard errors.
+
+## The judge
+
+It learned from true pictures of all combinations, also of those that the model was never shown. What it sees in true
+pictures, as they are and as the model's VAE gives them back, which is what a perfect denoiser would draw:
+
+{judge}
 
 ## What the prompt names
 
@@ -71,8 +78,8 @@ SHEET = ("grinning face", "cat face", "dog face", "red heart", "pizza", "rocket"
 class Bench:
     """Draws prompts and has them looked at; every column of a table has its own noise."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.guided = DiffusionNFTPipeline.from_pretrained("emoji")
+    def __init__(self, dtype: torch.dtype, model: str = "emoji") -> None:
+        self.guided = DiffusionNFTPipeline.from_pretrained(model)
         self.dtype, self.judge = dtype, load_judge()
 
     def draw(self, prompts: list[str], seed: int, label: str = "", **changed: Any) -> np.ndarray:
@@ -80,9 +87,21 @@ class Bench:
         call = {**self.guided.call_defaults, **changed}
         return Workload(prompts, len(prompts), seed, 128, call, self.dtype).pictures(self.guided.unwrap(), label)
 
+    @torch.no_grad()
+    def through_vae(self, pictures: np.ndarray, batch: int = 64) -> np.ndarray:
+        """Pictures, uint8 (N, 64, 64, 3), as the model's VAE gives them back."""
+        vae = self.guided.unwrap().vae
+        parts = [pictures[i : i + batch] for i in range(0, len(pictures), batch)]
+        decoded = torch.cat([vae.decode(vae.encode(as_input(part)).latent_dist.mode()).sample for part in parts])
+        return ((decoded.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).numpy().astype(np.uint8)
+
     def right(self, prompts: list[str], seed: int, label: str, **changed: Any) -> list[str]:
         """A row: how often thing, style, background and all of them are what the prompt names."""
-        shown = self.judge.look(self.draw(prompts, seed, label, **changed))
+        return self.seen(prompts, self.draw(prompts, seed, label, **changed), label)
+
+    def seen(self, prompts: list[str], pictures: np.ndarray, label: str) -> list[str]:
+        """A row: in how many pictures the judge sees thing, style, background and all of them as the prompt names."""
+        shown = self.judge.look(pictures)
         named = [Named.of(prompt) for prompt in prompts]
         pairs = list(zip(named, shown, strict=True))
         things = [one.thing in (saw.thing, saw.kind) for one, saw in pairs]
@@ -116,6 +135,25 @@ def named_prompts(contents: Contents, held_out: bool) -> list[str]:
         for turn in range(4)
         for i, (name, style) in enumerate(combinations(contents, held_out))
     ]
+
+
+def named_pictures(contents: Contents, world: World, held_out: bool) -> np.ndarray:
+    """The true pictures for `named_prompts`, uint8 (N, 64, 64, 3)."""
+    numbers, styles = {thing.name: i for i, thing in enumerate(world.things)}, list(STYLES)
+    named = [Named.of(prompt) for prompt in named_prompts(contents, held_out)]
+    return np.stack(
+        [compose(world.opaque[numbers[one.thing], styles.index(one.style)], one.background) for one in named]
+    )
+
+
+def judge_rows(bench: Bench, contents: Contents, world: World) -> list[list[str]]:
+    """What the judge sees in true pictures."""
+    rows = []
+    for held_out, label in ((True, "combinations never shown"), (False, "combinations shown")):
+        prompts, pictures = named_prompts(contents, held_out), named_pictures(contents, world, held_out)
+        rows.append(bench.seen(prompts, pictures, f"{label}, true"))
+        rows.append(bench.seen(prompts, bench.through_vae(pictures), f"{label}, through the VAE"))
+    return rows
 
 
 def read_words(bench: Bench, reader: OCR, words: list[str], seed: int, label: str) -> list[str]:
@@ -186,6 +224,7 @@ def main() -> None:
     args = parser.parse_args()
     dtype, why = choose_precision("auto", torch.device("cpu"))
     bench, contents, reader = Bench(dtype), Contents.read(emoji_folder()), OCR()
+    world = World.of(fetch(args.packages))
     unseen, seen = (named_prompts(contents, held_out) for held_out in (True, False))
     named = [bench.right(unseen, 1, "combinations never shown"), bench.right(seen, 2, "combinations shown")]
     guided = [bench.right(unseen, 1, f"guidance_scale {scale:g}", guidance_scale=scale) for scale in SCALES]
@@ -200,6 +239,7 @@ def main() -> None:
     drawn = bench.draw([thing_prompt(name) for name in names[::20][:25] for _ in range(8)], 7)
     page = PAGE.format(
         call=", ".join(f"{key} {value}" for key, value in bench.guided.call_defaults.items()),
+        judge=markdown(["pictures", *NAMED], judge_rows(bench, contents, world)),
         named=markdown(["prompts", *NAMED], named),
         guided=markdown(["drawn with", *NAMED], guided),
         read=markdown(["words", "n", "read exactly", "reward `ocr`"], read),
@@ -212,7 +252,7 @@ def main() -> None:
     )
     device = f"*{platform.machine()} CPU, {why.partition(':')[0]}, torch {torch.__version__}, {date.today()}.*"
     if args.write:
-        apart = sheets(bench, contents, World.of(fetch(args.packages)))
+        apart = sheets(bench, contents, world)
         page += (
             "## Not from memory\n\nTwenty combinations of thing and style that were never shown lie "
             f"{apart} from the nearest of all true pictures, in the same units.\n\n{device}\n"

@@ -10,6 +10,7 @@ from benchmarks.emoji_both import RUNS, settings_of
 from benchmarks.emoji_likes import DARK, Person
 from matplotlib import get_data_path
 from PIL import Image
+from safetensors.torch import load_file
 
 from nft_pipeline.training.emoji import examples, parts, pictures, train_base, train_judge, train_vae, world
 from nft_pipeline.training.emoji.contents import Contents
@@ -205,6 +206,28 @@ class TestTraining:
         contents = Contents.read(tmp_path / "emoji")
         assert list(contents.things) == NAMES
         assert contents.held_out == {"fish": "shaded"}
+
+    def test_a_stage_begins_with_a_finished_model_and_says_when_it_has_saved(self, drawn, tmp_path):
+        train_vae.learn_vae(parts.SIZES, drawn.components, drawn.draw, steps=1, batch=2).save_pretrained(
+            tmp_path / "vae"
+        )
+        few = dict(drawn_signs=20, batch=4)
+        first, still, saved = tmp_path / "first", dict(lr=0.0), []
+        train_base.train_base(drawn.world, tmp_path / "vae", examples.EmojiTraining(steps=1, **few), first)
+        train_base.train_base(
+            drawn.world,
+            tmp_path / "vae",
+            examples.EmojiTraining(steps=3, seed=7, **few, **still),
+            tmp_path / "second",
+            start=first,
+            save_every=2,
+            saved=saved.append,
+        )
+        assert saved == [2, 3]
+        weights = "transformer/diffusion_pytorch_model.safetensors"
+        before, after = (load_file(folder / weights) for folder in (first, tmp_path / "second"))
+        for name, tensor in before.items():
+            torch.testing.assert_close(after[name], tensor, rtol=0, atol=0)
 
 
 class TestJudge:

@@ -3,7 +3,7 @@
     judge = load_judge()                     # that of the shipped model
     shown = judge.look(pictures)             # one `Shown` for each picture: thing, style, background
 
-`train_judge.py` makes it. Its own error is small but not nothing: docs/emoji.md states it.
+`train_judge.py` makes it. Its own error is small but not nothing: docs/measured/emoji.md states it.
 """
 
 from __future__ import annotations

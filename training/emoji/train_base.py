@@ -8,13 +8,14 @@ stopped.
 
 A caption names the style in half of the cases and the background in two fifths, and what it does not name is spread
 evenly. One sign in five has a letter that its caption does not say, so the model writes words wrong often enough for a
-reward to have work; `--misspelt-more` raises that share for a last stage.
+reward to have work; `--misspelt-more` raises that share for a last stage. `--start` begins with a finished model.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -38,15 +39,26 @@ def rate(step: int, settings: EmojiTraining) -> float:
     return min(1.0, (step + 1) / 200, max(0.01, left))
 
 
-def train_base(world: World, vae: Path, settings: EmojiTraining, out: Path, save_every: int = 250) -> None:
-    """Train and save; the averaged weights are what is saved, every `save_every` steps.
+def train_base(
+    world: World,
+    vae: Path,
+    settings: EmojiTraining,
+    out: Path,
+    start: Path | None = None,
+    save_every: int = 250,
+    saved: Callable[[int], None] | None = None,
+) -> None:
+    """Train, from the weights of the pipeline folder `start` if given, and save.
 
-    Beside the pipeline, `out`.checkpoint holds what going on needs.
+    The averaged weights are what is saved, every `save_every` steps. Beside the pipeline, `out`.checkpoint holds what
+    going on needs; where it is, `start` has had its use. `saved` is called with the number of steps after each saving.
     """
     torch.manual_seed(settings.seed)
     dtype, _ = choose_precision("auto", torch.device("cpu"))
     pictures = Pictures(world, settings)
     model = TextAndDenoiser(SIZES, build_emoji_tokenizer(world.things))
+    if start is not None:
+        model.load(start)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
     optimizers = build_optimizers(model, settings.lr, dtype)
     checkpoint, first, spent = out.with_name(out.name + ".checkpoint"), 0, 0.0
@@ -91,6 +103,8 @@ def train_base(world: World, vae: Path, settings: EmojiTraining, out: Path, save
                 copy_capitalised(averaged)
                 save(averaged, load_vae(vae, SIZES), out)
                 Contents.of(world).write(out)
+                if saved is not None:
+                    saved(step + 1)
 
 
 def main() -> None:
@@ -99,6 +113,9 @@ def main() -> None:
     parser.add_argument("packages", type=Path, help="folder of the npm packages; what is missing is fetched")
     parser.add_argument("vae", type=Path, help="folder written by train_vae; it may still be in training")
     parser.add_argument("out", type=Path, help="folder to write the pipeline into")
+    parser.add_argument(
+        "--start", type=Path, metavar="FOLDER", help="begin with the weights of this emoji model (default: with none)"
+    )
     parser.add_argument("--steps", type=int, default=EmojiTraining.steps, help="fewer leaves things blurred")
     parser.add_argument("--seed", type=int, default=EmojiTraining.seed)
     parser.add_argument(
@@ -117,7 +134,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     settings = EmojiTraining(steps=args.steps, seed=args.seed, misspelt_more=args.misspelt_more, average=args.average)
-    train_base(World.of(fetch(args.packages)), args.vae, settings, args.out)
+    train_base(World.of(fetch(args.packages)), args.vae, settings, args.out, args.start)
 
 
 if __name__ == "__main__":
