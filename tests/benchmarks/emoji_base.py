@@ -55,7 +55,8 @@ judge's own errors stand. Standard errors are at most {error:.3f}, and {error_gu
 
 {why}
 
-By kind of thing, the shipped model and the same after {further} thousand pictures more, combinations never shown:
+By kind of thing, the shipped model and the same after {further} thousand pictures more, combinations never shown. Eight
+pictures are of one thing, so a kind with n = 16 is two things:
 
 {kinds}
 """

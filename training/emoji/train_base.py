@@ -51,7 +51,8 @@ def train_base(
     """Train, from the weights of the pipeline folder `start` if given, and save.
 
     The averaged weights are what is saved, every `save_every` steps. Beside the pipeline, `out`.checkpoint holds what
-    going on needs; where it is, `start` has had its use. `saved` is called with the number of steps after each saving.
+    going on needs; where it is, `start` has had its use. `saved` is called with the number of steps whenever the
+    pipeline has been saved.
     """
     torch.manual_seed(settings.seed)
     dtype, _ = choose_precision("auto", torch.device("cpu"))
