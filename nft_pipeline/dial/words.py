@@ -19,7 +19,7 @@ UNCALIBRATED = "not calibrated: run diffusion-nft calibrate"
 _JUDGES = {
     "reward": "the reward {!r}",
     "alpha": "its own alpha ({}), since no reward could be run: a rougher judge than a reward or a person",
-    "person": "a person ({})",
+    "person": "{}",
 }
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 MODELS = tuple(name for name in ("shapes", "emoji") if (_HERE / name).is_dir())
 ADAPTERS = tuple(
-    name for name in ("shapes-warm", "shapes-follow", "emoji-3d", "emoji-words") if (_HERE / name).is_dir()
+    name
+    for name in ("shapes-warm", "shapes-follow", "emoji-3d", "emoji-words", "emoji-likes")
+    if (_HERE / name).is_dir()
 )
 
 

@@ -1,11 +1,14 @@
 """An adapter from 64 likes on the emoji model, the whole way that a person goes, and what its dial does.
 
     python -m tests.benchmarks.emoji_likes --work runs/emoji-likes --write
+    python -m tests.benchmarks.shipped_cards emoji-likes --write
 
 The commands are those of docs/training.md: `draw`, `train` on the folder, `calibrate --by-hand`. In the place of the
 person on the page of `rate` there is a rule, given to the same code as the page's answers: `Person` likes a picture on
 a black or blue background, and says the opposite of what it means once in ten times. Measured on held-out prompts with
 other noise: how often the taste itself is met, which the adapter has never been told without the slips.
+
+--write makes docs/measured/emoji_likes.md, and the adapter that ships; the second command draws its card.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -24,6 +29,8 @@ import torch
 from PIL import Image
 
 from nft_pipeline import DiffusionNFTPipeline
+from nft_pipeline.adapter import read_adapter, write_adapter
+from nft_pipeline.adapters.names import COMFYUI_FOLDER
 from nft_pipeline.cli import main as diffusion_nft
 from nft_pipeline.training.demo.measure import Point, Workload, matched_quality, with_lora
 from nft_pipeline.training.demo.report import markdown
@@ -35,6 +42,8 @@ from nft_pipeline.training.rewards.find import find_prompts
 from nft_pipeline.training.rewards.folders.rating import Ratings
 
 ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "nft_pipeline/models/emoji-likes"
+JUDGE = "a rule in the place of a person"
 DARK = ("black", "blue")
 SLIPS = 0.1  # the share of ratings that are the opposite of what is meant
 COUNT = 64
@@ -51,8 +60,8 @@ PAGE = """# An adapter from 64 likes
 
 Made by `python -m tests.benchmarks.emoji_likes --work WORK --write` on {date} ({machine} CPU, {precision}, torch
 {torch}).
-One training run, seed 0, {minutes:.0f} minutes on one busy core from the first picture to the calibrated adapter. The
-adapter is not shipped.
+One training run, seed 0, {minutes:.0f} minutes on one core from the first picture to the calibrated adapter, which
+ships as `emoji-likes`.
 
 **No person rated these pictures.** A rule stands in for one: it likes a picture if the judge of the emoji model sees a
 black or blue background, and each rating is turned into its opposite with a chance of {slips:.0%}, by a seeded draw.
@@ -129,6 +138,15 @@ def make(work: Path) -> dict[str, int]:
     }
 
 
+def ship(adapter: Path, folder: Path = SHIPPED) -> None:
+    """Put the adapter into the package: with the words of who rated, which `calibrate` takes for a person, and without
+    the file for ComfyUI, as all adapters of the emoji model."""
+    made = read_adapter(adapter)
+    assert made.config.dial is not None
+    write_adapter(folder, replace(made, config=replace(made.config, dial=replace(made.config.dial, judge=JUDGE))))
+    shutil.rmtree(folder / COMFYUI_FOLDER)
+
+
 def _command(*words: Any) -> int:
     print("$ diffusion-nft", *words, flush=True)
     return diffusion_nft([str(word) for word in words])
@@ -175,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="a new folder for pictures, run and adapter")
     parser.add_argument("--n", type=int, default=204, help="pictures per row (default: 204)")
-    parser.add_argument("--write", action="store_true", help="write docs/measured/emoji_likes.md")
+    parser.add_argument("--write", action="store_true", help="write the page and the adapter that ships")
     args = parser.parse_args()
     facts_file = args.work / "facts.json"
     if not facts_file.is_file():
@@ -207,6 +225,7 @@ def main() -> None:
     )
     print(text)
     if args.write:
+        ship(args.work / "run/adapter")
         (ROOT / "docs/measured/emoji_likes.md").write_text(text, encoding="utf-8")
 
 

@@ -3,8 +3,9 @@
     python -m tests.benchmarks.shipped_cards emoji-3d emoji-words --write
 
 The packaged adapters leave out what their runs wrote beside them. This draws held-out prompts with each adapter as it
-is shipped, at a few strengths from the same noise, scores them with the reward that it was trained on and with one that
-it was not, and writes run_report.json and samples/ into its folder, so that `diffusion-nft push` has a whole card.
+is shipped, at a few strengths from the same noise. It scores them with the reward that the adapter was trained on (or
+with the taste behind its ratings) and with one that it was not, and writes run_report.json and samples/ into its
+folder, so that `diffusion-nft push` has a whole card.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from nft_pipeline.models import shipped_adapter
 from nft_pipeline.sampling import draw
 from nft_pipeline.training.demo.measure import Workload
 from nft_pipeline.training.devices.precision import choose_precision
-from nft_pipeline.training.rewards.find import find_prompts, find_reward
+from nft_pipeline.training.rewards.find import Scorer, find_prompts, find_reward
 from nft_pipeline.training.show.run_report import curve
 from nft_pipeline.training.show.sweep import GROUP, Sweep, measure_sweep
 from nft_pipeline.training.show.watch import choose_strength, hacking_verdict
+
+from .emoji_likes import taste
 
 SEED = 73_001
 
@@ -41,12 +44,16 @@ class Shown:
     Args:
         pictured: the prompts of the strip, all from one seed.
         watch: a reward that was not trained on, "" for none.
+        seed: of the strip; not 0 where the base model's pictures of seed 0 are liked already.
+        taste: what ratings were given by, in words and as scores; None for an adapter that was trained on a reward.
         strengths: 0 among them, none beyond what the adapter's calibration reaches; negative ones are only drawn.
     """
 
     pictured: tuple[str, ...]
     watch: str = ""
     strengths: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0)
+    seed: int = 0
+    taste: tuple[str, Scorer] | None = None
 
 
 CARDS: dict[str, Shown] = {
@@ -57,6 +64,13 @@ CARDS: dict[str, Shown] = {
     ),
     "emoji-words": Shown(
         tuple(f'a sign that says "{word}"' for word in ("HAIL", "ART", "HOME", "CITY")), "", (0.0, 0.5, 1.0)
+    ),
+    "emoji-likes": Shown(
+        ("grinning face", "cat face", "red heart", "bus"),
+        "emoji_right",
+        (0.0, 0.5, 1.0),
+        3,
+        ("a black or blue background", lambda pictures, prompts: taste(pictures).astype(float)),
     ),
     "shapes-warm": Shown(("a square on white", "a large cross on white", "a large ring"), "shapes_eval"),
     "shapes-follow": Shown(
@@ -69,7 +83,8 @@ CARDS: dict[str, Shown] = {
 def measured(pipe: Any, name: str, n: int) -> Sweep:
     """Held-out prompts of the adapter's run at all strengths."""
     config = pipe.nft_config
-    settings, reward, watch = config.training["settings"], config.reward["name"], CARDS[name].watch
+    settings, watch = config.training["settings"], CARDS[name].watch
+    reward, scorer = CARDS[name].taste or (config.reward["name"], find_reward(config.reward["name"]))
     every = find_prompts(settings["held_out_prompts"])
     places = np.linspace(0, len(every) - 1, min(len(every), n // GROUP)).round().astype(int)
     prompts = [every[place] for place in places]
@@ -83,12 +98,13 @@ def measured(pipe: Any, name: str, n: int) -> Sweep:
     watched = (watch, find_reward(watch)) if watch else None
     said = f"{n} pictures of {len(prompts)} held-out prompts"
     strengths = [strength for strength in CARDS[name].strengths if strength >= 0]
-    return measure_sweep(drawn, prompts, rows, strengths, {reward: find_reward(reward)}, {reward: 1.0}, watched, said)
+    return measure_sweep(drawn, prompts, rows, strengths, {reward: scorer}, {reward: 1.0}, watched, said)
 
 
 def pictured(pipe: Any, name: str) -> tuple[tuple[Sample, ...], dict[str, bytes]]:
     """The pictures of the strip, as the report lists them and by their files."""
-    rows, strengths = [(prompt, 0) for prompt in CARDS[name].pictured], CARDS[name].strengths
+    shown = CARDS[name]
+    rows, strengths = [(prompt, shown.seed) for prompt in shown.pictured], shown.strengths
     with torch.inference_mode():
         columns, _ = draw(pipe, rows, strengths)
     files, samples = sample_files(rows, strengths, columns)
@@ -98,9 +114,12 @@ def pictured(pipe: Any, name: str) -> tuple[tuple[Sample, ...], dict[str, bytes]
 def report_of(pipe: Any, name: str, n: int) -> RunReport:
     """The report of a shipped adapter, without pictures."""
     sweep, watch = measured(pipe, name, n), CARDS[name].watch
-    settings = pipe.nft_config.training["settings"]
+    training = pipe.nft_config.training
+    settings, pool = training["settings"], training["pool"]
     trained = Trained(
-        rounds=settings["rounds"] or 1, anchor=f"eta0 {settings['eta0']:g}" if settings["eta0"] else "none"
+        data=f"{pool['size']} rated pictures of a folder" if settings["data"] else None,
+        rounds=settings["rounds"] or 1,
+        anchor=f"eta0 {settings['eta0']:g}" if settings["eta0"] else "none",
     )
     curves = [curve(sweep, one, one in sweep.trained) for one in (*sweep.trained, *([watch] if watch else []))]
     return RunReport(tuple(curves), (), (), hacking_verdict(sweep), choose_strength(sweep).span, trained)

@@ -113,7 +113,7 @@ def test_a_model_that_the_node_pack_leaves_out_is_not_offered_and_a_sentence_say
 def test_the_shipped_adapters_are_offered(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from nft_pipeline.comfy_nodes.nodes.inspection import NFTAdapterInfo
 
-    folders = ["emoji-3d", "emoji-words"]  # as they ship, without a file for models/loras
+    folders = ["emoji-3d", "emoji-words", "emoji-likes"]  # as they ship, without a file for models/loras
     assert nodes.host.adapter_names() == folders
     nodes.host.offer_shipped_adapters()
     assert nodes.host.adapter_names() == ["shapes-follow.safetensors", "shapes-warm.safetensors", *folders]

@@ -66,7 +66,7 @@ def test_without_a_head_there_is_no_such_test() -> None:
     assert alpha_words(calibrated(mean_alphas=())) == ("", False)
 
 
-@pytest.mark.parametrize(("judged_by", "words"), [("alpha", "its own alpha (me), since"), ("person", "a person (me)")])
+@pytest.mark.parametrize(("judged_by", "words"), [("alpha", "its own alpha (me), since"), ("person", "me, from 1")])
 def test_the_judge_is_said(judged_by: Any, words: str) -> None:
     found = calibrated(dial=measured_dial(judged_by=judged_by, judge="me"))
     assert dial_words(AdapterConfig.from_dict(config_values()), found).judged.startswith(words)

@@ -1,17 +1,21 @@
 """The emoji world: what is drawn, what prompts name, how they are read, and the judge."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from benchmarks.emoji_both import RUNS, settings_of
-from benchmarks.emoji_likes import DARK, Person
+from benchmarks.emoji_likes import DARK, JUDGE, Person, ship
 from matplotlib import get_data_path
 from PIL import Image
 from safetensors.torch import load_file
 
+from helpers.cards import light_adapter
+from helpers.dials import measured_dial
+from nft_pipeline.adapter import read_adapter, write_adapter
 from nft_pipeline.training.emoji import examples, parts, pictures, train_base, train_judge, train_vae, world
 from nft_pipeline.training.emoji.contents import Contents
 from nft_pipeline.training.emoji.judge import SIGN, Judge, Shown, as_input, ground, load_judge, save_judge
@@ -303,6 +307,17 @@ def test_the_person_of_the_benchmark_likes_dark_grounds_and_slips(tmp_path):
     assert len(rows) == 60 and sum(row["liked"] for row in rows) == count
     assert sum(slips) == person.slips and 1 <= sum(slips) <= 15
     assert person.rate(tmp_path) == count  # what is rated stays
+
+
+def test_what_a_rule_rated_ships_as_such_and_without_its_second_file(tmp_path):
+    adapter = light_adapter()
+    by_hand = measured_dial(judged_by="person", judge="a person, by hand")
+    write_adapter(tmp_path / "made", replace(adapter, config=replace(adapter.config, dial=by_hand)))
+    ship(tmp_path / "made", tmp_path / "shipped")
+    made, there = read_adapter(tmp_path / "made"), read_adapter(tmp_path / "shipped")
+    assert there.config == replace(made.config, dial=replace(by_hand, judge=JUDGE))
+    assert there.lora.keys() == made.lora.keys() and there.head is not None
+    assert not (tmp_path / "shipped/comfyui").exists()
 
 
 def test_two_rewards_at_once_are_trained_like_one_but_for_the_rewards():

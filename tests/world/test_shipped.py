@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from benchmarks.emoji_likes import taste
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.adapter import check_base, read_adapter
+from nft_pipeline.hub_cards.push import make_card
 from nft_pipeline.models import ADAPTERS, MODELS, example_prompts, shipped_adapter, shipped_model
 from nft_pipeline.training.demo.measure import CALIBRATED, Workload, measure_base, measure_laws, with_lora
 from nft_pipeline.training.demo.shapes_eval import shapes_eval_scores
@@ -139,3 +141,14 @@ def test_the_words_adapter_writes_what_can_be_read():
     reward = find_reward("ocr")
     base, words = (reward(work.pictures(pipe, nft_strength=s), work.texts()).mean() for s in (0.0, 1.0))
     assert words > base + 0.05
+
+
+def test_the_likes_adapter_draws_dark_and_blue_backgrounds_and_says_who_rated():
+    """Sixty held-out prompts tell the direction; docs/measured/emoji_likes.md has the numbers."""
+    pipe = DiffusionNFTPipeline.from_pretrained("emoji", nft_adapter="emoji-likes")
+    work = Workload(find_prompts("emoji_open_held_out"), n=60, seed=8, batch=60, call=dict(pipe.call_defaults))
+    base, half, liked = (taste(work.pictures(pipe, nft_strength=s)).mean() for s in (0.0, 0.5, 1.0))
+    assert half > base + 0.1 and liked > half + 0.1
+    dial = pipe.nft_config.dial
+    assert dial.judged_by == "person" and dial.judge == "a rule in the place of a person"
+    assert make_card("emoji-likes", "someone/likes").text.count("a rule in the place of a person") > 1

@@ -134,7 +134,7 @@ def calibrate_by_hand(draws: Draws, folder: Path, before: Sequence[Rating] = ())
         else f"not to be told from {len(r)} ratings: no weight surely raises the share of liked pictures"
     )
     dial = Dial(
-        judged_by="person", judge=f"a person, who rated {len(r)} pictures", prompts=len(np.unique(prompts)),
+        judged_by="person", judge="a person, by hand", prompts=len(np.unique(prompts)),
         pictures=int(base.sum()), rate=float(np.clip(curve.rate(0.0), 0.01, 0.99)),
         rate_error=min(max(error, float(curve.error(0.0))), 1.0), spread=spread,
         steps=int(draws.base.call.get("num_inference_steps", 1)), slope=1.0, offsets=(),
