@@ -32,8 +32,8 @@ class NFTShapesModel(io.ComfyNode):
                     optional=True,
                     default="shapes",
                     tooltip="shapes: coloured shapes, for the adapters shapes-follow and shapes-warm. emoji: things, "
-                    "faces and words on signs, for emoji-3d, emoji-words and emoji-likes; offered where the nodes are a "
-                    "clone of the repository, as the node pack of ComfyUI's registry leaves it out for its size.",
+                    "faces and words on signs, for emoji-3d, emoji-words and emoji-likes; offered where the nodes are "
+                    "a clone of the repository, as the node pack of ComfyUI's registry leaves it out for its size.",
                 )
             ],
             outputs=[

@@ -15,7 +15,7 @@ import pytest
 
 from helpers.repository import ROOMS, ROOT, repository_files
 
-MAX_SHIPPED_BYTES = 45_000_000  # three quarters of it are the emoji model
+MAX_SHIPPED_BYTES = 45_000_000  # more than half of it is the emoji model
 
 
 @pytest.fixture(scope="module")
