@@ -88,7 +88,8 @@ class AdapterConfig(Part):
         licence: the licence's id, such as "apache-2.0"; never guessed.
         strength: the strength the author recommends, default 1.
         component: the part of the pipeline the denoiser is, default "transformer".
-        base_rate: mean of alpha under the base model, in (0, 1); positive adapters only, None if not measured.
+        base_rate: mean of alpha over the pictures it learned from, in (0, 1), which is the base model's share of liked
+            pictures where they were drawn as their prompts say; positive adapters only, None if not measured.
         dial: what a calibration found, see `nft_pipeline.dial.measured`; None if there was none.
         training: free summary of the run, plain JSON.
         format_version: of these files, always 1 so far.

@@ -101,7 +101,7 @@ def table(adapter: Adapter) -> Iterator[tuple[str, str]]:
     for key, value in _flat(config.reward):
         yield f"reward {key}", value
     if config.base_rate is not None:
-        yield "base rate", f"{config.base_rate:.3f} (mean alpha under the base model)"
+        yield "base rate", f"{config.base_rate:.3f} (mean alpha over the pictures it learned from)"
     yield "LoRA", f"rank {config.rank}, {count['lora_layers']} layers, {count['lora_parameters']:,} parameters"
     if adapter.head is not None:
         head = adapter.head.config

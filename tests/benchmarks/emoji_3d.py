@@ -1,17 +1,20 @@
 """The shipped emoji-3d beside its promise and beside LoRA weight, on prompts and noises that nothing was learned from.
 
-    python tests/benchmarks/emoji_3d.py --write
+    python tests/benchmarks/emoji_3d.py --work runs/emoji-3d --write
     python tests/benchmarks/emoji_3d.py --sheet --write       # the contact sheet alone, a minute
 
---write makes docs/measured/emoji_3d.md and the pictures of it and of the README.
+Beside it stand a run with the same settings on pictures of the prompts alone, which --work keeps, and the base model
+with "3d" in its prompts. --write makes docs/measured/emoji_3d.md and the pictures of it and of the README.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,23 +23,35 @@ from PIL import Image
 from nft_pipeline import DiffusionNFTPipeline
 from nft_pipeline.models import shipped_adapter
 from nft_pipeline.training.demo.demo_command import strengths_grid
-from nft_pipeline.training.demo.measure import CALIBRATED, Workload, measure_base, measure_laws, measure_lora_weight
-from nft_pipeline.training.demo.report import law_table, plot_promise, rival_table
+from nft_pipeline.training.demo.measure import (
+    CALIBRATED,
+    Point,
+    Workload,
+    measure_base,
+    measure_laws,
+    measure_lora_weight,
+    measure_pictures,
+)
+from nft_pipeline.training.demo.report import law_table, markdown, plot_promise, rival_table
 from nft_pipeline.training.demo.worlds import DEMOS
 from nft_pipeline.training.devices.precision import choose_precision
 from nft_pipeline.training.rewards.find import find_prompts, find_reward
+from nft_pipeline.training.run.trainer import train
+from nft_pipeline.training.settings.config import TrainConfig
 
 DOCS = Path(__file__).parents[2] / "docs"
 ADAPTER = "emoji-3d"
 SHEET_SIZE = 100
-TILTS = (-1.0, 0.0, 0.5, 1.0, 2.0)
-WEIGHTS = (-0.25, 0.25, 0.5, 0.75, 1.0, 1.5)
+TILTS = (-2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
+WEIGHTS = (-0.5, -0.25, 0.25, 0.5, 0.75, 1.0, 1.25)
+ALONE: dict[str, Any] = {"pool_wordings": [], "sweep_size": 0, "samples_every": 0, "calibration_pictures": 0}
 PAGE = """# The shipped emoji-3d
 
-Made by `python tests/benchmarks/emoji_3d.py --write` on {date} ({machine} CPU, {precision}, torch {torch}). The
-reward is `emoji_3d`: {reward}. n = {n} pictures per row of {prompts} prompts that were not trained on, with noises of
-their own, {steps} steps, no classifier-free guidance. Quality is the {quality}. One training run of the preset
-`emoji_3d`, calibrated with 3,000 pictures by `diffusion-nft calibrate`.
+Made by `python tests/benchmarks/emoji_3d.py --work WORK --write` on {date} ({machine} CPU, {precision}, torch {torch}).
+The reward is `emoji_3d`: {reward}.
+n = {n} pictures per row of {prompts} prompts that were not trained on, with noises of their own, {steps} steps,
+no classifier-free guidance. Quality is the {quality}.
+One training run of the preset `emoji_3d`, calibrated with 3,000 pictures by `diffusion-nft calibrate`.
 
 The calibrated dial is in the mode `{mode}`. The promise is p e^λ / (1 - p + p e^λ) for each prompt and then averaged
 (M10 and M11 in [theory.md](../theory.md)), up to what the calibration says that the adapter reaches. Without guidance
@@ -51,8 +66,15 @@ The rival, the same LoRA in one pass with its weight scaled:
 
 ![Promise and measurement](../pictures/emoji_3d.png)
 
-The most that any row reaches is {reach:.2f}. The alpha head is weak on this reward: on the run's held-out samples its
-AUC was 0.71 at noise level 0.2 and 0.55 at 0.95, so that the calibration does not gate by it.
+The most that any row reaches is {reach:.2f}.
+
+## What it learned from
+
+The preset draws its pool with the style named in turn: {wordings}.
+The pictures are learned under the prompt that leaves it open. Below, the same settings on pictures of the prompts
+alone, seed {seed}, and the base model with "3d" in the prompt, which needs no adapter and has no degrees:
+
+{learned}
 """
 SHEET_TITLE = "\n## A hundred pictures at 0 and at 1\n"
 SHEET = (
@@ -74,6 +96,21 @@ calls some of them 3-D for changes that are hard to see. What is a blur on the l
 and animals on black most of all. The adapter sharpens nothing.
 """
 )
+
+
+def learned_from(work: Workload, folder: Path, base: Point) -> str:
+    """The table of what else the LoRA could have learned from, in one pass each."""
+    config = TrainConfig.from_yaml("emoji_3d", {**ALONE, "name": "emoji-3d-alone"})
+    if not (folder / "adapter/nft_config.json").is_file():
+        train(config, folder)
+    stock, reward = DiffusionNFTPipeline.from_pretrained("emoji").unwrap(), find_reward("emoji_3d")
+    alone = measure_lora_weight(stock, folder / "adapter", work, reward, base, (0.5, 1.0, 1.5))[1:]
+    named = replace(work, prompts=[f"3d {prompt}" for prompt in work.prompts])
+    rate, quality = measure_pictures(named.pictures(stock, "named"), work.texts(), reward, work.quality)
+    rows = [("pictures of the prompts alone", f"LoRA weight {p.setting:g}", p) for p in alone]
+    rows.append(("nothing, 3d in the prompt", "", Point("named", 0.0, work.n, rate, quality)))
+    cells = [[what, how, f"{p.rate:.3f} ± {p.error:.3f}", f"{p.quality:.3f}"] for what, how, p in rows]
+    return markdown(["learned from", "setting", "measured P(o=1)", "quality"], cells)
 
 
 def sheet() -> tuple[str, Image.Image]:
@@ -106,6 +143,7 @@ def sheet() -> tuple[str, Image.Image]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=1020, help="pictures per row (default: 1020)")
+    parser.add_argument("--work", type=Path, help="folder for the run on pictures of the prompts alone")
     parser.add_argument("--write", action="store_true", help="write the page and its pictures")
     parser.add_argument(
         "--sheet", action="store_true", help="draw the contact sheet alone, and leave the rest of the page"
@@ -119,6 +157,8 @@ def main() -> None:
             picture.save(DOCS / "pictures/emoji_3d_sheet.jpg", quality=82, optimize=True)
             page.write_text(page.read_text(encoding="utf-8").partition(SHEET_TITLE)[0] + section, encoding="utf-8")
         return
+    if args.work is None:
+        parser.error("--work is missing: a folder for the run on pictures of the prompts alone")
     world, folder = DEMOS["emoji"], shipped_adapter(ADAPTER)
     assert folder is not None
     pipe = DiffusionNFTPipeline.from_pretrained("emoji", nft_adapter=ADAPTER)
@@ -148,6 +188,9 @@ def main() -> None:
         laws=law_table(points, rivals),
         rivals=rival_table(rivals),
         reach=max(point.rate for point in (*points, *rivals)),
+        wordings=", ".join(f"`{wording}`" for wording in TrainConfig.from_yaml("emoji_3d").pool_wordings),
+        seed=TrainConfig.from_yaml("emoji_3d").seed,
+        learned=learned_from(work, args.work, base),
     )
     print(text)
     if args.write:

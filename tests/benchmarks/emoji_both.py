@@ -31,7 +31,8 @@ from nft_pipeline.training.run.trainer import train
 from nft_pipeline.training.settings.config import TrainConfig
 
 OPEN = {"prompts": "emoji_open", "held_out_prompts": "emoji_open_held_out", "watch_reward": "emoji_right"}
-SAME = {**OPEN, "samples_every": 0, "sweep_size": 0, "pool_size": 1536, "held_out_size": 256, "steps": 160}
+NO_SHOW = {"samples_every": 0, "sweep_size": 0}
+SAME = {**OPEN, **NO_SHOW, "pool_size": 1536, "pool_wordings": [], "held_out_size": 256, "steps": 160}
 RUNS: dict[str, dict[str, Any]] = {
     "both": {
         "reward": "",
@@ -41,15 +42,16 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "dark": {"reward": "emoji_dark", "reward_description": "on a black background"},
 }
-STRENGTHS = (0.5, 1.0, 1.5)
+STRENGTHS = (0.5, 1.0, 1.5, 2.0)
 WEIGHTS = (0.5, 1.0)
 PAGE = """# Two rewards at once
 
 Made by `python -m tests.benchmarks.emoji_both` on {date} ({machine} CPU, {precision}, torch {torch}). The
 rewards are `emoji_3d` and `emoji_dark` on the emoji model, both judged by its judge. `both` is one adapter trained on
 their product (`mix: product`), `dark` one trained on `emoji_dark` alone, each one run of seed 0 with the settings of
-the preset `emoji_3d`, but for a pool of {pool:,} pictures and {steps} steps; emoji-3d is the shipped adapter. Neither
-of the two is shipped. The sum guides by emoji-3d and `dark` at the same strength.
+the preset `emoji_3d`, but for a pool of {pool:,} pictures of the prompts alone and {steps} steps. emoji-3d is the
+shipped adapter, which learned from pictures whose style was named. Neither of the two is shipped. The sum guides by
+emoji-3d and `dark` at the same strength.
 
 {prompts} held-out prompts that name neither style nor background, n = {n} pictures per row, the same noise in every
 row, which no training and no calibration has seen. Quality is the {quality}. Errors are standard errors over pictures.

@@ -60,7 +60,7 @@ CARDS: dict[str, Shown] = {
     "emoji-3d": Shown(
         ("grinning face", "dog face on white", "red heart", "automobile on yellow"),
         "emoji_right",
-        (-0.5, 0.0, 0.5, 1.0),
+        (-1.0, 0.0, 0.5, 1.0, 2.0),
     ),
     "emoji-words": Shown(
         tuple(f'a sign that says "{word}"' for word in ("HAIL", "ART", "HOME", "CITY")), "", (0.0, 0.5, 1.0)

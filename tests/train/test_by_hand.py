@@ -54,7 +54,7 @@ def test_ratings_become_a_dial_that_says_who_judged(draws, tmp_path):
     rate_truly(tmp_path / "sweep", draws)
     result = calibrate_by_hand(draws, tmp_path / "sweep")
     dial = result.dial
-    assert result.learned and dial.judged_by == "person" and "64 pictures" in dial.judge and dial.note == ""
+    assert result.learned and (dial.judged_by, dial.judge) == ("person", "a person, by hand") and dial.note == ""
     assert dial.own.mode == "single" and dial.own.slope == 0 and dial.own.pictures == 48
     at_half = float(np.interp(0.5, dial.own.weights, dial.own.rates))
     assert at_half == pytest.approx(draws.true_rate(0.5), abs=0.12)
@@ -93,7 +93,7 @@ def test_the_base_rate_is_that_of_all_ratings_of_the_base_model_s_pictures(draws
     found = calibrate_by_hand(draws, folder, before)
     assert alone.dial.rate > 0.42 and found.dial.rate == pytest.approx((8 + 18) / 76, abs=0.02)
     assert found.dial.own.base == pytest.approx(found.dial.rate, abs=1e-4)
-    assert found.dial.pictures == 16 + 60 and "124 pictures" in found.dial.judge
+    assert found.dial.pictures == 16 + 60 and "124 pictures" in found.reason
     assert found.dial.rate_error < 0.7 * alone.dial.rate_error
     assert found.dial.own.pictures == alone.dial.own.pictures == 48
 

@@ -21,6 +21,11 @@ def test_work_is_counted_from_the_settings():
     assert work.grids == 4 * (4 * (1 + 2 + 2 + 2) + 5)
     assert work.prompts == 3 + 10 + 4 + 2 + 50
     assert work.read == 5 * 2 * 10 + 2 * int(0.26 * 240)
+    wordings = {"pool_wordings": ["a {prompt}", "{prompt} there"], **more}
+    worded = work_of(
+        config(pool_size=20, held_out_size=10, steps=6, **wordings), prompts=3, held_prompts=50, pictures=0
+    )
+    assert worded.prompts == work.prompts + 2 * 3 + 10  # no more texts than pictures
     policy = work_of(config(objective="policy", **more), prompts=3, held_prompts=3, pictures=0)
     assert (policy.drawn, policy.read) == (24, 0) and policy.sweeps == 8 * (1 + 1 + 2)
     online = work_of(config(**{**ONLINE, **more, "sweep_every": 1, "rounds": 3}), 3, 3, 0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ from nft_pipeline.training.data.pool import (
     pool_key,
     sample_pool,
     save_pool,
+    worded,
 )
 from nft_pipeline.training.errors import TrainingError
 from nft_pipeline.training.run.checkpoint import CheckpointError, by_step, load_checkpoint, rotate, save_checkpoint
 from nft_pipeline.training.run.run_folder import only_run
+from nft_pipeline.training.settings.config import ConfigError, TrainConfig
 
 
 @pytest.fixture
@@ -55,6 +58,45 @@ def test_sampled_pictures_are_compared_with_those_of_their_prompt():
     assert sampled.r.tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
     few, _ = sample_pool(base, ["a", "b"], {"place": by_place}, "top", size=4, seed=0, batch=4, at=0.5)
     assert few.r.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_every_prompt_is_asked_for_in_every_wording_equally_often(prompts, count):
+    names, wordings = [f"p{i}" for i in range(prompts)], [f"w{i} {{prompt}} there" for i in range(count)]
+    texts, question = worded(names, wordings, 4 * prompts * count)
+    asked = Counter(texts[place] for place in question.tolist())
+    assert asked == {f"w{j} {name} there": 4 for name in names for j in range(count)}
+    few, question = worded(names, wordings, prompts)
+    assert [few[place].split()[1] for place in question.tolist()] == names
+    shares = Counter(few[place].split()[0] for place in question.tolist())
+    assert max(shares.values()) - min(shares[f"w{j}"] for j in range(count)) <= 1
+
+
+def test_worded_pictures_are_drawn_as_asked_and_learned_under_their_prompt():
+    """The pictures are those of the worded prompts, the texts that rewards read and the conditions are the prompts'."""
+    base, read = tiny_base(num_inference_steps=1), []
+
+    def good(pictures, texts):
+        read.extend(texts)
+        return np.linspace(0, 1, len(texts))
+
+    asking = {"size": 4, "seed": 0, "batch": 4}
+    wordings = ["{prompt} at night", "a {prompt}"]
+    pool, _ = sample_pool(base, ["a", "b"], {"good": good}, wordings=wordings, **asking)
+    plain, _ = sample_pool(base, ["a", "b"], {"good": good}, **asking)
+    asked, _ = sample_pool(base, ["a at night", "a b", "a a", "b at night"], {"good": good}, **asking)
+    assert read[:4] == ["a", "b", "a", "b"]
+    assert pool.prompt.tolist() == [0, 1, 0, 1]
+    assert all(torch.equal(value, plain.conditions[name]) for name, value in pool.conditions.items())
+    assert torch.allclose(pool.buckets[0].float(), asked.buckets[0].float(), atol=2e-3)
+    assert not torch.equal(pool.buckets[0], plain.buckets[0])
+
+
+@pytest.mark.parametrize("wrong", ["{prompt}", [""], ["3d"], ["{prompt} {prompt}"], [1]])
+def test_a_wording_has_the_prompt_in_it_once(wrong):
+    with pytest.raises(ConfigError, match=r"pool_wordings.*expected a list of texts with one \{prompt\} in each"):
+        TrainConfig.from_yaml("emoji_3d", {"pool_wordings": wrong})
 
 
 def test_a_truncated_pool_is_named_and_made_again(pool, tmp_path):

@@ -31,6 +31,7 @@ from ..rewards.contract import RewardError
 from ..rewards.find import Scorer
 from ..settings import stored
 from ..settings.choices import Method, Mix
+from ..settings.sampling import PROMPT_PLACE
 from .optimality import Optimality, by_prompt, optimality
 from .parts import Parts
 
@@ -141,6 +142,7 @@ def sample_pool(
     at: float | None = None,
     mix: Mix = "mean",
     label: str = "pool",
+    wordings: Sequence[str] = (),
     empty: Conditions | None = None,
     parts: Parts | None = None,
     identity: Callable[[str], str] = str,
@@ -152,6 +154,7 @@ def sample_pool(
         base: the base model, with text encoders and VAE.
         rewards: the rewards by name.
         method, weights, at, mix: as in `optimality`.
+        wordings: how the pictures are asked for, in turn; none asks for the prompts themselves.
         empty: conditions of the empty prompt, needed with classifier-free guidance.
         parts: where each batch is kept as soon as it is drawn, and again when it is scored; what is there is not made
             again. None keeps nothing.
@@ -164,13 +167,15 @@ def sample_pool(
     prompts = prompts[:size]  # no more are drawn
     conditions = base.encode_prompts(prompts)
     prompt = torch.arange(size) % len(prompts)
+    asked, question = worded(prompts, wordings, size) if wordings else (prompts, prompt)
+    asked_conditions = base.encode_prompts(asked) if wordings else conditions
     noise = torch.randn(base.latent_shape(size), generator=torch.Generator().manual_seed(seed))
     latents, left = torch.zeros(noise.shape, dtype=torch.float16), torch.ones(size, dtype=torch.bool)
     scores = {name: np.full(size, np.nan) for name in rewards}
 
     def draw(rows: Tensor) -> Tensor:
         stop()
-        return base.sample_batch(rows_of(conditions, prompt[rows]), noise[rows], empty)
+        return base.sample_batch(rows_of(asked_conditions, question[rows]), noise[rows], empty)
 
     def take(part: dict[str, Tensor]) -> None:
         """A part with the scores that it has still to get."""
@@ -200,6 +205,24 @@ def sample_pool(
     found = optimality(scores, method, weights=weights, groups=by_prompt(prompt.numpy()), at=at, mix=mix)
     kept = torch.from_numpy(found.kept)
     return Pool.of(latents[kept], prompt[kept], conditions, torch.from_numpy(found.r[found.kept])), found
+
+
+def worded(prompts: Sequence[str], wordings: Sequence[str], size: int) -> tuple[list[str], Tensor]:
+    """What `size` pictures are asked for: the texts, and each picture's place among them, int64, (size,).
+
+    Pictures take the prompts in turn. Each round through the prompts gives a prompt its next wording, and neighbours
+    in a round have different ones, so that all wordings are about equally often asked for however many rounds there
+    are.
+    """
+    number = torch.arange(size)
+    prompt = number % len(prompts)
+    wording = (prompt + number // len(prompts)) % len(wordings)
+    used, question = (prompt * len(wordings) + wording).unique(return_inverse=True)
+    texts = [
+        wordings[place % len(wordings)].replace(PROMPT_PLACE, prompts[place // len(wordings)])
+        for place in used.tolist()
+    ]
+    return texts, question
 
 
 def _scores_key(identity: str) -> str:

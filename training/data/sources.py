@@ -97,12 +97,13 @@ def _sampled(
     if held_out:
         size, seed = config.held_out_size, config.seed + HELD_OUT_SEED
     weights = {without_password(name): weight for name, weight in config.weights.items()}
-    made = {"prompts": prompts, "reward": weights, "size": size, "seed": seed, "batch": config.pool_batch}
+    asked = {"wordings": config.pool_wordings} if config.pool_wordings else {}
+    made = {"prompts": prompts, "reward": weights, "size": size, "seed": seed, "batch": config.pool_batch, **asked}
     if facts := prompt_facts(config.prompts, config.held_out_prompts):
         made["facts"] = facts
     label = "held out" if held_out else "pool"
     path, key = out / f"{label.replace(' ', '_')}.safetensors", pool_key({**_settings(base, config), **made})
-    drawn = {"prompts": prompts, "size": size, "seed": seed}
+    drawn = {"prompts": prompts, "size": size, "seed": seed, **asked}
     parts = Parts(path.with_suffix(".parts"), pool_key({**_drawn_with(base, config), **drawn}))
     pool = load_pool(path, key, say)
     if pool is None:
@@ -118,6 +119,7 @@ def _sampled(
             at=config.optimality_at,
             mix=config.mix,
             label=label,
+            wordings=config.pool_wordings,
             empty=base.encode_empty(),
             parts=parts,
             identity=rewards.identity,

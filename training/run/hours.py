@@ -62,7 +62,10 @@ def work_of(config: TrainConfig, prompts: int, held_prompts: int, pictures: int)
         drawn, encoded = 0, prompts
     else:
         held = config.held_out_size if positive else 0
-        drawn, encoded = config.pool_size + held, min(prompts, config.pool_size) + min(held_prompts, held)
+        wordings = len(config.pool_wordings)
+        asked = ((prompts, config.pool_size), (held_prompts, held))
+        drawn = config.pool_size + held
+        encoded = sum(min(count, size) + min(count * wordings, size) for count, size in asked)
     strengths = sum(passes(config, strength) for strength in config.sweep_strengths)
     shown = (len(config.sample_prompts) or min(GRID_PROMPTS, held_prompts)) if config.samples_every else 0
     times = 0 if not shown else -(-total // config.samples_every) + 1

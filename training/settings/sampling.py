@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
+from typing import Annotated, Final
 
 from nft_pipeline.checks import Check, number, optional, whole
 
 from .choices import SCHEDULES
 from .section import MAY_CHANGE, TEXT_OR_EMPTY, Section
 
+PROMPT_PLACE: Final = "{prompt}"  # in a wording, where the prompt goes
 _DECAY = number(0, below=1)
 _FOLLOWING = Check(
     lambda value: value in SCHEDULES if isinstance(value, str) else _DECAY.holds(value),
     f"{', '.join(SCHEDULES)}, or {_DECAY.expected}",
+)
+_WORDINGS = Check(
+    lambda value: isinstance(value, list) and all(isinstance(v, str) and v.count(PROMPT_PLACE) == 1 for v in value),
+    f"a list of texts with one {PROMPT_PLACE} in each, or [] for the prompt alone",
 )
 
 
@@ -22,7 +27,7 @@ class SamplingSettings(Section):
     """Sampling.
 
     How pictures are sampled. An offline run samples a pool of pictures once; an online run samples in every round, and
-    of this section pool_size and held_out_size do not concern it.
+    of this section pool_size, pool_wordings and held_out_size do not concern it.
     """
 
     pool_size: Annotated[int, whole(1)] = 4096
@@ -30,6 +35,16 @@ class SamplingSettings(Section):
 
     Raise it when the reward hardly moves or when alpha is poor at high noise: a few hundred pictures show a preference
     on style, thousands one on content. Sampling takes time in proportion.
+    """
+
+    pool_wordings: Annotated[list[str], _WORDINGS] = field(default_factory=list)
+    """How the pool's pictures are asked for, in turn: texts with {prompt} in them, such as ["a sketch of {prompt}", "a
+    photo of {prompt}"]. They are scored and learned under the prompt alone. [] asks for the prompt alone.
+
+    Set it where the reward likes something that prompts leave open and could name: what is named is drawn clearly,
+    while of pictures that leave it open many are neither the one nor the other, and an adapter that learns from these
+    goes half as far. Name what is liked in about a third of the wordings, and what is not in the rest. What the pool
+    then says of alpha is true of this mixture, so have the run calibrated, which draws the prompts as they are.
     """
 
     pool_steps: Annotated[int, whole(1)] = 14

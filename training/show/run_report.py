@@ -80,6 +80,7 @@ def trained_facts(
         data = f"{pictures} pictures of a folder" + (", made by the base model" if config.made_by_base else "")
     else:
         data = f"{pictures} pictures sampled from the base model"
+        data += f", asked for as {', '.join(config.pool_wordings)}" if config.pool_wordings else ""
     return Trained(
         data=data,
         rounds=max(1, steps // config.round_steps) if config.online else 1,
