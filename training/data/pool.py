@@ -1,7 +1,9 @@
 """The pool: scored pictures, kept as latents and conditions.
 
 Training never runs a text encoder, the VAE or the reward again. If the pool comes from the base model itself,
-E[y | x_t] over the pool is what the base model predicts, as M1 to M3 (docs/theory.md) assume.
+E[y | x_t] over the pool is what the base model predicts, as M1 to M3 (docs/theory.md) assume. A pool that was asked for
+in other words than it is learned under departs from that for the sake of clearer examples; a calibration then measures
+what the adapter does.
 
 Pictures of different sizes are in different buckets, one per size. A batch is drawn from one bucket.
 """

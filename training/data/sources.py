@@ -126,6 +126,8 @@ def _sampled(
             stop=stop,
         )
         say(f"{label}, scored: {found.describe()}")
+        if config.pool_wordings:
+            say(f"{label}, asked for as {', '.join(config.pool_wordings)}, and learned under the prompt alone")
         save_pool(pool, path, key)
     parts.clear()
     return pool

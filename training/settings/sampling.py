@@ -42,9 +42,10 @@ class SamplingSettings(Section):
     photo of {prompt}"]. They are scored and learned under the prompt alone. [] asks for the prompt alone.
 
     Set it where the reward likes something that prompts leave open and could name: what is named is drawn clearly,
-    while of pictures that leave it open many are neither the one nor the other, and an adapter that learns from these
-    goes half as far. Name what is liked in about a third of the wordings, and what is not in the rest. What the pool
-    then says of alpha is true of this mixture, so have the run calibrated, which draws the prompts as they are.
+    while of pictures that leave it open many are neither the one nor the other, and an adapter that learned from these
+    went half as far. Name what is liked in about a third of the wordings, and what is not in the rest. What the pool
+    then says of alpha and of the base rate is true of this mixture. So have the run calibrated, which draws the prompts
+    as they are: without a calibration the adapter promises from the mixture's rate.
     """
 
     pool_steps: Annotated[int, whole(1)] = 14
