@@ -196,6 +196,15 @@ def test_a_file_over_a_preset(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("own", "kept"), [("reward: emoji_dark", False), ("data: pictures", False), ("prompts: mine.txt", True)]
+)
+def test_the_words_of_a_pool_belong_to_the_presets_reward(own, kept, tmp_path):
+    (run := tmp_path / "my_run.yaml").write_text(f"preset: emoji_3d\nname: mine\n{own}\n")
+    wordings = read_settings("emoji_3d")["pool_wordings"]
+    assert wordings and read_settings(run).get("pool_wordings", []) == (wordings if kept else [])
+
+
+@pytest.mark.parametrize(
     ("own", "reward", "prompts"),
     [
         ("data: pictures", "", (None, None)),

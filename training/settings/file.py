@@ -14,7 +14,10 @@ from ..errors import ConfigError
 PRESETS = Path(__file__).parent.parent / "presets"
 # A file with one of the first keys takes none of these from a preset: they describe the preset's own reward or data.
 _REPLACED = (
-    ({"reward", "rewards", "data"}, {"reward", "rewards", "reward_description", "optimality", "optimality_at", "mix"}),
+    (
+        {"reward", "rewards", "data"},
+        {"reward", "rewards", "reward_description", "optimality", "optimality_at", "mix", "pool_wordings"},
+    ),
     ({"prompts", "data"}, {"prompts", "held_out_prompts"}),
 )
 
