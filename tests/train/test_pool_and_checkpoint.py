@@ -10,6 +10,7 @@ import torch
 
 from helpers.damaged_checkpoints import OUTCOMES, outcomes
 from helpers.tiny_run import tiny_base
+from nft_pipeline.training.data.parts import Parts
 from nft_pipeline.training.data.pool import (
     Pool,
     PoolError,
@@ -18,7 +19,7 @@ from nft_pipeline.training.data.pool import (
     pool_key,
     sample_pool,
     save_pool,
-    worded,
+    wording_of,
 )
 from nft_pipeline.training.errors import TrainingError
 from nft_pipeline.training.run.checkpoint import CheckpointError, by_step, load_checkpoint, rotate, save_checkpoint
@@ -63,14 +64,12 @@ def test_sampled_pictures_are_compared_with_those_of_their_prompt():
 @pytest.mark.parametrize("prompts", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_every_prompt_is_asked_for_in_every_wording_equally_often(prompts, count):
-    names, wordings = [f"p{i}" for i in range(prompts)], [f"w{i} {{prompt}} there" for i in range(count)]
-    texts, question = worded(names, wordings, 4 * prompts * count)
-    asked = Counter(texts[place] for place in question.tolist())
-    assert asked == {f"w{j} {name} there": 4 for name in names for j in range(count)}
-    few, question = worded(names, wordings, prompts)
-    assert [few[place].split()[1] for place in question.tolist()] == names
-    shares = Counter(few[place].split()[0] for place in question.tolist())
-    assert max(shares.values()) - min(shares[f"w{j}"] for j in range(count)) <= 1
+    size = 4 * prompts * count
+    asked = Counter(zip(range(size), wording_of(size, prompts, count).tolist(), strict=True))
+    by_prompt = Counter((number % prompts, wording) for number, wording in asked)
+    assert by_prompt == {(prompt, wording): 4 for prompt in range(prompts) for wording in range(count)}
+    of_one_round = Counter(wording_of(prompts, prompts, count).tolist())
+    assert max(of_one_round.values()) - min(of_one_round[wording] for wording in range(count)) <= 1
 
 
 def test_worded_pictures_are_drawn_as_asked_and_learned_under_their_prompt():
@@ -86,11 +85,31 @@ def test_worded_pictures_are_drawn_as_asked_and_learned_under_their_prompt():
     pool, _ = sample_pool(base, ["a", "b"], {"good": good}, wordings=wordings, **asking)
     plain, _ = sample_pool(base, ["a", "b"], {"good": good}, **asking)
     asked, _ = sample_pool(base, ["a at night", "a b", "a a", "b at night"], {"good": good}, **asking)
-    assert read[:4] == ["a", "b", "a", "b"]
+    assert read[:4] == ["a", "b", "b", "a"]  # a wording at a time
     assert pool.prompt.tolist() == [0, 1, 0, 1]
     assert all(torch.equal(value, plain.conditions[name]) for name, value in pool.conditions.items())
     assert torch.allclose(pool.buckets[0].float(), asked.buckets[0].float(), atol=2e-3)
     assert not torch.equal(pool.buckets[0], plain.buckets[0])
+
+
+def test_a_worded_pool_that_was_stopped_goes_on_to_the_same(tmp_path):
+    base, calls = tiny_base(num_inference_steps=1), []
+
+    def stop():
+        calls.append(0)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    def good(pictures, texts):
+        return pictures.reshape(len(texts), -1).mean(1) / 255
+
+    asking = {"size": 7, "seed": 0, "batch": 2, "wordings": ["{prompt} at night", "a {prompt}"]}
+    whole, _ = sample_pool(base, ["a", "b", "c"], {"good": good}, **asking)
+    with pytest.raises(KeyboardInterrupt):
+        sample_pool(base, ["a", "b", "c"], {"good": good}, parts=Parts(tmp_path / "parts", "key"), stop=stop, **asking)
+    on, _ = sample_pool(base, ["a", "b", "c"], {"good": good}, parts=Parts(tmp_path / "parts", "key"), **asking)
+    assert torch.allclose(on.buckets[0].float(), whole.buckets[0].float(), atol=2e-3)
+    assert torch.allclose(on.r, whole.r, atol=2e-2)
 
 
 @pytest.mark.parametrize("wrong", ["{prompt}", [""], ["3d"], ["{prompt} {prompt}"], [1]])

@@ -169,15 +169,24 @@ def sample_pool(
     prompts = prompts[:size]  # no more are drawn
     conditions = base.encode_prompts(prompts)
     prompt = torch.arange(size) % len(prompts)
-    asked, question = worded(prompts, wordings, size) if wordings else (prompts, prompt)
-    asked_conditions = base.encode_prompts(asked) if wordings else conditions
+    wordings = wordings or (PROMPT_PLACE,)
+    wording = wording_of(size, len(prompts), len(wordings))
     noise = torch.randn(base.latent_shape(size), generator=torch.Generator().manual_seed(seed))
     latents, left = torch.zeros(noise.shape, dtype=torch.float16), torch.ones(size, dtype=torch.bool)
     scores = {name: np.full(size, np.nan) for name in rewards}
 
-    def draw(rows: Tensor) -> Tensor:
-        stop()
-        return base.sample_batch(rows_of(asked_conditions, question[rows]), noise[rows], empty)
+    def asked_for(text: str, rows: Tensor) -> Callable[[Tensor], Tensor]:
+        """What draws some of these rows, asked for in a wording, whose conditions are in memory no longer than that."""
+        used, asked = torch.arange(len(prompts)), conditions
+        if text != PROMPT_PLACE:
+            used = prompt[rows].unique()
+            asked = base.encode_prompts([text.replace(PROMPT_PLACE, prompts[i]) for i in used.tolist()])
+
+        def draw(some: Tensor) -> Tensor:
+            stop()
+            return base.sample_batch(rows_of(asked, torch.searchsorted(used, prompt[some])), noise[some], empty)
+
+        return draw
 
     def take(part: dict[str, Tensor]) -> None:
         """A part with the scores that it has still to get."""
@@ -199,32 +208,28 @@ def sample_pool(
             stop()
             # Missing scores may come from a reward that has been mended since.
             take({key: value for key, value in part.items() if not (_is_scores(key) and value.isnan().any())})
-        for rows, drawn in base.fits.parts("drawing", left.nonzero().squeeze(1), batch, draw):
-            part = {"rows": rows, "latents": drawn}
-            if parts is not None:
-                parts.keep(part)  # before a reward can fail
-            take(part)
+        for place, text in enumerate(wordings):
+            still = (left & (wording == place)).nonzero().squeeze(1)
+            if not len(still):
+                continue
+            for rows, drawn in base.fits.parts("drawing", still, batch, asked_for(text, still)):
+                part = {"rows": rows, "latents": drawn}
+                if parts is not None:
+                    parts.keep(part)  # before a reward can fail
+                take(part)
     found = optimality(scores, method, weights=weights, groups=by_prompt(prompt.numpy()), at=at, mix=mix)
     kept = torch.from_numpy(found.kept)
     return Pool.of(latents[kept], prompt[kept], conditions, torch.from_numpy(found.r[found.kept])), found
 
 
-def worded(prompts: Sequence[str], wordings: Sequence[str], size: int) -> tuple[list[str], Tensor]:
-    """What `size` pictures are asked for: the texts, and each picture's place among them, int64, (size,).
+def wording_of(size: int, prompts: int, wordings: int) -> Tensor:
+    """Which wording each of `size` pictures is asked for in, int64, (size,); they take the prompts in turn.
 
-    Pictures take the prompts in turn. Each round through the prompts gives a prompt its next wording, and neighbours
-    in a round have different ones, so that all wordings are about equally often asked for however many rounds there
-    are.
+    Each round through the prompts gives a prompt its next wording, and neighbours in a round have different ones, so
+    that all wordings are about equally often asked for however many rounds there are.
     """
     number = torch.arange(size)
-    prompt = number % len(prompts)
-    wording = (prompt + number // len(prompts)) % len(wordings)
-    used, question = (prompt * len(wordings) + wording).unique(return_inverse=True)
-    texts = [
-        wordings[place % len(wordings)].replace(PROMPT_PLACE, prompts[place // len(wordings)])
-        for place in used.tolist()
-    ]
-    return texts, question
+    return (number % prompts + number // prompts) % wordings
 
 
 def _scores_key(identity: str) -> str:
