@@ -163,7 +163,7 @@ def main() -> None:
     assert folder is not None
     pipe = DiffusionNFTPipeline.from_pretrained("emoji", nft_adapter=ADAPTER)
     dtype, precision = choose_precision("auto", pipe.transformer.device)
-    prompts, reward = find_prompts(world.held_out), find_reward("emoji_3d")
+    prompts, reward, preset = find_prompts(world.held_out), find_reward("emoji_3d"), TrainConfig.from_yaml(world.preset)
     call = dict(pipe.call_defaults)
     work = Workload(prompts, args.n, seed=70_001, batch=128, call=call, dtype=dtype, quality=world.quality)
     mode = pipe.promise(strength=1).mode
@@ -188,8 +188,8 @@ def main() -> None:
         laws=law_table(points, rivals),
         rivals=rival_table(rivals),
         reach=max(point.rate for point in (*points, *rivals)),
-        wordings=", ".join(f"`{wording}`" for wording in TrainConfig.from_yaml("emoji_3d").pool_wordings),
-        seed=TrainConfig.from_yaml("emoji_3d").seed,
+        wordings=", ".join(f"`{wording}`" for wording in preset.pool_wordings),
+        seed=preset.seed,
         learned=learned_from(work, args.work, base),
     )
     print(text)

@@ -69,8 +69,8 @@ CARDS: dict[str, Shown] = {
         ("grinning face", "cat face", "red heart", "bus"),
         "emoji_right",
         (0.0, 0.5, 1.0),
-        3,
-        ("a black or blue background", lambda pictures, prompts: taste(pictures).astype(float)),
+        seed=3,
+        taste=("a black or blue background", lambda pictures, prompts: taste(pictures).astype(float)),
     ),
     "shapes-warm": Shown(("a square on white", "a large cross on white", "a large ring"), "shapes_eval"),
     "shapes-follow": Shown(

@@ -176,7 +176,7 @@ def sample_pool(
     scores = {name: np.full(size, np.nan) for name in rewards}
 
     def asked_for(text: str, rows: Tensor) -> Callable[[Tensor], Tensor]:
-        """What draws some of these rows, asked for in a wording, whose conditions are in memory no longer than that."""
+        """A function that draws some of these rows in one wording. It holds the conditions of that wording alone."""
         used, asked = torch.arange(len(prompts)), conditions
         if text != PROMPT_PLACE:
             used = prompt[rows].unique()
